@@ -1,0 +1,163 @@
+"""The one seam between the encoder and how attention is computed.
+
+The encoder asks an `AttentionFactory` once per forward for an `Attend` bound to the batch's layout, then calls it
+in every layer with q, k, v of shape [T, heads, head_size]. Implementations here:
+
+- `sdpa_attention`: runs everywhere. Local layers block by block, global layers per sequence.
+- `varlen_attention`: CUDA Ampere and newer, `torch.nn.attention.varlen` with its window.
+- `graph_attention`: the same arithmetic in operators that export to plain ONNX (MatMul, Softmax, Gather).
+
+Local attention, half window w, block b >= w: the stream is cut into blocks of b tokens; queries of a block meet the
+keys of the previous, own and next block, allowed where |i - j| <= w and both tokens belong to the same sequence.
+Exact, linear in T. (Window definition: transformers `modeling_modernbert.py`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayout:
+    """Where each token of the stream belongs (see `nopad.model.packing`), as tensors on one device."""
+
+    position_ids: Tensor  # [T] int64
+    sequence_ids: Tensor  # [T] int64, -1 for filler
+    pad_index: Tensor  # [B, S] int64, -1 past a sequence's end
+    half_window: int
+    block: int
+
+
+class Attend(Protocol):
+    """Attention bound to one layout."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+        """Attend within sequences (and within the window where `local`); [T, heads, head_size] in and out."""
+        ...
+
+
+AttentionFactory = Callable[[PackedLayout], Attend]
+
+
+def default_attention(layout: PackedLayout, dtype: torch.dtype) -> Attend:
+    """Choose for this device and dtype: flash attention where the hardware has it, SDPA elsewhere."""
+    device = layout.position_ids.device
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        # FlashAttention-2 needs compute capability 8.0; T4 (7.5) takes the block form.
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return varlen_attention(layout)
+    return sdpa_attention(layout)
+
+
+def local_mask(layout: PackedLayout) -> Tensor:
+    """Who may attend to whom in local layers: bool [T / block, block, 3 * block]."""
+    block = layout.block
+    # -2 marks the blocks before the first and after the last: it equals no sequence, not even filler.
+    keys = _neighbours(layout.sequence_ids, block, fill=-2)
+    queries = layout.sequence_ids.reshape(-1, block)
+    offset = torch.arange(block, device=queries.device)
+    distance = torch.arange(-block, 2 * block, device=queries.device).unsqueeze(0) - offset.unsqueeze(1)
+    return (queries.unsqueeze(2) == keys.unsqueeze(1)) & (distance.abs() <= layout.half_window)
+
+
+def _neighbours(x: Tensor, block: int, fill: float = 0) -> Tensor:
+    """[T, ...] -> [T / block, 3 * block, ...]: each block between its two neighbours."""
+    tail = x.shape[1:]
+    padded = torch.cat([x.new_full((block, *tail), fill), x, x.new_full((block, *tail), fill)])
+    blocks = padded.reshape(-1, block, *tail)
+    return torch.cat([blocks[:-2], blocks[1:-1], blocks[2:]], dim=1)
+
+
+def sdpa_attention(layout: PackedLayout) -> Attend:
+    """PyTorch's own kernels on any device: block-local SDPA, and SDPA per sequence without padding."""
+    if layout.sequence_ids.shape[0] % layout.block:
+        raise ValueError(f"a stream of {layout.sequence_ids.shape[0]} tokens is no multiple of {layout.block}; see pack")
+    mask = local_mask(layout).unsqueeze(1) if layout.half_window >= 0 else None
+    lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+        if not local:
+            return _per_sequence(q, k, v, lengths, dropout)
+        blocks = [x.transpose(1, 2) for x in (q.unflatten(0, (-1, layout.block)), *_windows(k, v, layout.block))]
+        out = F.scaled_dot_product_attention(*blocks, attn_mask=mask, dropout_p=dropout)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return attend
+
+
+def _windows(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    return _neighbours(k, block), _neighbours(v, block)
+
+
+def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float) -> Tensor:
+    # A loop, not a padded matrix: the unmasked kernel is the fast one, and no work is spent on padding.
+    filler = q.shape[0] - sum(lengths)
+    outs = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in qkv), dropout_p=dropout)[0]
+        for qkv in zip(*(x.split([*lengths, filler]) for x in (q, k, v)), strict=True)
+        if qkv[0].shape[0]
+    ]
+    return torch.cat(outs, dim=1).transpose(0, 1)
+
+
+def varlen_attention(layout: PackedLayout) -> Attend:
+    """Flash attention over the stream as it is (CUDA, compute capability >= 8.0, fp16 or bf16)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    total = layout.sequence_ids.shape[0]
+    ends = (layout.pad_index >= 0).sum(1).cumsum(0)
+    # Filler is one more sequence, so that its rows are computed (and finite) too.
+    cu_seqlens = F.pad(ends, (1, 1))
+    cu_seqlens[-1] = total
+    cu_seqlens = cu_seqlens.to(torch.int32)
+    longest = max(layout.pad_index.shape[1], layout.block)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+        if dropout:
+            raise NotImplementedError("varlen_attn has no dropout: train with attention_dropout 0 or in fp32")
+        window = (layout.half_window, layout.half_window) if local else (-1, -1)
+        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
+        assert isinstance(out, Tensor)
+        return out
+
+    return attend
+
+
+def graph_attention(layout: PackedLayout) -> Attend:
+    """Attention for export: MatMul-Softmax-MatMul that every ONNX engine runs and TensorRT fuses.
+
+    Global layers gather the stream to [B, heads, S, head_size] with a key mask and scatter back, so only attention
+    pays for padding, never the matrix products. Softmax runs in fp32 whatever the precision of q, k, v.
+    """
+    block = layout.block
+    longest = layout.pad_index.shape[1]
+    # -30000 survives fp16 (largest 65504) and still zeroes a softmax term.
+    local_bias = torch.where(local_mask(layout), 0.0, -30000.0).unsqueeze(1)
+    valid = layout.pad_index >= 0
+    key_bias = torch.where(valid, 0.0, -30000.0).unsqueeze(1).unsqueeze(1)
+    gather = layout.pad_index.clamp(min=0)
+    scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+        q = q * q.shape[-1] ** -0.5
+        if local:
+            q = q.unflatten(0, (-1, block)).transpose(1, 2)
+            keys, values = (x.transpose(1, 2) for x in _windows(k, v, block))
+            out = _softmax_matmul(q, keys, values, local_bias)
+            return out.transpose(1, 2).flatten(0, 1)
+        q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))
+        out = _softmax_matmul(q, k, v, key_bias).transpose(1, 2).flatten(0, 1)
+        return out[scatter]
+
+    return attend
+
+
+def _softmax_matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    scores = (q @ k.transpose(2, 3)).float() + bias
+    return scores.softmax(-1).to(v.dtype) @ v

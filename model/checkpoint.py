@@ -1,0 +1,306 @@
+"""Checkpoint folders (`config.json` + safetensors) -> encoder, and back.
+
+Weights are read from safetensors only: a pickle can run code when it is opened, so `.bin` files are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nopad.model.attention import AttentionFactory
+from nopad.model.config import EncoderConfig, Pooling, Task, read_config
+from nopad.model.encoder import PackedEncoder, build_encoder
+from nopad.model.errors import CheckpointError
+
+_BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
+# transformers' first BERT checkpoints, and buffers that are not weights.
+_OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
+_NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    path: Path
+    raw_config: dict[str, Any]  # config.json as it was read
+    encoder: PackedEncoder
+    missing: tuple[str, ...]  # weights the files did not hold (only with new_head=True)
+
+    @property
+    def config(self) -> EncoderConfig:
+        """What the encoder was built from."""
+        return self.encoder.config
+
+
+def resolve_checkpoint(name: str | Path) -> Path:
+    """The folder of a checkpoint: a local path as it is, any other name downloaded from the Hugging Face Hub."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the checkpoint's folder (config.json and model.safetensors)")
+    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
+        raise CheckpointError(f"no checkpoint at {path}: the folder does not exist")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"no folder {path}, and the Hub needs: pip install 'nopad[export]'") from None
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise CheckpointError(
+            f"no folder {path} here, and the Hugging Face Hub did not give {str(name)!r}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        ) from error
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder. Raises `CheckpointError` if it is missing or not JSON."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json: it is not a checkpoint folder") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(raw).__name__}, expected an object")
+    return raw
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    task: Task | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    config_changes: Mapping[str, Any] | None = None,
+    new_head: bool = False,
+    attention: AttentionFactory | None = None,
+) -> Checkpoint:
+    """Build the encoder of a checkpoint folder and load its weights (fp32).
+
+    `config_changes` are laid over `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
+    pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error.
+    Raises `CheckpointError`.
+    """
+    raw = read_raw_config(folder) | dict(config_changes or {})
+    st_pooling, st_normalize = _sentence_transformers_pooling(folder)
+    config = read_config(
+        raw,
+        task=task,
+        pooling=pooling or (st_pooling if (task or "") in ("", "embeddings") and _is_embedder(raw, task) else None),
+        normalize=st_normalize if normalize is None else normalize,
+    )
+    files = weight_files(folder)
+    encoder = build_encoder(config, attention)
+    if new_head:
+        initialize(encoder)
+    missing = _load_weights(encoder, files)
+    head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
+    head_only += [name for name in missing if name.startswith("bert.pooler.")]
+    if missing and not (new_head and len(head_only) == len(missing)):
+        raise CheckpointError(
+            f"{files[0].name} in {folder} lacks {len(missing)} weights that {config.hf_class} needs, "
+            f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
+        )
+    encoder.eval()
+    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing))
+
+
+def _is_embedder(raw: Mapping[str, Any], task: Task | None) -> bool:
+    names = raw.get("architectures") or [""]
+    return task == "embeddings" or str(names[0]).endswith("Model")
+
+
+def _sentence_transformers_pooling(folder: Path) -> tuple[Pooling | None, bool | None]:
+    """Pooling and normalisation as sentence-transformers stores them (`modules.json`, `1_Pooling/config.json`)."""
+    modules_file = folder / "modules.json"
+    if not modules_file.is_file():
+        return None, None
+    modules = json.loads(modules_file.read_text(encoding="utf-8"))
+    pooling: Pooling | None = None
+    pooling_file = folder / "1_Pooling" / "config.json"
+    if pooling_file.is_file():
+        raw = json.loads(pooling_file.read_text(encoding="utf-8"))
+        modes = [key for key, on in raw.items() if key.startswith("pooling_mode_") and on is True]
+        known: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+        if len(modes) != 1 or modes[0] not in known:
+            raise CheckpointError(f"{pooling_file}: pooling {modes} is not supported; nopad has cls and mean")
+        pooling = known[modes[0]]
+    return pooling, any(str(module.get("type", "")).endswith("Normalize") for module in modules)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, one or several shards. Raises `CheckpointError`."""
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise CheckpointError(f"{index} names the shard {name!r}, which is not in {folder}")
+        return [folder / name for name in names]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened; nopad reads "
+            "safetensors only. Convert it once, where you trust the file: "
+            "AutoModel...from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+        )
+    raise CheckpointError(f"{folder} has no model.safetensors")
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    yield name, opened.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or cut short ({error}); copy or save it again") from None
+
+
+def _load_weights(encoder: PackedEncoder, files: list[Path]) -> list[str]:
+    """Copy the files' tensors into the encoder; returns the names that no tensor filled."""
+    target = encoder.state_dict()
+    prefix = _BASE_PREFIX[encoder.config.architecture]
+    filled: set[str] = set()
+    for source_name, tensor in _tensors(files):
+        name = source_name
+        for old, new in _OLD_NAMES:
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        name = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in target), "")
+        if not name or source_name.endswith(_NOT_WEIGHTS):
+            continue
+        if tensor.shape != target[name].shape:
+            if "classifier" in name and encoder.config.num_labels:
+                continue  # another task's classifier: left to `missing`
+            raise CheckpointError(
+                f"weight {source_name!r} has shape {tuple(tensor.shape)}, config.json asks for "
+                f"{tuple(target[name].shape)}"
+            )
+        target[name].copy_(tensor)
+        filled.add(name)
+    # Tied weights share storage: one of the names is enough.
+    pointers = {target[name].data_ptr() for name in filled}
+    return [name for name, tensor in target.items() if name not in filled and tensor.data_ptr() not in pointers]
+
+
+def initialize(encoder: PackedEncoder) -> None:
+    """Random weights as transformers initialises them (`_init_weights` of the two upstream files)."""
+    config = encoder.config
+    std = config.initializer_range
+    out_std = std / math.sqrt(2.0 * config.num_layers)
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Linear):
+            leaf = name.rsplit(".", 1)[-1]
+            if config.architecture == "bert":
+                nn.init.normal_(module.weight, std=std)
+            else:
+                scale = config.hidden_size**-0.5 if leaf == "classifier" else std if leaf in ("Wqkv", "Wi") else out_std
+                if module.weight is not getattr(encoder.backbone().embeddings, "tok_embeddings").weight:
+                    nn.init.trunc_normal_(module.weight, std=scale, a=-2 * scale, b=2 * scale)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.padding_idx is not None and config.architecture == "bert":
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+
+
+def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:
+    """`config.json` for `config`, keeping what `raw` said besides; readable by transformers 4 and 5."""
+    out = dict(raw)
+    out["architectures"] = [config.hf_class]
+    out["model_type"] = config.architecture
+    if config.labels:
+        out["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
+        out["label2id"] = {label: i for i, label in enumerate(config.labels)}
+    if config.problem_type:
+        out["problem_type"] = config.problem_type
+    if config.architecture == "modernbert":
+        if config.task in ("text-classification", "rerank"):
+            out["classifier_pooling"] = config.pooling
+        out["layer_types"] = ["sliding_attention" if local else "full_attention" for local in config.local_layers]
+        out["global_rope_theta"] = config.global_rope_theta
+        out["local_rope_theta"] = config.local_rope_theta
+        out["rope_parameters"] = {
+            "full_attention": {"rope_type": "default", "rope_theta": config.global_rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
+        }
+        for every in range(1, config.num_layers + 1):
+            if tuple(bool(i % every) for i in range(config.num_layers)) == config.local_layers:
+                out["global_attn_every_n_layers"] = every
+                break
+    return out
+
+
+def save_checkpoint(
+    encoder: PackedEncoder, raw_config: Mapping[str, Any], output: Path, tokenizer_from: Path | None = None
+) -> None:
+    """Write `config.json`, `model.safetensors` and the tokenizer's files to `output`, all or nothing."""
+    with replace_folder(output) as folder:
+        seen: set[int] = set()
+        weights = {}
+        for name, tensor in encoder.state_dict().items():
+            if tensor.data_ptr() not in seen:  # safetensors stores tied weights once
+                seen.add(tensor.data_ptr())
+                weights[name] = tensor.detach().cpu().contiguous()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(config_json(raw_config, encoder.config), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        if tokenizer_from is not None:
+            for name in TOKENIZER_FILES:
+                if (tokenizer_from / name).is_file():
+                    shutil.copyfile(tokenizer_from / name, folder / name)
+
+
+@contextmanager
+def replace_folder(output: Path) -> Iterator[Path]:
+    """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
+
+    A folder that stands at `output` is replaced in the last step only.
+    """
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if output.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+            os.rename(output, old / "was")
+            os.rename(temporary, output)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,13 +45,16 @@ class Attend(Protocol):
 AttentionFactory = Callable[[PackedLayout], Attend]
 
 
-def default_attention(layout: PackedLayout, dtype: torch.dtype) -> Attend:
-    """Choose for this device and dtype: flash attention where the hardware has it, SDPA elsewhere."""
+def default_attention(layout: PackedLayout, dtype: torch.dtype, dropout: bool = False) -> Attend:
+    """Choose for this device and dtype: flash attention where the hardware has it, SDPA elsewhere.
+
+    `dropout` says that attention weights will be dropped, which `varlen_attn` cannot do.
+    """
     device = layout.position_ids.device
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        # FlashAttention-2 needs compute capability 8.0; T4 (7.5) takes the block form.
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return varlen_attention(layout)
+    half = dtype in (torch.float16, torch.bfloat16)
+    # FlashAttention-2 needs compute capability 8.0; T4 (7.5) takes the block form.
+    if device.type == "cuda" and half and not dropout and torch.cuda.get_device_capability(device) >= (8, 0):
+        return varlen_attention(layout)
     return sdpa_attention(layout)
 
 
@@ -119,8 +122,7 @@ def varlen_attention(layout: PackedLayout) -> Attend:
     longest = max(layout.pad_index.shape[1], layout.block)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
-        if dropout:
-            raise NotImplementedError("varlen_attn has no dropout: train with attention_dropout 0 or in fp32")
+        assert not dropout, "default_attention must not choose varlen_attn with dropout"
         window = (layout.half_window, layout.half_window) if local else (-1, -1)
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
         assert isinstance(out, Tensor)

@@ -31,7 +31,6 @@ _BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
 
 
@@ -47,7 +46,7 @@ class Checkpoint:
     @property
     def config(self) -> EncoderConfig:
         """What the encoder was built from."""
-        return self.encoder.config
+        return self.encoder.encoder_config
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
@@ -184,7 +183,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 def _load_weights(encoder: PackedEncoder, files: list[Path]) -> list[str]:
     """Copy the files' tensors into the encoder; returns the names that no tensor filled."""
     target = encoder.state_dict()
-    prefix = _BASE_PREFIX[encoder.config.architecture]
+    prefix = _BASE_PREFIX[encoder.encoder_config.architecture]
     filled: set[str] = set()
     for source_name, tensor in _tensors(files):
         name = source_name
@@ -194,7 +193,7 @@ def _load_weights(encoder: PackedEncoder, files: list[Path]) -> list[str]:
         if not name or source_name.endswith(_NOT_WEIGHTS):
             continue
         if tensor.shape != target[name].shape:
-            if "classifier" in name and encoder.config.num_labels:
+            if "classifier" in name and encoder.encoder_config.num_labels:
                 continue  # another task's classifier: left to `missing`
             raise CheckpointError(
                 f"weight {source_name!r} has shape {tuple(tensor.shape)}, config.json asks for "
@@ -209,7 +208,7 @@ def _load_weights(encoder: PackedEncoder, files: list[Path]) -> list[str]:
 
 def initialize(encoder: PackedEncoder) -> None:
     """Random weights as transformers initialises them (`_init_weights` of the two upstream files)."""
-    config = encoder.config
+    config = encoder.encoder_config
     std = config.initializer_range
     out_std = std / math.sqrt(2.0 * config.num_layers)
     for name, module in encoder.named_modules():
@@ -257,24 +256,18 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
     return out
 
 
-def save_checkpoint(
-    encoder: PackedEncoder, raw_config: Mapping[str, Any], output: Path, tokenizer_from: Path | None = None
-) -> None:
-    """Write `config.json`, `model.safetensors` and the tokenizer's files to `output`, all or nothing."""
-    with replace_folder(output) as folder:
-        seen: set[int] = set()
-        weights = {}
-        for name, tensor in encoder.state_dict().items():
-            if tensor.data_ptr() not in seen:  # safetensors stores tied weights once
-                seen.add(tensor.data_ptr())
-                weights[name] = tensor.detach().cpu().contiguous()
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config_json(raw_config, encoder.config), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        if tokenizer_from is not None:
-            for name in TOKENIZER_FILES:
-                if (tokenizer_from / name).is_file():
-                    shutil.copyfile(tokenizer_from / name, folder / name)
+def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` into an existing folder (see `replace_folder` for all or nothing)."""
+    seen: set[int] = set()
+    weights = {}
+    for name, tensor in encoder.state_dict().items():
+        if tensor.data_ptr() not in seen:  # safetensors stores tied weights once
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor.detach().cpu().contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600
+    text = json.dumps(config_json(raw_config, encoder.encoder_config), indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager

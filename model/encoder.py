@@ -110,7 +110,7 @@ class ModernBertBackbone(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.encoder_config = config
         self.embeddings = _ModernBertEmbeddings(config)
         self.layers = nn.ModuleList(_ModernBertLayer(config, i) for i in range(config.num_layers))
         self.final_norm = _norm(config)
@@ -118,7 +118,7 @@ class ModernBertBackbone(nn.Module):
     def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
         """Hidden states of the stream, [T, hidden_size]; `token_type_ids` mean nothing to ModernBERT."""
         x = self.embeddings(input_ids)
-        config = self.config
+        config = self.encoder_config
         global_rope = rotary(layout.position_ids, config.head_size, config.global_rope_theta, x.dtype)
         local_rope = rotary(layout.position_ids, config.head_size, config.local_rope_theta, x.dtype)
         for layer in self.layers:
@@ -209,7 +209,7 @@ class BertBackbone(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.encoder_config = config
         self.embeddings = _BertEmbeddings(config)
         self.encoder = _BertLayers(config)
         if config.pooling == "pooler" and config.task in ("text-classification", "rerank"):
@@ -243,7 +243,7 @@ class PackedEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.encoder_config = config
         self.attention = attention
 
     def forward(
@@ -263,10 +263,12 @@ class PackedEncoder(nn.Module):
             position_ids=position_ids,
             sequence_ids=sequence_ids,
             pad_index=pad_index,
-            half_window=self.config.half_window if any(self.config.local_layers) else -1,
-            block=self.config.block,
+            half_window=self.encoder_config.half_window if any(self.encoder_config.local_layers) else -1,
+            block=self.encoder_config.block,
         )
-        attend = self.attention(layout) if self.attention else default_attention(layout, self._compute_dtype())
+        dropout = self.training and self.encoder_config.attention_dropout > 0
+        choose = self.attention or (lambda layout: default_attention(layout, self._compute_dtype(), dropout))
+        attend = choose(layout)
         return self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend), layout)
 
     def _compute_dtype(self) -> torch.dtype:
@@ -315,8 +317,8 @@ class ModernBertClassifier(_ModernBertHead):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Pool (unless the task is per token), head, classifier."""
-        per_token = self.config.task == "token-classification"
-        rows = hidden.float() if per_token else pool(hidden, layout, self.config.pooling)
+        per_token = self.encoder_config.task == "token-classification"
+        rows = hidden.float() if per_token else pool(hidden, layout, self.encoder_config.pooling)
         return self.classifier(self.drop(self.head(rows))).float()
 
 
@@ -352,7 +354,7 @@ class ModernBertEmbedder(PackedEncoder, ModernBertBackbone):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """The embedding of each sequence."""
-        return _embedding(hidden, layout, self.config)
+        return _embedding(hidden, layout, self.encoder_config)
 
 
 class BertClassifier(PackedEncoder):
@@ -370,7 +372,7 @@ class BertClassifier(PackedEncoder):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Pooler (unless the task is per token), classifier."""
-        if self.config.task == "token-classification":
+        if self.encoder_config.task == "token-classification":
             rows = hidden.float()
         else:
             rows = self.bert.pooler(pool(hidden, layout, "cls"))
@@ -435,7 +437,7 @@ class BertEmbedder(PackedEncoder, BertBackbone):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """The embedding of each sequence."""
-        return _embedding(hidden, layout, self.config)
+        return _embedding(hidden, layout, self.encoder_config)
 
 
 _HEADS: dict[str, dict[str, type[PackedEncoder]]] = {

@@ -1,1 +1,1 @@
-"""nopad."""
+"""Checkpoint -> verified bundle: the ONNX graph, its precision, the parity gate."""

@@ -5,14 +5,9 @@ Weights are read from safetensors only: a pickle can run code when it is opened,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,7 +252,7 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
 
 
 def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into an existing folder (see `replace_folder` for all or nothing)."""
+    """Write `config.json` and `model.safetensors` into an existing folder (all or nothing: `nopad.model.files.replace_folder`)."""
     seen: set[int] = set()
     weights = {}
     for name, tensor in encoder.state_dict().items():
@@ -268,32 +263,3 @@ def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], fold
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600
     text = json.dumps(config_json(raw_config, encoder.encoder_config), indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replace_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
-
-    A folder that stands at `output` is replaced in the last step only.
-    """
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if output.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-            os.rename(output, old / "was")
-            os.rename(temporary, output)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -176,7 +176,17 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(by_id[i] for i in range(len(by_id)))
 
 
-def _task_fields(raw: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What any checkpoint's `config.json` says of its head, whatever the architecture."""
+
+    task: Task
+    labels: tuple[str, ...]
+    problem_type: ProblemType | None
+
+
+def read_head(raw: Mapping[str, Any], task: Task | None = None) -> Head:
+    """Task, labels and problem type of a `config.json`. Raises `CheckpointError`."""
     task = task or detect_task(raw)
     if task not in TASKS:
         raise CheckpointError(f"unknown task {task!r}; nopad has {', '.join(TASKS)}")
@@ -186,13 +196,20 @@ def _task_fields(raw: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
         raise CheckpointError(f"config.json: unknown problem_type {problem_type!r}; known: {', '.join(PROBLEM_TYPES)}")
     if task == "rerank" and len(labels) != 1:
         raise CheckpointError(f"task rerank needs a checkpoint with one label, this one has {len(labels)}")
-    if task == "text-classification" and problem_type is None:
+    if task != "text-classification":
+        problem_type = None
+    elif problem_type is None:
         # What transformers' own loss and pipeline assume where config.json is silent.
         problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+    return Head(task=task, labels=labels, problem_type=problem_type)
+
+
+def _task_fields(raw: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
+    head = read_head(raw, task)
     return {
-        "task": task,
-        "labels": labels,
-        "problem_type": problem_type if task == "text-classification" else None,
+        "task": head.task,
+        "labels": head.labels,
+        "problem_type": head.problem_type,
         "pad_token_id": raw.get("pad_token_id"),
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", True)),
         "initializer_range": float(raw.get("initializer_range", 0.02)),

@@ -64,14 +64,14 @@ class _ModernBertEmbeddings(nn.Module):
 class _ModernBertAttention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.shape = (3, config.num_heads, config.head_size)
+        self.shape = (config.num_heads, config.head_size)
         self.dropout = config.attention_dropout
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
 
     def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
-        q, k, v = self.Wqkv(x).unflatten(-1, self.shape).unbind(1)
+        q, k, v = (part.unflatten(-1, self.shape) for part in self.Wqkv(x).chunk(3, dim=-1))
         dropout = self.dropout if self.training else 0.0
         out = attend(_rotate(q, rope), _rotate(k, rope), v, local=local, dropout=dropout)
         return self.out_drop(self.Wo(out.flatten(1)))

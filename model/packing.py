@@ -92,10 +92,13 @@ def to_padded(batch: PackedBatch, pad_id: int) -> tuple[IntArray, IntArray, IntA
     )
 
 
-def plan_batches(lengths: Sequence[int], *, token_budget: int, max_sequences: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], *, token_budget: int, max_sequences: int, padded: bool = False
+) -> list[list[int]]:
     """Group sequences into micro-batches: sorted by length, at most `token_budget` tokens and `max_sequences` each.
 
-    A sequence longer than the budget goes alone. Returns indices into `lengths`, each exactly once, the longest
+    With `padded`, every sequence counts as long as the longest of its batch. A sequence longer than the budget goes
+    alone. Returns indices into `lengths`, each exactly once, the longest
     first (so that memory peaks at the start, not at the end of a long run).
     """
     if token_budget < 1 or max_sequences < 1:
@@ -103,10 +106,12 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, max_sequences: in
     batches: list[list[int]] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
+        # Longest first: the first of a batch is what the others would be padded to.
+        length = lengths[batches[-1][0]] if padded and batches and batches[-1] else lengths[index]
         if not batches or tokens + length > token_budget or len(batches[-1]) >= max_sequences:
             batches.append([])
             tokens = 0
+            length = lengths[index]
         batches[-1].append(index)
         tokens += length
     return batches

@@ -26,13 +26,13 @@ from nopad.model.checkpoint import (
     initialize,
     load_checkpoint,
     read_raw_config,
-    replace_folder,
     resolve_checkpoint,
     write_checkpoint,
 )
 from nopad.model.config import ProblemType, read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
+from nopad.model.files import replace_folder
 from nopad.model.packing import pack
 from nopad.training.data import TrainingData
 from nopad.training.recipe import Recipe
@@ -53,10 +53,11 @@ class TrainingResult:
 class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
-    def __init__(self, *, checkpoint: Checkpoint, tokenizer: Any, **kwargs: Any) -> None:
+    def __init__(self, *, checkpoint: Checkpoint, tokenizer: Any, label_smoothing: float, **kwargs: Any) -> None:
         super().__init__(model=checkpoint.encoder, **kwargs)
         self.checkpoint = checkpoint
         self.tokenizer_to_save = tokenizer
+        self.label_smoothing = label_smoothing
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -65,7 +66,7 @@ class PackedTrainer(Trainer):
         labels = inputs[_LOSS_KEY]
         logits = model(**{name: value for name, value in inputs.items() if name != _LOSS_KEY})
         problem_type = self.checkpoint.config.problem_type
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        smoothing = self.label_smoothing if model.training else 0.0
         if problem_type == "regression":
             loss = F.mse_loss(logits.squeeze(-1), labels)
         elif problem_type == "multi_label_classification":
@@ -207,7 +208,6 @@ def train(
             "per_device_train_batch_size": recipe.batch_size,
             "per_device_eval_batch_size": recipe.eval_batch_size,
             "gradient_accumulation_steps": recipe.gradient_accumulation,
-            "label_smoothing_factor": recipe.label_smoothing,
             "bf16": (cuda and torch.cuda.is_bf16_supported()) if recipe.bf16 is None else recipe.bf16,
             "eval_strategy": "epoch",
             "save_strategy": "epoch",
@@ -232,6 +232,7 @@ def train(
     trainer = PackedTrainer(
         checkpoint=checkpoint,
         tokenizer=loaded,
+        label_smoothing=recipe.label_smoothing,
         args=arguments,
         train_dataset=parts[0],
         eval_dataset=parts[1],
@@ -244,7 +245,7 @@ def train(
     metrics = {name.removeprefix("eval_"): float(kept[name]) for name in kept if name in
                ("eval_accuracy", "eval_f1", "eval_mse", "eval_loss")}
     checkpoint.encoder.cpu().eval()
-    with replace_folder(output) as folder:
+    with replace_folder(output, marker="config.json") as folder:
         raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
         write_checkpoint(checkpoint.encoder, raw, folder)
         loaded.save_pretrained(folder)

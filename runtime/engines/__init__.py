@@ -1,1 +1,1 @@
-"""nopad."""
+"""Engines: what computes logits from a packed batch. `base` holds the contract and the registry."""

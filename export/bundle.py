@@ -1,0 +1,227 @@
+"""Checkpoint -> verified bundle folder, all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nopad.export.errors import ExportError
+from nopad.export.onnx import export_graph
+from nopad.export.parity import Progress, run_gate
+from nopad.export.precision import Precision, cast
+from nopad.export.reference import Reference
+from nopad.model.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint, weight_files
+from nopad.model.config import EncoderConfig, Pooling, Task
+from nopad.model.errors import CheckpointError
+from nopad.model.files import check_output, replace_folder, sha256_of
+from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
+from nopad.runtime.manifest import Artifact, Manifest
+from nopad.runtime.predictor import load
+
+Exporter = Literal["nopad", "optimum"]
+EXPORTERS: tuple[Exporter, ...] = ("nopad", "optimum")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# transformers writes this where a tokenizer has no limit of its own.
+_NO_LIMIT = 10**9
+_PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "optimum-onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What an export made."""
+
+    bundle: Bundle
+    report: Mapping[str, Any] | None  # ParityReport as JSON; None where the gate was skipped
+    export_seconds: float  # loading, tracing, writing
+    parity_seconds: float
+    bytes: int  # of the whole bundle
+
+
+def export_checkpoint(
+    name: str | Path,
+    output: Path,
+    *,
+    precision: Precision = "fp32",
+    exporter: Exporter = "nopad",
+    task: Task | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    parity: bool = True,
+    progress: Progress = lambda message: None,
+) -> ExportResult:
+    """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
+
+    A bundle that fails the gate is written too, marked `unverified`; look at `report["passed"]`. On any error, and on
+    Ctrl-C, nothing is left at `output` that was not there before.
+    Raises `CheckpointError`, `ExportError`, `OutputError`.
+    """
+    check_output(output, MANIFEST)
+    if exporter == "optimum" and precision != "fp32":
+        raise ExportError(f"--exporter optimum writes fp32; {precision} needs the packed exporter (--exporter nopad)")
+    folder = resolve_checkpoint(name)
+    start = time.perf_counter()
+    with replace_folder(output, marker=MANIFEST) as made:
+        if exporter == "optimum":
+            from nopad.export.optimum import write_optimum_bundle
+
+            progress("exporting the graph with optimum")
+            write_optimum_bundle(folder, made, task=task, max_length=max_length)
+            half_window = 64
+        else:
+            progress("loading the checkpoint")
+            checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+            progress("exporting the graph")
+            write_bundle(checkpoint, made, precision=precision, max_length=max_length)
+            half_window = checkpoint.config.half_window
+        exported = time.perf_counter()
+        bundle = open_bundle(made)
+        report = None
+        if parity:
+            report = gate_bundle(bundle, folder, half_window=half_window, progress=progress)
+            bundle = record_parity(bundle, {bundle.manifest.artifacts[0].file: report})
+    end = time.perf_counter()
+    return ExportResult(
+        bundle=dataclasses.replace(bundle, path=output),
+        report=report,
+        export_seconds=exported - start,
+        parity_seconds=end - exported,
+        bytes=sum(record.bytes for record in bundle.manifest.files.values()),
+    )
+
+
+def gate_bundle(
+    bundle: Bundle, checkpoint: Path, *, half_window: int, progress: Progress = lambda message: None, **options: Any
+) -> dict[str, Any]:
+    """Run the parity gate on a bundle against its checkpoint; the report as JSON. `options` go to `run_gate`."""
+    progress("parity: opening transformers")
+    manifest = bundle.manifest
+    reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
+    with load(bundle.path, allow_unverified=True, threads=options.pop("threads", None)) as model:
+        return run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+
+
+def write_bundle(
+    checkpoint: Checkpoint, folder: Path, *, precision: Precision = "fp32", max_length: int | None = None
+) -> Bundle:
+    """Write the packed ONNX bundle of a loaded checkpoint into an existing, empty folder (no parity gate)."""
+    config = checkpoint.config
+    tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
+    graph = export_graph(cast(checkpoint.encoder, precision), folder / "model.onnx")
+    artifact = Artifact(
+        file=graph.file.name,
+        target="onnx",
+        precision=precision,
+        layout="packed",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+        opset=graph.opset,
+    )
+    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
+    manifest = Manifest(
+        task=config.task,
+        labels=config.labels,
+        problem_type=config.problem_type,
+        pooling=config.pooling if config.task not in ("token-classification", "fill-mask") else None,
+        normalize=config.normalize,
+        max_length=limit,
+        pad_token_id=config.pad_token_id or 0,
+        mask_token=token_text(tokenizer.get("mask_token")),
+        architecture=_summary(config),
+        source=source_of(checkpoint.path),
+        created=created(),
+        artifacts=(artifact,),
+        files=record_files(folder),
+    )
+    return write_manifest(folder, manifest)
+
+
+def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any]:
+    """Copy the tokenizer into the bundle; returns `tokenizer_config.json`. Raises `CheckpointError`."""
+    from tokenizers import Tokenizer
+
+    path = source / "tokenizer.json"
+    if path.is_file():
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    elif (source / "vocab.txt").is_file():
+        import transformers  # an old BERT checkpoint: transformers builds the fast tokenizer from its vocabulary
+
+        transformers.BertTokenizerFast.from_pretrained(source).save_pretrained(folder)
+    else:
+        raise CheckpointError(
+            f"{source} has no tokenizer (tokenizer.json): copy it from the model it was trained from, or save it with "
+            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
+        )
+    try:
+        size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if size > vocab_size:
+        raise CheckpointError(f"{path} has {size} entries, the model's vocab_size is {vocab_size}: not its tokenizer")
+    config_path = folder / "tokenizer_config.json"
+    config: dict[str, Any] = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+    return config
+
+
+def token_text(value: Any) -> str | None:
+    """A special token as `tokenizer_config.json` stores it: a string, or an object with its `content`."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def max_length_of(asked: int | None, tokenizer: Mapping[str, Any], positions: int) -> int:
+    """The bundle's max length in tokens: as asked, else the tokenizer's own limit, at most the model's positions."""
+    own = tokenizer.get("model_max_length")
+    limit = min(int(own), positions) if isinstance(own, int | float) and own < _NO_LIMIT else positions
+    if asked is None:
+        return limit
+    if not 3 <= asked <= positions:
+        raise ExportError(f"--max-length {asked} is outside 3..{positions} (the model's max_position_embeddings)")
+    return asked
+
+
+def _summary(config: EncoderConfig) -> dict[str, Any]:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "local_attention")
+    summary: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return {
+        "model_type": config.architecture,
+        **summary,
+        "local_layers": [i for i, local in enumerate(config.local_layers) if local],
+        "max_position_embeddings": config.max_position_embeddings,
+    }
+
+
+def source_of(checkpoint: Path) -> dict[str, Any]:
+    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json."""
+    files = [*weight_files(checkpoint), checkpoint / "config.json"]
+    return {"name": checkpoint.resolve().name, "sha256": {file.name: sha256_of(file) for file in files}}
+
+
+def created() -> dict[str, Any]:
+    """Versions of everything that had a hand in the bundle, and the time (UTC)."""
+    versions: dict[str, Any] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+
+
+def check_source(bundle: Bundle, checkpoint: Path) -> str | None:
+    """A warning if `checkpoint` is not the one the bundle was exported from."""
+    known = bundle.manifest.source.get("sha256") or {}
+    if known and known != source_of(checkpoint)["sha256"]:
+        return f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (its files differ)"
+    return None
+

@@ -1,0 +1,130 @@
+"""Packed encoder -> one ONNX file, through torch's dynamo exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from nopad.export.errors import ExportError
+from nopad.model.attention import graph_attention
+from nopad.model.encoder import PackedEncoder
+from nopad.model.packing import pack
+
+# 20 is the first opset with Gelu, 17 with LayerNormalization; ONNX Runtime 1.22+ and TensorRT 10.13+ read it.
+OPSET = 20
+# A protobuf ends at 2 GiB; weights beyond go to a file beside it.
+INLINE_BYTES = 1_800_000_000
+EXTERNAL_SUFFIX = ".data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What was written."""
+
+    file: Path
+    opset: int
+    inputs: dict[str, list[str]]  # name -> symbolic shape
+    outputs: dict[str, list[str]]
+    token_multiple: int
+
+
+def export_graph(encoder: PackedEncoder, path: Path) -> Graph:
+    """Write `encoder` (already in its precision) to `path` and check the file.
+
+    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`
+    and, for BERT, `token_type_ids[tokens]`; `tokens` is a multiple of the attention block. Output: fp32 `logits`.
+    Raises `ExportError`.
+    """
+    config = encoder.encoder_config
+    block = config.block
+    # Three sequences of different lengths over three blocks: no dimension equals another by chance.
+    example = pack([[1] * (block + 6), [1] * 7, [1] * block], multiple=block)
+    tokens = block * torch.export.Dim("blocks", min=1, max=1 << 20)
+    sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
+    longest = torch.export.Dim("longest", min=1, max=1 << 20)
+    shapes: dict[str, dict[int, Any]] = {name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")}
+    shapes["pad_index"] = {0: sequences, 1: longest}
+    if config.type_vocab_size:
+        shapes["token_type_ids"] = {0: tokens}
+    arguments = tuple(torch.from_numpy(getattr(example, name)) for name in shapes)
+    attention, encoder.attention = encoder.attention, encoder.attention or graph_attention
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                encoder.eval(),
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=list(shapes),
+                output_names=["logits"],
+                verbose=False,
+            )
+        assert program is not None
+        names = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
+        size = sum(p.numel() * p.element_size() for p in encoder.parameters())
+        _name_nodes(program.model.graph)
+        _name_dimensions(program.model.graph, names)
+        program.save(str(path), external_data=size > INLINE_BYTES)
+        onnx.checker.check_model(str(path))
+    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
+        raise ExportError(f"torch {torch.__version__} could not export this encoder: {error}") from error
+    finally:
+        encoder.attention = attention
+    graph = program.model.graph
+    return Graph(
+        file=path,
+        opset=OPSET,
+        inputs={value.name or "": _shape(value) for value in graph.inputs},
+        outputs={value.name or "": _shape(value) for value in graph.outputs},
+        token_multiple=block,
+    )
+
+
+def _shape(value: Any) -> list[str]:
+    return [str(getattr(size, "value", None) or size) for size in value.shape]
+
+
+def _name_dimensions(graph: Any, names: dict[str, str]) -> None:
+    import onnx_ir
+
+    for value in [*graph.inputs, *graph.outputs]:
+        sizes = [names.get(str(getattr(size, "value", None) or size), size) for size in value.shape]
+        value.shape = onnx_ir.Shape(sizes)
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name every node after the module it came from: `model.layers.0.attn.Wqkv/Gemm`."""
+    seen: Counter[str] = Counter()
+    module = "stream"
+    for node in graph:
+        namespace = node.metadata_props.get("namespace", "")
+        scopes = [scope.split(":")[0] for scope in namespace.split("/")[:-1]]
+        if namespace:  # nodes that the exporter's optimizer made have none: they keep the module before them
+            module = next((scope for scope in reversed(scopes) if scope and not scope.startswith("_empty")), "stream")
+        name = f"{module}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs about packages we do not use (torchvision) and warns about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,275 @@
+"""The parity gate: is what the bundle answers what transformers answers with the trained checkpoint?
+
+The reference is transformers itself (fp32, SDPA, one text at a time, so without padding). The bundle is opened from
+disk and asked through the runtime, as its users will ask it. Checks:
+
+- lengths around every window and block edge, alone and all in one batch: logits
+- batch invariance: each text alone = the same text among others
+- real sentences through both tokenizers: token ids, logits, label, probabilities
+- no NaN, no all-zero answer
+- on labelled data: accuracy and weighted F1 of both, label agreement
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nopad.export.reference import Reference
+from nopad.export.samples import PAIRS, SAMPLES
+from nopad.runtime.decode import probabilities
+from nopad.runtime.errors import EngineError, TextError, UsageError
+from nopad.runtime.predictor import Model
+from nopad.runtime.types import FloatArray, Text
+
+Progress = Callable[[str], None]
+# Longest length of the default grid: the reference is quadratic in it. `lengths=` asks for more.
+DEFAULT_LONGEST = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a precision must keep. `logits` is multiplied by the largest reference logit where that is over 1."""
+
+    logits: float
+    probabilities: float
+    invariance: float
+    agreement: float  # share of equal labels, 0..1
+    accuracy_loss: float  # on labelled data, 0..1
+
+
+BOUNDS: dict[str, Bounds] = {
+    "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
+    "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One check."""
+
+    check: str
+    case: str
+    value: float  # the largest difference, or a share
+    bound: float
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Both on labelled data."""
+
+    rows: int
+    agreement: float  # share of equal labels
+    label_mix: dict[str, float]  # share of each predicted label: a baseline for drift
+    seconds: float  # of the bundle, tokenization included
+    reference_seconds: float
+    accuracy: float | None = None  # of the bundle; None without labels
+    reference_accuracy: float | None = None
+    f1: float | None = None  # weighted
+    reference_f1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The gate's verdict and everything it rests on."""
+
+    passed: bool
+    precision: str
+    bounds: Bounds
+    rows: tuple[Row, ...]
+    versions: dict[str, str]
+    evaluation: Evaluation | None = None
+
+    def worst(self, count: int = 5) -> list[Row]:
+        """The rows nearest to (or furthest over) their bound: failures first."""
+        return sorted(self.rows, key=lambda row: (row.passed, -_excess(row)))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest stores it."""
+        return dataclasses.asdict(self)
+
+
+def _excess(row: Row) -> float:
+    return row.value / row.bound if row.bound else row.value
+
+
+def length_grid(half_window: int, block: int, max_length: int, longest: int = DEFAULT_LONGEST) -> list[int]:
+    """Lengths in tokens at which a wrong window, block or position shows."""
+    edges = {1, 2, 511, 512, 2048, 8192}
+    for step in {half_window, block, 2 * half_window, 2 * block} - {0, -2}:
+        edges |= {step - 1, step, step + 1}
+    return sorted(n for n in edges if 1 <= n <= min(max_length, longest))
+
+
+def run_gate(
+    model: Model,
+    reference: Reference,
+    *,
+    texts: Sequence[str] = (),
+    labels: Sequence[int] | None = None,
+    longest: int = DEFAULT_LONGEST,
+    half_window: int = 64,
+    progress: Progress = lambda message: None,
+) -> ParityReport:
+    """Compare `model` with `reference`; `texts` are more data, `labels` their true classes.
+
+    A check that cannot be computed because the engine failed counts as failed.
+    """
+    bounds = BOUNDS[model.artifact.precision]
+    rows: list[Row] = []
+    lengths = length_grid(half_window, model.artifact.token_multiple, model.manifest.max_length, longest)
+    progress(f"parity: {len(lengths)} lengths up to {lengths[-1]} tokens")
+    try:
+        rows += _grid(model, reference, lengths, bounds)
+        progress("parity: sentences")
+        rows += _sentences(model, reference, bounds)
+    except EngineError as error:
+        rows.append(Row(check="engine", case="runs", value=1.0, bound=0.0, passed=False, note=str(error)))
+    evaluation = None
+    if len(texts):
+        progress(f"parity: {len(texts)} texts of the data")
+        evaluation, more = _data(model, reference, texts, labels, bounds)
+        rows += more
+    return ParityReport(
+        passed=all(row.passed for row in rows),
+        precision=model.artifact.precision,
+        bounds=bounds,
+        rows=tuple(rows),
+        versions=reference.versions,
+        evaluation=evaluation,
+    )
+
+
+def _difference(a: FloatArray, b: FloatArray) -> float:
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.abs(a - b).max())
+
+
+def _scaled(bound: float, reference: FloatArray) -> float:
+    return bound * max(1.0, float(np.abs(reference).max()))
+
+
+def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Real sentences' token ids, cut and framed to exact lengths; each length begins elsewhere in the text."""
+    stream = reference.content_ids(" ".join(SAMPLES))
+    for n, length in enumerate(lengths):
+        first, last = reference.frame
+        content = [stream[(17 * n + i) % len(stream)] for i in range(max(0, length - 2))]
+        yield [first, *content, last][:length] if length > 1 else [first]
+
+
+def _grid(model: Model, reference: Reference, lengths: Sequence[int], bounds: Bounds) -> Iterator[Row]:
+    sequences = list(_sequences(reference, lengths))
+    expected = [reference.logits(ids) for ids in sequences]
+    alone = [model.run_ids([ids])[0] for ids in sequences]
+    mixed = model.run_ids(sequences)
+    for length, want, one, among in zip(lengths, expected, alone, mixed, strict=True):
+        bound = _scaled(bounds.logits, want)
+        for case, got in ((f"{length} tokens, alone", one), (f"{length} tokens, in the mixed batch", among)):
+            value = _difference(got, want)
+            yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
+        value = _difference(one, among)
+        bound = _scaled(bounds.invariance, want)
+        yield Row(check="batch invariance", case=f"{length} tokens", value=value, bound=bound, passed=value <= bound)
+    zeros = sum(not row.any() for row in mixed)
+    yield Row(check="no all-zero answer", case="mixed batch", value=float(zeros), bound=0.0, passed=zeros == 0)
+
+
+def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[Row]:
+    texts: list[Text] = list(PAIRS) if model.task == "rerank" else list(SAMPLES)
+    if model.task == "fill-mask":
+        texts = [f"{text} {model.manifest.mask_token}" for text in SAMPLES]
+    encoded = [item for item in model.encode(texts) if not isinstance(item, TextError)]
+    answers = model.logits(texts)
+    names = reference.labels
+    agree = 0
+    for text, tokens, got in zip(texts, encoded, answers, strict=True):
+        case = repr(text if len(str(text)) < 40 else str(text)[:37] + "...")
+        ids = reference.encode(text, model.manifest.max_length)
+        same = tokens.input_ids == ids
+        wrong = sum(a != b for a, b in zip(tokens.input_ids, ids, strict=False)) + abs(len(ids) - tokens.used)
+        yield Row(check="token ids", case=case, value=float(wrong), bound=0.0, passed=same)
+        if not same:
+            continue
+        want = reference.logits(ids, tokens.token_type_ids)
+        value = _difference(got, want)
+        bound = _scaled(bounds.logits, want)
+        yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
+        if model.labels:
+            served = probabilities(got, model.manifest)
+            trained = reference.probabilities(want)
+            value = _difference(served, trained)
+            bound = _scaled(bounds.probabilities, trained)
+            yield Row(check="probabilities", case=case, value=value, bound=bound, passed=value <= bound)
+            best = np.asarray(served.argmax(-1)).reshape(-1)
+            wanted = np.asarray(trained.argmax(-1)).reshape(-1)
+            agree += all(model.labels[i] == names[j] for i, j in zip(best, wanted, strict=True))
+    if model.labels:
+        share = agree / len(texts)
+        passed = share >= bounds.agreement
+        yield Row(check="labels", case=f"{len(texts)} sentences", value=share, bound=bounds.agreement, passed=passed)
+        passed = tuple(model.labels) == tuple(names)
+        note = "" if passed else f"bundle {model.labels}, checkpoint {names}"
+        yield Row(check="label names", case="all", value=float(passed), bound=1.0, passed=passed, note=note)
+
+
+def _data(
+    model: Model, reference: Reference, texts: Sequence[str], labels: Sequence[int] | None, bounds: Bounds
+) -> tuple[Evaluation, list[Row]]:
+    if model.task != "text-classification" or model.manifest.problem_type != "single_label_classification":
+        raise UsageError(f"--data is for single-label text-classification, this bundle does {model.task}")
+    start = time.perf_counter()
+    answers = model.predict(list(texts), return_logits=True)
+    middle = time.perf_counter()
+    trained = reference.batch_logits(texts, model.manifest.max_length)
+    end = time.perf_counter()
+    served = np.stack([answer.logits for answer in answers if answer.logits is not None])
+    got, want = served.argmax(-1), trained.argmax(-1)
+    scores: dict[str, float] = {}
+    case = f"{len(texts)} texts"
+    rows = []
+    if labels is not None:
+        truth = np.asarray(labels)
+        scores = {
+            "accuracy": float((got == truth).mean()),
+            "reference_accuracy": float((want == truth).mean()),
+            "f1": weighted_f1(truth, got, len(model.labels)),
+            "reference_f1": weighted_f1(truth, want, len(model.labels)),
+        }
+        loss = scores["reference_accuracy"] - scores["accuracy"]
+        bound = bounds.accuracy_loss
+        rows.append(Row(check="accuracy loss", case=case, value=loss, bound=bound, passed=loss <= bound))
+    evaluation = Evaluation(
+        rows=len(texts),
+        agreement=float((got == want).mean()),
+        label_mix={name: float((got == i).mean()) for i, name in enumerate(model.labels)},
+        seconds=middle - start,
+        reference_seconds=end - middle,
+        **scores,
+    )
+    agreement = evaluation.agreement
+    value = _difference(served, trained)
+    bound = _scaled(bounds.logits, trained)
+    rows.append(Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound))
+    passed = agreement >= bounds.agreement
+    rows.append(Row(check="labels", case=case, value=agreement, bound=bounds.agreement, passed=passed))
+    return evaluation, rows
+
+
+def weighted_f1(truth: Any, guess: Any, num_labels: int) -> float:
+    """F1 of each label, weighted by its share of the truth (scikit-learn's `average="weighted"`)."""
+    total = 0.0
+    for label in range(num_labels):
+        hits = float(((truth == label) & (guess == label)).sum())
+        selected, relevant = float((guess == label).sum()), float((truth == label).sum())
+        if selected + relevant:
+            total += 2 * hits / (selected + relevant) * relevant / len(truth)
+    return total

@@ -1,0 +1,107 @@
+"""The reference of the parity gate: transformers' own model and tokenizer, one text at a time.
+
+Deliberately shares no code with nopad's encoder, runtime or decoding, so that a fault there cannot hide here.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from nopad.export.errors import ExportError
+from nopad.runtime.types import FloatArray, Text
+
+_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "fill-mask": "AutoModelForMaskedLM",
+    "embeddings": "AutoModel",
+}
+
+
+class Reference:
+    """A checkpoint opened with transformers (fp32, SDPA, CPU)."""
+
+    def __init__(self, folder: Path, task: str, *, pooling: str | None = None, normalize: bool = False) -> None:
+        self.task = task
+        self.pooling = pooling
+        self.normalize = normalize
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if hasattr(config, "reference_compile"):
+            config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
+        auto = getattr(transformers, _CLASSES[task])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                model = auto.from_pretrained(
+                    folder, config=config, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model: Any = model.float().eval()
+        self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
+        raw = json.loads((folder / "config.json").read_text("utf-8"))
+        self.problem_type: str | None = raw.get("problem_type")
+        self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """First and last token id of any encoded text."""
+        ids = self.tokenizer("a").input_ids
+        return ids[0], ids[-1]
+
+    def content_ids(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def encode(self, text: Text, max_length: int) -> list[int]:
+        """Token ids as transformers would feed them."""
+        parts = text if isinstance(text, tuple) else (text,)
+        return list(self.tokenizer(*parts, truncation=True, max_length=max_length).input_ids)
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            out = self.model(**inputs)
+        if self.task != "embeddings":
+            return out.logits.float()
+        hidden = out.last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1).float()
+        rows = (hidden * mask).sum(1) / mask.sum(1) if self.pooling == "mean" else hidden[:, 0]
+        return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
+
+    def logits(self, ids: Sequence[int], token_type_ids: Sequence[int] | None = None) -> FloatArray:
+        """Logits of one token id sequence, float32 [num_labels], or [tokens, ...] for tasks per token."""
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        if token_type_ids is not None and "token_type_ids" in self.tokenizer.model_input_names:
+            inputs["token_type_ids"] = torch.tensor([token_type_ids])
+        out: FloatArray = self._forward(inputs)[0].numpy()
+        return out
+
+    def batch_logits(self, texts: Sequence[str], max_length: int, batch_size: int = 32) -> FloatArray:
+        """Logits of many texts as users get them by default: batches in order, padded to the longest."""
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            batch = self.tokenizer(
+                list(texts[start : start + batch_size]),
+                truncation=True, max_length=max_length, padding=True, return_tensors="pt",
+            )  # fmt: skip
+            rows.append(self._forward(dict(batch)).numpy())
+        return np.concatenate(rows)
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Scores as transformers' pipeline makes them for the checkpoint's `problem_type`."""
+        tensor = torch.from_numpy(np.array(logits))
+        if self.problem_type == "multi_label_classification" or self.task == "rerank":
+            return tensor.sigmoid().numpy()
+        if self.problem_type == "regression" or (self.task == "text-classification" and len(self.labels) == 1):
+            return logits
+        return tensor.softmax(-1).numpy()

@@ -1,0 +1,87 @@
+"""The bundle folder: open and verify it, build a new one, update its manifest. Knows no engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nopad.model.files import sha256_of, write_file
+from nopad.runtime.errors import BundleError, IntegrityError
+from nopad.runtime.manifest import Artifact, FileRecord, Manifest, from_json, to_json
+
+MANIFEST = "manifest.json"
+DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "default" / "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+
+def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:
+    """Open a bundle folder (None: the embedded default) and check every file's size and SHA-256.
+
+    `verify=False` skips the digests, not the sizes. Raises `BundleError` and its kinds.
+    """
+    folder = Path(path) if path is not None else DEFAULT_BUNDLE
+    manifest_path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: the folder does not exist")
+    try:
+        data = manifest_path.read_bytes()
+    except FileNotFoundError:
+        hint = "; it is a checkpoint: export it first with nopad export" if (folder / "config.json").is_file() else ""
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}{hint}") from None
+    manifest = from_json(data, str(manifest_path))
+    root = folder.resolve()
+    for name, record in manifest.files.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(root):
+            raise BundleError(f"{file} points outside the bundle; copy the real file in its place")
+        if not file.is_file():
+            raise BundleError(f"{folder} lacks the file {name}; copy the whole folder again")
+        if file.stat().st_size != record.bytes:
+            raise IntegrityError(f"{file} has {file.stat().st_size} bytes, the manifest says {record.bytes}; copy it again")
+        if verify and sha256_of(file) != record.sha256:
+            raise IntegrityError(f"{file} is damaged: its SHA-256 is not the manifest's; copy it again")
+    return Bundle(path=folder, manifest=manifest)
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Sizes and digests of every file below `folder` but the manifest."""
+    return {
+        file.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(file), bytes=file.stat().st_size)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write (or replace) the manifest of `folder`, atomically."""
+    write_file(folder / MANIFEST, to_json(manifest))
+    return Bundle(path=folder, manifest=manifest)
+
+
+def record_parity(
+    bundle: Bundle, reports: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+) -> Bundle:
+    """Write parity reports (file name -> report as JSON) into the manifest."""
+    artifacts: Sequence[Artifact] = [
+        dataclasses.replace(artifact, parity=reports[artifact.file]) if artifact.file in reports else artifact
+        for artifact in bundle.manifest.artifacts
+    ]
+    manifest = dataclasses.replace(
+        bundle.manifest, artifacts=tuple(artifacts), evaluation=evaluation or bundle.manifest.evaluation
+    )
+    return write_manifest(bundle.path, manifest)

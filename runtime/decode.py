@@ -1,0 +1,111 @@
+"""Logits -> typed answers. Pure functions on numpy arrays; the rules are those of transformers' pipelines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nopad.runtime.manifest import Manifest
+from nopad.runtime.tokenizer import TextEncoder, Tokens
+from nopad.runtime.types import Embedding, Entity, FloatArray, MaskFill, Prediction, Tagging
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Softmax over the last axis."""
+    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    out: FloatArray = exponent / exponent.sum(axis=-1, keepdims=True)
+    return out
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Logistic function, without overflow."""
+    out: FloatArray = (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+    return out
+
+
+def probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
+    """Scores of the labels: softmax, sigmoid (several labels, rerank) or the raw values (regression)."""
+    if manifest.task == "rerank" or manifest.problem_type == "multi_label_classification":
+        return sigmoid(logits)
+    if manifest.problem_type == "regression":
+        return logits
+    return softmax(logits)
+
+
+def prediction(
+    logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, top_k: int | None, keep_logits: bool
+) -> Prediction:
+    """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
+    scores = probabilities(logits, manifest)
+    order = np.argsort(-scores, kind="stable")
+    best = int(order[0])
+    if manifest.problem_type == "multi_label_classification":
+        labels = tuple(manifest.labels[i] for i in order if scores[i] >= 0.5)
+    else:
+        labels = (manifest.labels[best],)
+    return Prediction(
+        label=manifest.labels[best],
+        score=float(scores[best]),
+        labels=labels,
+        scores={manifest.labels[i]: float(scores[i]) for i in order[:top_k]},
+        logits=logits if keep_logits else None,
+        tokens=tokens.tokens,
+        tokens_used=tokens.used,
+        engine=engine,
+    )
+
+
+def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, keep_logits: bool) -> Tagging:
+    """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
+    scores = softmax(logits)
+    best = scores.argmax(axis=-1)
+    kept = [i for i, special in enumerate(tokens.special) if not special]
+    labels = [manifest.labels[best[i]] for i in kept]
+    values = [float(scores[i, best[i]]) for i in kept]
+    text = tokens.text if isinstance(tokens.text, str) else tokens.text[0]
+    return Tagging(
+        tokens_text=tuple(tokens.pieces[i] for i in kept),
+        labels=tuple(labels),
+        scores=tuple(values),
+        entities=_entities(labels, values, [tokens.offsets[i] for i in kept], text),
+        logits=logits if keep_logits else None,
+        tokens=tokens.tokens,
+        tokens_used=tokens.used,
+        engine=engine,
+    )
+
+
+def _entities(labels: list[str], scores: list[float], offsets: list[tuple[int, int]], text: str) -> tuple[Entity, ...]:
+    """Runs of one label; `B-` begins a new run, `I-` continues one of the same kind, `O` is none (IOB2)."""
+    runs: list[tuple[str, list[int]]] = []
+    for i, label in enumerate(labels):
+        kind = label[2:] if label[:2] in ("B-", "I-") else label
+        if label == "O":
+            continue
+        if runs and runs[-1][0] == kind and runs[-1][1][-1] == i - 1 and not label.startswith("B-"):
+            runs[-1][1].append(i)
+        else:
+            runs.append((kind, [i]))
+    entities = []
+    for kind, members in runs:
+        start, end = offsets[members[0]][0], offsets[members[-1]][1]
+        start += len(text[start:end]) - len(text[start:end].lstrip())  # byte-level tokens begin with their space
+        score = float(np.mean([scores[i] for i in members]))
+        entities.append(Entity(label=kind, score=score, start=start, end=end, text=text[start:end]))
+    return tuple(entities)
+
+
+def mask_fill(
+    logits: FloatArray, tokens: Tokens, encoder: TextEncoder, mask_id: int, engine: str, top_k: int
+) -> MaskFill:
+    """Answer of a fill-mask model; `logits` float32 [tokens_used, vocab_size]."""
+    masks = []
+    for position in (i for i, token in enumerate(tokens.input_ids) if token == mask_id):
+        scores = softmax(logits[position])
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        masks.append(tuple((encoder.decode_token(int(i)), float(scores[i])) for i in order))
+    return MaskFill(masks=tuple(masks), tokens=tokens.tokens, tokens_used=tokens.used, engine=engine)
+
+
+def embedding(logits: FloatArray, tokens: Tokens, engine: str) -> Embedding:
+    """Answer of an embedding model."""
+    return Embedding(vector=logits, tokens=tokens.tokens, tokens_used=tokens.used, engine=engine)

@@ -1,0 +1,62 @@
+"""The contract between the predictor and whatever computes logits. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nopad.model.packing import PackedBatch
+from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import Artifact
+from nopad.runtime.types import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What an engine is opened with."""
+
+    threads: int | None = None  # None: the engine library's own choice
+    pad_token_id: int = 0
+
+
+class Engine(Protocol):
+    """One opened engine file. `run` may be called from several threads at once."""
+
+    name: str
+
+    def run(self, batch: PackedBatch) -> FloatArray:
+        """Logits, float32: [B, ...] per sequence, or [T, ...] per token of the stream (filler included).
+
+        Raises `EngineError`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds; a second call does nothing."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Opens an engine; a class whose constructor has this signature is one."""
+
+    def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
+        """Open `path`. Raises `EnvironmentProblem` where a package or device is missing."""
+        ...
+
+
+# name -> "module:factory", imported when chosen; `TARGETS` says which engine opens which artifact.
+ENGINES = {
+    "onnx-cpu": "nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
+}
+TARGETS = {"onnx-cpu": "onnx"}
+
+
+def engine_factory(name: str) -> EngineFactory:
+    """The factory of a registered engine. Raises `UsageError` for an unknown name."""
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}; this nopad has: auto, {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
+    factory: EngineFactory = getattr(importlib.import_module(module), attribute)
+    return factory

@@ -1,0 +1,35 @@
+"""An engine for tests, nopad's and its users': answers from a function, without any file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nopad.model.packing import PackedBatch
+from nopad.runtime.engines.base import EngineOptions
+from nopad.runtime.manifest import Artifact
+from nopad.runtime.types import FloatArray
+
+
+class FakeEngine:
+    """Runs `answer(batch)`; records the batches it was given. Raise inside `answer` to inject a failure."""
+
+    name = "fake"
+
+    def __init__(self, answer: Callable[[PackedBatch], FloatArray]) -> None:
+        self.answer = answer
+        self.batches: list[PackedBatch] = []
+        self.closed = False
+
+    def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> FakeEngine:
+        """Serve as its own factory."""
+        return self
+
+    def run(self, batch: PackedBatch) -> FloatArray:
+        """Logits from the function."""
+        self.batches.append(batch)
+        return self.answer(batch)
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True

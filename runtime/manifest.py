@@ -1,0 +1,154 @@
+"""`manifest.json`: what a bundle says of itself. Parsing and writing only; the folder is `nopad.runtime.bundle`'s.
+
+The file carries a SHA-256 of its own content (`manifest_sha256`), so that a changed label is noticed as surely as a
+changed weight. Keys this version does not know are kept as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal, cast, get_args
+
+from nopad.model.config import PROBLEM_TYPES, TASKS, Pooling, ProblemType, Task
+from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
+
+FORMAT_VERSION = 1
+Layout = Literal["packed", "padded"]
+Verdict = Literal["verified", "unverified"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and digest of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One engine file."""
+
+    file: str
+    target: str  # onnx
+    precision: str  # fp32, fp16
+    layout: Layout  # packed stream, or padded matrix (optimum)
+    inputs: Mapping[str, list[str]]  # name -> symbolic shape
+    outputs: Mapping[str, list[str]]
+    token_multiple: int = 1  # a packed stream's length is a multiple of this
+    opset: int | None = None
+    exporter: str = "nopad"
+    sm: str | None = None
+    profiles: Any = None
+    parity: Mapping[str, Any] | None = None  # ParityReport as JSON; None: never gated
+
+    @property
+    def verdict(self) -> Verdict:
+        """`verified` only when the parity gate has passed."""
+        return "verified" if self.parity and self.parity.get("passed") is True else "unverified"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A bundle's whole description."""
+
+    task: Task
+    max_length: int  # tokens
+    artifacts: tuple[Artifact, ...]
+    files: Mapping[str, FileRecord]  # every file but the manifest
+    labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    pooling: Pooling | None = None
+    normalize: bool = False
+    tokenizer: str = "tokenizer.json"
+    pad_token_id: int = 0
+    mask_token: str | None = None
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    created: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of no known meaning
+
+    @property
+    def verdict(self) -> Verdict:
+        """`verified` when every artifact has passed the gate."""
+        ok = all(artifact.verdict == "verified" for artifact in self.artifacts)
+        return "verified" if ok and self.artifacts else "unverified"
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The manifest as a file's bytes, with its own digest."""
+    raw = dataclasses.asdict(manifest)
+    raw.update(raw.pop("extra"))
+    raw["verdict"] = manifest.verdict
+    raw["manifest_sha256"] = _digest(raw)
+    return (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def from_json(data: bytes, name: str) -> Manifest:
+    """Parse a manifest file's bytes; `name` is the path for messages.
+
+    Raises `NewerVersionError`, `IntegrityError` (its digest does not match) or `BundleError`.
+    """
+    try:
+        raw = json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(f"{name} is damaged ({error}); export the bundle again") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("format_version"), int):
+        raise BundleError(f"{name} is not a nopad manifest: it has no format_version")
+    version = raw["format_version"]
+    if version > FORMAT_VERSION:
+        raise NewerVersionError(
+            f"{name} has format version {version}, this nopad reads up to {FORMAT_VERSION}: "
+            f"upgrade nopad (the bundle was made by nopad {_created_by(raw)})"
+        )
+    digest = raw.pop("manifest_sha256", None)
+    if digest != _digest(raw):
+        raise IntegrityError(
+            f"{name} does not match its own manifest_sha256: it was changed or damaged; export the bundle again"
+        )
+    raw.pop("verdict", None)
+    try:
+        return _parse(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{name} is incomplete or malformed ({type(error).__name__}: {error})") from None
+
+
+def _created_by(raw: Mapping[str, Any]) -> str:
+    created = raw.get("created")
+    return str(created.get("nopad", "of unknown version")) if isinstance(created, dict) else "of unknown version"
+
+
+def _digest(raw: Mapping[str, Any]) -> str:
+    text = json.dumps(raw, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    known = {f.name for f in dataclasses.fields(Manifest)} - {"extra"}
+    extra = {key: value for key, value in raw.items() if key not in known}
+    fields = {key: value for key, value in raw.items() if key in known}
+    if fields["task"] not in TASKS:
+        raise BundleError(f"the manifest's task {fields['task']!r} is unknown; this nopad serves {', '.join(TASKS)}")
+    if fields.get("problem_type") not in (None, *PROBLEM_TYPES):
+        raise BundleError(f"the manifest's problem_type {fields['problem_type']!r} is unknown")
+    artifact_fields = {f.name for f in dataclasses.fields(Artifact)}
+    fields["artifacts"] = tuple(
+        Artifact(**{key: value for key, value in one.items() if key in artifact_fields}) for one in fields["artifacts"]
+    )
+    fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
+    for name in [*fields["files"], *(artifact.file for artifact in fields["artifacts"]), fields["tokenizer"]]:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or name not in fields["files"]:
+            raise BundleError(f"the manifest names the file {name!r}, which is not a listed file inside the bundle")
+    for artifact in fields["artifacts"]:
+        if artifact.layout not in get_args(Layout):
+            raise BundleError(f"the manifest's artifact {artifact.file} has unknown layout {artifact.layout!r}")
+    fields["labels"] = tuple(fields["labels"])
+    return Manifest(**fields, extra=cast(Mapping[str, Any], extra))

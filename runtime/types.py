@@ -1,0 +1,100 @@
+"""What goes into the runtime and what comes out: frozen records, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+# One text, or a pair (query, passage) for models trained on pairs.
+Text = str | tuple[str, str]
+Truncation = Literal["truncate", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How a text became tokens, and who answered."""
+
+    tokens: int  # of the whole text, special tokens included
+    tokens_used: int  # after truncation to the model's max length
+    engine: str
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end of the text was not read."""
+        return self.tokens_used < self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Usage):
+    """Answer of a text-classification or rerank model for one text.
+
+    `scores` are softmax probabilities (single label), independent sigmoid probabilities (several labels, rerank) or
+    raw values (regression). `labels` are those at or above 0.5 for several labels, else the best one.
+    """
+
+    label: str
+    score: float
+    labels: tuple[str, ...]
+    scores: Mapping[str, float]  # the best `top_k`, best first
+    logits: FloatArray | None = None  # float32 [num_labels], on request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entity:
+    """A run of tokens with one label; `start` and `end` are character positions in the text."""
+
+    label: str
+    score: float  # mean probability of its tokens
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagging(Usage):
+    """Answer of a token-classification model: a label per token, and the entities they form."""
+
+    tokens_text: tuple[str, ...]
+    labels: tuple[str, ...]  # one per token, special tokens left out
+    scores: tuple[float, ...]
+    entities: tuple[Entity, ...]
+    logits: FloatArray | None = None  # float32 [tokens_used, num_labels], on request
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFill(Usage):
+    """Answer of a fill-mask model: for each mask in the text, its best tokens with probabilities, best first."""
+
+    masks: tuple[tuple[tuple[str, float], ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Usage):
+    """Answer of an embedding model: float32 [hidden_size]."""
+
+    vector: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One passage of a reranked list."""
+
+    index: int  # place in the list that was given
+    score: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A text that could not be answered, in its place among the answers."""
+
+    index: int
+    error: Exception
+
+
+Result = Prediction | Tagging | MaskFill | Embedding

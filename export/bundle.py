@@ -99,13 +99,20 @@ def export_checkpoint(
 
 
 def gate_bundle(
-    bundle: Bundle, checkpoint: Path, *, half_window: int, progress: Progress = lambda message: None, **options: Any
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    half_window: int,
+    engine: str = "auto",
+    threads: int | None = None,
+    progress: Progress = lambda message: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle against its checkpoint; the report as JSON. `options` go to `run_gate`."""
     progress("parity: opening transformers")
     manifest = bundle.manifest
     reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
-    with load(bundle.path, allow_unverified=True, threads=options.pop("threads", None)) as model:
+    with load(bundle.path, engine=engine, allow_unverified=True, threads=threads) as model:
         return run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
 
 
@@ -224,4 +231,3 @@ def check_source(bundle: Bundle, checkpoint: Path) -> str | None:
     if known and known != source_of(checkpoint)["sha256"]:
         return f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (its files differ)"
     return None
-

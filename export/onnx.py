@@ -13,7 +13,6 @@ from typing import Any
 
 import onnx
 import torch
-
 from nopad.export.errors import ExportError
 from nopad.model.attention import graph_attention
 from nopad.model.encoder import PackedEncoder
@@ -113,6 +112,7 @@ def _name_nodes(graph: Any) -> None:
             module = next((scope for scope in reversed(scopes) if scope and not scope.startswith("_empty")), "stream")
         name = f"{module}/{node.op_type}"
         seen[name] += 1
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
         node.name = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-
 from nopad.export.errors import ExportError
 from nopad.runtime.types import FloatArray, Text
 
@@ -31,6 +30,7 @@ class Reference:
     """A checkpoint opened with transformers (fp32, SDPA, CPU)."""
 
     def __init__(self, folder: Path, task: str, *, pooling: str | None = None, normalize: bool = False) -> None:
+        transformers.logging.disable_progress_bar()
         self.task = task
         self.pooling = pooling
         self.normalize = normalize

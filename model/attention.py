@@ -71,16 +71,17 @@ def local_mask(layout: PackedLayout) -> Tensor:
 
 def _neighbours(x: Tensor, block: int, fill: float = 0) -> Tensor:
     """[T, ...] -> [T / block, 3 * block, ...]: each block between its two neighbours."""
-    tail = x.shape[1:]
-    padded = torch.cat([x.new_full((block, *tail), fill), x, x.new_full((block, *tail), fill)])
-    blocks = padded.reshape(-1, block, *tail)
+    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (block, block), value=fill)
+    blocks = padded.unflatten(0, (-1, block))
     return torch.cat([blocks[:-2], blocks[1:-1], blocks[2:]], dim=1)
 
 
 def sdpa_attention(layout: PackedLayout) -> Attend:
     """PyTorch's own kernels on any device: block-local SDPA, and SDPA per sequence without padding."""
     if layout.sequence_ids.shape[0] % layout.block:
-        raise ValueError(f"a stream of {layout.sequence_ids.shape[0]} tokens is no multiple of {layout.block}; see pack")
+        raise ValueError(
+            f"a stream of {layout.sequence_ids.shape[0]} tokens is no multiple of {layout.block}; see pack"
+        )
     mask = local_mask(layout).unsqueeze(1) if layout.half_window >= 0 else None
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
 

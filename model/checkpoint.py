@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
 from nopad.model.attention import AttentionFactory
 from nopad.model.config import EncoderConfig, Pooling, Task, read_config
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 _BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
@@ -213,7 +212,7 @@ def initialize(encoder: PackedEncoder) -> None:
                 nn.init.normal_(module.weight, std=std)
             else:
                 scale = config.hidden_size**-0.5 if leaf == "classifier" else std if leaf in ("Wqkv", "Wi") else out_std
-                if module.weight is not getattr(encoder.backbone().embeddings, "tok_embeddings").weight:
+                if module.weight is not encoder.backbone().embeddings.tok_embeddings.weight:
                     nn.init.trunc_normal_(module.weight, std=scale, a=-2 * scale, b=2 * scale)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -252,7 +251,7 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
 
 
 def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into an existing folder (all or nothing: `nopad.model.files.replace_folder`)."""
+    """Write `config.json` and `model.safetensors` into an existing folder (made by `replace_folder`)."""
     seen: set[int] = set()
     weights = {}
     for name, tensor in encoder.state_dict().items():

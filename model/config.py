@@ -78,15 +78,13 @@ class EncoderConfig:
         """Refuse sizes that cannot make an encoder, in the words of `config.json`."""
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
-                f"config.json: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_heads}"
+                f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
             )
         if self.architecture == "modernbert" and self.head_size % 2:
             raise CheckpointError(f"config.json: head size {self.head_size} is odd; rotary positions need pairs")
         if len(self.local_layers) != self.num_layers:
             raise CheckpointError(
-                f"config.json: layer_types has {len(self.local_layers)} entries for num_hidden_layers "
-                f"{self.num_layers}"
+                f"config.json: layer_types has {len(self.local_layers)} entries for num_hidden_layers {self.num_layers}"
             )
         for name in ("activation", "classifier_activation"):
             if getattr(self, name) not in ACTIVATIONS:
@@ -113,7 +111,8 @@ class EncoderConfig:
     @property
     def block(self) -> int:
         """Tokens of one attention block: the multiple of 64 that covers the half window. The stream's length is
-        a multiple of it."""
+        a multiple of it.
+        """
         return max(1, -(-self.half_window // 64)) * 64
 
     @property

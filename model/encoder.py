@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, default_attention
 from nopad.model.config import EncoderConfig
+from torch import Tensor, nn
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -52,7 +52,9 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
         if not file.is_file():
             raise BundleError(f"{folder} lacks the file {name}; copy the whole folder again")
         if file.stat().st_size != record.bytes:
-            raise IntegrityError(f"{file} has {file.stat().st_size} bytes, the manifest says {record.bytes}; copy it again")
+            raise IntegrityError(
+                f"{file} has {file.stat().st_size} bytes, the manifest says {record.bytes}; copy it again"
+            )
         if verify and sha256_of(file) != record.sha256:
             raise IntegrityError(f"{file} is damaged: its SHA-256 is not the manifest's; copy it again")
     return Bundle(path=folder, manifest=manifest)

@@ -1,17 +1,17 @@
 """The error tree. Every message names the thing at fault and the next step; `exit_code` is the command line's.
 
-    NopadError                    3
-    +- CheckpointError            3  a checkpoint folder that cannot be taken (defined in nopad.model.errors)
-    +- OutputError                3  an output folder that must not be written (nopad.model.files)
-    +- UsageError                 2  an option or argument that makes no sense here
-    +- BundleError                3  a bundle that is missing, incomplete or malformed
-    |  +- IntegrityError          3  a file of the bundle is not the one that was written
-    |  +- NewerVersionError       3  the bundle was made by a newer nopad
-    |  +- UnverifiedError         3  the bundle has not passed the parity gate
-    +- TextError                  3  one input text that cannot be answered
-    +- EnvironmentProblem         4  a package or a device is missing, or memory or disk ran out
-    +- EngineError                4  an engine failed on a batch, or answered NaN
-    +- ParityError                1  the parity gate said no
+NopadError                    3
++- CheckpointError            3  a checkpoint folder that cannot be taken (defined in nopad.model.errors)
++- OutputError                3  an output folder that must not be written (nopad.model.files)
++- UsageError                 2  an option or argument that makes no sense here
++- BundleError                3  a bundle that is missing, incomplete or malformed
+|  +- IntegrityError          3  a file of the bundle is not the one that was written
+|  +- NewerVersionError       3  the bundle was made by a newer nopad
+|  +- UnverifiedError         3  the bundle has not passed the parity gate
++- TextError                  3  one input text that cannot be answered
++- EnvironmentProblem         4  a package or a device is missing, or memory or disk ran out
++- EngineError                4  an engine failed on a batch, or answered NaN
++- ParityError                1  the parity gate said no
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
-
 from nopad.model.packing import pack, plan_batches
 from nopad.runtime import decode
 from nopad.runtime.bundle import Bundle, open_bundle
@@ -78,8 +77,8 @@ def load(
         raise BundleError(f"{bundle.path} has no file for engine {name}; it holds {have}: export it with that target")
     if artifact.verdict != "verified" and not allow_unverified:
         raise UnverifiedError(
-            f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified): run nopad parity, or open it "
-            "with allow_unverified=True (--allow-unverified)"
+            f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified): run nopad parity, or "
+            "open it with allow_unverified=True (--allow-unverified)"
         )
     encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer), bundle.manifest.max_length, truncation)
     options = EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id)
@@ -104,7 +103,9 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -195,19 +196,27 @@ class Model:
         """The texts as the model reads them."""
         return self._encoder.encode(texts)
 
-    def run_ids(self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None) -> list[FloatArray]:
+    def run_ids(
+        self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
+    ) -> list[FloatArray]:
         """Logits of token id sequences, all in one micro-batch."""
         types = token_types or [[0] * len(ids) for ids in sequences]
         batch = pack(sequences, types, multiple=self.artifact.token_multiple, filler_id=self.manifest.pad_token_id)
         out = self._engine.run(batch)
-        rows = [out[a:b] for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)] if self._per_token else list(out)
+        rows = (
+            [out[a:b] for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)]
+            if self._per_token
+            else list(out)
+        )
         if any(not np.isfinite(row).all() for row in rows):
             raise EngineError(f"engine {self._engine.name} answered NaN or infinity on {batch.num_tokens} tokens")
         return rows
 
     def _require(self, method: str, *tasks: str) -> None:
         if self.task not in tasks:
-            other = {"embeddings": "embed", "token-classification": "tag", "fill-mask": "fill"}.get(self.task, "predict")
+            other = {"embeddings": "embed", "token-classification": "tag", "fill-mask": "fill"}.get(
+                self.task, "predict"
+            )
             raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
 
     def _predict_one(self, top_k: int | None, keep: bool) -> Callable[[FloatArray, Tokens], Prediction]:
@@ -254,9 +263,7 @@ class Model:
             yield from self._window(window, start, one)
             start += len(window)
 
-    def _window(
-        self, texts: Sequence[Text], start: int, one: Callable[[FloatArray, Tokens], R]
-    ) -> list[R | Failure]:
+    def _window(self, texts: Sequence[Text], start: int, one: Callable[[FloatArray, Tokens], R]) -> list[R | Failure]:
         encoded = self._encoder.encode(texts)
         answers: dict[int, R | Failure] = {
             i: Failure(index=start + i, error=item) for i, item in enumerate(encoded) if isinstance(item, TextError)
@@ -277,7 +284,9 @@ class Model:
             for i, row in zip(batch, rows, strict=True):
                 try:
                     answers[index[i]] = (
-                        Failure(index=start + index[i], error=row) if isinstance(row, Exception) else one(row, tokens[index[i]])
+                        Failure(index=start + index[i], error=row)
+                        if isinstance(row, Exception)
+                        else one(row, tokens[index[i]])
                     )
                 except TextError as error:
                     answers[index[i]] = Failure(index=start + index[i], error=error)

@@ -33,4 +33,6 @@ class Recipe:
             if getattr(self, name) <= 0:
                 raise DataError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.max_length < 3:
-            raise DataError(f"--max-length must be at least 3 (a text and its two special tokens), got {self.max_length}")
+            raise DataError(
+                f"--max-length must be at least 3 (a text and its two special tokens), got {self.max_length}"
+            )

@@ -16,11 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score
-from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-
 from nopad.model.checkpoint import (
     Checkpoint,
     initialize,
@@ -35,7 +30,13 @@ from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
 from nopad.model.packing import pack
 from nopad.training.data import TrainingData
+from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
+from rich.console import Console
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+from transformers import AutoTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 _LOSS_KEY = "labels"  # first in every batch: Trainer takes the batch size from the first tensor
 
@@ -169,13 +170,14 @@ def train(
     tokenizer: str | None = None,
     recipe: Recipe | None = None,
     resume: bool = False,
-    quiet: bool = False,
+    console: Console | None = None,
     extra_arguments: dict[str, Any] | None = None,
 ) -> TrainingResult:
     """Fine-tune and write the best epoch's checkpoint to `output`.
 
     Work in progress lies in `OUTPUT.training` beside it; after an interruption `resume=True` goes on from there, and
-    it is removed at the end. `extra_arguments` go to `transformers.TrainingArguments` as they are.
+    it is removed at the end. `console` is where progress goes. `extra_arguments` go to `transformers.TrainingArguments`
+    as they are.
     Raises `CheckpointError` or `DataError` before anything is written.
     """
     recipe = recipe or Recipe()
@@ -221,7 +223,7 @@ def train(
             "remove_unused_columns": False,
             "label_names": [_LOSS_KEY],
             "dataloader_pin_memory": cuda,
-            "disable_tqdm": quiet,
+            "disable_tqdm": True,
             "report_to": [],
             **(extra_arguments or {}),
         }
@@ -239,11 +241,20 @@ def train(
         data_collator=lambda rows: collate(rows, multiple=multiple, problem_type=data.problem_type),
         compute_metrics=metrics_for(data.problem_type),
     )
-    outcome = trainer.train(resume_from_checkpoint=last)
+    trainer.remove_callback(PrinterCallback)
+    progress = RichProgress(console or Console(quiet=True))
+    trainer.add_callback(progress)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=last)
+    finally:
+        progress.stop()
     scores = [entry for entry in trainer.state.log_history if f"eval_{best}" in entry]
     kept = (min if best == "mse" else max)(scores, key=lambda entry: entry[f"eval_{best}"])
-    metrics = {name.removeprefix("eval_"): float(kept[name]) for name in kept if name in
-               ("eval_accuracy", "eval_f1", "eval_mse", "eval_loss")}
+    metrics = {
+        name.removeprefix("eval_"): float(kept[name])
+        for name in kept
+        if name in ("eval_accuracy", "eval_f1", "eval_mse", "eval_loss")
+    }
     checkpoint.encoder.cpu().eval()
     with replace_folder(output, marker="config.json") as folder:
         raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
@@ -258,4 +269,3 @@ def train(
 def _warmup_steps(recipe: Recipe, rows: int) -> int:
     steps = rows / (recipe.batch_size * recipe.gradient_accumulation) * recipe.epochs
     return int(steps * recipe.warmup_ratio)
-

@@ -1,0 +1,116 @@
+"""The `nopad` command: a lazy root group. A command's module is imported when it runs, so `--help` is instant.
+
+Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+from nopad.model.errors import NopadError
+
+# name -> ("module:command", short help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("nopad.training.cli:train", "Fine-tune a checkpoint (or train from scratch) on labelled texts."),
+    "export": ("nopad.export.cli:export", "Export a checkpoint to a verified bundle."),
+    "parity": ("nopad.export.cli:parity", "Check that a bundle answers what transformers answers."),
+    "predict": ("nopad.runtime.commands.predict:predict", "Answer texts, or a file of them."),
+    "inspect": ("nopad.runtime.commands.inspect:inspect", "Show what a bundle holds and how it was verified."),
+    "doctor": ("nopad.runtime.commands.doctor:doctor", "Show what this machine can train, export and run."),
+    "demo": ("nopad.export.demo:demo", "Export, verify and run the embedded model; compare with transformers."),
+}
+
+# Which extra brings a package, for messages about a missing one.
+EXTRAS = {
+    "onnxruntime": "cpu",
+    "torch": "export",
+    "transformers": "export",
+    "safetensors": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "datasets": "train",
+    "sklearn": "train",
+    "accelerate": "train",
+}
+EPILOG = (
+    "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."
+)
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name; imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"auto_envvar_prefix": "NOPAD", "help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(importlib.metadata.version("nopad"), prog_name="nopad")
+def cli() -> None:
+    """Packed ModernBERT and BERT encoders, from fine-tuning to verified, torch-free bundles.
+
+    Every option can be set as NOPAD_<COMMAND>_<OPTION> in the environment.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run a command and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Every expected failure becomes one line on stderr."""
+    try:
+        code = cli.main(args=arguments, prog_name="nopad", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("nopad: interrupted", err=True)
+        return 130
+    except NopadError as error:
+        click.echo(f"nopad: {error}", err=True)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{EXTRAS[package]}]'", err=True)
+        return 4
+    except MemoryError:
+        click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)
+        return 4
+    except BrokenPipeError:  # the reader of our output has left (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full" if full else (error.strerror or type(error).__name__)
+        place = f" ({error.filename})" if error.filename else ""
+        click.echo(f"nopad: {what}{place}; nothing half-written was left behind", err=True)
+        return 4 if full else 3

@@ -1,0 +1,45 @@
+"""What the commands share: the options every command has, and where messages go (stderr; stdout is for results)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def common_options(command: F) -> F:
+    """`--json`, `--quiet`, `--threads`."""
+    options = [
+        click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress and no remarks on stderr."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def emit(value: Any) -> None:
+    """Print one JSON object on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=float))
+
+
+def messages(quiet: bool) -> Console:
+    """Where remarks go."""
+    return Console(stderr=True, quiet=quiet, highlight=False)
+
+
+@contextmanager
+def status(console: Console) -> Iterator[Callable[[str], None]]:
+    """A spinner whose text is set by calling the yielded function; plain lines where stderr is no terminal."""
+    if not console.is_terminal:
+        yield lambda message: console.print(message, style="dim")
+        return
+    with console.status("starting") as spinner:
+        yield lambda message: spinner.update(message)

@@ -1,0 +1,88 @@
+"""`nopad inspect`: what a bundle holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import click
+from nopad.runtime.bundle import Bundle, open_bundle
+from nopad.runtime.commands.console import common_options, emit
+from nopad.runtime.manifest import Artifact, to_json
+from rich.console import Console
+from rich.table import Table
+
+
+@click.command()
+@click.argument("bundle", required=False)
+@click.option("--no-verify", is_flag=True, help="Do not check the files' SHA-256.")
+@common_options
+def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool, threads: int | None) -> None:
+    """Show what BUNDLE holds and how it was verified (without one: the embedded default)."""
+    opened = open_bundle(bundle, verify=not no_verify)
+    if as_json:
+        emit({"path": str(opened.path), **json.loads(to_json(opened.manifest))})
+        return
+    console = Console(highlight=False)
+    console.print(_overview(opened, checked=not no_verify))
+    for artifact in opened.manifest.artifacts:
+        console.print(_artifact(artifact, opened.manifest.files[artifact.file].bytes))
+
+
+def _table() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _overview(bundle: Bundle, checked: bool) -> Table:
+    manifest = bundle.manifest
+    total = sum(record.bytes for record in manifest.files.values())
+    table = _table()
+    table.add_row("bundle", str(bundle.path))
+    table.add_row("verdict", manifest.verdict)
+    table.add_row("task", f"{manifest.task}" + (f" ({manifest.problem_type})" if manifest.problem_type else ""))
+    if manifest.labels:
+        table.add_row("labels", ", ".join(manifest.labels))
+    table.add_row("max length", f"{manifest.max_length} tokens")
+    if manifest.pooling:
+        table.add_row("pooling", manifest.pooling + (", normalised" if manifest.normalize else ""))
+    table.add_row("architecture", ", ".join(f"{key} {value}" for key, value in manifest.architecture.items()))
+    table.add_row("source", str(manifest.source.get("name", "unknown")))
+    table.add_row("made by", ", ".join(f"{key} {value}" for key, value in manifest.created.items()))
+    table.add_row(
+        "files", f"{len(manifest.files)}, {total / 1e6:.1f} MB, {'SHA-256 checked' if checked else 'not checked'}"
+    )
+    if manifest.evaluation:
+        values = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.evaluation.items()]
+        table.add_row("evaluation", ", ".join(values))
+    return table
+
+
+def _signature(values: Mapping[str, list[str]]) -> str:
+    return escape(", ".join(f"{name}[{', '.join(shape)}]" for name, shape in values.items()))
+
+
+def _artifact(artifact: Artifact, size: int) -> Table:
+    table = _table()
+    table.add_row(artifact.file, f"{artifact.target} {artifact.precision}, {artifact.layout}, {size / 1e6:.1f} MB")
+    table.add_row("  inputs", _signature(artifact.inputs))
+    table.add_row("  outputs", _signature(artifact.outputs))
+    facts = {"opset": artifact.opset, "exporter": artifact.exporter, "token multiple": artifact.token_multiple}
+    table.add_row("  graph", ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None))
+    parity = artifact.parity
+    if not parity:
+        table.add_row("  parity", "never checked: run nopad parity")
+        return table
+    rows = parity.get("rows", [])
+    failed = [row for row in rows if not row["passed"]]
+    logits = [row["value"] for row in rows if row["check"] == "logits"]
+    versions = ", ".join(f"{key} {value}" for key, value in parity.get("versions", {}).items())
+    worst = f", worst logit difference {max(logits):.1e}" if logits else ""
+    table.add_row("  parity", f"{artifact.verdict}: {len(rows) - len(failed)} of {len(rows)} checks, {versions}{worst}")
+    for row in failed[:5]:
+        table.add_row(
+            "  failed", f"{row['check']}, {row['case']}: {row['value']:.3g} (bound {row['bound']:.3g}) {row['note']}"
+        )
+    return table

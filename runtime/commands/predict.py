@@ -1,0 +1,138 @@
+"""`nopad predict`: answer texts from the command line, or a file of any length."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.errors import BundleError, UsageError
+from rich.console import Console
+from rich.table import Table
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, metavar="[BUNDLE] [TEXT]...")
+@click.option("--input", "-i", "source", metavar="FILE", help="JSONL, CSV, TSV or plain text; - for stdin.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write JSONL here instead of to stdout.")
+@click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
+@click.option("--second-field", help="Field of the second text, for models of text pairs.")
+@click.option("--engine", default="auto", help="Engine to run on: auto or onnx-cpu.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Only the best K labels (or tokens, for fill-mask).")
+@click.option(
+    "--truncation",
+    type=click.Choice(["truncate", "error"]),
+    default="truncate",
+    help="A text over the model's max length: read its beginning (and say so), or refuse it.",
+)
+@click.option("--token-budget", type=click.IntRange(min=1), default=2048, help="Tokens of one micro-batch.")
+@click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
+@common_options
+def predict(
+    arguments: tuple[str, ...],
+    source: str | None,
+    output: Path | None,
+    field: str,
+    second_field: str | None,
+    engine: str,
+    top_k: int | None,
+    truncation: Any,
+    token_budget: int,
+    allow_unverified: bool,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+) -> int:
+    """Answer each TEXT, or every line of --input, with BUNDLE (without one: the embedded sentiment model).
+
+    \b
+    nopad predict "an hour of my life I want back"
+    nopad predict bundle/ "a dull film" "splendid"
+    nopad predict bundle/ --input reviews.jsonl --output labels.jsonl
+
+    A bad line fails alone: its answer is {"line": N, "error": "..."}, and the exit code is 3 at the end.
+    """
+    from nopad.runtime.batchfile import answer_file
+    from nopad.runtime.predictor import load
+
+    bundle, texts = _split(arguments)
+    if bool(texts) == bool(source):
+        raise UsageError("give either texts or --input FILE" + (", not both" if texts else ""))
+    if resume and (output is None or source in (None, "-")):
+        raise UsageError("--resume needs --input FILE and --output FILE")
+    console = messages(quiet)
+    with load(
+        bundle,
+        engine=engine,
+        threads=threads,
+        truncation=truncation,
+        token_budget=token_budget,
+        allow_unverified=allow_unverified,
+    ) as model:
+        if source is not None:
+            fields = (field, second_field) if second_field else (field,)
+            outcome = answer_file(
+                model, source, output, fields=fields, top_k=top_k, resume=resume, console=console, emit=emit
+            )
+            if outcome.truncated:
+                console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
+            if outcome.failed:
+                console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
+            return 3 if outcome.failed else 0
+        return _print(model, texts, top_k, as_json, console)
+
+
+def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """A first argument that is a folder is the bundle."""
+    if arguments and Path(arguments[0]).is_dir():
+        return arguments[0], arguments[1:]
+    if arguments and "/" in arguments[0].strip() and not any(c.isspace() for c in arguments[0].strip()):
+        raise BundleError(f"no bundle at {arguments[0]}: the folder does not exist")
+    return None, arguments
+
+
+def _print(model: Any, texts: tuple[str, ...], top_k: int | None, as_json: bool, console: Console) -> int:
+    from nopad.runtime.batchfile import as_object
+    from nopad.runtime.types import Failure
+
+    failed = 0
+    table = Table(box=None, pad_edge=False)
+    for text, answer in zip(texts, model.results(iter(texts), top_k=top_k), strict=True):
+        if isinstance(answer, Failure):
+            failed += 1
+            if as_json:
+                emit({"text": text, "error": str(answer.error)})
+            else:
+                console.print(f"nopad: {text!r}: {answer.error}", markup=False)
+            continue
+        if answer.truncated:
+            console.print(f"read {answer.tokens_used} of {answer.tokens} tokens of {text[:40]!r}", markup=False)
+        if as_json:
+            emit({"text": text, **as_object(answer)})
+        else:
+            if not table.columns:
+                for name in ("answer", "score", "text"):
+                    table.add_column(name, overflow="fold", no_wrap=name != "text")
+            for first, second in _cells(answer, top_k):
+                table.add_row(first, second, text if len(text) <= 60 else text[:57] + "...")
+    if table.rows:
+        Console(file=sys.stdout, highlight=False, markup=False).print(table)
+    return 3 if failed else 0
+
+
+def _cells(answer: Any, top_k: int | None) -> list[tuple[str, str]]:
+    from nopad.runtime.types import Embedding, MaskFill, Tagging
+
+    if isinstance(answer, Tagging):
+        return [(f"{entity.label}: {entity.text}", f"{entity.score:.4f}") for entity in answer.entities] or [("-", "")]
+    if isinstance(answer, MaskFill):
+        return [(token, f"{score:.4f}") for mask in answer.masks for token, score in mask]
+    if isinstance(answer, Embedding):
+        return [(f"vector of {len(answer.vector)}", f"norm {float((answer.vector**2).sum() ** 0.5):.4f}")]
+    if top_k:
+        return [(label, f"{score:.4f}") for label, score in answer.scores.items()]
+    return [(", ".join(answer.labels) or "-", f"{answer.score:.4f}")]

@@ -1,0 +1,108 @@
+"""`nopad train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from nopad.runtime.commands.console import common_options, emit, messages
+
+
+@click.command()
+@click.option("--model", "-m", help="Checkpoint folder or Hugging Face Hub name to fine-tune.")
+@click.option(
+    "--from-scratch",
+    type=click.Path(exists=True, path_type=Path),
+    help="Random weights from this config.json instead of --model.",
+)
+@click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
+@click.option("--train", "train_data", required=True, help="Hub name, CSV, TSV, JSONL, Parquet, or a folder of them.")
+@click.option("--eval", "eval_data", help="As --train. [default: its validation or test split, else --eval-fraction]")
+@click.option("--eval-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1)
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
+@click.option("--text-column", help="[default: text, sentence, content or review]")
+@click.option("--label-column", help="[default: label, labels or score]")
+@click.option("--labels", help="Label names, comma-separated, in the order of their numbers.")
+@click.option("--learning-rate", type=float, default=8e-5)
+@click.option("--adam-beta1", type=float, default=0.9)
+@click.option("--adam-beta2", type=float, default=0.98)
+@click.option("--adam-epsilon", type=float, default=1e-6)
+@click.option("--weight-decay", type=float, default=8e-6)
+@click.option("--schedule", default="linear", help="Learning rate schedule, a name that transformers knows.")
+@click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.0)
+@click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0)
+@click.option("--epochs", type=float, default=2.0)
+@click.option("--batch-size", type=int, default=32)
+@click.option("--eval-batch-size", type=int, default=32)
+@click.option("--gradient-accumulation", type=int, default=1)
+@click.option("--max-length", type=int, default=512, help="Tokens of a text; kept as the model's limit.")
+@click.option("--seed", type=int, default=42)
+@click.option("--bf16/--no-bf16", default=None, help="[default: where the GPU has it]")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
+@common_options
+def train(
+    model: str | None,
+    from_scratch: Path | None,
+    tokenizer: str | None,
+    train_data: str,
+    eval_data: str | None,
+    eval_fraction: float,
+    output: Path,
+    text_column: str | None,
+    label_column: str | None,
+    labels: str | None,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+    **recipe: Any,
+) -> None:
+    """Fine-tune a text classifier; the best epoch becomes the checkpoint at --output.
+
+    The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
+    (regression) follow from the label column.
+
+    \b
+    nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
+    """
+    import torch
+    from nopad.model.files import check_output
+    from nopad.training.data import load_data
+    from nopad.training.recipe import Recipe
+    from nopad.training.trainer import train as run
+
+    settings = Recipe(**recipe)
+    check_output(output, "config.json")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = messages(quiet)
+    data = load_data(
+        train_data,
+        eval_data,
+        text_column=text_column,
+        label_column=label_column,
+        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        eval_fraction=eval_fraction,
+        seed=settings.seed,
+    )
+    console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
+    try:
+        result = run(
+            data,
+            output,
+            model=model,
+            from_scratch=from_scratch,
+            tokenizer=tokenizer,
+            recipe=settings,
+            resume=resume,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; finished epochs are in {output}.training: go on with --resume")
+        raise
+    figures = {**result.metrics, "epoch": result.epoch, "seconds": round(result.seconds, 1)}
+    if as_json:
+        emit({"checkpoint": str(output), **figures})
+    else:
+        click.echo(f"{output}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

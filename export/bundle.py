@@ -39,7 +39,7 @@ class ExportResult:
     """What an export made."""
 
     bundle: Bundle
-    report: Mapping[str, Any] | None  # ParityReport as JSON; None where the gate was skipped
+    report: dict[str, Any] | None  # ParityReport as JSON; None where the gate was skipped
     export_seconds: float  # loading, tracing, writing
     parity_seconds: float
     bytes: int  # of the whole bundle

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-
 from nopad.export.samples import SAMPLES
 from nopad.runtime.commands.console import common_options, emit, messages, status
+from rich.console import Console
+from rich.table import Table
 
 REVIEWS = (
     "An hour of my life I want back.",
@@ -35,7 +34,6 @@ def demo(output: Path | None, as_json: bool, quiet: bool, threads: int | None) -
     transformers as most use it, in padded batches with SDPA.
     """
     import torch
-
     from nopad.export.bundle import export_checkpoint
     from nopad.export.cli import print_report, set_threads
     from nopad.export.reference import Reference

@@ -88,26 +88,24 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
         if not local:
             return _per_sequence(q, k, v, lengths, dropout)
-        blocks = [x.transpose(1, 2) for x in (q.unflatten(0, (-1, layout.block)), *_windows(k, v, layout.block))]
-        out = F.scaled_dot_product_attention(*blocks, attn_mask=mask, dropout_p=dropout)
+        queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
+        keys, values = (_neighbours(x, layout.block).transpose(1, 2) for x in (k, v))
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
         return out.transpose(1, 2).flatten(0, 1)
 
     return attend
 
 
-def _windows(k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    return _neighbours(k, block), _neighbours(v, block)
-
-
 def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float) -> Tensor:
     # A loop, not a padded matrix: the unmasked kernel is the fast one, and no work is spent on padding.
-    filler = q.shape[0] - sum(lengths)
+    sizes = [*lengths, q.shape[0] - sum(lengths)]  # filler is one more sequence
+    queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
     outs = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in qkv), dropout_p=dropout)[0]
-        for qkv in zip(*(x.split([*lengths, filler]) for x in (q, k, v)), strict=True)
-        if qkv[0].shape[0]
+        F.scaled_dot_product_attention(one_q, one_k, one_v, dropout_p=dropout)
+        for one_q, one_k, one_v in zip(queries, keys, values, strict=True)
+        if one_q.shape[2]
     ]
-    return torch.cat(outs, dim=1).transpose(0, 1)
+    return torch.cat(outs, dim=2)[0].transpose(0, 1)
 
 
 def varlen_attention(layout: PackedLayout) -> Attend:
@@ -151,7 +149,7 @@ def graph_attention(layout: PackedLayout) -> Attend:
         q = q * q.shape[-1] ** -0.5
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)
-            keys, values = (x.transpose(1, 2) for x in _windows(k, v, block))
+            keys, values = (_neighbours(x, block).transpose(1, 2) for x in (k, v))
             out = _softmax_matmul(q, keys, values, local_bias)
             return out.transpose(1, 2).flatten(0, 1)
         q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))

@@ -205,6 +205,7 @@ def initialize(encoder: PackedEncoder) -> None:
     config = encoder.encoder_config
     std = config.initializer_range
     out_std = std / math.sqrt(2.0 * config.num_layers)
+    embeddings = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear):
             leaf = name.rsplit(".", 1)[-1]
@@ -212,7 +213,7 @@ def initialize(encoder: PackedEncoder) -> None:
                 nn.init.normal_(module.weight, std=std)
             else:
                 scale = config.hidden_size**-0.5 if leaf == "classifier" else std if leaf in ("Wqkv", "Wi") else out_std
-                if module.weight is not encoder.backbone().embeddings.tok_embeddings.weight:
+                if not any(module.weight is other.weight for other in embeddings):  # not a tied decoder
                     nn.init.trunc_normal_(module.weight, std=scale, a=-2 * scale, b=2 * scale)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -190,7 +190,7 @@ def read_head(raw: Mapping[str, Any], task: Task | None = None) -> Head:
     if task not in TASKS:
         raise CheckpointError(f"unknown task {task!r}; nopad has {', '.join(TASKS)}")
     labels = _labels(raw) if task in ("text-classification", "token-classification", "rerank") else ()
-    problem_type = raw.get("problem_type")
+    problem_type: Any = raw.get("problem_type")
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
         raise CheckpointError(f"config.json: unknown problem_type {problem_type!r}; known: {', '.join(PROBLEM_TYPES)}")
     if task == "rerank" and len(labels) != 1:
@@ -287,10 +287,11 @@ def _read_bert(
     dropout = float(raw.get("hidden_dropout_prob", 0.1))
     classifier_dropout = raw.get("classifier_dropout")
     allowed: tuple[Pooling, ...]
+    default: Pooling
     if fields["task"] == "embeddings":
-        allowed, default = ("cls", "mean"), cast(Pooling, "mean")
+        allowed, default = ("cls", "mean"), "mean"
     else:
-        allowed, default = ("pooler",), cast(Pooling, "pooler")
+        allowed, default = ("pooler",), "pooler"
     pooling = pooling or default
     if pooling not in allowed:
         raise CheckpointError(f"pooling {pooling!r} is not BERT's for {fields['task']}; it has {', '.join(allowed)}")

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor
-
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
+from torch import Tensor
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 TOLERANCE = 1e-5  # absolute, on logits
@@ -121,7 +120,7 @@ def disturb(model: torch.nn.Module) -> None:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
             else:
-                parameter.mul_(2.5)
+                parameter.mul_(3.0)
 
 
 @dataclass(frozen=True)

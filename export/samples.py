@@ -15,8 +15,8 @@ SAMPLES: tuple[str, ...] = (
     "def f(x):\n    return {'a': x ** 2, \"b\": [x] * 3}  # code, quotes & symbols <br />",
     "WHY IS THIS SO GOOD??? I laughed, I cried, I called my mother, then I saw it again and did all three once more.",
     "The committee's report, published after months of hearings, runs to nine hundred pages and ends, in "
-    "its final paragraph, that more hearings are needed; the minister welcomed it as a milestone, the opposition called "
-    "it a doorstop, and the only copy in the library has already been borrowed for that purpose.",
+    "its final paragraph, that more hearings are needed; the minister welcomed it as a milestone, the opposition "
+    "called it a doorstop, and the only copy in the library has already been borrowed for that purpose.",
 )
 PAIRS: tuple[tuple[str, str], ...] = (
     ("how long may an encoder's input be", "ModernBERT reads up to 8,192 tokens, sixteen times what BERT reads."),

@@ -5,6 +5,7 @@ Deliberately shares no code with nopad's encoder, runtime or decoding, so that a
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Reference:
                 raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model: Any = model.float().eval()
+        self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
         self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
         raw = json.loads((folder / "config.json").read_text("utf-8"))
         self.problem_type: str | None = raw.get("problem_type")
@@ -70,7 +72,7 @@ class Reference:
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
         with torch.inference_mode():
-            out = self.model(**inputs)
+            out = self.model(**{name: value for name, value in inputs.items() if name in self._takes})
         if self.task != "embeddings":
             return out.logits.float()
         hidden = out.last_hidden_state
@@ -81,7 +83,7 @@ class Reference:
     def logits(self, ids: Sequence[int], token_type_ids: Sequence[int] | None = None) -> FloatArray:
         """Logits of one token id sequence, float32 [num_labels], or [tokens, ...] for tasks per token."""
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
-        if token_type_ids is not None and "token_type_ids" in self.tokenizer.model_input_names:
+        if token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([token_type_ids])
         out: FloatArray = self._forward(inputs)[0].numpy()
         return out

@@ -114,3 +114,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         click.echo(f"nopad: {what}{place}; nothing half-written was left behind", err=True)
         return 4 if full else 3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+# The same verbs for people and CI. Everything installs into .venv; nothing else on the machine is touched.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+VENV4 := .venv-transformers4
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup demo test test-full test-transformers4 lint bench clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV4)/.done: pyproject.toml constraints-transformers4.txt
+	$(PYTHON) -m venv $(VENV4)
+	$(VENV4)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[optimum,train,test]'
+	@touch $@
+
+demo: setup
+	$(VENV)/bin/nopad demo
+
+test: setup
+	$(VENV)/bin/pytest
+
+# Everything: the slow tests too, and the parity tests against transformers 4 with optimum-onnx.
+test-full: setup test-transformers4
+	$(VENV)/bin/pytest -m 'not gpu'
+
+test-transformers4: $(VENV4)/.done
+	$(VENV4)/bin/pytest tests/model tests/export
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p nopad
+
+bench: setup
+	$(VENV)/bin/nopad demo --json
+
+clean:
+	rm -rf $(VENV) $(VENV4) build dist *.egg-info

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+
 from nopad.model.config import TASKS
 from nopad.runtime.commands.console import common_options, emit, messages, status
 from nopad.runtime.errors import UsageError
-from rich.console import Console
-from rich.table import Table
 
 
 @click.command()

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from nopad.export.samples import SAMPLES
-from nopad.runtime.commands.console import common_options, emit, messages, status
 from rich.console import Console
 from rich.table import Table
+
+from nopad.export.samples import SAMPLES
+from nopad.runtime.commands.console import common_options, emit, messages, status
 
 REVIEWS = (
     "An hour of my life I want back.",
@@ -34,6 +35,7 @@ def demo(output: Path | None, as_json: bool, quiet: bool, threads: int | None) -
     transformers as most use it, in padded batches with SDPA.
     """
     import torch
+
     from nopad.export.bundle import export_checkpoint
     from nopad.export.cli import print_report, set_threads
     from nopad.export.reference import Reference

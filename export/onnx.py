@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+
 from nopad.export.errors import ExportError
 from nopad.model.attention import graph_attention
 from nopad.model.encoder import PackedEncoder

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
 from nopad.runtime.decode import probabilities

@@ -6,9 +6,10 @@ import copy
 from typing import Literal, get_args
 
 import torch
+from torch import nn
+
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import NopadError
-from torch import nn
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

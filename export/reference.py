@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+
 from nopad.export.errors import ExportError
 from nopad.runtime.types import FloatArray, Text
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from nopad.model.attention import AttentionFactory
 from nopad.model.config import EncoderConfig, Pooling, Task, read_config
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 _BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
 # transformers' first BERT checkpoints, and buffers that are not weights.

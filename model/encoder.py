@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, default_attention
 from nopad.model.config import EncoderConfig
-from torch import Tensor, nn
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -46,7 +47,8 @@ def rotary(position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtyp
 def _rotate(x: Tensor, rope: Rotary) -> Tensor:
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    # Under autocast the angles are fp32 and x is not; attention kernels want q, k and v of one dtype.
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class _ModernBertEmbeddings(nn.Module):

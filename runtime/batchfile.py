@@ -14,11 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
 from nopad.runtime.errors import NopadError, UsageError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging, Text
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+
 from nopad.model.errors import NopadError
 
 # name -> ("module:command", short help)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import Embedding, Entity, FloatArray, MaskFill, Prediction, Tagging

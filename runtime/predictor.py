@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
+
 from nopad.model.packing import pack, plan_batches
 from nopad.runtime import decode
 from nopad.runtime.bundle import Bundle, open_bundle

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding, Tokenizer
+
 from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.types import Text, Truncation
-from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

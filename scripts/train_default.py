@@ -17,10 +17,28 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "default"
-RECIPE = (
-    "--learning-rate 1e-3 --epochs 6 --warmup-ratio 0.06 --weight-decay 0.01 --label-smoothing 0.05 "
-    "--eval-fraction 0.06 --max-length 512 --batch-size 32 --seed 42 --labels negative,positive"
-).split()
+RECIPE = [
+    "--learning-rate",
+    "1e-3",
+    "--epochs",
+    "6",
+    "--warmup-ratio",
+    "0.06",
+    "--weight-decay",
+    "0.01",
+    "--label-smoothing",
+    "0.05",
+    "--eval-fraction",
+    "0.06",
+    "--max-length",
+    "512",
+    "--batch-size",
+    "32",
+    "--seed",
+    "42",
+    "--labels",
+    "negative,positive",
+]
 
 
 def nopad(*arguments: object) -> None:

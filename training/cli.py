@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from nopad.runtime.commands.console import common_options, emit, messages
 
 
@@ -67,6 +68,7 @@ def train(
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
     """
     import torch
+
     from nopad.model.files import check_output
     from nopad.training.data import load_data
     from nopad.training.recipe import Recipe

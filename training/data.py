@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+
 from nopad.model.config import ProblemType
 from nopad.model.errors import NopadError
 

@@ -16,6 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+from transformers import AutoTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
 from nopad.model.checkpoint import (
     Checkpoint,
     initialize,
@@ -32,11 +38,6 @@ from nopad.model.packing import pack
 from nopad.training.data import TrainingData
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
-from rich.console import Console
-from sklearn.metrics import accuracy_score, f1_score
-from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 _LOSS_KEY = "labels"  # first in every batch: Trainer takes the batch size from the first tensor
 

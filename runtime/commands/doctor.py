@@ -10,9 +10,10 @@ import subprocess
 from dataclasses import asdict, dataclass
 
 import click
-from nopad.runtime.commands.console import common_options, emit
 from rich.console import Console
 from rich.table import Table
+
+from nopad.runtime.commands.console import common_options, emit
 
 # package -> what it is for; the extra that brings it stands in nopad.runtime.cli.EXTRAS.
 _PACKAGES = {

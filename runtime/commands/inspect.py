@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 
 import click
-from nopad.runtime.bundle import Bundle, open_bundle
-from nopad.runtime.commands.console import common_options, emit
-from nopad.runtime.manifest import Artifact, to_json
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from nopad.runtime.bundle import Bundle, open_bundle
+from nopad.runtime.commands.console import common_options, emit
+from nopad.runtime.manifest import Artifact, to_json
 
 
 @click.command()

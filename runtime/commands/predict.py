@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from nopad.runtime.commands.console import common_options, emit, messages
-from nopad.runtime.errors import BundleError, UsageError
 from rich.console import Console
 from rich.table import Table
+
+from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.errors import BundleError, UsageError
 
 
 @click.command()

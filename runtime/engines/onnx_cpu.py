@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from nopad.model.packing import IntArray, PackedBatch, to_padded
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from torch import Tensor
+
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
-from torch import Tensor
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 TOLERANCE = 1e-5  # absolute, on logits
@@ -71,6 +72,7 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()  # keys of config.json to leave out
+    scale: float = 3.0  # of the matrices, over transformers' own initialisation
 
     @property
     def per_token(self) -> bool:
@@ -112,7 +114,7 @@ def _cases(architecture: str) -> list[Case]:
 CASES = {case.name: case for architecture in _FAMILY for case in _cases(architecture)}
 
 
-def disturb(model: torch.nn.Module) -> None:
+def disturb(model: torch.nn.Module, scale: float = 3.0) -> None:
     """Move every parameter away from values that hide it (zero biases, unit norms, tiny matrices)."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -120,7 +122,7 @@ def disturb(model: torch.nn.Module) -> None:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
             else:
-                parameter.mul_(3.0)
+                parameter.mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def make_reference(case: Case, folder: Path, *, keep_config: bool = True, **save
     torch.manual_seed(3)
     config = transformers.AutoConfig.from_pretrained(folder)
     model = _AUTO[case.task].from_config(config)
-    disturb(model)
+    disturb(model, case.scale)
     model.eval()
     model.save_pretrained(folder, **save)
     if keep_config:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from nopad.model.checkpoint import load_checkpoint, read_raw_config
-from nopad.model.config import read_config
 from reference_models import (
     ATTENTIONS,
     CASES,
@@ -23,6 +21,9 @@ from reference_models import (
     packed_logits,
     token_ids,
 )
+
+from nopad.model.checkpoint import load_checkpoint, read_raw_config
+from nopad.model.config import read_config
 
 GetReference = Callable[[str], Reference]
 
@@ -248,7 +249,9 @@ def test_true_base_configuration(task: str, tmp_path: Path) -> None:
         "max_position_embeddings": 8192,
         "pad_token_id": 50283,
     }
-    made = make_reference(Case(name="base", architecture="modernbert", task=task, config=config), tmp_path)
+    # Matrices as initialised: with 50368 larger logits per token, rounding alone would come near the bound.
+    case = Case(name="base", architecture="modernbert", task=task, config=config, scale=1.0)
+    made = make_reference(case, tmp_path)
     compare(made, (1, 65, 129, 512))
 
 

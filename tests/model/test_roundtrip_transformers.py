@@ -83,8 +83,10 @@ def test_random_initialisation_is_that_of_transformers(name: str) -> None:
     wide = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2}
     raw = {**(MODERNBERT if case.architecture == "modernbert" else BERT), **case.config, **wide}
     config = transformers.AutoConfig.for_model(**raw)
-    auto = transformers.AutoModelForMaskedLM if case.task == "fill-mask" else (
-        transformers.AutoModelForSequenceClassification
+    auto = (
+        transformers.AutoModelForMaskedLM
+        if case.task == "fill-mask"
+        else (transformers.AutoModelForSequenceClassification)
     )
     torch.manual_seed(0)
     theirs = dict(auto.from_config(config).named_parameters())
@@ -146,7 +148,9 @@ def test_loss_gradients_equal_transformers(name: str, attention: str, tmp_path: 
 
 def test_dropout_acts_in_training_only(tmp_path: Path) -> None:
     config = {**labels(3), "attention_dropout": 0.5, "mlp_dropout": 0.5, "embedding_dropout": 0.5}
-    made = make_reference(Case(name="d", architecture="modernbert", task="text-classification", config=config), tmp_path)
+    made = make_reference(
+        Case(name="d", architecture="modernbert", task="text-classification", config=config), tmp_path
+    )
     encoder, ids = made.encoder(), token_ids(129)
     assert not encoder.training
     assert difference(packed_logits(encoder, [ids]), [made.logits(ids)]) <= TOLERANCE

@@ -1,0 +1,160 @@
+"""The attention seam: every implementation against one written out by its definition."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nopad.model import attention
+from nopad.model.attention import Attend, PackedLayout, graph_attention, sdpa_attention, varlen_attention
+from nopad.model.config import read_config
+from nopad.model.encoder import build_encoder
+from nopad.model.packing import pack
+
+LENGTHS = [1, 70, 3, 128, 65, 200]
+
+
+def make_layout(half_window: int) -> PackedLayout:
+    block = max(1, -(-half_window // 64)) * 64
+    batch = pack([[1] * n for n in LENGTHS], multiple=block)
+    arrays = {name: torch.from_numpy(getattr(batch, name)) for name in ("position_ids", "sequence_ids", "pad_index")}
+    return PackedLayout(**arrays, half_window=half_window, block=block)
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, ends: list[int], half_window: int | None) -> Tensor:
+    """Every token attends to the tokens of its own sequence, within the window if there is one."""
+    out = torch.zeros_like(q)
+    for start, end in zip(ends, ends[1:], strict=False):
+        for i in range(start, end):
+            first = start if half_window is None else max(start, i - half_window)
+            last = end if half_window is None else min(end, i + half_window + 1)
+            scores = torch.einsum("hd,nhd->hn", q[i], k[first:last]) * q.shape[-1] ** -0.5
+            out[i] = torch.einsum("hn,nhd->hd", scores.softmax(-1), v[first:last])
+    return out
+
+
+@pytest.mark.parametrize("half_window", [0, 1, 16, 63, 64, 65, 130])
+@pytest.mark.parametrize("make", [sdpa_attention, graph_attention])
+def test_local_and_global_attention_are_exact(make: Callable[[PackedLayout], Attend], half_window: int) -> None:
+    layout = make_layout(half_window)
+    torch.manual_seed(0)
+    total, used = layout.sequence_ids.shape[0], sum(LENGTHS)
+    q, k, v = (torch.randn(total, 2, 8) * 2 for _ in range(3))
+    ends = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
+    attend = make(layout)
+    for local in (True, False):
+        want = by_definition(q, k, v, ends, half_window if local else None)
+        got = attend(q, k, v, local=local)
+        assert torch.isfinite(got).all()
+        assert (got[:used] - want[:used]).abs().max() < 1e-5
+
+
+def test_varlen_attention_asks_the_kernel_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA kernel cannot run here: its documented arithmetic stands in, with the arguments it would get."""
+    calls: list[dict[str, Any]] = []
+
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **kw: Any
+    ) -> Tensor:
+        calls.append({"cu_q": cu_q, "max_q": max_q, **kw})
+        assert cu_q.dtype == torch.int32 and torch.equal(cu_q, cu_k) and max_q == max_k
+        assert max_q >= int(cu_q.diff().max())
+        left, right = kw["window_size"]
+        assert left == right
+        return by_definition(q, k, v, cu_q.tolist(), None if left < 0 else left)
+
+    import torch.nn.attention.varlen as module
+
+    monkeypatch.setattr(module, "varlen_attn", kernel)
+    layout = make_layout(64)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(layout.sequence_ids.shape[0], 2, 8) for _ in range(3))
+    used = sum(LENGTHS)
+    for local in (True, False):
+        got = varlen_attention(layout)(q, k, v, local=local)
+        want = sdpa_attention(layout)(q, k, v, local=local)
+        assert (got[:used] - want[:used]).abs().max() < 1e-5
+        assert torch.isfinite(got).all()  # filler too
+    assert calls[0]["cu_q"].tolist()[-2:] == [used, layout.sequence_ids.shape[0]]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dropout", "wanted"),
+    [
+        ((7, 5), torch.float16, False, "sdpa"),  # T4
+        ((8, 0), torch.float16, False, "varlen"),
+        ((9, 0), torch.bfloat16, False, "varlen"),
+        ((9, 0), torch.float32, False, "sdpa"),
+        ((9, 0), torch.bfloat16, True, "sdpa"),
+    ],
+)
+def test_choice_by_hardware(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, dropout: bool, wanted: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "varlen_attention", lambda layout: "varlen")
+    monkeypatch.setattr(attention, "sdpa_attention", lambda layout: "sdpa")
+    layout: Any = SimpleNamespace(position_ids=SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    assert attention.default_attention(layout, dtype, dropout) == wanted
+
+
+def test_a_stream_of_the_wrong_length_is_refused() -> None:
+    layout = make_layout(64)
+    short = PackedLayout(
+        position_ids=layout.position_ids[:-1],
+        sequence_ids=layout.sequence_ids[:-1],
+        pad_index=layout.pad_index,
+        half_window=64,
+        block=64,
+    )
+    with pytest.raises(ValueError, match="no multiple of 64"):
+        sdpa_attention(short)
+
+
+def test_autocast_gives_attention_one_dtype() -> None:
+    seen: list[set[torch.dtype]] = []
+
+    def spy(layout: PackedLayout) -> Attend:
+        inner = sdpa_attention(layout)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+            seen.append({q.dtype, k.dtype, v.dtype})
+            return inner(q, k, v, local=local, dropout=dropout)
+
+        return attend
+
+    raw = {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertForSequenceClassification"],
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    encoder = build_encoder(read_config(raw), spy)
+    batch = pack([[1, 2, 3], [4] * 70])
+    names = ("input_ids", "position_ids", "sequence_ids", "pad_index")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = encoder(*(torch.from_numpy(getattr(batch, name)) for name in names))
+    assert seen == [{torch.bfloat16}] * 2
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.gpu
+def test_varlen_attention_on_the_gpu() -> None:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs a CUDA device of compute capability 8.0 or newer")
+    layout = make_layout(64)
+    names = ("position_ids", "sequence_ids", "pad_index")
+    on_gpu = PackedLayout(**{name: getattr(layout, name).cuda() for name in names}, half_window=64, block=64)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(layout.sequence_ids.shape[0], 4, 64) for _ in range(3))
+    used = sum(LENGTHS)
+    for local in (True, False):
+        want = sdpa_attention(layout)(q, k, v, local=local)[:used]
+        got = varlen_attention(on_gpu)(*(x.cuda().half() for x in (q, k, v)), local=local).float().cpu()[:used]
+        assert (got - want).abs().max() < 5e-3  # fp16 inputs, fp32 accumulation

@@ -17,28 +17,18 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "default"
-RECIPE = [
-    "--learning-rate",
-    "1e-3",
-    "--epochs",
-    "6",
-    "--warmup-ratio",
-    "0.06",
-    "--weight-decay",
-    "0.01",
-    "--label-smoothing",
-    "0.05",
-    "--eval-fraction",
-    "0.06",
-    "--max-length",
-    "512",
-    "--batch-size",
-    "32",
-    "--seed",
-    "42",
-    "--labels",
-    "negative,positive",
-]
+RECIPE = {
+    "--learning-rate": 1e-3,
+    "--epochs": 6,
+    "--warmup-ratio": 0.06,
+    "--weight-decay": 0.01,
+    "--label-smoothing": 0.05,
+    "--eval-fraction": 0.06,
+    "--max-length": 512,
+    "--batch-size": 32,
+    "--seed": 42,
+    "--labels": "negative,positive",
+}
 
 
 def nopad(*arguments: object) -> None:
@@ -68,7 +58,8 @@ def main() -> None:
     if not trained.exists():
         config = ROOT / "scripts" / "default" / "config.json"
         source = ("--from-scratch", config, "--tokenizer", tokenizer, "--train", arguments.train)
-        nopad("train", *source, "--output", trained, *RECIPE)
+        recipe = [part for option in RECIPE.items() for part in option]
+        nopad("train", *source, "--output", trained, *recipe)
     round_to_half(trained)
     bundle = work / "bundle"
     nopad("export", trained, "--output", bundle)

@@ -292,8 +292,14 @@ def test_sentence_transformers_folder(
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(CheckpointError, match="pooling .*max_tokens.* is not supported; nopad has cls and mean"):
         load_checkpoint(folder)
-    (folder / "modules.json").write_text("[")
-    with pytest.raises(CheckpointError, match="modules.json"):
+
+
+@pytest.mark.parametrize("broken", ["modules.json", "1_Pooling/config.json"])
+def test_broken_sentence_transformers_files(broken: str, folder: Path) -> None:
+    (folder / "modules.json").write_text("[]")
+    (folder / "1_Pooling").mkdir()
+    (folder / broken).write_text("[")
+    with pytest.raises(CheckpointError, match=broken):
         load_checkpoint(folder)
 
 

@@ -1,0 +1,283 @@
+"""load_data: every format, every kind of label, and what it refuses."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nopad.model.errors import NopadError
+from nopad.training.data import DataError, TrainingData, load_data
+
+Row = dict[str, Any]
+ROWS: list[Row] = [{"text": f"text, number {i}", "label": i % 3} for i in range(30)]
+
+
+def _delimited(separator: str) -> Callable[[Path, list[Row]], None]:
+    def write(path: Path, rows: list[Row]) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write
+
+
+def _lines(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parquet(path: Path, rows: list[Row]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+WRITERS = {".csv": _delimited(","), ".tsv": _delimited("\t"), ".jsonl": _lines, ".parquet": _parquet}
+
+
+def write(path: Path, rows: list[Row]) -> str:
+    WRITERS[path.suffix](path, rows)
+    return str(path)
+
+
+def pairs(part: Any) -> set[tuple[str, Any]]:
+    return {(row["text"], json.dumps(row["target"])) for row in part}
+
+
+def targets(data: TrainingData) -> dict[str, Any]:
+    return {row["text"]: row["target"] for part in (data.train, data.evaluation) for row in part}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
+    data = load_data(write(tmp_path / f"data{suffix}", ROWS))
+    assert data.problem_type == "single_label_classification"
+    assert data.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert len(data.train) == 27 and len(data.evaluation) == 3  # a tenth is held out
+    assert targets(data) == {row["text"]: row["label"] for row in ROWS}
+    assert set(data.train.column_names) == {"text", "target"}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_folder_with_splits(suffix: str, held_out: str, tmp_path: Path) -> None:
+    for name, rows in (("train", ROWS[:20]), (held_out, ROWS[20:])):
+        write(tmp_path / f"{name}{suffix}", rows)
+    (tmp_path / "README.md").write_text("not data")
+    data = load_data(str(tmp_path))
+    assert pairs(data.train) == {(row["text"], str(row["label"])) for row in ROWS[:20]}
+    assert pairs(data.evaluation) == {(row["text"], str(row["label"])) for row in ROWS[20:]}
+
+
+def test_several_files_of_one_split_are_joined(tmp_path: Path) -> None:
+    write(tmp_path / "train-00.jsonl", ROWS[:10])
+    write(tmp_path / "train-01.jsonl", ROWS[10:20])
+    write(tmp_path / "test.jsonl", ROWS[20:])
+    data = load_data(str(tmp_path))
+    assert len(data.train) == 20 and len(data.evaluation) == 10
+
+
+def test_evaluation_file(tmp_path: Path) -> None:
+    held_out = write(tmp_path / "held.csv", ROWS[20:])
+    data = load_data(write(tmp_path / "a.jsonl", ROWS[:20]), held_out)
+    assert len(data.train) == 20
+    assert pairs(data.evaluation) == {(row["text"], str(row["label"])) for row in ROWS[20:]}
+
+
+def test_a_lone_test_split_is_not_trained_and_evaluated_on_itself(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", ROWS)
+    try:
+        data = load_data(str(tmp_path))
+    except DataError:
+        return
+    assert not pairs(data.train) & pairs(data.evaluation)
+
+
+def test_the_held_out_rows_follow_the_seed(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", ROWS)
+    parts = [pairs(load_data(source, eval_fraction=0.4, seed=seed).evaluation) for seed in (1, 1, 2)]
+    assert parts[0] == parts[1] != parts[2]
+    assert [len(part) for part in parts] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("column", ["sentence", "content", "review"])
+def test_known_text_columns(column: str, tmp_path: Path) -> None:
+    rows = [{column: row["text"], "labels": row["label"], "id": 7} for row in ROWS]
+    assert targets(load_data(write(tmp_path / "a.csv", rows))) == {row["text"]: row["label"] for row in ROWS}
+
+
+def test_named_columns_win(tmp_path: Path) -> None:
+    rows = [{"text": "no", "body": row["text"], "label": 0, "stars": row["label"]} for row in ROWS]
+    data = load_data(write(tmp_path / "a.jsonl", rows), text_column="body", label_column="stars")
+    assert targets(data) == {row["text"]: row["label"] for row in ROWS}
+
+
+# --- labels
+
+
+def labelled(values: list[Any]) -> list[Row]:
+    return [{"text": f"text {i}", "label": value} for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_words_are_classes_in_alphabetical_order(suffix: str, tmp_path: Path) -> None:
+    names = ["pos", "neg", "mixed"]
+    data = load_data(write(tmp_path / f"a{suffix}", labelled([names[i % 3] for i in range(30)])))
+    assert data.labels == ("mixed", "neg", "pos")
+    assert data.problem_type == "single_label_classification"
+    assert targets(data) == {f"text {i}": (2, 1, 0)[i % 3] for i in range(30)}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_floats_are_a_regression_target(suffix: str, tmp_path: Path) -> None:
+    data = load_data(write(tmp_path / f"a{suffix}", labelled([i / 4 for i in range(30)])))
+    assert data.problem_type == "regression" and data.labels == ("label",)
+    assert targets(data) == {f"text {i}": i / 4 for i in range(30)}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_lists_are_several_labels_at_once(suffix: str, tmp_path: Path) -> None:
+    values = [["a"], [], ["b", "c"], ["c"], ["a", "b", "c"]] * 6
+    data = load_data(write(tmp_path / f"a{suffix}", labelled(values)))
+    assert data.problem_type == "multi_label_classification" and data.labels == ("a", "b", "c")
+    wanted = [[float(name in value) for name in "abc"] for value in values]
+    assert targets(data) == {f"text {i}": hot for i, hot in enumerate(wanted)}
+
+
+def test_lists_of_numbers_and_of_zeros_and_ones(tmp_path: Path) -> None:
+    ids = load_data(write(tmp_path / "ids.jsonl", labelled([[0, 2], [1], [2]] * 10)))
+    assert ids.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert [targets(ids)[f"text {i}"] for i in range(3)] == [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    hot = load_data(write(tmp_path / "hot.jsonl", labelled([[0, 1, 1], [1, 0, 0], [0, 0, 0]] * 10)))
+    assert hot.problem_type == "multi_label_classification" and len(hot.labels) == 3
+    assert [targets(hot)[f"text {i}"] for i in range(3)] == [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_booleans_are_two_classes(tmp_path: Path) -> None:
+    data = load_data(write(tmp_path / "a.jsonl", labelled([False, True] * 15)))
+    assert data.problem_type == "single_label_classification"
+    assert targets(data) == {f"text {i}": i % 2 for i in range(30)}
+
+
+def test_given_names_set_the_order(tmp_path: Path) -> None:
+    words = load_data(write(tmp_path / "w.csv", labelled(["neg", "pos"] * 15)), labels=["pos", "other", "neg"])
+    assert words.labels == ("pos", "other", "neg")
+    assert targets(words)["text 0"] == 2 and targets(words)["text 1"] == 0
+    numbers = load_data(write(tmp_path / "n.csv", labelled([0, 1] * 15)), labels=["no", "yes"])
+    assert numbers.labels == ("no", "yes") and targets(numbers)["text 1"] == 1
+
+
+def test_rows_without_text_are_dropped(tmp_path: Path) -> None:
+    rows = [*ROWS, {"text": "", "label": 0}, {"text": "  \n", "label": 1}, {"text": None, "label": 2}]
+    data = load_data(write(tmp_path / "a.jsonl", rows))
+    assert targets(data) == {row["text"]: row["label"] for row in ROWS}
+
+
+# --- refusals
+
+
+def test_errors_are_bad_input() -> None:
+    assert issubclass(DataError, NopadError) and DataError.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["none.csv", "./none", "/none/at/all", "~/none"])
+def test_no_such_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"no file or folder at {name}"):
+        load_data(name)
+
+
+def test_sources_that_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="notes.txt: expected one kind of .csv, .tsv, .jsonl"):
+        load_data(str(tmp_path / "notes.txt"))
+    with pytest.raises(DataError, match="expected one kind of .*found 0 file"):
+        load_data(str(tmp_path))
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "test.jsonl", ROWS)
+    with pytest.raises(DataError, match="expected one kind of .*found 2 file"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b'{"text": "x", "label": 1}\n{"text": '), ("a.parquet", b"PAR1 no"), ("a.csv", b""), ("a.jsonl", b"")],
+)
+def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot read .*{name}: "):
+        load_data(str(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("default")  # what the Hub's client has to say about the network is not the point
+def test_hub_name_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def refuse(name: str, **options: Any) -> None:
+        raise ConnectionError(f"cannot reach the Hub for {name}\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match="cannot read who/nothing: ConnectionError: cannot reach .* who/nothing$"):
+        load_data("who/nothing")
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", [{"body": "x", "stars": 1}] * 20)
+    with pytest.raises(DataError, match="no column text or sentence .*; it has body, stars: name one with --text-col"):
+        load_data(source)
+    with pytest.raises(DataError, match="no column label or labels or score; .*--label-column"):
+        load_data(source, text_column="body")
+    with pytest.raises(DataError, match="no column 'Stars'; it has body, stars"):
+        load_data(source, text_column="body", label_column="Stars")
+    held_out = write(tmp_path / "b.csv", [{"body": "x", "mark": 1}] * 20)
+    with pytest.raises(DataError, match="evaluation data has no column 'stars'; it has body, mark"):
+        load_data(source, held_out, text_column="body", label_column="stars")
+
+
+def test_no_text_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the training data has no row with text in column 'text'"):
+        load_data(write(tmp_path / "a.jsonl", [{"text": " ", "label": 1}] * 20))
+
+
+def test_no_label_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'label' has no value"):
+        load_data(write(tmp_path / "a.jsonl", labelled([None] * 20)))
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [0, 1], [0.5, 1.5]], ids=["words", "integers", "floats"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_missing_label_is_named(suffix: str, values: list[Any], tmp_path: Path) -> None:
+    rows = labelled([*values * 20, None])
+    with pytest.raises(DataError, match="column 'label'"):
+        load_data(write(tmp_path / f"a{suffix}", rows))
+
+
+def test_labels_that_do_not_fit_the_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="labels that --labels does not name: bad, ugly"):
+        load_data(write(tmp_path / "w.csv", labelled(["good", "bad", "ugly"] * 9)), labels=["good"])
+    with pytest.raises(DataError, match="has label 2, but only 2 names: no, yes"):
+        load_data(write(tmp_path / "n.csv", labelled([0, 1, 2] * 9)), labels=["no", "yes"])
+
+
+def test_a_negative_label_is_the_one_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="label -1"):
+        load_data(write(tmp_path / "n.csv", labelled([-1, 1] * 9)))
+
+
+@pytest.mark.parametrize(
+    ("trained", "unknown"), [(["a", "b"], "c"), ([0, 1], 2), ([["a"], ["b"]], ["c"])], ids=["word", "integer", "list"]
+)
+def test_evaluation_label_that_training_does_not_know(trained: list[Any], unknown: Any, tmp_path: Path) -> None:
+    held_out = write(tmp_path / "b.jsonl", labelled([unknown] * 5))
+    with pytest.raises(DataError, match=r"label .* is not among "):
+        load_data(write(tmp_path / "a.jsonl", labelled(trained * 10)), held_out)
+
+
+def test_evaluation_list_of_another_width(tmp_path: Path) -> None:
+    held_out = write(tmp_path / "b.jsonl", labelled([[0, 1, 1]] * 5))
+    with pytest.raises(DataError, match="column 'label'"):
+        load_data(write(tmp_path / "a.jsonl", labelled([[0, 1], [1, 0]] * 10)), held_out)

@@ -208,7 +208,7 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
     if all_lengths:
         by_length = [row for row in rows if row["check"] == "logits" and "tokens, " in row["case"]]
         lengths = Table(box=None, pad_edge=False, title="largest logit difference by length", title_justify="left")
-        for name in ("tokens", "alone", "in the mixed batch"):
+        for name in ("tokens", "alone", "in a mixed batch"):
             lengths.add_column(name, justify="right")
         for alone, mixed in zip(by_length[::2], by_length[1::2], strict=True):
             lengths.add_row(alone["case"].split()[0], f"{alone['value']:.1e}", f"{mixed['value']:.1e}")

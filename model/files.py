@@ -43,6 +43,8 @@ def replace_folder(output: Path, *, marker: str) -> Iterator[Path]:
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink == 0:  # its owner has just finished and removed it
+                raise BlockingIOError
         except BlockingIOError:
             raise OutputError(f"another process is writing {output}; wait for it, or name another output") from None
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))

@@ -95,23 +95,25 @@ def to_padded(batch: PackedBatch, pad_id: int) -> tuple[IntArray, IntArray, IntA
 def plan_batches(
     lengths: Sequence[int], *, token_budget: int, max_sequences: int, padded: bool = False
 ) -> list[list[int]]:
-    """Group sequences into micro-batches: sorted by length, at most `token_budget` tokens and `max_sequences` each.
+    """Group sequences into micro-batches, sorted by length.
 
-    With `padded`, every sequence counts as long as the longest of its batch. A sequence longer than the budget goes
-    alone. Returns indices into `lengths`, each exactly once, the longest
-    first (so that memory peaks at the start, not at the end of a long run).
+    A batch holds at most `token_budget` tokens (with `padded`, every sequence counts as long as its batch's longest)
+    and `max_sequences` sequences. Global attention pads even a packed batch, so `sequences * longest ** 2` stays
+    within `token_budget ** 2` too: a long text does not meet many short ones. A sequence longer than the budget goes
+    alone. Returns indices into `lengths`, each exactly once, the longest first (so that memory peaks at the start,
+    not at the end of a long run).
     """
     if token_budget < 1 or max_sequences < 1:
         raise ValueError(f"token_budget and max_sequences must be positive, got {token_budget} and {max_sequences}")
     batches: list[list[int]] = []
-    tokens = 0
+    tokens = room = longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        # Longest first: the first of a batch is what the others would be padded to.
-        length = lengths[batches[-1][0]] if padded and batches and batches[-1] else lengths[index]
-        if not batches or tokens + length > token_budget or len(batches[-1]) >= max_sequences:
+        counted = longest if padded else lengths[index]
+        if not batches or tokens + counted > token_budget or len(batches[-1]) >= room:
             batches.append([])
-            tokens = 0
-            length = lengths[index]
+            tokens, longest = 0, lengths[index]
+            counted = longest
+            room = min(max_sequences, max(1, token_budget**2 // longest**2))
         batches[-1].append(index)
-        tokens += length
+        tokens += counted
     return batches

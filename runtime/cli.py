@@ -101,7 +101,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
-        click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{EXTRAS[package]}]'", err=True)
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        extra = "train" if command == "train" else EXTRAS[package]
+        click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{extra}]'", err=True)
         return 4
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)

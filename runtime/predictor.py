@@ -277,18 +277,14 @@ class Model:
         )
         for batch in plan:
             members = [tokens[index[i]] for i in batch]
-            rows: Sequence[FloatArray | Exception]
             try:
                 rows = self.run_ids([m.input_ids for m in members], [m.token_type_ids for m in members])
-            except EngineError as error:
-                rows = [error] * len(members)
+            except EngineError as error:  # costs this batch alone
+                answers |= {index[i]: Failure(index=start + index[i], error=error) for i in batch}
+                continue
             for i, row in zip(batch, rows, strict=True):
                 try:
-                    answers[index[i]] = (
-                        Failure(index=start + index[i], error=row)
-                        if isinstance(row, Exception)
-                        else one(row, tokens[index[i]])
-                    )
+                    answers[index[i]] = one(row, tokens[index[i]])
                 except TextError as error:
                     answers[index[i]] = Failure(index=start + index[i], error=error)
         return [answers[i] for i in range(len(texts))]

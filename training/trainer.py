@@ -91,7 +91,6 @@ class PackedTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)
         self.tokenizer_to_save.save_pretrained(folder)
-        torch.save(self.args, folder / "training_args.bin")
 
 
 def collate(rows: Sequence[dict[str, Any]], *, multiple: int, problem_type: ProblemType) -> dict[str, Tensor]:

@@ -62,7 +62,11 @@ def test_foreign_outputs_are_refused_untouched(tmp_path: Path) -> None:
     made(tmp_path / "ours", "1")
     (tmp_path / "link").symlink_to(tmp_path / "ours")
     before = listing(tmp_path)
-    for name, message in (("thesis", "has no marker, so it is left alone"), ("file", "is not a folder"), ("link", "is not a folder")):
+    for name, message in (
+        ("thesis", "has no marker, so it is left alone"),
+        ("file", "is not a folder"),
+        ("link", "is not a folder"),
+    ):
         with pytest.raises(OutputError, match=message):
             check_output(tmp_path / name, "marker")
         with pytest.raises(OutputError, match=message), replace_folder(tmp_path / name, marker="marker"):

@@ -77,9 +77,9 @@ def test_pack_refuses_token_types_of_another_length() -> None:
 
 @FAST
 @given(
-    lengths=st.lists(st.integers(1, 600), max_size=60),
+    lengths=st.lists(st.one_of(st.integers(1, 600), st.integers(1, 5)), max_size=60),
     budget=st.integers(1, 1500),
-    most=st.integers(1, 9),
+    most=st.integers(1, 30),
     padded=st.booleans(),
 )
 def test_plan_batches(lengths: list[int], budget: int, most: int, padded: bool) -> None:
@@ -90,17 +90,22 @@ def test_plan_batches(lengths: list[int], budget: int, most: int, padded: bool) 
         cost = max(sizes) * len(sizes) if padded else sum(sizes)
         assert len(batch) <= most
         assert cost <= budget or len(batch) == 1
+        assert len(sizes) * max(sizes) ** 2 <= budget**2 or len(batch) == 1  # global attention pads
     order = [lengths[index] for batch in batches for index in batch]
     assert order == sorted(lengths, reverse=True)  # memory peaks at the start
     for batch, following in zip(batches, batches[1:], strict=False):
         # No batch is closed early: the next sequence would not have fitted.
         cost = (len(batch) + 1) * lengths[batch[0]] if padded else sum(lengths[i] for i in [*batch, following[0]])
-        assert len(batch) == most or cost > budget
+        square = (len(batch) + 1) * lengths[batch[0]] ** 2
+        assert len(batch) == most or cost > budget or square > budget**2
 
 
-def test_padded_planning_counts_the_padding() -> None:
-    assert plan_batches([100, 10, 10], token_budget=120, max_sequences=9) == [[0, 1, 2]]
-    assert plan_batches([100, 10, 10], token_budget=120, max_sequences=9, padded=True) == [[0], [1, 2]]
+def test_planning_counts_the_padding() -> None:
+    lengths = [100, 60, 60]
+    assert plan_batches(lengths, token_budget=220, max_sequences=9) == [[0, 1, 2]]
+    assert plan_batches(lengths, token_budget=220, max_sequences=9, padded=True) == [[0, 1], [2]]
+    # A long text among short ones: attention would pad each of them to 100.
+    assert plan_batches([100, *[1] * 9], token_budget=200, max_sequences=99) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
 
 
 @pytest.mark.parametrize(("budget", "most"), [(0, 1), (-1, 1), (1, 0)])

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-datasets = pytest.importorskip("datasets", reason="training needs: pip install 'nopad[train]'")
-pytest.importorskip("sklearn", reason="training needs: pip install 'nopad[train]'")
-pytest.importorskip("accelerate", reason="training needs: pip install 'nopad[train]'")
-
-from training_samples import ROOT, make_scratch, sentences, write_jsonl  # noqa: E402
+# training_samples is imported in the fixtures: it skips the test modules where packages for training are missing.
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import datasets
+
     # Neither the user's cache nor another test's: rows must come from the files of this test.
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     datasets.disable_progress_bars()
@@ -24,6 +22,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training_samples import make_scratch, sentences, write_jsonl
+
     folder = tmp_path_factory.mktemp("scratch")
     return make_scratch(folder, write_jsonl(folder / "texts.jsonl", sentences(300, seed=99)))
 
@@ -31,6 +31,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def imdb() -> Path:
     """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""
+    from training_samples import ROOT
+
     base = Path(os.environ.get("NOPAD_DATA") or ROOT.parent / "shared" / "data")
     folder = base / "imdb"
     if not (folder / "train.jsonl").is_file():

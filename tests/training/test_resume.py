@@ -73,9 +73,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 ) -> None:
     output = copy_of(interrupted, tmp_path)
     assert epochs_saved(output) >= 1
-    result = train(
-        load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True
-    )
+    result = train(load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True)
     gap = weight_difference(result.output, whole.output)
     print(f"weight difference {gap:.1e}")
     assert gap <= 1e-5
@@ -92,7 +90,5 @@ def test_an_epoch_that_was_being_saved_is_passed_over(
     torn = last.with_name("checkpoint-99999")
     torn.mkdir()
     shutil.copy(last / "model.safetensors", torn)
-    result = train(
-        load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True
-    )
+    result = train(load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True)
     assert weight_difference(result.output, whole.output) <= 1e-5

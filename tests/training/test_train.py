@@ -135,7 +135,7 @@ def masked_lm(folder: Path, scratch: Path, architecture: str) -> Path:
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_fine_tuning_a_masked_lm(architecture: str, scratch: Path, tmp_path: Path) -> None:
     source = masked_lm(tmp_path / "mlm", scratch, architecture)
-    data = data_of(sentences(200), tmp_path)
+    data = data_of(sentences(400), tmp_path)
     # A rate of nothing keeps the weights: what was loaded is what is written, with a new head on top.
     still = Recipe(**{**QUICK, "learning_rate": 1e-30, "epochs": 1})
     train(data, tmp_path / "still", model=str(source), recipe=still)
@@ -146,10 +146,11 @@ def test_fine_tuning_a_masked_lm(architecture: str, scratch: Path, tmp_path: Pat
     for name in kept:
         assert (after[name] - before[name]).abs().max() <= 1e-20, name
     assert after["classifier.weight"].shape == (2, 32) and after["classifier.weight"].std() > 0
-    result = train(data, tmp_path / "out", model=str(source), recipe=Recipe(**QUICK))
+    recipe = Recipe(**{**QUICK, "learning_rate": 2e-3, "epochs": 6})
+    result = train(data, tmp_path / "out", model=str(source), recipe=recipe)
     ours, theirs = logits(result.output, TEXTS)
     assert (ours - theirs).abs().max() <= 1e-5
-    assert result.metrics["accuracy"] >= 0.8
+    assert result.metrics["accuracy"] >= 0.9
     assert weight_difference(tmp_path / "still", result.output) > 1e-3
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_samples import write_jsonl
 
 from nopad.model.errors import NopadError
 from nopad.training.data import DataError, TrainingData, load_data
@@ -15,7 +16,7 @@ Row = dict[str, Any]
 ROWS: list[Row] = [{"text": f"text, number {i}", "label": i % 3} for i in range(30)]
 
 
-def _delimited(separator: str) -> Callable[[Path, list[Row]], None]:
+def _delimited(separator: str) -> Callable[[Path, list[Row]], object]:
     def write(path: Path, rows: list[Row]) -> None:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
@@ -25,10 +26,6 @@ def _delimited(separator: str) -> Callable[[Path, list[Row]], None]:
     return write
 
 
-def _lines(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def _parquet(path: Path, rows: list[Row]) -> None:
     import pyarrow
     from pyarrow import parquet
@@ -36,7 +33,12 @@ def _parquet(path: Path, rows: list[Row]) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-WRITERS = {".csv": _delimited(","), ".tsv": _delimited("\t"), ".jsonl": _lines, ".parquet": _parquet}
+WRITERS: dict[str, Callable[[Path, list[Row]], object]] = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": write_jsonl,
+    ".parquet": _parquet,
+}
 
 
 def write(path: Path, rows: list[Row]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -18,8 +19,13 @@ from torch import Tensor
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.packing import pack
 
+# Every test module of this folder imports this one first, so that it is skipped where it cannot run.
+for package in ("datasets", "sklearn", "accelerate"):
+    pytest.importorskip(package, reason="training needs: pip install 'nopad[train]'")
+
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "the film was long and its story told of people in town who went away to find old friends again".split()
+WORDS = ["the", "film", "was", "long", "and", "its", "story", "told", "of", "people", "in", "town", "who", "went"]
+WORDS += ["away", "to", "find", "old", "friends", "again"]
 CONFIG: dict[str, Any] = {
     "model_type": "modernbert",
     "vocab_size": 400,

@@ -80,6 +80,16 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def _json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
 def load_checkpoint(
     folder: Path,
     *,
@@ -130,11 +140,11 @@ def _sentence_transformers_pooling(folder: Path) -> tuple[Pooling | None, bool |
     modules_file = folder / "modules.json"
     if not modules_file.is_file():
         return None, None
-    modules = json.loads(modules_file.read_text(encoding="utf-8"))
+    modules = _json(modules_file, list)
     pooling: Pooling | None = None
     pooling_file = folder / "1_Pooling" / "config.json"
     if pooling_file.is_file():
-        raw = json.loads(pooling_file.read_text(encoding="utf-8"))
+        raw = _json(pooling_file, dict)
         modes = [key for key, on in raw.items() if key.startswith("pooling_mode_") and on is True]
         known: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
         if len(modes) != 1 or modes[0] not in known:
@@ -150,7 +160,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = _json(index, dict).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map; copy the file again")
+        names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
                 raise CheckpointError(f"{index} names the shard {name!r}, which is not in {folder}")
@@ -219,7 +232,10 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if config.architecture == "bert":
+                nn.init.normal_(module.weight, std=std)
+            else:
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.padding_idx is not None and config.architecture == "bert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
@@ -257,9 +273,12 @@ def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], fold
     seen: set[int] = set()
     weights = {}
     for name, tensor in encoder.state_dict().items():
-        if tensor.data_ptr() not in seen:  # safetensors stores tied weights once
+        shared = tensor.data_ptr() in seen
+        # Tied weights are stored once; untied, transformers 5 wants BERT's decoder bias under both of its names.
+        if not shared or not encoder.encoder_config.tie_word_embeddings:
             seen.add(tensor.data_ptr())
-            weights[name] = tensor.detach().cpu().contiguous()
+            copy = tensor.detach().cpu().contiguous()
+            weights[name] = copy.clone() if shared else copy
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes 0600
     text = json.dumps(config_json(raw_config, encoder.encoder_config), indent=2, ensure_ascii=False)

@@ -76,6 +76,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make an encoder, in the words of `config.json`."""
+        if self.num_heads < 1:
+            raise CheckpointError(f"config.json: num_attention_heads must be positive, got {self.num_heads}")
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
@@ -169,6 +171,8 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     if not id2label:
         # transformers leaves the default out of config.json: two labels, LABEL_0 and LABEL_1.
         return tuple(f"LABEL_{i}" for i in range(int(raw.get("num_labels") or 2)))
+    if not isinstance(id2label, Mapping):
+        raise CheckpointError(f"config.json: id2label is a {type(id2label).__name__}, expected an object")
     by_id = {int(key): str(value) for key, value in id2label.items()}
     if sorted(by_id) != list(range(len(by_id))):
         raise CheckpointError(f"config.json: id2label has ids {sorted(by_id)}, expected 0..{len(by_id) - 1}")
@@ -219,7 +223,8 @@ def _rope_theta(raw: Mapping[str, Any], layer_type: str, old_key: str, default: 
     parameters = raw.get("rope_parameters") or {}
     entry = parameters.get(layer_type) or {}
     scaling = raw.get("rope_scaling") or {}
-    kind = entry.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    # transformers lets rope_scaling win over rope_parameters.
+    kind = scaling.get("rope_type") or scaling.get("type") or entry.get("rope_type") or "default"
     if kind != "default":
         raise CheckpointError(f"config.json: rope_type {kind!r} of {layer_type} is not supported, only 'default'")
     return float(entry.get("rope_theta") or raw.get(old_key) or default)
@@ -232,6 +237,8 @@ def _read_modernbert(
     layer_types = raw.get("layer_types")
     if layer_types is None:
         every = int(raw.get("global_attn_every_n_layers", 3))
+        if every < 1:
+            raise CheckpointError(f"config.json: global_attn_every_n_layers must be positive, got {every}")
         local_layers = tuple(bool(i % every) for i in range(num_layers))
     else:
         unknown = set(layer_types) - {"full_attention", "sliding_attention"}
@@ -239,6 +246,9 @@ def _read_modernbert(
             raise CheckpointError(f"config.json: unknown layer_types {sorted(unknown)}")
         local_layers = tuple(kind == "sliding_attention" for kind in layer_types)
     fields = _task_fields(raw, task)
+    global_theta = _rope_theta(raw, "full_attention", "global_rope_theta", 160_000.0)
+    # transformers 4: a local_rope_theta of null means the global one.
+    local_default = global_theta if raw.get("local_rope_theta", 0) is None else 10_000.0
     if pooling is None:
         embeddings = fields["task"] == "embeddings"
         pooling = "mean" if embeddings else cast(Pooling, raw.get("classifier_pooling", "cls"))
@@ -262,8 +272,8 @@ def _read_modernbert(
         decoder_bias=bool(raw.get("decoder_bias", True)),
         local_layers=local_layers,
         local_attention=int(raw.get("local_attention", 128)),
-        global_rope_theta=_rope_theta(raw, "full_attention", "global_rope_theta", 160_000.0),
-        local_rope_theta=_rope_theta(raw, "sliding_attention", "local_rope_theta", 10_000.0),
+        global_rope_theta=global_theta,
+        local_rope_theta=_rope_theta(raw, "sliding_attention", "local_rope_theta", local_default),
         embedding_dropout=float(raw.get("embedding_dropout", 0.0)),
         attention_dropout=float(raw.get("attention_dropout", 0.0)),
         mlp_dropout=float(raw.get("mlp_dropout", 0.0)),

@@ -51,6 +51,7 @@ def replace_folder(output: Path, *, marker: str) -> Iterator[Path]:
         try:
             temporary.chmod(0o755)
             yield temporary
+            check_output(output, marker)  # something may have come meanwhile
             if output.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
                 os.rename(output, old / "was")

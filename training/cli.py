@@ -67,6 +67,7 @@ def train(
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
     """
+    import datasets
     import torch
 
     from nopad.model.files import check_output
@@ -79,6 +80,8 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     console = messages(quiet)
+    if quiet or not console.is_terminal:
+        datasets.disable_progress_bars()
     data = load_data(
         train_data,
         eval_data,

@@ -48,6 +48,7 @@ def load_data(
     """
     splits = _read(source)
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
+    splits = {name: part for name, part in splits.items() if part is not train}
     if evaluation is not None:
         held_out = next(iter(_read(evaluation).values()))
     elif "validation" in splits or "test" in splits:
@@ -119,16 +120,30 @@ def _label_encoder(
         raise DataError(f"column {column!r} has no value")
     names = tuple(given) if given else tuple(getattr(feature, "names", None) or ())
     if all(isinstance(value, float) for value in values):
-        return names or (column,), "regression", float
+
+        def number(value: Any) -> float:
+            if not isinstance(value, float):
+                raise DataError(f"column {column!r}: label {value!r} is not a number")
+            return value
+
+        return names or (column,), "regression", number
     several = all(isinstance(value, list) for value in values)
     flat = {item for value in values for item in value} if several else set(values)
     if several and values and all(len(v) == len(values[0]) and set(v) <= {0, 1} for v in values) and flat <= {0, 1}:
         names = names or tuple(f"LABEL_{i}" for i in range(len(values[0])))
-        return names, "multi_label_classification", lambda hot: [float(x) for x in hot]
+        width = len(values[0])
+
+        def ones(hot: Any) -> list[float]:
+            if not isinstance(hot, list) or len(hot) != width or not set(hot) <= {0, 1}:
+                raise DataError(f"column {column!r}: label {hot!r} is not a list of {width} zeros and ones")
+            return [float(x) for x in hot]
+
+        return names, "multi_label_classification", ones
     if all(isinstance(value, int) for value in flat):  # bool is an int too: False 0, True 1
         names = names or tuple(f"LABEL_{i}" for i in range(max(flat) + 1))
         if min(flat) < 0 or max(flat) >= len(names):
-            raise DataError(f"column {column!r} has label {max(flat)}, but only {len(names)} names: {', '.join(names)}")
+            wrong = min(flat) if min(flat) < 0 else max(flat)
+            raise DataError(f"column {column!r} has label {wrong}, but only {len(names)} names: {', '.join(names)}")
         index = {value: int(value) for value in flat}
     else:
         names = names or tuple(sorted(str(value) for value in flat))

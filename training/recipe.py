@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nopad.training.data import DataError
+
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,16 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot train, in the words of the command line."""
         for name in ("learning_rate", "epochs", "batch_size", "eval_batch_size", "gradient_accumulation"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # a NaN too
                 raise DataError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        for name, low, high in (("warmup_ratio", 0, 1), ("label_smoothing", 0, 1), ("weight_decay", 0, math.inf)):
+            if not low <= getattr(self, name) <= high:
+                raise DataError(f"--{name.replace('_', '-')} must be from {low} to {high}, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"--{name.replace('_', '-')} must be from 0 up to below 1, got {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise DataError(f"--schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         if self.max_length < 3:
             raise DataError(
                 f"--max-length must be at least 3 (a text and its two special tokens), got {self.max_length}"

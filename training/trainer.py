@@ -20,7 +20,6 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import AutoTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from nopad.model.checkpoint import (
     Checkpoint,
@@ -33,7 +32,7 @@ from nopad.model.checkpoint import (
 from nopad.model.config import ProblemType, read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.files import replace_folder
+from nopad.model.files import check_output, replace_folder
 from nopad.model.packing import pack
 from nopad.training.data import TrainingData
 from nopad.training.progress import RichProgress
@@ -183,9 +182,16 @@ def train(
     recipe = recipe or Recipe()
     checkpoint, loaded = open_model(model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe)
     work = output.absolute().with_name(output.name + ".training")
-    last = get_last_checkpoint(str(work)) if resume and work.is_dir() else None
+    check_output(output, "config.json")
+    # trainer_state.json is the last file of a saved epoch: a folder without it was cut short.
+    saved = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    last = str(max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if resume and saved else None
     if resume and last is None:
         raise CheckpointError(f"nothing to resume: {work} holds no saved epoch")
+
+    for path in work.glob("checkpoint-*"):
+        if last is None or path not in saved:  # an older run's epochs would be taken for this one's
+            shutil.rmtree(path)
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         return dict(loaded(rows["text"], truncation=True, max_length=recipe.max_length, return_attention_mask=False))

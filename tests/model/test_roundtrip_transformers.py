@@ -48,6 +48,8 @@ def test_saved_checkpoint_opens_in_transformers(name: str, reference: GetReferen
     rows = [token_ids(length) for length in (1, 65, 129)]
     expected = [made.logits(ids) for ids in rows]
     for key, tensor in made.model.state_dict().items():
+        if (name, key) == ("bert-mlm-untied", "cls.predictions.bias"):
+            continue  # transformers 5 keeps it beside decoder.bias and does not use it
         assert torch.equal(theirs.state_dict()[key], tensor), key
     # The weights are equal to the bit; their alignment in memory still moves sums by an ulp.
     assert difference([opened.logits(ids) for ids in rows], expected) <= 1e-6

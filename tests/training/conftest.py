@@ -9,6 +9,17 @@ import pytest
 # training_samples is imported in the fixtures: it skips the test modules where packages for training are missing.
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Small models gain nothing from more, and threads that wait for a busy machine's cores cost minutes.
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import datasets

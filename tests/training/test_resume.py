@@ -1,6 +1,7 @@
 """A run that was interrupted goes on where it stood and ends as if nothing had happened."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,11 @@ def interrupted(source: Path, scratch: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("interrupted")
     output = folder / "out"
     command = [sys.executable, "-c", SCRIPT, str(source), str(scratch), str(output), json.dumps(RECIPE)]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest: sums in the same order
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
         end = time.monotonic() + 120
         # trainer_state.json is the last file of a saved epoch.
         while not list(folder.glob("out.training/checkpoint-*/trainer_state.json")):

@@ -30,7 +30,7 @@ from nopad.runtime.commands.console import common_options, emit, messages
 @click.option("--adam-beta2", type=float, default=0.98)
 @click.option("--adam-epsilon", type=float, default=1e-6)
 @click.option("--weight-decay", type=float, default=8e-6)
-@click.option("--schedule", default="linear", help="Learning rate schedule, a name that transformers knows.")
+@click.option("--schedule", default="linear", help="linear, cosine, constant, constant_with_warmup or polynomial.")
 @click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.0)
 @click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0)
 @click.option("--epochs", type=float, default=2.0)

@@ -50,9 +50,10 @@ def load_data(
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     splits = {name: part for name, part in splits.items() if part is not train}
     if evaluation is not None:
-        held_out = next(iter(_read(evaluation).values()))
-    elif "validation" in splits or "test" in splits:
-        held_out = splits["validation"] if "validation" in splits else splits["test"]
+        parts = _read(evaluation)
+        held_out = _held_out(parts) or next(iter(parts.values()))
+    elif _held_out(splits) is not None:
+        held_out = _held_out(splits)
     else:
         parts = train.train_test_split(test_size=eval_fraction, seed=seed)
         train, held_out = parts["train"], parts["test"]
@@ -82,15 +83,15 @@ def _read(source: str) -> Any:
     path = Path(source)
     if path.is_file() or path.is_dir():
         files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _BUILDERS)
-        kinds = {_BUILDERS.get(file.suffix) for file in files}
-        if len(kinds) != 1 or None in kinds:
+        kinds = {file.suffix for file in files}
+        if len(kinds) != 1 or not kinds <= set(_BUILDERS):
             raise DataError(f"{path}: expected one kind of {', '.join(_BUILDERS)}, found {len(files)} file(s) to read")
         by_split: dict[str, list[str]] = {}
         for file in files:
             split = next((s for s in ("train", "validation", "test") if file.stem.startswith(s)), "train")
             by_split.setdefault("train" if path.is_file() else split, []).append(str(file))
         options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
-        arguments: tuple[str, dict[str, Any]] = (str(kinds.pop()), {"data_files": by_split, **options})
+        arguments: tuple[str, dict[str, Any]] = (_BUILDERS[kinds.pop()], {"data_files": by_split, **options})
     elif path.suffix in _BUILDERS or source.startswith((".", "/", "~")):
         raise DataError(f"no file or folder at {source}")
     else:
@@ -100,6 +101,10 @@ def _read(source: str) -> Any:
     except Exception as error:  # the library raises many types; all mean that the data cannot be read
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise DataError(f"cannot read {source}: {type(error).__name__}: {reason}") from error
+
+
+def _held_out(splits: Any) -> Any:
+    return splits.get("validation", splits.get("test"))
 
 
 def _column(rows: Any, given: str | None, known: Sequence[str], option: str) -> str:

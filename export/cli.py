@@ -12,7 +12,6 @@ from rich.table import Table
 
 from nopad.model.config import TASKS
 from nopad.runtime.commands.console import common_options, emit, messages, status
-from nopad.runtime.errors import UsageError
 
 
 @click.command()
@@ -120,6 +119,7 @@ def parity(
     The verdict is written into the bundle's manifest. Exit code 1 if it fails.
     """
     from nopad.export.bundle import check_source, gate_bundle
+    from nopad.export.labelled import read_labelled
     from nopad.model.checkpoint import read_raw_config, resolve_checkpoint
     from nopad.runtime.bundle import open_bundle, record_parity
 
@@ -130,7 +130,9 @@ def parity(
     warning = check_source(opened, folder)
     if warning:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    texts, labels = _read_data(data, text_field, label_field, limit, opened.manifest.labels) if data else ([], None)
+    rows = None
+    if data is not None:
+        rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
     raw = read_raw_config(folder)
     with status(console) as progress:
         report = gate_bundle(
@@ -140,8 +142,7 @@ def parity(
             progress=progress,
             engine=engine,
             threads=threads,
-            texts=texts,
-            labels=labels,
+            data=rows,
             longest=longest,
         )
     artifact = opened.manifest.artifacts[0]
@@ -159,34 +160,6 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _read_data(
-    path: Path, text_field: str, label_field: str, limit: int | None, names: tuple[str, ...]
-) -> tuple[list[str], list[int] | None]:
-    """Texts and label numbers; labels None if no row has one. Mixed rows are an error."""
-    from itertools import islice
-
-    from nopad.runtime.batchfile import InputFileError, read_records
-
-    texts: list[str] = []
-    labels: list[int] = []
-    for number, record in islice(read_records(str(path)), limit):
-        text, label = record.get(text_field), record.get(label_field)
-        if not isinstance(text, str) or not text.strip():
-            raise InputFileError(f"{path}, line {number}: no text in field {text_field!r}; name one with --text-field")
-        texts.append(text)
-        if label is None:
-            continue
-        if str(label) in names:
-            labels.append(names.index(str(label)))
-        elif str(label).isdigit() and int(label) < len(names):
-            labels.append(int(label))
-        else:
-            raise InputFileError(f"{path}, line {number}: label {label!r} is not among {', '.join(names)}")
-    if labels and len(labels) != len(texts):
-        raise UsageError(f"{path}: only {len(labels)} of {len(texts)} rows have the field {label_field!r}")
-    return texts, labels or None
 
 
 def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: bool = False) -> None:

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
 from nopad.runtime.decode import probabilities
-from nopad.runtime.errors import EngineError, TextError, UsageError
+from nopad.runtime.errors import EngineError, TextError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray, Text
 
@@ -63,21 +64,6 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Both on labelled data."""
-
-    rows: int
-    agreement: float  # share of equal labels
-    label_mix: dict[str, float]  # share of each predicted label: a baseline for drift
-    seconds: float  # of the bundle, tokenization included
-    reference_seconds: float
-    accuracy: float | None = None  # of the bundle; None without labels
-    reference_accuracy: float | None = None
-    f1: float | None = None  # weighted
-    reference_f1: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """The gate's verdict and everything it rests on."""
 
@@ -113,13 +99,12 @@ def run_gate(
     model: Model,
     reference: Reference,
     *,
-    texts: Sequence[str] = (),
-    labels: Sequence[int] | None = None,
+    data: LabelledTexts | None = None,
     longest: int = DEFAULT_LONGEST,
     half_window: int = 64,
     progress: Progress = lambda message: None,
 ) -> ParityReport:
-    """Compare `model` with `reference`; `texts` are more data, `labels` their true classes.
+    """Compare `model` with `reference`, on `data` too if it is given.
 
     A check that cannot be computed because the engine failed counts as failed.
     """
@@ -127,17 +112,17 @@ def run_gate(
     rows: list[Row] = []
     lengths = length_grid(half_window, model.artifact.token_multiple, model.manifest.max_length, longest)
     progress(f"parity: {len(lengths)} lengths up to {lengths[-1]} tokens")
+    evaluation = None
     try:
         rows += _grid(model, reference, lengths, bounds)
         progress("parity: sentences")
         rows += _sentences(model, reference, bounds)
+        if data is not None:
+            progress(f"parity: {len(data.texts)} texts of the data")
+            evaluation, more = _data(model, reference, data, bounds)
+            rows += more
     except EngineError as error:
         rows.append(Row(check="engine", case="runs", value=1.0, bound=0.0, passed=False, note=str(error)))
-    evaluation = None
-    if len(texts):
-        progress(f"parity: {len(texts)} texts of the data")
-        evaluation, more = _data(model, reference, texts, labels, bounds)
-        rows += more
     return ParityReport(
         passed=all(row.passed for row in rows),
         precision=model.artifact.precision,
@@ -236,55 +221,21 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         yield Row(check="label names", case="all", value=float(passed), bound=1.0, passed=passed, note=note)
 
 
-def _data(
-    model: Model, reference: Reference, texts: Sequence[str], labels: Sequence[int] | None, bounds: Bounds
-) -> tuple[Evaluation, list[Row]]:
-    if model.task != "text-classification" or model.manifest.problem_type != "single_label_classification":
-        raise UsageError(f"--data is for single-label text-classification, this bundle does {model.task}")
+def _data(model: Model, reference: Reference, data: LabelledTexts, bounds: Bounds) -> tuple[Evaluation, list[Row]]:
     start = time.perf_counter()
-    answers = model.predict(list(texts), return_logits=True)
+    answers = model.predict(data.texts, return_logits=True)
     middle = time.perf_counter()
-    trained = reference.batch_logits(texts, model.manifest.max_length)
+    trained = reference.batch_logits(data.texts, model.manifest.max_length)
     end = time.perf_counter()
     served = np.stack([answer.logits for answer in answers if answer.logits is not None])
-    got, want = served.argmax(-1), trained.argmax(-1)
-    scores: dict[str, float] = {}
-    case = f"{len(texts)} texts"
-    rows = []
-    if labels is not None:
-        truth = np.asarray(labels)
-        scores = {
-            "accuracy": float((got == truth).mean()),
-            "reference_accuracy": float((want == truth).mean()),
-            "f1": weighted_f1(truth, got, len(model.labels)),
-            "reference_f1": weighted_f1(truth, want, len(model.labels)),
-        }
-        loss = scores["reference_accuracy"] - scores["accuracy"]
-        bound = bounds.accuracy_loss
-        rows.append(Row(check="accuracy loss", case=case, value=loss, bound=bound, passed=loss <= bound))
-    evaluation = Evaluation(
-        rows=len(texts),
-        agreement=float((got == want).mean()),
-        label_mix={name: float((got == i).mean()) for i, name in enumerate(model.labels)},
-        seconds=middle - start,
-        reference_seconds=end - middle,
-        **scores,
-    )
-    agreement = evaluation.agreement
-    value = _difference(served, trained)
-    bound = _scaled(bounds.logits, trained)
-    rows.append(Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound))
-    passed = agreement >= bounds.agreement
-    rows.append(Row(check="labels", case=case, value=agreement, bound=bounds.agreement, passed=passed))
+    evaluation = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
+    case = f"{len(data.texts)} texts"
+    value, bound = _difference(served, trained), _scaled(bounds.logits, trained)
+    rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
+    if evaluation.agreement is not None:
+        value, bound = evaluation.agreement, bounds.agreement
+        rows.append(Row(check="labels", case=case, value=value, bound=bound, passed=value >= bound))
+    if evaluation.accuracy is not None and evaluation.reference_accuracy is not None:
+        value, bound = evaluation.reference_accuracy - evaluation.accuracy, bounds.accuracy_loss
+        rows.append(Row(check="accuracy loss", case=case, value=value, bound=bound, passed=value <= bound))
     return evaluation, rows
-
-
-def weighted_f1(truth: Any, guess: Any, num_labels: int) -> float:
-    """F1 of each label, weighted by its share of the truth (scikit-learn's `average="weighted"`)."""
-    total = 0.0
-    for label in range(num_labels):
-        hits = float(((truth == label) & (guess == label)).sum())
-        selected, relevant = float((guess == label).sum()), float((truth == label).sum())
-        if selected + relevant:
-            total += 2 * hits / (selected + relevant) * relevant / len(truth)
-    return total

@@ -32,7 +32,7 @@ def emit(value: Any) -> None:
 
 def messages(quiet: bool) -> Console:
     """Where remarks go."""
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,23 +1,11 @@
-"""A tokenizer and configuration to train from scratch, and the real reviews."""
+"""A tokenizer and configuration to train from scratch."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 # training_samples is imported in the fixtures: it skips the test modules where packages for training are missing.
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Small models gain nothing from more, and threads that wait for a busy machine's cores cost minutes.
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +25,3 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("scratch")
     return make_scratch(folder, write_jsonl(folder / "texts.jsonl", sentences(300, seed=99)))
-
-
-@pytest.fixture(scope="session")
-def imdb() -> Path:
-    """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""
-    from training_samples import ROOT
-
-    base = Path(os.environ.get("NOPAD_DATA") or ROOT.parent / "shared" / "data")
-    folder = base / "imdb"
-    if not (folder / "train.jsonl").is_file():
-        pytest.skip(f"no {folder}/train.jsonl; set NOPAD_DATA to the folder with the test data")
-    return folder

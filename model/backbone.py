@@ -1,0 +1,230 @@
+"""The layers below the head: ModernBERT and BERT over one packed stream of tokens.
+
+Parameter names are those of the matching transformers class (`modeling_modernbert.py`, `modeling_bert.py`), so a
+state dict moves between the two without a mapping. Nothing here knows files, engines or export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nopad.model.attention import Attend, PackedLayout
+from nopad.model.config import EncoderConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+Rotary = tuple[Tensor, Tensor]
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm computed in its own weights' dtype: kept in fp32, it stays exact inside an fp16 encoder."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension; the dtype of `x` is kept."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def layer_norm(config: EncoderConfig) -> Norm:
+    """The norm that `config` asks for."""
+    return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def rotary(position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; angles in fp32 (RoFormer, arXiv:2104.09864)."""
+    exponent = torch.arange(0, head_size, 2, dtype=torch.float, device=position_ids.device) / head_size
+    angles = position_ids.unsqueeze(-1).float() * (1.0 / theta**exponent)
+    return angles.cos().unsqueeze(1).to(dtype), angles.sin().unsqueeze(1).to(dtype)
+
+
+def _rotate(x: Tensor, rope: Rotary) -> Tensor:
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    # Under autocast the angles are fp32 and x is not; attention kernels want q, k and v of one dtype.
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class _ModernBertEmbeddings(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.norm = layer_norm(config)
+        self.drop = nn.Dropout(config.embedding_dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.drop(self.norm(self.tok_embeddings(input_ids)))
+
+
+class _ModernBertAttention(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.shape = (config.num_heads, config.head_size)
+        self.dropout = config.attention_dropout
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.out_drop = nn.Dropout(config.attention_dropout)
+
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
+        q, k, v = (part.unflatten(-1, self.shape) for part in self.Wqkv(x).chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        out = attend(_rotate(q, rope), _rotate(k, rope), v, local=local, dropout=dropout)
+        return self.out_drop(self.Wo(out.flatten(1)))
+
+
+class _ModernBertMLP(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.drop = nn.Dropout(config.mlp_dropout)
+        self.act = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.Wi(x).chunk(2, dim=-1)
+        return self.Wo(self.drop(self.act(value) * gate))
+
+
+class _ModernBertLayer(nn.Module):
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        self.local = config.local_layers[index]
+        # The first layer follows the embedding norm directly, so it has none of its own.
+        self.attn_norm = layer_norm(config) if index else nn.Identity()
+        self.attn = _ModernBertAttention(config)
+        self.mlp_norm = layer_norm(config)
+        self.mlp = _ModernBertMLP(config)
+
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rope, attend, self.local)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ModernBertBackbone(nn.Module):
+    """ModernBERT without a head (arXiv:2412.13663): pre-norm, gated MLP, rotary positions, local and global layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder_config = config
+        self.embeddings = _ModernBertEmbeddings(config)
+        self.layers = nn.ModuleList(_ModernBertLayer(config, i) for i in range(config.num_layers))
+        self.final_norm = layer_norm(config)
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
+        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` mean nothing to ModernBERT."""
+        x = self.embeddings(input_ids)
+        config = self.encoder_config
+        global_rope = rotary(layout.position_ids, config.head_size, config.global_rope_theta, x.dtype)
+        local_rope = rotary(layout.position_ids, config.head_size, config.local_rope_theta, x.dtype)
+        for layer in self.layers:
+            x = layer(x, local_rope if layer.local else global_rope, attend)
+        return self.final_norm(x)
+
+
+class _BertEmbeddings(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(x + self.position_embeddings(position_ids)))
+
+
+class _BertSelfAttention(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.shape = (config.num_heads, config.head_size)
+        self.dropout = config.attention_dropout
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (project(x).unflatten(-1, self.shape) for project in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        return attend(q, k, v, local=False, dropout=dropout).flatten(1)
+
+
+class _BertResidual(nn.Module):
+    """Dense, dropout, add, norm: the second half of BERT's attention and of its MLP."""
+
+    def __init__(self, config: EncoderConfig, in_features: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.mlp_dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class _BertAttention(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.self = _BertSelfAttention(config)
+        self.output = _BertResidual(config, config.hidden_size)
+
+
+class DenseActivation(nn.Module):
+    """Dense layer and activation: BERT's intermediate layer, and its pooler."""
+
+    def __init__(self, in_features: int, out_features: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Row by row, [..., in_features] -> [..., out_features]."""
+        return self.activation(self.dense(x))
+
+
+class _BertLayer(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        activation = ACTIVATIONS[config.activation]
+        self.attention = _BertAttention(config)
+        self.intermediate = DenseActivation(config.hidden_size, config.intermediate_size, activation)
+        self.output = _BertResidual(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = self.attention.output(self.attention.self(x, attend), x)
+        return self.output(self.intermediate(x), x)
+
+
+class _BertLayers(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_BertLayer(config) for _ in range(config.num_layers))
+
+
+class BertBackbone(nn.Module):
+    """BERT without a head (arXiv:1810.04805): absolute positions, token types, post-norm."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder_config = config
+        self.embeddings = _BertEmbeddings(config)
+        self.encoder = _BertLayers(config)
+        if config.pooling == "pooler" and config.task in ("text-classification", "rerank"):
+            self.pooler = DenseActivation(config.hidden_size, config.hidden_size, torch.tanh)
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
+        """Hidden states of the stream, [T, hidden_size]."""
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        x = self.embeddings(input_ids, token_type_ids, layout.position_ids)
+        for layer in self.encoder.layer:
+            x = layer(x, attend)
+        return x

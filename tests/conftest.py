@@ -1,0 +1,65 @@
+"""What several folders of tests share. (This file also puts tests/ on the import path.)"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Small models gain nothing from more, and threads that wait for a busy machine's cores cost minutes.
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def imdb() -> Path:
+    """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""
+    folder = Path(os.environ.get("NOPAD_DATA") or ROOT.parent / "shared" / "data") / "imdb"
+    if not (folder / "train.jsonl").is_file():
+        pytest.skip(f"no {folder}/train.jsonl; set NOPAD_DATA to the folder with the test data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small random checkpoint for each name of `reference_models.CASES`."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            from checkpoints import make_checkpoint
+
+            made[name] = tmp_path_factory.mktemp(f"checkpoint-{name}")
+            make_checkpoint(name, made[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The verified bundle of that checkpoint. Tests that change it work on a copy."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            from reference_models import CASES
+
+            from nopad.export.bundle import export_checkpoint
+
+            output = tmp_path_factory.mktemp(f"bundle-{name}") / "bundle"
+            result = export_checkpoint(checkpoint(name), output, **CASES[name].load)
+            assert result.report is not None and result.report["passed"], result.report
+            made[name] = output
+        return made[name]
+
+    return get

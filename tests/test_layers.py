@@ -1,0 +1,78 @@
+"""The house rules that a reader of docs/architecture.md relies on: imports run one way, files stay readable."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# folder -> the folders it may import from, at module level or inside functions.
+ALLOWED = {
+    "model": {"model"},
+    "runtime": {"runtime", "model"},
+    "training": {"training", "model", "runtime"},
+    "export": {"export", "model", "runtime"},
+}
+# model is not free of torch; these parts of it are what the runtime takes.
+TORCH_FREE = {"nopad.model.config", "nopad.model.errors", "nopad.model.files", "nopad.model.packing"}
+HEAVY = {"torch", "transformers", "safetensors", "datasets", "sklearn", "accelerate", "onnx", "onnxscript", "optimum"}
+MOST_LINES = 400
+
+
+def modules() -> Iterator[Path]:
+    for folder in ALLOWED:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Imported modules, and whether the import stands at the module's top level."""
+    tree = ast.parse(path.read_text("utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", id(node) in top
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] == "nopad" and len(parts) > 1:
+            assert parts[1] in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_training_and_export_do_not_know_each_other_nor_model_the_command_line() -> None:
+    assert "export" not in ALLOWED["training"] and "training" not in ALLOWED["export"]
+    # Of the runtime, training takes only how a command talks.
+    taken = {name for path in (ROOT / "training").rglob("*.py") for name, _ in imports(path) if "runtime" in name}
+    assert taken == {"nopad.runtime.commands.console"}
+
+
+def test_the_runtime_imports_nothing_heavy() -> None:
+    for path in (ROOT / "runtime").rglob("*.py"):
+        for name, _ in imports(path):
+            assert name.split(".")[0] not in HEAVY, f"{path.relative_to(ROOT)} imports {name}"
+            if name.startswith("nopad.model"):
+                assert name in TORCH_FREE, f"{path.relative_to(ROOT)} imports {name}"
+    for name in TORCH_FREE:
+        for imported, _ in imports(ROOT / Path(*name.split(".")[1:]).with_suffix(".py")):
+            assert imported.split(".")[0] not in HEAVY, f"{name} imports {imported}"
+
+
+def test_an_engines_library_is_imported_when_it_is_opened() -> None:
+    for path in (ROOT / "runtime").rglob("*.py"):
+        for name, top in imports(path):
+            assert not (top and name.split(".")[0] in ("onnxruntime", "tensorrt", "tensorrt_rtx")), path
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_file_has_one_subject_and_a_docstring_that_names_it(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    assert len(text.splitlines()) <= MOST_LINES

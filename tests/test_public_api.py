@@ -1,0 +1,87 @@
+"""What users import: it exists, is documented and typed, and its names do not change by accident."""
+
+import dataclasses
+import importlib
+import inspect
+from types import ModuleType
+
+import pytest
+
+import nopad.runtime
+from nopad.runtime import types
+
+MODULES = [
+    "nopad.model.attention",
+    "nopad.model.backbone",
+    "nopad.model.checkpoint",
+    "nopad.model.config",
+    "nopad.model.encoder",
+    "nopad.model.files",
+    "nopad.model.packing",
+    "nopad.export.bundle",
+    "nopad.export.labelled",
+    "nopad.export.onnx",
+    "nopad.export.parity",
+    "nopad.export.precision",
+    "nopad.export.reference",
+    "nopad.runtime.batchfile",
+    "nopad.runtime.bundle",
+    "nopad.runtime.decode",
+    "nopad.runtime.errors",
+    "nopad.runtime.manifest",
+    "nopad.runtime.predictor",
+    "nopad.runtime.tokenizer",
+    "nopad.runtime.types",
+]
+
+
+def public(module: ModuleType) -> list[tuple[str, object]]:
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == module.__name__
+    ]
+
+
+def test_the_names_of_the_runtime() -> None:
+    assert set(nopad.runtime.__all__) == {
+        "Embedding",
+        "Entity",
+        "Failure",
+        "MaskFill",
+        "Model",
+        "Prediction",
+        "Ranked",
+        "Tagging",
+        "load",
+    }
+    assert all(hasattr(nopad.runtime, name) for name in nopad.runtime.__all__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_are_documented_and_typed(name: str) -> None:
+    module = importlib.import_module(name)
+    for attribute, value in public(module):
+        assert inspect.getdoc(value), f"{name}.{attribute} has no docstring"
+        if inspect.isfunction(value):
+            untyped = [
+                parameter
+                for parameter in inspect.signature(value).parameters.values()
+                if parameter.annotation is inspect.Parameter.empty
+            ]
+            assert not untyped, f"{name}.{attribute}: {untyped}"
+            assert inspect.signature(value).return_annotation is not inspect.Signature.empty, f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("kind", [value for _, value in public(types) if dataclasses.is_dataclass(value)])
+def test_records_are_frozen_and_by_keyword(kind: type) -> None:
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert all(field.kw_only for field in dataclasses.fields(kind))
+
+
+def test_load_says_what_it_raises() -> None:
+    doc = inspect.getdoc(nopad.runtime.load) or ""
+    for word in ("BundleError", "UsageError", "EnvironmentProblem", "truncation", "token_budget", "allow_unverified"):
+        assert word in doc

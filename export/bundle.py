@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from nopad.export.errors import ExportError
 from nopad.export.onnx import export_graph
-from nopad.export.parity import Progress, run_gate
+from nopad.export.parity import Progress, run_gate, silent
 from nopad.export.precision import Precision, cast
 from nopad.export.reference import Reference
 from nopad.model.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint, weight_files
@@ -56,7 +56,7 @@ def export_checkpoint(
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
-    progress: Progress = lambda message: None,
+    progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
@@ -105,7 +105,7 @@ def gate_bundle(
     half_window: int,
     engine: str = "auto",
     threads: int | None = None,
-    progress: Progress = lambda message: None,
+    progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle against its checkpoint; the report as JSON. `options` go to `run_gate`."""

@@ -180,7 +180,8 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
     console.print(table)
     if all_lengths:
         by_length = [row for row in rows if row["check"] == "logits" and "tokens, " in row["case"]]
-        lengths = Table(box=None, pad_edge=False, title="largest logit difference by length", title_justify="left")
+        console.print("\nlargest logit difference by length")
+        lengths = Table(box=None, pad_edge=False)
         for name in ("tokens", "alone", "in a mixed batch"):
             lengths.add_column(name, justify="right")
         for alone, mixed in zip(by_length[::2], by_length[1::2], strict=True):

@@ -18,7 +18,7 @@ from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import FloatArray
 
 # Classes as 0 and 1, [rows, num_labels]; for regression the number itself, [rows, 1].
-Targets = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def read_labelled(
             rows.append(label if hot else _target(label, manifest.labels, manifest.problem_type))
         except (TypeError, ValueError) as error:
             raise InputFileError(f"{path}, line {number}: {error}") from None
-    return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float32))
+    return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
 
 
 def _is_hot(labels: Sequence[Any], width: int) -> bool:
@@ -108,8 +108,8 @@ def decide(logits: FloatArray, problem_type: ProblemType | None) -> Targets | No
     if problem_type == "regression":
         return None
     if problem_type == "multi_label_classification":
-        return (logits > 0).astype(np.float32)
-    return np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(-1)]
+        return (logits > 0).astype(np.float64)
+    return np.eye(logits.shape[-1])[logits.argmax(-1)]
 
 
 def evaluate(

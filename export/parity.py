@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,19 @@ from nopad.runtime.errors import EngineError, TextError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray, Text
 
-Progress = Callable[[str], None]
+
+class Progress(Protocol):
+    """Is told what is being done, and how much of it where that is known."""
+
+    def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
+        """Show it; the same message again means more of the same."""
+        ...
+
+
+def silent(message: str, done: int = 0, total: int | None = None) -> None:
+    """The `Progress` of those who do not look."""
+
+
 # Longest length of the default grid: the reference is quadratic in it. `lengths=` asks for more.
 DEFAULT_LONGEST = 512
 _MIXED_LONGEST = 1024
@@ -102,7 +114,7 @@ def run_gate(
     data: LabelledTexts | None = None,
     longest: int = DEFAULT_LONGEST,
     half_window: int = 64,
-    progress: Progress = lambda message: None,
+    progress: Progress = silent,
 ) -> ParityReport:
     """Compare `model` with `reference`, on `data` too if it is given.
 
@@ -111,15 +123,13 @@ def run_gate(
     bounds = BOUNDS[model.artifact.precision]
     rows: list[Row] = []
     lengths = length_grid(half_window, model.artifact.token_multiple, model.manifest.max_length, longest)
-    progress(f"parity: {len(lengths)} lengths up to {lengths[-1]} tokens")
     evaluation = None
     try:
-        rows += _grid(model, reference, lengths, bounds)
+        rows += _grid(model, reference, lengths, bounds, progress)
         progress("parity: sentences")
         rows += _sentences(model, reference, bounds)
         if data is not None:
-            progress(f"parity: {len(data.texts)} texts of the data")
-            evaluation, more = _data(model, reference, data, bounds)
+            evaluation, more = _data(model, reference, data, bounds, progress)
             rows += more
     except EngineError as error:
         rows.append(Row(check="engine", case="runs", value=1.0, bound=0.0, passed=False, note=str(error)))
@@ -163,10 +173,15 @@ def _mixed_batches(lengths: Sequence[int]) -> list[list[int]]:
     return [together, *longer] if together else [[0], *longer]
 
 
-def _grid(model: Model, reference: Reference, lengths: Sequence[int], bounds: Bounds) -> Iterator[Row]:
+def _grid(
+    model: Model, reference: Reference, lengths: Sequence[int], bounds: Bounds, progress: Progress
+) -> Iterator[Row]:
     sequences = list(_sequences(reference, lengths))
-    expected = [reference.logits(ids) for ids in sequences]
-    alone = [model.run_ids([ids])[0] for ids in sequences]
+    expected, alone = [], []
+    for done, ids in enumerate(sequences):
+        progress(f"parity: lengths 1 to {lengths[-1]}", done, len(sequences))
+        expected.append(reference.logits(ids))
+        alone.append(model.run_ids([ids])[0])
     mixed: dict[int, FloatArray] = {}
     for members in _mixed_batches(lengths):
         for i, row in zip(members, model.run_ids([sequences[i] for i in members]), strict=True):
@@ -221,15 +236,25 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         yield Row(check="label names", case="all", value=float(passed), bound=1.0, passed=passed, note=note)
 
 
-def _data(model: Model, reference: Reference, data: LabelledTexts, bounds: Bounds) -> tuple[Evaluation, list[Row]]:
+def _data(
+    model: Model, reference: Reference, data: LabelledTexts, bounds: Bounds, progress: Progress
+) -> tuple[Evaluation, list[Row]]:
+    count = len(data.texts)
     start = time.perf_counter()
-    answers = model.predict(data.texts, return_logits=True)
+    rows_served = []
+    for done, logits in enumerate(model.iter_logits(data.texts)):
+        rows_served.append(logits)
+        progress("parity: the data through the bundle", done, count)
     middle = time.perf_counter()
-    trained = reference.batch_logits(data.texts, model.manifest.max_length)
+    trained = reference.batch_logits(
+        data.texts,
+        model.manifest.max_length,
+        progress=lambda done: progress("parity: the data through transformers", done, count),
+    )
     end = time.perf_counter()
-    served = np.stack([answer.logits for answer in answers if answer.logits is not None])
+    served = np.stack(rows_served)
     evaluation = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
-    case = f"{len(data.texts)} texts"
+    case = f"{count} texts"
     value, bound = _difference(served, trained), _scaled(bounds.logits, trained)
     rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
     if evaluation.agreement is not None:

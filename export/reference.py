@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
+from nopad.model.checkpoint import open_tokenizer
 from nopad.runtime.types import FloatArray, Text
 
 _CLASSES = {
@@ -37,6 +38,13 @@ class Reference:
         self.pooling = pooling
         self.normalize = normalize
         config = transformers.AutoConfig.from_pretrained(folder)
+        raw = json.loads((folder / "config.json").read_text("utf-8"))
+        unread = _unread(raw, config)
+        if unread:
+            raise ExportError(
+                f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
+                "another model and cannot be the reference; use transformers 5"
+            )
         if hasattr(config, "reference_compile"):
             config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
         auto = getattr(transformers, _CLASSES[task])
@@ -48,11 +56,11 @@ class Reference:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = open_tokenizer(folder)
+            self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
         self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
-        raw = json.loads((folder / "config.json").read_text("utf-8"))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
 
@@ -89,10 +97,17 @@ class Reference:
         out: FloatArray = self._forward(inputs)[0].numpy()
         return out
 
-    def batch_logits(self, texts: Sequence[str], max_length: int, batch_size: int = 32) -> FloatArray:
+    def batch_logits(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> FloatArray:
         """Logits of many texts as users get them by default: batches in order, padded to the longest."""
         rows = []
         for start in range(0, len(texts), batch_size):
+            progress(start)
             batch = self.tokenizer(
                 list(texts[start : start + batch_size]),
                 truncation=True, max_length=max_length, padding=True, return_tensors="pt",
@@ -108,3 +123,17 @@ class Reference:
         if self.problem_type == "regression" or (self.task == "text-classification" and len(self.labels) == 1):
             return logits
         return tensor.softmax(-1).numpy()
+
+
+def _unread(raw: dict[str, Any], config: Any) -> str | None:
+    """Which of ModernBERT's keys, as transformers 5 spells them, transformers 4 passes over to a wrong effect."""
+    if not transformers.__version__.startswith("4.") or raw.get("model_type") != "modernbert":
+        return None
+    for index, kind in enumerate(raw.get("layer_types") or ()):
+        if (kind == "full_attention") != (index % config.global_attn_every_n_layers == 0):
+            return "layer_types"
+    rope = raw.get("rope_parameters") or {}
+    for kind, theta in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        if (rope.get(kind) or {}).get("rope_theta", getattr(config, theta)) != getattr(config, theta):
+            return "rope_parameters"
+    return None

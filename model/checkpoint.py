@@ -26,6 +26,8 @@ _BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
+# The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
+_NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
 
 
@@ -239,6 +241,29 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.padding_idx is not None and config.architecture == "bert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder for transformers, whichever version wrote it. Raises `CheckpointError`."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if _NEW_CLASS in str(error):  # unknown to transformers 4, whose own class reads the same files
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot open the tokenizer of {folder}: {error}"
+        ) from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer of transformers so that transformers 4 and 5 both open it."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    raw = _json(path, dict)
+    if raw.get("tokenizer_class") == _NEW_CLASS:
+        path.write_text(json.dumps(raw | {"tokenizer_class": _OLD_CLASS}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:

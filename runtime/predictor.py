@@ -191,7 +191,11 @@ class Model:
 
     def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Raw logits of each text: [num_labels], or [tokens_used, ...] for tasks per token. The parity gate's view."""
-        return list(self._raising(self._stream(texts, lambda logits, tokens: logits)))
+        return list(self.iter_logits(texts))
+
+    def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
+        """The same, lazily."""
+        return self._raising(self._stream(texts, lambda logits, tokens: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
         """The texts as the model reads them."""

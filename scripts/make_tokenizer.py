@@ -49,7 +49,7 @@ def main() -> None:
     tokenizer.save(str(arguments.output / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512,
+        "model_max_length": 1024,
         "model_input_names": ["input_ids", "attention_mask"],
         **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL},
     }

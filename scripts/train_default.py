@@ -3,10 +3,15 @@
     python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default
 
 Everything goes through nopad's own commands. The result replaces runtime/default/.
+
+IMDb's reviews are long, and what people type into a demo is short: a model trained on whole reviews alone calls
+"an hour of my life I want back" positive. So each review also lends an excerpt of a sentence or two, with its label.
 """
 
 import argparse
 import json
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -23,16 +28,34 @@ RECIPE = {
     "--warmup-ratio": 0.06,
     "--weight-decay": 0.1,
     "--label-smoothing": 0.1,
-    "--eval-fraction": 0.06,
-    "--max-length": 512,
+    "--max-length": 1024,
     "--batch-size": 32,
     "--seed": 42,
     "--labels": "negative,positive",
 }
 
 
+HELD_OUT = 1500  # whole reviews, to choose the epoch by
+
+
 def nopad(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "nopad.runtime.cli", *map(str, arguments)], check=True)
+
+
+def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
+    """Write `held_out`, whole reviews, and `train`, the other reviews and an excerpt of each."""
+    draw = random.Random(42)
+    with reviews.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    draw.shuffle(rows)
+    excerpts = []
+    for row in rows[HELD_OUT:]:
+        sentences = re.split(r"(?<=[.!?])\s+", re.sub(r"<br\s*/?>", " ", row["text"]).strip())
+        count = draw.randint(1, 2)
+        first = draw.choice([0, max(0, len(sentences) - count), draw.randrange(len(sentences))])
+        excerpts.append({"text": " ".join(sentences[first : first + count]), "label": row["label"]})
+    for path, part in ((held_out, rows[:HELD_OUT]), (train, rows[HELD_OUT:] + excerpts)):
+        path.write_text("".join(json.dumps({"text": r["text"], "label": r["label"]}) + "\n" for r in part), "utf-8")
 
 
 def round_to_half(checkpoint: Path) -> None:
@@ -57,9 +80,10 @@ def main() -> None:
     subprocess.run([sys.executable, script, arguments.train, tokenizer, "--vocab-size", "8192"], check=True)
     if not trained.exists():
         config = ROOT / "scripts" / "default" / "config.json"
-        source = ("--from-scratch", config, "--tokenizer", tokenizer, "--train", arguments.train)
+        split_with_excerpts(arguments.train, work / "train.jsonl", work / "held_out.jsonl")
+        data = ("--train", work / "train.jsonl", "--eval", work / "held_out.jsonl")
         recipe = [part for option in RECIPE.items() for part in option]
-        nopad("train", *source, "--output", trained, *recipe)
+        nopad("train", "--from-scratch", config, "--tokenizer", tokenizer, *data, "--output", trained, *recipe)
     round_to_half(trained)
     bundle = work / "bundle"
     nopad("export", trained, "--output", bundle)

@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 from nopad.model.checkpoint import (
     Checkpoint,
     initialize,
     load_checkpoint,
+    open_tokenizer,
     read_raw_config,
     resolve_checkpoint,
+    save_tokenizer,
     write_checkpoint,
 )
 from nopad.model.config import ProblemType, read_config
@@ -89,7 +91,7 @@ class PackedTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)
-        self.tokenizer_to_save.save_pretrained(folder)
+        save_tokenizer(self.tokenizer_to_save, folder)
 
 
 def collate(rows: Sequence[dict[str, Any]], *, multiple: int, problem_type: ProblemType) -> dict[str, Tensor]:
@@ -145,7 +147,7 @@ def open_model(
     source = resolve_checkpoint(tokenizer) if tokenizer else folder
     if not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} has no tokenizer.json; name a folder that has one with --tokenizer")
-    loaded = AutoTokenizer.from_pretrained(source)
+    loaded = open_tokenizer(source)
     if len(loaded) > checkpoint.config.vocab_size:
         raise CheckpointError(
             f"the tokenizer of {source} has {len(loaded)} entries, the model's vocab_size is only "
@@ -265,7 +267,7 @@ def train(
     with replace_folder(output, marker="config.json") as folder:
         raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
         write_checkpoint(checkpoint.encoder, raw, folder)
-        loaded.save_pretrained(folder)
+        save_tokenizer(loaded, folder)
     shutil.rmtree(work, ignore_errors=True)
     return TrainingResult(
         output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]

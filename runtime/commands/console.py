@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,10 +37,20 @@ def messages(quiet: bool) -> Console:
 
 
 @contextmanager
-def status(console: Console) -> Iterator[Callable[[str], None]]:
-    """A spinner whose text is set by calling the yielded function; plain lines where stderr is no terminal."""
+def status(console: Console) -> Iterator[Callable[..., None]]:
+    """Yields `show(message, done=0, total=None)`: a bar on a terminal, else one line for each new message."""
     if not console.is_terminal:
-        yield lambda message: console.print(message, style="dim")
+        last = ""
+
+        def line(message: str, done: int = 0, total: int | None = None) -> None:
+            nonlocal last
+            if message != last:
+                console.print(message, style="dim")
+            last = message
+
+        yield line
         return
-    with console.status("starting") as spinner:
-        yield lambda message: spinner.update(message)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bars:
+        bar = bars.add_task("starting", total=None)
+        yield lambda message, done=0, total=None: bars.update(bar, description=message, completed=done, total=total)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import nopad.export.bundle
 from nopad.model.files import OutputError
@@ -125,6 +126,25 @@ def test_optimum_without_its_package_says_how_to_get_it(
     assert run(command) == 4
     assert "nopad[optimum]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 reads these keys")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_types", ["sliding_attention"] * 3 + ["full_attention"]),
+        ("rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 20_000.0}}),
+    ],
+)
+def test_a_transformers_that_computes_another_model_is_no_reference(
+    key: str, value: Any, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(checkpoint(NAME), tmp_path / "checkpoint")
+    changed_config(**{key: value})(folder)
+    assert run(["export", str(folder), "--output", str(tmp_path / "bundle"), "--quiet"]) == 3
+    message = capsys.readouterr().err
+    assert key in message and "use transformers 5" in message
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_foreign_folder_is_left_alone_and_a_bundle_is_replaced(

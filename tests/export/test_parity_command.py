@@ -172,10 +172,10 @@ def test_the_table_lists_every_length_up_to_the_longest(
 
 
 def test_the_embedded_bundle_answers_real_reviews_as_transformers_does(imdb: Path, tmp_path: Path) -> None:
-    lines = (imdb / "test.jsonl").read_text("utf-8").splitlines()
+    lines = (imdb / "test.jsonl").read_text("utf-8").strip().split("\n")
     rows = [json.loads(line) for line in [*lines[:60], *lines[-60:]]]
     manifest = open_bundle(DEFAULT_BUNDLE).manifest
-    targets = np.eye(2, dtype=np.float32)[[row["label"] for row in rows]]
+    targets = np.eye(2)[[row["label"] for row in rows]]
     data = LabelledTexts(texts=[row["text"] for row in rows], targets=targets)
     report = gate_bundle(open_bundle(), DEFAULT_CHECKPOINT, half_window=16, threads=1, data=data)
     assert report["passed"]
@@ -187,6 +187,6 @@ def test_the_embedded_bundle_answers_real_reviews_as_transformers_does(imdb: Pat
 def test_weighted_f1_is_scikit_learns() -> None:
     draw = np.random.default_rng(0)
     for _ in range(20):
-        truth, guess = (draw.integers(0, 2, (9, 4)).astype(np.float32) for _ in range(2))
+        truth, guess = (draw.integers(0, 2, (9, 4)).astype(np.float64) for _ in range(2))
         want = f1_score(truth, guess, average="weighted", zero_division=0)
         assert weighted_f1(truth, guess) == pytest.approx(want, abs=1e-6)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 
@@ -108,14 +107,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)
         return 4
-    except BrokenPipeError:  # the reader of our output has left (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # not standalone, click leaves so only when the reader of our output has gone (| head)
         return 0
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = "the disk is full" if full else (error.strerror or type(error).__name__)
         place = f" ({error.filename})" if error.filename else ""
-        click.echo(f"nopad: {what}{place}; nothing half-written was left behind", err=True)
+        todo = "; free some space, or name another --output" if full else ""
+        click.echo(f"nopad: {what}{place}{todo}", err=True)
         return 4 if full else 3
 
 

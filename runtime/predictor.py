@@ -176,6 +176,8 @@ class Model:
     def rerank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
         """Passages by relevance to the query, best first."""
         self._require("rerank", "rerank")
+        if isinstance(passages, str):
+            raise UsageError("give a list of passages; put a single one in brackets: [passage]")
         answers = self.predict([(query, passage) for passage in passages])
         ranked = [Ranked(index=i, score=a.score, text=passages[i]) for i, a in enumerate(answers)]
         return sorted(ranked, key=lambda one: -one.score)
@@ -246,8 +248,6 @@ class Model:
         return decode.embedding(logits, tokens, self._engine.name)
 
     def _answer(self, texts: Any, one: Callable[[FloatArray, Tokens], R], on_error: OnError) -> Any:
-        if isinstance(texts, str):
-            raise UsageError("predict takes a list of texts; put the single text in brackets: predict([text])")
         stream = self._stream(texts, one)
         answers = self._raising(stream) if on_error == "raise" else stream
         return answers if isinstance(texts, Iterator) else list(answers)
@@ -262,6 +262,8 @@ class Model:
             yield answer
 
     def _stream(self, texts: Iterable[Text], one: Callable[[FloatArray, Tokens], R]) -> Iterator[R | Failure]:
+        if isinstance(texts, str):  # which would be read letter by letter
+            raise UsageError("give a list of texts; put a single one in brackets: [text]")
         source = iter(texts)
         start = 0
         while window := list(islice(source, WINDOW)):

@@ -1,0 +1,180 @@
+"""The bundle folder: any change is noticed, newer ones are refused by name, nothing outside it is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nopad.runtime.bundle import open_bundle, record_parity, write_manifest
+from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError, UnverifiedError
+from nopad.runtime.manifest import FORMAT_VERSION, to_json
+from nopad.runtime.predictor import load
+
+NAME = "modernbert-single-mean"
+FILES = ("manifest.json", "model.onnx", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.fixture
+def own(bundle: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(bundle(NAME), tmp_path / "bundle"))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest as someone who knows about its digest would."""
+    path = folder / "manifest.json"
+    raw = json.loads(path.read_text("utf-8"))
+    del raw["manifest_sha256"]
+    change(raw)
+    text = json.dumps(raw, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    raw["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(raw), "utf-8")
+
+
+def test_these_are_all_files(own: Path) -> None:
+    assert {path.name for path in own.iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_anywhere_is_noticed(name: str, own: Path) -> None:
+    path = own / name
+    clean = path.read_bytes()
+    for place in (0, len(clean) // 3, len(clean) // 2, len(clean) - 2):
+        for bit in (1, 64):
+            spoiled = bytearray(clean)
+            spoiled[place] ^= bit
+            path.write_bytes(spoiled)
+            # (In white space of the manifest's JSON a flip is caught as damage too: it is no white space any more.)
+            with pytest.raises(BundleError, match=name):
+                load(own)
+    path.write_bytes(clean)
+    assert open_bundle(own).manifest.verdict == "verified"
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_truncated_file_is_noticed_even_without_digests(name: str, own: Path) -> None:
+    data = (own / name).read_bytes()
+    (own / name).write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match=f"{name} has {len(data) - 1} bytes, the manifest says {len(data)}"):
+        load(own, verify=False)
+
+
+def test_without_digests_a_flipped_bit_passes_the_door(own: Path) -> None:
+    path = own / "tokenizer_config.json"
+    path.write_bytes(path.read_bytes().replace(b"true", b"trUe").replace(b"[UNK]", b"[uNK]"))
+    assert open_bundle(own, verify=False).path == own
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        open_bundle(own)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_missing_file_is_named(name: str, own: Path) -> None:
+    (own / name).unlink()
+    with pytest.raises(BundleError, match=f"lacks the file {name}"):
+        load(own)
+
+
+def test_a_newer_format_is_refused_with_both_versions(own: Path) -> None:
+    rewrite(own, lambda raw: raw.update(format_version=FORMAT_VERSION + 1, created={"nopad": "9.9"}))
+    with pytest.raises(NewerVersionError, match=rf"version {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*nopad 9\.9"):
+        load(own)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw: raw.update(task="summarization"), "summarization"),
+        (lambda raw: raw.update(problem_type="ranking"), "ranking"),
+        (lambda raw: raw["artifacts"][0].update(layout="sparse"), "sparse"),
+        (lambda raw: raw.pop("max_length"), "max_length"),
+        (lambda raw: raw.pop("artifacts"), "artifacts"),
+        (lambda raw: raw.update(files=[]), "malformed"),
+        (lambda raw: raw.update(tokenizer="../../etc/passwd"), "etc/passwd"),
+        (lambda raw: raw["artifacts"][0].update(file="/etc/passwd"), "/etc/passwd"),
+        (lambda raw: raw["artifacts"][0].update(file="missing.onnx"), "missing.onnx"),
+        (lambda raw: raw["files"].update({"..\\x": {"sha256": "", "bytes": 0}}), "x"),
+        (lambda raw: raw["files"].update({"../x": {"sha256": "", "bytes": 0}}), r"\.\./x"),
+        (lambda raw: raw.pop("format_version"), "format_version"),
+    ],
+)
+def test_a_malformed_manifest_is_refused(change: Callable[[dict[str, Any]], None], words: str, own: Path) -> None:
+    (own.parent / "x").write_bytes(b"")
+    rewrite(own, change)
+    with pytest.raises(BundleError, match=words):
+        load(own)
+
+
+def test_a_link_out_of_the_bundle_is_refused(own: Path) -> None:
+    outside = own.parent / "outside.onnx"
+    (own / "model.onnx").rename(outside)
+    (own / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match=r"model\.onnx points outside"):
+        load(own)
+
+
+def test_unknown_keys_are_kept(own: Path) -> None:
+    rewrite(own, lambda raw: raw.update(owner={"team": "search"}))
+    opened = open_bundle(own)
+    assert opened.manifest.extra == {"owner": {"team": "search"}}
+    record_parity(opened, {"model.onnx": {"passed": True, "rows": []}})
+    assert json.loads((own / "manifest.json").read_text("utf-8"))["owner"] == {"team": "search"}
+    assert open_bundle(own).manifest.verdict == "verified"
+
+
+@pytest.mark.parametrize("parity", [None, {"passed": False, "rows": []}, {"passed": "yes", "rows": []}])
+def test_only_a_passed_gate_opens_without_being_told(parity: Any, own: Path) -> None:
+    opened = open_bundle(own)
+    artifact = dataclasses.replace(opened.manifest.artifacts[0], parity=parity)
+    # The verdict that the file states counts for nothing: it follows from the gate's report.
+    write_manifest(own, dataclasses.replace(opened.manifest, artifacts=(artifact,)))
+    with pytest.raises(UnverifiedError, match=r"nopad parity.*allow_unverified=True"):
+        load(own)
+    with load(own, allow_unverified=True, threads=1) as model:
+        assert model.predict(["a film"])[0].label in model.labels
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.mkdir(), "no manifest.json"),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}")), "nopad export"),
+        (lambda folder: folder.write_text("x"), "does not exist"),
+        (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_text("[1]")), "not a nopad manifest"),
+        (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_bytes(b"\xff{}")), "damaged"),
+    ],
+)
+def test_what_is_no_bundle_is_said_to_be_none(make: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "thing"
+    make(folder)
+    with pytest.raises(BundleError, match=words):
+        load(folder)
+
+
+def test_the_manifest_tells_the_truth(own: Path, checkpoint: Callable[[str], Path]) -> None:
+    raw = json.loads((own / "manifest.json").read_text("utf-8"))
+    assert set(raw["files"]) == set(FILES[1:])
+    for name, record in raw["files"].items():
+        data = (own / name).read_bytes()
+        assert record == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    source = checkpoint(NAME)
+    for name, digest in raw["source"]["sha256"].items():
+        assert digest == hashlib.sha256((source / name).read_bytes()).hexdigest()
+    assert set(raw["source"]["sha256"]) == {"config.json", "model.safetensors"}
+    assert (raw["task"], raw["problem_type"]) == ("text-classification", "single_label_classification")
+    assert raw["labels"] == ["class 0", "class 1", "class 2"]
+    assert (raw["pooling"], raw["max_length"], raw["verdict"]) == ("mean", 1024, "verified")
+    assert raw["architecture"]["model_type"] == "modernbert" and raw["architecture"]["local_layers"] == [1, 2]
+    (artifact,) = raw["artifacts"]
+    assert (artifact["target"], artifact["precision"], artifact["layout"]) == ("onnx", "fp32", "packed")
+    assert artifact["parity"]["passed"] and len(artifact["parity"]["rows"]) > 60
+    assert {"transformers", "torch"} <= set(artifact["parity"]["versions"])
+    assert {"nopad", "torch", "transformers", "onnx", "onnxruntime", "time"} <= set(raw["created"])
+    assert to_json(open_bundle(own).manifest) == (own / "manifest.json").read_bytes()

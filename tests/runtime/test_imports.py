@@ -1,0 +1,84 @@
+"""Serving needs neither torch nor transformers, and says what it needs where that is missing."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HEAVY = ("torch", "transformers", "safetensors", "datasets", "optimum", "onnx", "onnxscript", "huggingface_hub")
+FORBID = """
+import sys
+
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+def python(program: str, forbidden: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    head = f"FORBIDDEN = {forbidden!r}\n{FORBID}" if forbidden else ""
+    command = [sys.executable, "-c", head + program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_loading_and_predicting_without_torch(bundle: Callable[[str], Path]) -> None:
+    program = (
+        "import sys; from nopad.runtime import load\n"
+        "with load(sys.argv[1]) as model: print(model.predict(['a film'])[0].label)"
+    )
+    done = python(program, HEAVY, bundle("modernbert-single-mean"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("class ")
+
+
+def test_loading_and_predicting_imports_none_of_them(bundle: Callable[[str], Path]) -> None:
+    program = (
+        "import sys; from nopad.runtime import load\n"
+        "with load(sys.argv[1]) as model: model.predict(['a film'])\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = python(program, (), bundle("modernbert-single-mean"))
+    assert done.returncode == 0, done.stderr
+    assert not set(eval(done.stdout)) & set(HEAVY)
+
+
+def test_the_command_line_without_torch(bundle: Callable[[str], Path]) -> None:
+    path = bundle("modernbert-single-mean")
+    program = "import sys; from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
+    for arguments, words in (
+        (["--help"], "parity"),
+        (["inspect", path], "verified"),
+        (["predict", path, "a film"], "class "),
+        (["doctor"], "onnx-cpu"),
+    ):
+        done = python(program, HEAVY, *arguments)
+        assert done.returncode in ((0, 4) if arguments == ["doctor"] else (0,)), done.stderr
+        assert words in done.stdout
+
+
+def test_training_and_export_without_torch_say_what_to_install(tmp_path: Path) -> None:
+    program = "import sys; from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
+    for arguments, extra in (
+        (["export", tmp_path, "--output", tmp_path / "b"], "nopad[export]"),
+        (["train", "--train", "x.jsonl", "--output", tmp_path / "c"], "nopad[train]"),
+    ):
+        done = python(program, HEAVY, *arguments)
+        assert done.returncode == 4 and extra in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_onnx_runtime_the_error_says_what_to_install(bundle: Callable[[str], Path]) -> None:
+    program = "import sys; from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
+    done = python(program, ("onnxruntime",), "predict", bundle("modernbert-single-mean"), "a film")
+    assert done.returncode == 4
+    assert "pip install 'nopad[cpu]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_opens_no_engine_and_no_command() -> None:
+    program = (
+        "import sys; from nopad.runtime.cli import run; run(['--help'])\n"
+        "print([m for m in sys.modules if m.startswith(('onnxruntime', 'torch', 'nopad.runtime.commands.'))])"
+    )
+    assert python(program, ()).stdout.splitlines()[-1] == "[]"

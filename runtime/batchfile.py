@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nopad.runtime.errors import NopadError, UsageError
-from nopad.runtime.predictor import Model
+from nopad.runtime.errors import EnvironmentProblem, NopadError, UsageError
+from nopad.runtime.predictor import WINDOW, Model
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging, Text
 
 
@@ -106,7 +107,7 @@ def _undecodable(text: str) -> bool:
 def _parse(line: str) -> dict[str, Any] | str:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number too long, lists too deep
         return f"the line is not valid JSON: {error}"
     return value if isinstance(value, dict) else f"the line is a JSON {type(value).__name__}, expected an object"
 
@@ -115,15 +116,20 @@ def _table(
     stream: IO[str], source: str, delimiter: str, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(stream, delimiter=delimiter)
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    reader = csv.reader(stream, delimiter=delimiter)
+    header = next(reader, [])
+    missing = [column for column in columns if column not in header]
     if missing:
-        have = ", ".join(reader.fieldnames or []) or "no header"
+        have = ", ".join(header) or "no header"
         raise InputFileError(f"{source} has no column {missing[0]!r} (it has: {have}); name one with --field")
     before = reader.line_num
-    for record in reader:
-        bad = any(isinstance(value, str) and _undecodable(value) for value in record.values())
-        yield before + 1, _NOT_UTF8 if bad else record
+    for cells in reader:
+        if any(map(_undecodable, cells)):
+            yield before + 1, _NOT_UTF8
+        elif any(cells[len(header) :]):
+            yield before + 1, f"the row has {len(cells)} cells, the header {len(header)}; quote what holds a delimiter"
+        elif cells:
+            yield before + 1, dict(zip(header, cells, strict=False))
         before = reader.line_num
 
 
@@ -174,10 +180,11 @@ def answer_file(
     """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
 
     `output` grows as `OUTPUT.partial` and is renamed at the end; after an interruption it stays, and `resume` goes on
-    behind its last whole line.
+    behind the last texts that were answered together, so that the file becomes what it would have been.
     """
     rows = read_rows(source, fields)
     lines = failed = truncated = 0
+    hint = ": go on with --resume" if source != "-" else ""
     partial = output.with_name(output.name + ".partial") if output else None
     columns = (
         SpinnerColumn(),
@@ -189,14 +196,17 @@ def answer_file(
     with ExitStack() as stack:
         file: IO[str] | None = None
         if output is not None and partial is not None:
-            if output.is_dir():
-                raise UsageError(f"--output {output} is a folder; name a file")
-            done = _whole_lines(partial) if resume else 0
+            if output.exists() and not output.is_file():
+                kind = "folder" if output.is_dir() else "device or pipe"
+                raise UsageError(f"--output {output} is a {kind}; name a file")
             if resume:
-                console.print(f"resuming behind line {done} of {partial}")
-            for _ in islice(rows, done):
-                lines += 1
-            file = stack.enter_context(partial.open("a" if resume else "w", encoding="utf-8"))
+                kept = _cut(partial, read_rows(source, fields))
+                lines, failed, truncated = kept.lines, kept.failed, kept.truncated
+                console.print(f"resuming behind line {lines} of {partial}")
+                next(islice(rows, lines, lines), None)
+            stack.enter_context(_full_disk(f"{partial} holds the answers so far{hint}"))
+            mode = "a" if resume else "w"  # a lone surrogate in a message is written as JSON escapes it
+            file = stack.enter_context(partial.open(mode, encoding="utf-8", errors="backslashreplace"))
         show = console.is_terminal and output is not None and not console.quiet
         progress = stack.enter_context(Progress(*columns, console=console, disable=not show, transient=True))
         bar = progress.add_task("texts", total=None)
@@ -216,25 +226,49 @@ def answer_file(
                 progress.update(bar, advance=1)
         except KeyboardInterrupt:
             if partial is not None:
-                console.print(f"interrupted after {lines} lines; they are in {partial}: go on with --resume")
+                console.print(f"interrupted after {lines} lines; they are in {partial}{hint}")
             raise
     if output is not None and partial is not None:
         partial.replace(output)
     return Outcome(lines=lines, failed=failed, truncated=truncated)
 
 
-def _whole_lines(path: Path) -> int:
-    """Count the complete lines of a partial output and cut off a torn last one."""
-    if not path.is_file():
-        return 0
-    with path.open("rb+") as file:
-        count = end = 0
-        for line in file:
-            if line.endswith(b"\n"):
-                count += 1
-                end += len(line)
+def _cut(partial: Path, rows: Iterator[Row]) -> Outcome:
+    """Cut a partial output behind the model's last whole window of texts, and count what is left.
+
+    The texts after it then share their batches with the same ones as without an interruption.
+    """
+    kept = Outcome(lines=0, failed=0, truncated=0)
+    if not partial.is_file():
+        return kept
+    with partial.open("rb+") as file:
+        lines = failed = truncated = texts = size = end = 0
+        for line, row in zip(file, rows, strict=False):
+            try:
+                value = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):  # torn
+                break
+            lines, size = lines + 1, size + len(line)
+            failed += "error" in value
+            truncated += value.get("tokens_used", 0) < value.get("tokens", 0)
+            texts += row.error is None
+            if texts % WINDOW == 0:
+                kept, end = Outcome(lines=lines, failed=failed, truncated=truncated), size
         file.truncate(end)
-    return count
+    return kept
+
+
+@contextmanager
+def _full_disk(hint: str) -> Iterator[None]:
+    """Say what to do when the disk is full, also when that is noticed as a file closes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise EnvironmentProblem(f"the disk is full; free some space, or name another --output; {hint}") from None
 
 
 def as_object(answer: Result) -> dict[str, Any]:

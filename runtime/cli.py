@@ -56,6 +56,10 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        for option in command.params:  # click's own names follow the function's arguments, which nobody sees
+            if isinstance(option, click.Option):
+                shown = max(option.opts, key=len).lstrip("-")
+                option.envvar = f"NOPAD_{cmd_name}_{shown}".replace("-", "_").upper()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -111,7 +115,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full" if full else (error.strerror or type(error).__name__)
+        what = "the disk is full" if full else (error.strerror or str(error) or type(error).__name__)
         place = f" ({error.filename})" if error.filename else ""
         todo = "; free some space, or name another --output" if full else ""
         click.echo(f"nopad: {what}{place}{todo}", err=True)

@@ -38,7 +38,7 @@ def _bpe(folder: Path) -> None:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    _tokenizer_config(folder, "PreTrainedTokenizerFast", 1024)
+    _tokenizer_config(folder, "PreTrainedTokenizerFast", 1024, model_input_names=["input_ids", "attention_mask"])
 
 
 def _wordpiece(folder: Path) -> None:
@@ -50,7 +50,7 @@ def _wordpiece(folder: Path) -> None:
     _tokenizer_config(folder, "BertTokenizer", 512)
 
 
-def _tokenizer_config(folder: Path, kind: str, max_length: int) -> None:
+def _tokenizer_config(folder: Path, kind: str, max_length: int, **more: Any) -> None:
     names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
-    config = {"tokenizer_class": kind, "model_max_length": max_length, "do_lower_case": True, **names}
+    config = {"tokenizer_class": kind, "model_max_length": max_length, "do_lower_case": True, **names, **more}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

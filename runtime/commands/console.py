@@ -28,12 +28,13 @@ def common_options(command: F) -> F:
 
 def emit(value: Any) -> None:
     """Print one JSON object on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=float))
+    text = json.dumps(value, ensure_ascii=False, default=float)
+    click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate as JSON escapes it
 
 
 def messages(quiet: bool) -> Console:
     """Where remarks go."""
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager

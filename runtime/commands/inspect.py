@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from nopad.runtime.bundle import Bundle, open_bundle
@@ -25,7 +24,7 @@ def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool, thr
     if as_json:
         emit({"path": str(opened.path), **json.loads(to_json(opened.manifest))})
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(_overview(opened, checked=not no_verify))
     for artifact in opened.manifest.artifacts:
         console.print(_artifact(artifact, opened.manifest.files[artifact.file].bytes))
@@ -63,7 +62,7 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
 
 
 def _signature(values: Mapping[str, list[str]]) -> str:
-    return escape(", ".join(f"{name}[{', '.join(shape)}]" for name, shape in values.items()))
+    return ", ".join(f"{name}[{', '.join(shape)}]" for name, shape in values.items())
 
 
 def _artifact(artifact: Artifact, size: int) -> Table:

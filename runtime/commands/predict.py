@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,12 @@ def predict(
     bundle, texts = _split(arguments)
     if bool(texts) == bool(source):
         raise UsageError("give either texts or --input FILE" + (", not both" if texts else ""))
+    if output is not None and source is None:
+        raise UsageError("--output needs --input FILE; the answers to texts go to stdout")
     if resume and (output is None or source in (None, "-")):
         raise UsageError("--resume needs --input FILE and --output FILE")
+    if output is not None and source not in (None, "-") and output.absolute() == Path(str(source)).absolute():
+        raise UsageError(f"--output {output} is the --input file; name another")
     console = messages(quiet)
     with load(
         bundle,
@@ -89,8 +94,10 @@ def predict(
 
 def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """A first argument that is a folder is the bundle."""
-    if arguments and Path(arguments[0]).is_dir():
+    if arguments and os.path.isdir(arguments[0]):  # unlike Path.is_dir, this takes a text longer than file names are
         return arguments[0], arguments[1:]
+    if arguments and os.path.isfile(arguments[0]):
+        raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
     if arguments and "/" in arguments[0].strip() and not any(c.isspace() for c in arguments[0].strip()):
         raise BundleError(f"no bundle at {arguments[0]}: the folder does not exist")
     return None, arguments
@@ -108,10 +115,10 @@ def _print(model: Any, texts: tuple[str, ...], top_k: int | None, as_json: bool,
             if as_json:
                 emit({"text": text, "error": str(answer.error)})
             else:
-                console.print(f"nopad: {text!r}: {answer.error}", markup=False)
+                click.echo(f"nopad: {text!r}: {answer.error}", err=True)
             continue
         if answer.truncated:
-            console.print(f"read {answer.tokens_used} of {answer.tokens} tokens of {text[:40]!r}", markup=False)
+            console.print(f"read {answer.tokens_used} of {answer.tokens} tokens of {text[:40]!r}")
         if as_json:
             emit({"text": text, **as_object(answer)})
         else:
@@ -121,7 +128,7 @@ def _print(model: Any, texts: tuple[str, ...], top_k: int | None, as_json: bool,
             for first, second in _cells(answer, top_k):
                 table.add_row(first, second, text if len(text) <= 60 else text[:57] + "...")
     if table.rows:
-        Console(file=sys.stdout, highlight=False, markup=False).print(table)
+        Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)
     return 3 if failed else 0
 
 

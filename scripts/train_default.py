@@ -1,4 +1,4 @@
-"""Make the embedded model: tokenizer, training, rounding to fp16, bundle, evaluation. Twenty-five minutes on 2 CPU cores.
+"""Make the embedded model: tokenizer, training, rounding to fp16, bundle, evaluation. 25 minutes on 2 CPU cores.
 
     python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default
 

@@ -164,6 +164,7 @@ def make_reference(case: Case, folder: Path, *, keep_config: bool = True, **save
     model = _AUTO[case.task].from_config(config)
     disturb(model, case.scale)
     model.eval()
+    transformers.utils.logging.disable_progress_bar()  # some tests read what stands on stderr
     model.save_pretrained(folder, **save)
     if keep_config:
         raw["architectures"] = [type(model).__name__]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import click
 from rich.console import Console
@@ -56,9 +57,19 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
         "files", f"{len(manifest.files)}, {total / 1e6:.1f} MB, {'SHA-256 checked' if checked else 'not checked'}"
     )
     if manifest.evaluation:
-        values = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.evaluation.items()]
-        table.add_row("evaluation", ", ".join(values))
+        table.add_row("evaluation", _figures(manifest.evaluation))
     return table
+
+
+def _figures(values: Mapping[str, Any]) -> str:
+    """Names and values on one line; what was not measured (None) is left out."""
+    shown = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            shown.append(f"{name} ({_figures(value)})")
+        elif value is not None:
+            shown.append(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(shown)
 
 
 def _signature(values: Mapping[str, list[str]]) -> str:

@@ -240,6 +240,13 @@ def test_inspect_shows_the_bundle_and_how_it_was_verified(own: Path, wide: None,
     assert "input_ids[" in out and "onnx fp32, packed" in out
 
 
+def test_inspect_shows_what_was_measured_on_data(wide: None, capsys: Capture) -> None:
+    assert run(["inspect"]) == 0  # the embedded model was evaluated on real reviews
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation"))
+    assert re.search(r"agreement 1.0000, label_mix \(negative 0\.\d+, positive 0\.\d+\).* accuracy 0\.8\d+", line)
+    assert "mse" not in line
+
+
 def test_inspect_json_is_the_manifest_and_the_path(own: Path, capsys: Capture) -> None:
     assert run(["inspect", str(own), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

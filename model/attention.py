@@ -45,15 +45,16 @@ class Attend(Protocol):
 AttentionFactory = Callable[[PackedLayout], Attend]
 
 
-def default_attention(layout: PackedLayout, dtype: torch.dtype, dropout: bool = False) -> Attend:
-    """Choose for this device and dtype: flash attention where the hardware has it, SDPA elsewhere.
+def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, dropout: bool = False) -> Attend:
+    """Choose for this device, dtype and head: flash attention where the hardware has it, SDPA elsewhere.
 
     `dropout` says that attention weights will be dropped, which `varlen_attn` cannot do.
     """
     device = layout.position_ids.device
     half = dtype in (torch.float16, torch.bfloat16)
-    # FlashAttention-2 needs compute capability 8.0; T4 (7.5) takes the block form.
-    if device.type == "cuda" and half and not dropout and torch.cuda.get_device_capability(device) >= (8, 0):
+    # FlashAttention-2 needs such a head and compute capability 8.0; T4 (7.5) takes the block form.
+    fits = half and not dropout and head_size % 8 == 0 and head_size <= 256
+    if device.type == "cuda" and fits and torch.cuda.get_device_capability(device) >= (8, 0):
         return varlen_attention(layout)
     return sdpa_attention(layout)
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from nopad.model.attention import AttentionFactory
 from nopad.model.config import EncoderConfig, Pooling, Task, read_config
@@ -29,6 +29,7 @@ _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
+    """A JSON file whose top is a `kind`. Raises `CheckpointError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -109,18 +111,20 @@ def load_checkpoint(
     Raises `CheckpointError`.
     """
     raw = read_raw_config(folder) | dict(config_changes or {})
-    st_pooling, st_normalize = _sentence_transformers_pooling(folder)
-    config = read_config(
-        raw,
-        task=task,
-        pooling=pooling or (st_pooling if (task or "") in ("", "embeddings") and _is_embedder(raw, task) else None),
-        normalize=st_normalize if normalize is None else normalize,
-    )
+    config = read_config(raw, task=task, pooling=pooling, normalize=normalize)
+    if config.task == "embeddings" and (folder / "modules.json").is_file():
+        st_pooling, st_normalize = _sentence_transformers(folder)
+        config = replace(
+            config,
+            pooling=pooling or st_pooling or config.pooling,
+            normalize=st_normalize if normalize is None else normalize,
+        )
     files = weight_files(folder)
+    matches = _match(config, files)
     encoder = build_encoder(config, attention)
     if new_head:
         initialize(encoder)
-    missing = _load_weights(encoder, files)
+    missing = _load_weights(encoder, files, matches)
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
@@ -132,27 +136,35 @@ def load_checkpoint(
     return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing))
 
 
-def _is_embedder(raw: Mapping[str, Any], task: Task | None) -> bool:
-    names = raw.get("architectures") or [""]
-    return task == "embeddings" or str(names[0]).endswith("Model")
-
-
-def _sentence_transformers_pooling(folder: Path) -> tuple[Pooling | None, bool | None]:
+def _sentence_transformers(folder: Path) -> tuple[Pooling | None, bool]:
     """Pooling and normalisation as sentence-transformers stores them (`modules.json`, `1_Pooling/config.json`)."""
     modules_file = folder / "modules.json"
-    if not modules_file.is_file():
-        return None, None
-    modules = _json(modules_file, list)
+    modules = read_json(modules_file, list)
+    if not all(isinstance(module, dict) for module in modules):
+        raise CheckpointError(f"{modules_file} is no list of objects; copy the file again")
+    kinds = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules]
+    for kind in kinds:
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise CheckpointError(
+                f"{modules_file}: the module {kind} is not supported; nopad has Transformer, Pooling and Normalize, "
+                "and without this one the embeddings would be others"
+            )
     pooling: Pooling | None = None
     pooling_file = folder / "1_Pooling" / "config.json"
     if pooling_file.is_file():
-        raw = _json(pooling_file, dict)
-        modes = [key for key, on in raw.items() if key.startswith("pooling_mode_") and on is True]
+        raw = read_json(pooling_file, dict)
+        # sentence-transformers 6 has one name or a list of them, older ones a flag for each.
+        flags = [key for key, on in raw.items() if key.startswith("pooling_mode_") and on is True]
+        stated = raw.get("pooling_mode", flags)
+        modes = [str(mode) for mode in stated] if isinstance(stated, list) else [str(stated)]
         known: dict[str, Pooling] = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+        known |= {"cls": "cls", "mean": "mean"}
         if len(modes) != 1 or modes[0] not in known:
             raise CheckpointError(f"{pooling_file}: pooling {modes} is not supported; nopad has cls and mean")
         pooling = known[modes[0]]
-    return pooling, any(str(module.get("type", "")).endswith("Normalize") for module in modules)
+    elif "Pooling" in kinds:
+        raise CheckpointError(f"{modules_file} names the module Pooling, but {pooling_file} is missing; copy it, too")
+    return pooling, "Normalize" in kinds
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -162,7 +174,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _json(index, dict).get("weight_map")
+        weight_map = read_json(index, dict).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index} has no weight_map; copy the file again")
         names = sorted(set(weight_map.values()))
@@ -180,40 +192,61 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} has no model.safetensors")
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def _stored(files: list[Path], read: Callable[[Any, str], _T]) -> Iterator[tuple[str, _T]]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, opened.get_tensor(name)
+                    yield name, read(opened, name)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}); copy or save it again") from None
 
 
-def _load_weights(encoder: PackedEncoder, files: list[Path]) -> list[str]:
-    """Copy the files' tensors into the encoder; returns the names that no tensor filled."""
-    target = encoder.state_dict()
-    prefix = _BASE_PREFIX[encoder.encoder_config.architecture]
-    filled: set[str] = set()
-    for source_name, tensor in _tensors(files):
+def _match(config: EncoderConfig, files: list[Path]) -> dict[str, str]:
+    """Name of a stored tensor -> name of the weight it fills.
+
+    Compares the shapes in the files' headers before the encoder takes memory: config.json may ask for any size.
+    """
+    with torch.device("meta"):
+        target = build_encoder(config).state_dict()
+    prefix = _BASE_PREFIX[config.architecture]
+    matches: dict[str, str] = {}
+    for source_name, shape in _stored(files, lambda opened, name: tuple(opened.get_slice(name).get_shape())):
         name = source_name
         for old, new in _OLD_NAMES:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         name = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in target), "")
         if not name or source_name.endswith(_NOT_WEIGHTS):
             continue
-        if tensor.shape != target[name].shape:
-            if "classifier" in name and encoder.encoder_config.num_labels:
+        if shape != tuple(target[name].shape):
+            if "classifier" in name and config.num_labels:
                 continue  # another task's classifier: left to `missing`
             raise CheckpointError(
-                f"weight {source_name!r} has shape {tuple(tensor.shape)}, config.json asks for "
-                f"{tuple(target[name].shape)}"
+                f"weight {source_name!r} has shape {shape}, config.json asks for {tuple(target[name].shape)}"
             )
-        target[name].copy_(tensor)
-        filled.add(name)
-    # Tied weights share storage: one of the names is enough.
-    pointers = {target[name].data_ptr() for name in filled}
-    return [name for name, tensor in target.items() if name not in filled and tensor.data_ptr() not in pointers]
+        matches[source_name] = name
+    return matches
+
+
+def _load_weights(encoder: PackedEncoder, files: list[Path], matches: Mapping[str, str]) -> list[str]:
+    """Copy the files' tensors into the encoder; returns the names that no tensor filled."""
+    target = encoder.state_dict()
+    filled: dict[int, str] = {}  # by storage, which tied weights share: one of the names is enough
+    for source_name, tensor in _stored(files, lambda opened, name: opened.get_tensor(name)):
+        if source_name not in matches:
+            continue
+        weight = target[matches[source_name]]
+        other = filled.setdefault(weight.data_ptr(), source_name)
+        # Untied, BERT still shares the decoder's bias; transformers stores two and uses decoder.bias, the later name.
+        if encoder.encoder_config.tie_word_embeddings and not (
+            other == source_name or torch.equal(weight, tensor.to(weight.dtype))
+        ):
+            raise CheckpointError(
+                f"weights {other!r} and {source_name!r} hold different values, but config.json ties them: set "
+                "tie_word_embeddings to false there, or delete the wrong one"
+            )
+        weight.copy_(tensor)
+    return [name for name, tensor in target.items() if tensor.data_ptr() not in filled]
 
 
 def initialize(encoder: PackedEncoder) -> None:
@@ -261,7 +294,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer of transformers so that transformers 4 and 5 both open it."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    raw = _json(path, dict)
+    raw = read_json(path, dict)
     if raw.get("tokenizer_class") == _NEW_CLASS:
         path.write_text(json.dumps(raw | {"tokenizer_class": _OLD_CLASS}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

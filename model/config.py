@@ -76,8 +76,27 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make an encoder, in the words of `config.json`."""
-        if self.num_heads < 1:
-            raise CheckpointError(f"config.json: num_attention_heads must be positive, got {self.num_heads}")
+        positive = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "max_position_embeddings": self.max_position_embeddings,
+            "the global rope_theta": self.global_rope_theta,
+            "the local rope_theta": self.local_rope_theta,
+        }
+        if self.architecture == "bert":
+            positive["type_vocab_size"] = self.type_vocab_size
+        for name, value in positive.items():
+            if not 0 < value <= 2**40:  # NaN is neither; far beyond it, PyTorch's own arithmetic overflows
+                raise CheckpointError(f"config.json: {name} must be positive and at most 2**40, got {value}")
+        if self.local_attention < 0:
+            raise CheckpointError(f"config.json: local_attention must not be negative, got {self.local_attention}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise CheckpointError(
+                f"config.json: pad_token_id {self.pad_token_id} is no token id; vocab_size is {self.vocab_size}"
+            )
         if self.hidden_size % self.num_heads:
             raise CheckpointError(
                 f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
@@ -147,15 +166,16 @@ def read_config(
         return (_read_modernbert if model_type == "modernbert" else _read_bert)(raw, task, pooling, normalize)
     except KeyError as error:
         raise CheckpointError(f"config.json: {error.args[0]!r} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"config.json: a value has the wrong type: {error}") from None
 
 
 def detect_task(raw: Mapping[str, Any]) -> Task:
     """Tell the task from `architectures`; a one-logit cross-encoder of sentence-transformers is `rerank`."""
-    for name in raw.get("architectures") or ():
+    names = raw.get("architectures")
+    for name in names if isinstance(names, list) else ():
         for suffix, task in _CLASS_SUFFIX.items():
-            if name.endswith(suffix):
+            if str(name).endswith(suffix):
                 cross_encoder = "sentence_transformers" in raw or "sbert_ce_default_activation_function" in raw
                 if task == "text-classification" and len(_labels(raw)) == 1 and cross_encoder:
                     return "rerank"
@@ -166,17 +186,25 @@ def detect_task(raw: Mapping[str, Any]) -> Task:
     )
 
 
+def _object(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json: {key} is a {type(value).__name__}, expected an object")
+    return value or {}
+
+
 def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    id2label = raw.get("id2label")
+    id2label = _object(raw, "id2label")
     if not id2label:
         # transformers leaves the default out of config.json: two labels, LABEL_0 and LABEL_1.
         return tuple(f"LABEL_{i}" for i in range(int(raw.get("num_labels") or 2)))
-    if not isinstance(id2label, Mapping):
-        raise CheckpointError(f"config.json: id2label is a {type(id2label).__name__}, expected an object")
     by_id = {int(key): str(value) for key, value in id2label.items()}
     if sorted(by_id) != list(range(len(by_id))):
         raise CheckpointError(f"config.json: id2label has ids {sorted(by_id)}, expected 0..{len(by_id) - 1}")
-    return tuple(by_id[i] for i in range(len(by_id)))
+    labels = tuple(by_id[i] for i in range(len(by_id)))
+    if len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
+        raise CheckpointError(f"config.json: id2label must name each label once, it has {', '.join(map(repr, labels))}")
+    return labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +230,13 @@ def read_head(raw: Mapping[str, Any], task: Task | None = None) -> Head:
     if task != "text-classification":
         problem_type = None
     elif problem_type is None:
-        # What transformers' own loss and pipeline assume where config.json is silent.
-        problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+        # As transformers' pipeline scores: one logit gets a sigmoid, unless config.json says regression.
+        problem_type = "multi_label_classification" if len(labels) == 1 else "single_label_classification"
+    elif problem_type == "single_label_classification" and len(labels) == 1:
+        raise CheckpointError(
+            "config.json: problem_type single_label_classification needs two labels, this has one; "
+            "multi_label_classification gives it a probability of its own"
+        )
     return Head(task=task, labels=labels, problem_type=problem_type)
 
 
@@ -213,21 +246,27 @@ def _task_fields(raw: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
         "task": head.task,
         "labels": head.labels,
         "problem_type": head.problem_type,
-        "pad_token_id": raw.get("pad_token_id"),
+        "pad_token_id": None if raw.get("pad_token_id") is None else int(raw["pad_token_id"]),
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", True)),
         "initializer_range": float(raw.get("initializer_range", 0.02)),
     }
 
 
-def _rope_theta(raw: Mapping[str, Any], layer_type: str, old_key: str, default: float) -> float:
-    parameters = raw.get("rope_parameters") or {}
-    entry = parameters.get(layer_type) or {}
-    scaling = raw.get("rope_scaling") or {}
-    # transformers lets rope_scaling win over rope_parameters.
-    kind = scaling.get("rope_type") or scaling.get("type") or entry.get("rope_type") or "default"
-    if kind != "default":
-        raise CheckpointError(f"config.json: rope_type {kind!r} of {layer_type} is not supported, only 'default'")
-    return float(entry.get("rope_theta") or raw.get(old_key) or default)
+def _rope_theta(raw: Mapping[str, Any], layer_type: str, default: Any) -> float:
+    parameters = _object(raw, "rope_parameters")
+    if parameters and not parameters.keys() & {"full_attention", "sliding_attention"}:
+        raise CheckpointError(
+            f"config.json: rope_parameters has {', '.join(parameters)}, expected one object each for full_attention "
+            "and sliding_attention; without rope_parameters, global_rope_theta and local_rope_theta are read"
+        )
+    # transformers lays rope_scaling over the entry of either kind.
+    entry = {**_object(parameters, layer_type), **_object(raw, "rope_scaling")}
+    for key in ("rope_type", "type"):
+        if entry.get(key, "default") != "default":
+            raise CheckpointError(
+                f"config.json: rope_type {entry[key]!r} of {layer_type} is not supported, only 'default'"
+            )
+    return float(entry.get("rope_theta", default))
 
 
 def _read_modernbert(
@@ -246,9 +285,10 @@ def _read_modernbert(
             raise CheckpointError(f"config.json: unknown layer_types {sorted(unknown)}")
         local_layers = tuple(kind == "sliding_attention" for kind in layer_types)
     fields = _task_fields(raw, task)
-    global_theta = _rope_theta(raw, "full_attention", "global_rope_theta", 160_000.0)
-    # transformers 4: a local_rope_theta of null means the global one.
-    local_default = global_theta if raw.get("local_rope_theta", 0) is None else 10_000.0
+    global_theta = _rope_theta(raw, "full_attention", raw.get("global_rope_theta", 160_000.0))
+    local_theta = raw.get("local_rope_theta", 10_000.0)
+    if local_theta is None:  # so in transformers 4; transformers 5 fails on it
+        local_theta = global_theta
     if pooling is None:
         embeddings = fields["task"] == "embeddings"
         pooling = "mean" if embeddings else cast(Pooling, raw.get("classifier_pooling", "cls"))
@@ -273,7 +313,7 @@ def _read_modernbert(
         local_layers=local_layers,
         local_attention=int(raw.get("local_attention", 128)),
         global_rope_theta=global_theta,
-        local_rope_theta=_rope_theta(raw, "sliding_attention", "local_rope_theta", local_default),
+        local_rope_theta=_rope_theta(raw, "sliding_attention", local_theta),
         embedding_dropout=float(raw.get("embedding_dropout", 0.0)),
         attention_dropout=float(raw.get("attention_dropout", 0.0)),
         mlp_dropout=float(raw.get("mlp_dropout", 0.0)),

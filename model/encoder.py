@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
 from nopad.model.backbone import ACTIVATIONS, BertBackbone, ModernBertBackbone, layer_norm
 from nopad.model.config import EncoderConfig
+from nopad.model.errors import CheckpointError
 
 
 def pool(hidden: Tensor, layout: PackedLayout, pooling: str) -> Tensor:
@@ -57,8 +58,10 @@ class PackedEncoder(nn.Module):
             block=self.encoder_config.block,
         )
         dropout = self.training and self.encoder_config.attention_dropout > 0
-        choose = self.attention or (lambda layout: default_attention(layout, self._compute_dtype(), dropout))
-        attend = choose(layout)
+        if self.attention is not None:
+            attend = self.attention(layout)
+        else:
+            attend = default_attention(layout, self._compute_dtype(), self.encoder_config.head_size, dropout)
         return self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend), layout)
 
     def _compute_dtype(self) -> torch.dtype:
@@ -238,5 +241,14 @@ _CLASSIFIERS: dict[str, type[PackedEncoder]] = {"modernbert": ModernBertClassifi
 
 
 def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = None) -> PackedEncoder:
-    """The encoder for `config`, with PyTorch's random initial weights."""
-    return _HEADS[config.architecture].get(config.task, _CLASSIFIERS[config.architecture])(config, attention)
+    """The encoder for `config`, with PyTorch's random initial weights.
+
+    Raises `CheckpointError` if it is too large for the memory.
+    """
+    try:
+        return _HEADS[config.architecture].get(config.task, _CLASSIFIERS[config.architecture])(config, attention)
+    except RuntimeError as error:  # what PyTorch raises for memory it does not get, or for sizes that overflow
+        raise CheckpointError(
+            f"config.json: no memory for an encoder of its sizes ({str(error).splitlines()[0]}); check hidden_size, "
+            "intermediate_size and vocab_size"
+        ) from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,40 +19,65 @@ class OutputError(NopadError):
     """An output folder that must not be written: it holds something else, or another process is writing it."""
 
 
-def check_output(output: Path, marker: str) -> None:
-    """Refuse an `output` that stands already and is not of our making (it has no file `marker`).
+def check_output(output: Path, marker: str, known: Collection[str] | None = None) -> None:
+    """Refuse an `output` that stands already and is not of our making.
 
+    It must have the file `marker`, and only files named in `known` where that is given: nobody else's file is lost.
     Raises `OutputError`; called again by `replace_folder`, and early by long commands.
     """
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise OutputError(f"{output} is not a folder; name another output")
-    if output.is_dir() and any(output.iterdir()) and not (output / marker).is_file():
+    if not output.is_dir():
+        return
+    entries = sorted(output.iterdir())
+    if entries and not (output / marker).is_file():
         raise OutputError(f"{output} exists and has no {marker}, so it is left alone; name another output")
+    foreign = [path.name for path in entries if known is not None and not (path.name in known and path.is_file())]
+    if foreign:
+        names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise OutputError(f"{output} holds what is not replaced ({names}); move that away, or name another output")
 
 
 @contextmanager
-def replace_folder(output: Path, *, marker: str) -> Iterator[Path]:
-    """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from the same work on `path`; `doing` tells them what is going on.
 
-    A folder that stands at `output` is replaced only in the last step, and only if it holds the file `marker`.
-    Raises `OutputError`, also when another process is writing to the same output.
+    Makes the parent folder. Raises `OutputError` at once if another process is at it.
     """
-    output = output.absolute()
-    check_output(output, marker)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = output.parent / f".{output.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = path.parent / f".{path.name}.lock"
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock.fileno()).st_nlink == 0:  # its owner has just finished and removed it
                 raise BlockingIOError
         except BlockingIOError:
-            raise OutputError(f"another process is writing {output}; wait for it, or name another output") from None
+            raise OutputError(f"another process is {doing}; wait for it, or name another output") from None
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(output: Path, *, marker: str, known: Collection[str] | None = None) -> Iterator[Path]:
+    """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
+
+    A folder that stands at `output` is replaced only in the last step, and only if `check_output` lets it.
+    Raises `OutputError`, also when another process is writing to the same output.
+    """
+    output = output.absolute()
+    check_output(output, marker, known)
+    with locked(output, f"writing {output}"):
+        left = re.compile(re.escape(f".{output.name}.") + r"[a-z0-9_]{8}\.partial")
+        for path in output.parent.iterdir():  # of a process that was killed; we hold the lock
+            if left.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
         try:
             temporary.chmod(0o755)
             yield temporary
-            check_output(output, marker)  # something may have come meanwhile
+            check_output(output, marker, known)  # something may have come meanwhile
             if output.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
                 os.rename(output, old / "was")
@@ -61,7 +87,6 @@ def replace_folder(output: Path, *, marker: str) -> Iterator[Path]:
                 os.rename(temporary, output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -82,23 +82,30 @@ def test_varlen_attention_asks_the_kernel_for_the_same(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "dropout", "wanted"),
+    ("capability", "dtype", "head_size", "dropout", "wanted"),
     [
-        ((7, 5), torch.float16, False, "sdpa"),  # T4
-        ((8, 0), torch.float16, False, "varlen"),
-        ((9, 0), torch.bfloat16, False, "varlen"),
-        ((9, 0), torch.float32, False, "sdpa"),
-        ((9, 0), torch.bfloat16, True, "sdpa"),
+        ((7, 5), torch.float16, 64, False, "sdpa"),  # T4
+        ((8, 0), torch.float16, 64, False, "varlen"),
+        ((9, 0), torch.bfloat16, 256, False, "varlen"),
+        ((9, 0), torch.float32, 64, False, "sdpa"),
+        ((9, 0), torch.bfloat16, 64, True, "sdpa"),
+        ((9, 0), torch.bfloat16, 264, False, "sdpa"),
+        ((9, 0), torch.bfloat16, 20, False, "sdpa"),
     ],
 )
-def test_choice_by_hardware(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, dropout: bool, wanted: str
+def test_choice_by_hardware_and_head(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    head_size: int,
+    dropout: bool,
+    wanted: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(attention, "varlen_attention", lambda layout: "varlen")
     monkeypatch.setattr(attention, "sdpa_attention", lambda layout: "sdpa")
     layout: Any = SimpleNamespace(position_ids=SimpleNamespace(device=SimpleNamespace(type="cuda")))
-    assert attention.default_attention(layout, dtype, dropout) == wanted
+    assert attention.default_attention(layout, dtype, head_size, dropout) == wanted
 
 
 def test_a_stream_of_the_wrong_length_is_refused() -> None:

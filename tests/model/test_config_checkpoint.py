@@ -39,8 +39,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "layer count": ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for num_hidden_layers 4"),
     "label ids": ({"id2label": {"0": "a", "2": "b"}}, r"id2label has ids \[0, 2\], expected 0\.\.1"),
     "label list": ({"id2label": ["a", "b"]}, "id2label"),
+    "label twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "must name each label once, it has 'a', 'b', 'a'"),
+    "blank label": ({"id2label": {"0": "a", "1": " "}}, "must name each label once, it has 'a', ' '"),
+    "one class": (
+        {**labels(1), "problem_type": "single_label_classification"},
+        "single_label_classification needs two labels, this has one",
+    ),
+    "architectures null": ({"architectures": [None]}, r"architectures \[None\] does not tell the task"),
+    "architectures number": ({"architectures": 5}, "architectures 5 does not tell the task"),
     "a word as size": ({"hidden_size": "wide"}, "a value has the wrong type.*'wide'"),
     "null size": ({"vocab_size": None}, "a value has the wrong type"),
+    "endless size": ({"vocab_size": float("inf")}, "a value has the wrong type"),
+    "no vocabulary": ({"vocab_size": 0}, "vocab_size must be positive .* got 0"),
+    "negative size": ({"intermediate_size": -5}, "intermediate_size must be positive .* got -5"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers must be positive .* got 0"),
+    "no positions": ({"max_position_embeddings": 0}, "max_position_embeddings must be positive .* got 0"),
+    "padding id": ({"pad_token_id": 200}, "pad_token_id 200 is no token id; vocab_size is 200"),
+    "negative padding id": ({"pad_token_id": -1}, "pad_token_id -1 is no token id"),
+    "negative window": ({"local_attention": -1}, "local_attention must not be negative, got -1"),
+    "negative theta": ({"global_rope_theta": -5}, "the global rope_theta must be positive .* got -5"),
+    "null theta": ({"global_rope_theta": None}, "a value has the wrong type"),
+    "flat rope": (
+        {"rope_parameters": {"rope_theta": 500, "rope_type": "default"}},
+        "rope_parameters has rope_theta, rope_type, expected one object each for full_attention and sliding_attention",
+    ),
+    "rope word": ({"rope_parameters": "x"}, "rope_parameters is a str, expected an object"),
+    "rope entry": ({"rope_parameters": {"full_attention": [1]}}, "full_attention is a list, expected an object"),
+    "rope_scaling": ({"rope_scaling": "x"}, "rope_scaling is a str, expected an object"),
+    "old key, new place": ({"rope_parameters": {"full_attention": {"type": "linear"}}}, "rope_type 'linear' of full"),
     "yarn, old": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn' of full_attention"),
     "yarn, new": ({"rope_parameters": {"sliding_attention": YARN}}, "rope_type 'yarn' of sliding_attention"),
     # transformers lets rope_scaling win over rope_parameters
@@ -54,6 +80,7 @@ REFUSED_BERT: dict[str, tuple[dict[str, Any], str]] = {
     "decoder": ({"is_decoder": True}, "a BERT decoder is not an encoder; is_decoder must be false"),
     "cross-attention": ({"add_cross_attention": True}, "a BERT decoder is not an encoder"),
     "activation": ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
+    "token types": ({"type_vocab_size": 0}, "type_vocab_size must be positive .* got 0"),
 }
 
 
@@ -110,10 +137,11 @@ def test_task_follows_from_the_class(name: str, extra: dict[str, Any], task: str
     assert detect_task({"architectures": [name], **extra}) == task
 
 
-@pytest.mark.parametrize(("count", "problem"), [(1, "regression"), (2, "single_label_classification")])
+@pytest.mark.parametrize(("count", "problem"), [(1, "multi_label_classification"), (2, "single_label_classification")])
 def test_problem_type_where_the_file_is_silent(count: int, problem: str) -> None:
     config = read_config({**CLASSIFIER, **labels(count)})
     assert config.problem_type == problem and config.num_labels == count
+    assert read_config({**CLASSIFIER, **labels(count), "problem_type": "regression"}).problem_type == "regression"
 
 
 def test_labels_follow_their_ids_not_their_order() -> None:
@@ -127,6 +155,20 @@ def test_labels_follow_their_ids_not_their_order() -> None:
 def test_block_covers_the_half_window(window: int, half: int, block: int) -> None:
     config = read_config({**CLASSIFIER, "local_attention": window})
     assert (config.half_window, config.block) == (half, block)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"local_rope_theta": None}, (160000.0, 160000.0)),  # the global one, as in transformers 4
+        ({"rope_parameters": {"full_attention": {"rope_theta": 7}, "sliding_attention": None}}, (7.0, 10000.0)),
+        ({"rope_parameters": {}, "global_rope_theta": 5}, (5.0, 10000.0)),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 9}}, (9.0, 9.0)),  # as in transformers 5
+    ],
+)
+def test_rope_thetas(change: dict[str, Any], expected: tuple[float, float]) -> None:
+    config = read_config({**CLASSIFIER, **change})
+    assert (config.global_rope_theta, config.local_rope_theta) == expected
 
 
 # --- the folder
@@ -234,6 +276,35 @@ def test_wrong_shapes_are_named(folder: Path) -> None:
         load_checkpoint(folder, config_changes={"intermediate_size": 128})
 
 
+@pytest.mark.parametrize("size", ["hidden_size", "intermediate_size", "vocab_size"])
+def test_absurd_sizes_take_no_memory(size: str, folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="config.json asks for"):
+        load_checkpoint(folder, config_changes={size: 2**28})
+    with pytest.raises(CheckpointError, match="config.json asks for|no memory for an encoder of its sizes"):
+        load_checkpoint(folder, config_changes={size: 2**40})
+    with pytest.raises(CheckpointError, match=rf"{size} must be positive and at most 2\*\*40"):
+        load_checkpoint(folder, config_changes={size: 2**62})
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"), [("modernbert-mlm", "decoder.weight"), ("bert-mlm", "cls.predictions.decoder.weight")]
+)
+def test_tied_weights_stored_twice(name: str, decoder: str, reference: GetReference, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reference(name).folder, tmp_path / "tied"))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    embedding = next(key for key in weights if "tok_embeddings" in key or "word_embeddings" in key)
+    save_file({**weights, decoder: weights[embedding].clone()}, path)
+    assert load_checkpoint(folder).config.tie_word_embeddings
+    save_file({**weights, decoder: weights[embedding] * 1.5}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    for part in (repr(embedding), repr(decoder), "different values", "set tie_word_embeddings to false"):
+        assert part in str(caught.value)
+    state = load_checkpoint(folder, config_changes={"tie_word_embeddings": False}).encoder.state_dict()
+    assert torch.equal(state[decoder], state[embedding] * 1.5)
+
+
 def test_classifier_of_another_size(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"lacks 2 weights .*'classifier.*not fine-tuned for text-classif"):
         load_checkpoint(folder, config_changes=labels(7))
@@ -269,38 +340,6 @@ def test_half_precision_weights_are_loaded_as_fp32(folder: Path) -> None:
     path = folder / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
     assert {parameter.dtype for parameter in load_checkpoint(folder).encoder.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize(
-    ("mode", "modules", "expected"),
-    [
-        ("pooling_mode_cls_token", ["Transformer", "Pooling"], ("cls", False)),
-        ("pooling_mode_mean_tokens", ["Transformer", "Pooling", "Normalize"], ("mean", True)),
-    ],
-)
-def test_sentence_transformers_folder(
-    mode: str, modules: list[str], expected: tuple[str, bool], reference: GetReference, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(reference("modernbert-embed-default").folder, tmp_path / "st"))
-    entries = [{"type": f"sentence_transformers.models.{module}"} for module in modules]
-    (folder / "modules.json").write_text(json.dumps(entries))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64, mode: True}))
-    config = load_checkpoint(folder).config
-    assert (config.pooling, config.normalize) == expected
-    assert load_checkpoint(folder, normalize=not expected[1]).config.normalize is not expected[1]
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(CheckpointError, match="pooling .*max_tokens.* is not supported; nopad has cls and mean"):
-        load_checkpoint(folder)
-
-
-@pytest.mark.parametrize("broken", ["modules.json", "1_Pooling/config.json"])
-def test_broken_sentence_transformers_files(broken: str, folder: Path) -> None:
-    (folder / "modules.json").write_text("[]")
-    (folder / "1_Pooling").mkdir()
-    (folder / broken).write_text("[")
-    with pytest.raises(CheckpointError, match=broken):
-        load_checkpoint(folder)
 
 
 # --- names

@@ -168,3 +168,21 @@ def test_write_file_keeps_the_old_bytes_when_it_fails(tmp_path: Path, monkeypatc
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_killed_process_left_is_swept_and_nobody_elses(tmp_path: Path) -> None:
+    for name in (".out.k1ll_ed0.partial", ".out.b.k1ll_ed0.partial", ".out.notes.partial"):
+        (tmp_path / name).mkdir()
+    made(tmp_path / "out", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.b.k1ll_ed0.partial", ".out.notes.partial"}
+
+
+def test_only_known_files_are_replaced(tmp_path: Path) -> None:
+    made(tmp_path / "out", "old")
+    (tmp_path / "out" / "mine").write_text("x")
+    with (
+        pytest.raises(OutputError, match=r"holds what is not replaced \(mine\)"),
+        replace_folder(tmp_path / "out", marker="marker", known={"marker"}),
+    ):
+        pytest.fail("it was entered")
+    assert listing(tmp_path) == {"out/marker": b"old", "out/mine": b"x"}

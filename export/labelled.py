@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.config import ProblemType
-from nopad.runtime.batchfile import InputFileError, read_records
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
+from nopad.runtime.textfile import read_records
 from nopad.runtime.types import FloatArray
 
-# Classes as 0 and 1, [rows, num_labels]; for regression the number itself, [rows, 1].
+# Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
 Targets = npt.NDArray[np.float64]
 
 
@@ -64,33 +65,39 @@ def read_labelled(
         if not isinstance(text, str) or not text.strip():
             raise InputFileError(f"{path}, line {number}: no text in field {text_field!r}; name one with --text-field")
         texts.append(text)
-        if label is not None:
-            labels.append(label)
-            numbers.append(number)
+        labels.append(label)
+        numbers.append(number)
     if not texts:
         raise InputFileError(f"{path} holds no texts")
-    if not labels:
+    missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
+    if len(missing) == len(texts):
         return LabelledTexts(texts=texts)
-    if len(labels) != len(texts):
-        raise UsageError(f"{path}: only {len(labels)} of {len(texts)} rows have the field {label_field!r}")
+    if missing:
+        raise InputFileError(
+            f"{path}, line {missing[0]}: no label in field {label_field!r} ({len(missing)} of {len(texts)} rows have "
+            "none); label all rows or none"
+        )
     hot = manifest.problem_type == "multi_label_classification" and _is_hot(labels, len(manifest.labels))
     rows = []
     for number, label in zip(numbers, labels, strict=True):
         try:
             rows.append(label if hot else _target(label, manifest.labels, manifest.problem_type))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputFileError(f"{path}, line {number}: {error}") from None
     return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
 
 
 def _is_hot(labels: Sequence[Any], width: int) -> bool:
     """Whether every label is a row of zeros and ones (the rule of nopad.training.data)."""
-    return all(isinstance(label, list) and len(label) == width and set(label) <= {0, 1} for label in labels)
+    return all(isinstance(label, list) and len(label) == width and all(x in (0, 1) for x in label) for label in labels)
 
 
 def _target(label: Any, names: Sequence[str], problem_type: ProblemType | None) -> list[float]:
     if problem_type == "regression":
-        return [float(label)]
+        numbers = [float(one) for one in (label if isinstance(label, list) else [label])]
+        if len(numbers) != len(names) or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
+        return numbers
     row = [0.0] * len(names)
     several = problem_type == "multi_label_classification"
     for one in label if several and isinstance(label, list) else [label]:

@@ -43,6 +43,8 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
     except FileNotFoundError:
         hint = "; it is a checkpoint: export it first with nopad export" if (folder / "config.json").is_file() else ""
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}{hint}") from None
+    except OSError as error:
+        raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None
     manifest = from_json(data, str(manifest_path))
     root = folder.resolve()
     for name, record in manifest.files.items():

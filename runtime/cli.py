@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.metadata
+import io
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -71,7 +73,7 @@ class LazyGroup(click.Group):
 @click.command(
     cls=LazyGroup,
     epilog=EPILOG,
-    context_settings={"auto_envvar_prefix": "NOPAD", "help_option_names": ["-h", "--help"], "show_default": True},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(importlib.metadata.version("nopad"), prog_name="nopad")
 def cli() -> None:
@@ -83,6 +85,10 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and leave with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers stop so: clean up as for Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show is no reason to fail
     sys.exit(run(arguments))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nopad.runtime.errors import BundleError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import Embedding, Entity, FloatArray, MaskFill, Prediction, Tagging
@@ -31,10 +32,17 @@ def probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
     return softmax(logits)
 
 
+def _check_width(logits: FloatArray, manifest: Manifest) -> None:
+    if logits.shape[-1] != len(manifest.labels):
+        have = f"the model has {logits.shape[-1]} labels, the manifest names {len(manifest.labels)}"
+        raise BundleError(f"{have}; export the bundle again")
+
+
 def prediction(
     logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, top_k: int | None, keep_logits: bool
 ) -> Prediction:
     """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
+    _check_width(logits, manifest)
     scores = probabilities(logits, manifest)
     order = np.argsort(-scores, kind="stable")
     best = int(order[0])
@@ -56,6 +64,7 @@ def prediction(
 
 def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, keep_logits: bool) -> Tagging:
     """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
+    _check_width(logits, manifest)
     scores = softmax(logits)
     best = scores.argmax(axis=-1)
     kept = [i for i, special in enumerate(tokens.special) if not special]

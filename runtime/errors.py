@@ -8,10 +8,13 @@ NopadError                    3
 |  +- IntegrityError          3  a file of the bundle is not the one that was written
 |  +- NewerVersionError       3  the bundle was made by a newer nopad
 |  +- UnverifiedError         3  the bundle has not passed the parity gate
++- InputFileError             3  a file of texts that cannot be read at all
 +- TextError                  3  one input text that cannot be answered
 +- EnvironmentProblem         4  a package or a device is missing, or memory or disk ran out
 +- EngineError                4  an engine failed on a batch, or answered NaN
 +- ParityError                1  the parity gate said no
+
+`nopad.training.errors` and `nopad.export.errors` hang their own below the root.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ class UnverifiedError(BundleError):
     """The bundle has not passed the parity gate."""
 
 
+class InputFileError(NopadError):
+    """A file of texts that cannot be read at all."""
+
+
 class TextError(NopadError):
     """One input text that cannot be answered; the others can."""
 
@@ -69,6 +76,7 @@ __all__ = [
     "CheckpointError",
     "EngineError",
     "EnvironmentProblem",
+    "InputFileError",
     "IntegrityError",
     "NewerVersionError",
     "NopadError",

@@ -98,18 +98,24 @@ def from_json(data: bytes, name: str) -> Manifest:
     """
     try:
         raw = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, a number too long, lists too deep
         raise IntegrityError(f"{name} is damaged ({error}); export the bundle again") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("format_version"), int):
+    if not isinstance(raw, dict) or not _is(raw.get("format_version"), int):
         raise BundleError(f"{name} is not a nopad manifest: it has no format_version")
     version = raw["format_version"]
+    if version < 1:
+        raise BundleError(f"{name} has format version {version}, which never was; export the bundle again")
     if version > FORMAT_VERSION:
         raise NewerVersionError(
             f"{name} has format version {version}, this nopad reads up to {FORMAT_VERSION}: "
             f"upgrade nopad (the bundle was made by nopad {_created_by(raw)})"
         )
     digest = raw.pop("manifest_sha256", None)
-    if digest != _digest(raw):
+    try:
+        intact = digest == _digest(raw)
+    except (UnicodeEncodeError, RecursionError):  # a lone surrogate, which we never write
+        intact = False
+    if not intact:
         raise IntegrityError(
             f"{name} does not match its own manifest_sha256: it was changed or damaged; export the bundle again"
         )
@@ -130,25 +136,58 @@ def _digest(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+# What JSON may hold in each field; a null stands only where the record has None.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("file", "target", "precision", "layout", "exporter", "tokenizer", "sha256"), str),
+    **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
+    **dict.fromkeys(("artifacts", "labels"), list),
+    **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created"), dict),
+    **dict.fromkeys(("parity", "evaluation"), (dict, type(None))),
+    **dict.fromkeys(("opset",), (int, type(None))),
+    **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm"), (str, type(None))),
+    "normalize": bool,
+}
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, value in record.items():
+        if name in _KINDS and not _is(value, _KINDS[name]):
+            raise TypeError(f"{name} is {value!r}")
+    return record
+
+
 def _parse(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in dataclasses.fields(Manifest)} - {"extra"}
     extra = {key: value for key, value in raw.items() if key not in known}
-    fields = {key: value for key, value in raw.items() if key in known}
+    fields = {key: value for key, value in _checked(raw).items() if key in known}
     if fields["task"] not in TASKS:
         raise BundleError(f"the manifest's task {fields['task']!r} is unknown; this nopad serves {', '.join(TASKS)}")
     if fields.get("problem_type") not in (None, *PROBLEM_TYPES):
         raise BundleError(f"the manifest's problem_type {fields['problem_type']!r} is unknown")
     artifact_fields = {f.name for f in dataclasses.fields(Artifact)}
     fields["artifacts"] = tuple(
-        Artifact(**{key: value for key, value in one.items() if key in artifact_fields}) for one in fields["artifacts"]
+        Artifact(**{key: value for key, value in _checked(one).items() if key in artifact_fields})
+        for one in fields["artifacts"]
     )
-    fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
+    fields["files"] = {name: FileRecord(**_checked(record)) for name, record in fields["files"].items()}
     for name in [*fields["files"], *(artifact.file for artifact in fields["artifacts"]), fields["tokenizer"]]:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or name not in fields["files"]:
+        if path.is_absolute() or ".." in path.parts or set("\\\0") & set(name) or name not in fields["files"]:
             raise BundleError(f"the manifest names the file {name!r}, which is not a listed file inside the bundle")
     for artifact in fields["artifacts"]:
         if artifact.layout not in get_args(Layout):
             raise BundleError(f"the manifest's artifact {artifact.file} has unknown layout {artifact.layout!r}")
-    fields["labels"] = tuple(fields["labels"])
+        if artifact.token_multiple < 1:
+            raise ValueError(f"token_multiple is {artifact.token_multiple}")
+    labels = fields["labels"] = tuple(fields["labels"])
+    if len(set(labels)) != len(labels) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"the labels are not distinct names: {', '.join(map(str, labels))}")
+    if not labels and fields["task"] in ("text-classification", "token-classification", "rerank"):
+        raise ValueError("it has no labels")
+    if fields["max_length"] < 1:
+        raise ValueError(f"max_length is {fields['max_length']}")
     return Manifest(**fields, extra=cast(Mapping[str, Any], extra))

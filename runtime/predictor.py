@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -39,7 +38,9 @@ from nopad.runtime.types import (
 TOKEN_BUDGET = 2048
 # Texts looked at together: enough to sort by length, few enough that a stream of any length fits in memory.
 WINDOW = 512
+WINDOW_CHARACTERS = 2_000_000  # fewer texts where they are long: the tokenizer needs 50 bytes a character
 R = TypeVar("R")
+T = TypeVar("T")
 OnError = Literal["raise", "return"]
 
 
@@ -81,10 +82,34 @@ def load(
             f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified): run nopad parity, or "
             "open it with allow_unverified=True (--allow-unverified)"
         )
-    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer), bundle.manifest.max_length, truncation)
+    tokenizer = bundle.file(bundle.manifest.tokenizer)
+    config = tokenizer.with_name("tokenizer_config.json")
+    encoder = TextEncoder(
+        tokenizer,
+        bundle.manifest.max_length,
+        truncation,
+        config=config if config.relative_to(bundle.path).as_posix() in bundle.manifest.files else None,
+    )
     options = EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id)
     opened = factory(bundle.file(artifact.file), artifact, options)
     return Model(bundle=bundle, artifact=artifact, engine=opened, encoder=encoder, token_budget=token_budget)
+
+
+def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:
+    """`items` in lists of at most `WINDOW`, and of about `WINDOW_CHARACTERS` characters of what `text` says of each."""
+    window: list[T] = []
+    characters = 0
+    for item in items:
+        window.append(item)
+        parts = text(item)
+        characters += sum(
+            len(part) for part in (parts if isinstance(parts, tuple) else (parts,)) if isinstance(part, str)
+        )
+        if len(window) == WINDOW or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
 
 
 class Model:
@@ -99,6 +124,7 @@ class Model:
         self._engine = engine
         self._encoder = encoder
         self._token_budget = token_budget
+        self._closed = False
         self._per_token = self.manifest.task in ("token-classification", "fill-mask")
 
     def __enter__(self) -> Model:
@@ -111,6 +137,7 @@ class Model:
 
     def close(self) -> None:
         """Release the engine. The model cannot be used afterwards."""
+        self._closed = True
         self._engine.close()
 
     @property
@@ -207,6 +234,7 @@ class Model:
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> list[FloatArray]:
         """Logits of token id sequences, all in one micro-batch."""
+        self._require_open()
         types = token_types or [[0] * len(ids) for ids in sequences]
         batch = pack(sequences, types, multiple=self.artifact.token_multiple, filler_id=self.manifest.pad_token_id)
         out = self._engine.run(batch)
@@ -218,6 +246,10 @@ class Model:
         if any(not np.isfinite(row).all() for row in rows):
             raise EngineError(f"engine {self._engine.name} answered NaN or infinity on {batch.num_tokens} tokens")
         return rows
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"the model of {self.bundle.path} is closed: load it again, or use it inside its `with`")
 
     def _require(self, method: str, *tasks: str) -> None:
         if self.task not in tasks:
@@ -248,6 +280,8 @@ class Model:
         return decode.embedding(logits, tokens, self._engine.name)
 
     def _answer(self, texts: Any, one: Callable[[FloatArray, Tokens], R], on_error: OnError) -> Any:
+        if on_error not in ("raise", "return"):
+            raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
         stream = self._stream(texts, one)
         answers = self._raising(stream) if on_error == "raise" else stream
         return answers if isinstance(texts, Iterator) else list(answers)
@@ -264,9 +298,9 @@ class Model:
     def _stream(self, texts: Iterable[Text], one: Callable[[FloatArray, Tokens], R]) -> Iterator[R | Failure]:
         if isinstance(texts, str):  # which would be read letter by letter
             raise UsageError("give a list of texts; put a single one in brackets: [text]")
-        source = iter(texts)
         start = 0
-        while window := list(islice(source, WINDOW)):
+        for window in windows(texts, lambda text: text):
+            self._require_open()
             yield from self._window(window, start, one)
             start += len(window)
 

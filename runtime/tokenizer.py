@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
@@ -35,17 +34,18 @@ class Tokens:
 class TextEncoder:
     """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads."""
 
-    def __init__(self, path: Path, max_length: int, truncation: Truncation = "truncate") -> None:
+    def __init__(
+        self, path: Path, max_length: int, truncation: Truncation = "truncate", *, config: Path | None = None
+    ) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
         self._max_length = max_length
         self._truncation = truncation
-        config_path = path.with_name("tokenizer_config.json")
-        config: dict[str, Any] = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+        side, self._typed = _read_config(config) if config else ("right", True)
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, direction=config.get("truncation_side", "right"))
+        self._tokenizer.enable_truncation(max_length, direction=side)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
@@ -91,7 +91,7 @@ class TextEncoder:
         return Tokens(
             text=text,
             input_ids=encoding.ids,
-            token_type_ids=encoding.type_ids,
+            token_type_ids=encoding.type_ids if self._typed else [0] * len(encoding.ids),
             tokens=total,
             offsets=encoding.offsets,
             special=encoding.special_tokens_mask,
@@ -106,3 +106,18 @@ class TextEncoder:
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
             total += len(encoding.ids) + sum(len(rest.ids) for rest in encoding.overflowing)
         return total
+
+
+def _read_config(path: Path) -> tuple[str, bool]:
+    """What `tokenizer_config.json` says: which end of a long text is cut (`right` or `left`), and whether the second
+    text of a pair has token types of its own (unless `model_input_names` leaves them out).
+    """
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        side, names = config.get("truncation_side", "right"), config.get("model_input_names")
+        typed = names is None or "token_type_ids" in names
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged ({error}); export the bundle again") from None
+    if side not in ("left", "right"):
+        raise BundleError(f"{path}: truncation_side is {side!r}, expected left or right")
+    return side, typed

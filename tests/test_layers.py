@@ -49,9 +49,9 @@ def test_imports_run_one_way(path: Path) -> None:
 
 def test_training_and_export_do_not_know_each_other_nor_model_the_command_line() -> None:
     assert "export" not in ALLOWED["training"] and "training" not in ALLOWED["export"]
-    # Of the runtime, training takes only how a command talks.
+    # Of the runtime, training takes only how a command talks and how a file of texts is read.
     taken = {name for path in (ROOT / "training").rglob("*.py") for name, _ in imports(path) if "runtime" in name}
-    assert taken == {"nopad.runtime.commands.console"}
+    assert taken == {"nopad.runtime.commands.console", "nopad.runtime.errors", "nopad.runtime.textfile"}
 
 
 def test_the_runtime_imports_nothing_heavy() -> None:

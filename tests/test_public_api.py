@@ -28,8 +28,10 @@ MODULES = [
     "nopad.runtime.bundle",
     "nopad.runtime.decode",
     "nopad.runtime.errors",
+    "nopad.runtime.growing",
     "nopad.runtime.manifest",
     "nopad.runtime.predictor",
+    "nopad.runtime.textfile",
     "nopad.runtime.tokenizer",
     "nopad.runtime.types",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,8 +29,14 @@ def common_options(command: F) -> F:
 
 def emit(value: Any) -> None:
     """Print one JSON object on stdout."""
-    text = json.dumps(value, ensure_ascii=False, default=float)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=not unicode, default=float)
     click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate as JSON escapes it
+
+
+def figure(value: float | None, form: str = ".3g") -> str:
+    """A figure of a parity report; None is what could not be compared (shapes differ, NaN)."""
+    return "none" if value is None else format(value, form)
 
 
 def messages(quiet: bool) -> Console:

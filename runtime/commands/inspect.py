@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.runtime.bundle import Bundle, open_bundle
-from nopad.runtime.commands.console import common_options, emit
+from nopad.runtime.commands.console import common_options, emit, figure
 from nopad.runtime.manifest import Artifact, to_json
 
 
@@ -89,12 +89,13 @@ def _artifact(artifact: Artifact, size: int) -> Table:
         return table
     rows = parity.get("rows", [])
     failed = [row for row in rows if not row["passed"]]
-    logits = [row["value"] for row in rows if row["check"] == "logits"]
+    logits = [row["value"] for row in rows if row["check"] == "logits" and row["value"] is not None]
     versions = ", ".join(f"{key} {value}" for key, value in parity.get("versions", {}).items())
     worst = f", worst logit difference {max(logits):.1e}" if logits else ""
     table.add_row("  parity", f"{artifact.verdict}: {len(rows) - len(failed)} of {len(rows)} checks, {versions}{worst}")
     for row in failed[:5]:
         table.add_row(
-            "  failed", f"{row['check']}, {row['case']}: {row['value']:.3g} (bound {row['bound']:.3g}) {row['note']}"
+            "  failed",
+            f"{row['check']}, {row['case']}: {figure(row['value'])} (bound {figure(row['bound'])}) {row['note']}",
         )
     return table

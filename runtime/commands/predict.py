@@ -17,8 +17,12 @@ from nopad.runtime.errors import BundleError, UsageError
 
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="[BUNDLE] [TEXT]...")
-@click.option("--input", "-i", "source", metavar="FILE", help="JSONL, CSV, TSV or plain text; - for stdin.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write JSONL here instead of to stdout.")
+@click.option(
+    "--input", "-i", "source", metavar="FILE", help="JSONL, CSV, TSV (without quotes) or plain text; - for stdin."
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Write JSONL here; without it, or with -, to stdout."
+)
 @click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
 @click.option("--second-field", help="Field of the second text, for models of text pairs.")
 @click.option("--engine", default="auto", help="Engine to run on: auto or onnx-cpu.")
@@ -62,14 +66,14 @@ def predict(
     from nopad.runtime.predictor import load
 
     bundle, texts = _split(arguments)
+    if output == Path("-"):
+        output = None
     if bool(texts) == bool(source):
         raise UsageError("give either texts or --input FILE" + (", not both" if texts else ""))
     if output is not None and source is None:
         raise UsageError("--output needs --input FILE; the answers to texts go to stdout")
     if resume and (output is None or source in (None, "-")):
         raise UsageError("--resume needs --input FILE and --output FILE")
-    if output is not None and source not in (None, "-") and output.absolute() == Path(str(source)).absolute():
-        raise UsageError(f"--output {output} is the --input file; name another")
     console = messages(quiet)
     with load(
         bundle,
@@ -82,7 +86,15 @@ def predict(
         if source is not None:
             fields = (field, second_field) if second_field else (field,)
             outcome = answer_file(
-                model, source, output, fields=fields, top_k=top_k, resume=resume, console=console, emit=emit
+                model,
+                source,
+                output,
+                fields=fields,
+                top_k=top_k,
+                options={"engine": engine, "truncation": truncation, "token_budget": token_budget},
+                resume=resume,
+                console=console,
+                emit=emit,
             )
             if outcome.truncated:
                 console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
@@ -98,7 +110,8 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
         return arguments[0], arguments[1:]
     if arguments and os.path.isfile(arguments[0]):
         raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
-    if arguments and "/" in arguments[0].strip() and not any(c.isspace() for c in arguments[0].strip()):
+    # One word before other texts, or with a slash in it: more likely a bundle that is not there than a text.
+    if arguments and len(arguments[0].split()) == 1 and (len(arguments) > 1 or "/" in arguments[0]):
         raise BundleError(
             f"no bundle at {arguments[0]}: the folder does not exist (if it is a text, give it with --input -)"
         )

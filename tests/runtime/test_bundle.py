@@ -101,7 +101,20 @@ def test_a_newer_format_is_refused_with_both_versions(own: Path) -> None:
         (lambda raw: raw["artifacts"][0].update(file="missing.onnx"), "missing.onnx"),
         (lambda raw: raw["files"].update({"..\\x": {"sha256": "", "bytes": 0}}), "x"),
         (lambda raw: raw["files"].update({"../x": {"sha256": "", "bytes": 0}}), r"\.\./x"),
+        (lambda raw: raw["files"].update({"a\0b": {"sha256": "", "bytes": 0}}), "not a listed file"),
         (lambda raw: raw.pop("format_version"), "format_version"),
+        (lambda raw: raw.update(format_version=True), "format_version"),
+        (lambda raw: raw.update(format_version=-1), "-1"),
+        (lambda raw: raw.update(max_length="512"), "max_length is '512'"),
+        (lambda raw: raw.update(max_length=-1), "max_length"),
+        (lambda raw: raw.update(pad_token_id=None), "pad_token_id"),
+        (lambda raw: raw.update(labels=[]), "no labels"),
+        (lambda raw: raw.update(labels=["a", "a", "b"]), "distinct"),
+        (lambda raw: raw.update(labels=["a", 1, None]), "distinct"),
+        (lambda raw: raw["artifacts"][0].update(token_multiple=0), "token_multiple"),
+        (lambda raw: raw["artifacts"][0].update(inputs=["input_ids"]), "inputs"),
+        (lambda raw: raw["artifacts"][0].update(parity=[]), "parity"),
+        (lambda raw: raw["artifacts"][0].update(target=None), "target"),
     ],
 )
 def test_a_malformed_manifest_is_refused(change: Callable[[dict[str, Any]], None], words: str, own: Path) -> None:
@@ -117,6 +130,33 @@ def test_a_link_out_of_the_bundle_is_refused(own: Path) -> None:
     (own / "model.onnx").symlink_to(outside)
     with pytest.raises(BundleError, match=r"model\.onnx points outside"):
         load(own)
+
+
+def test_the_labels_must_be_as_many_as_the_logits(own: Path) -> None:
+    rewrite(own, lambda raw: raw.update(labels=["a", "b"]))
+    with load(own, threads=1) as model, pytest.raises(BundleError, match="has 3 labels, the manifest names 2"):
+        model.predict(["a film"])
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"truncation_side": "top"}', '{"model_input_names": 1}'])
+def test_a_tokenizer_configuration_is_read_only_if_listed_and_sound(content: str, own: Path) -> None:
+    (own / "tokenizer_config.json").write_text(content)
+    with pytest.raises(BundleError, match="tokenizer_config.json"):
+        load(own, verify=False)
+    rewrite(own, lambda raw: raw["files"].pop("tokenizer_config.json"))
+    with load(own, threads=1) as model:  # a file that nobody vouches for says nothing
+        assert model.predict(["a film"])[0].label in model.labels
+
+
+def test_the_left_end_is_cut_where_the_tokenizer_says_so(own: Path) -> None:
+    path = own / "tokenizer_config.json"
+    text = json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"})
+    path.write_text(text)
+    record = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text)}
+    rewrite(own, lambda raw: raw["files"].update({"tokenizer_config.json": record}))
+    with load(own, threads=1) as model:
+        (tokens,) = model.encode(["a " * 3000 + "splendid"])
+    assert not isinstance(tokens, Exception) and "".join(tokens.pieces).endswith("splendid[SEP]")
 
 
 def test_unknown_keys_are_kept(own: Path) -> None:
@@ -149,6 +189,16 @@ def test_only_a_passed_gate_opens_without_being_told(parity: Any, own: Path) -> 
         (lambda folder: folder.write_text("x"), "does not exist"),
         (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_text("[1]")), "not a nopad manifest"),
         (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_bytes(b"\xff{}")), "damaged"),
+        (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_text("[" * 100_000)), "damaged"),
+        (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_text("1" * 5000)), "damaged"),
+        (
+            lambda folder: (
+                folder.mkdir(),
+                (folder / "manifest.json").write_text('{"format_version": 1, "x": "\\ud800"}'),
+            ),
+            "manifest_sha256",
+        ),
+        (lambda folder: (folder / "manifest.json").mkdir(parents=True), "cannot read .*Is a directory"),
     ],
 )
 def test_what_is_no_bundle_is_said_to_be_none(make: Callable[[Path], Any], words: str, tmp_path: Path) -> None:

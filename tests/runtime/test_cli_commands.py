@@ -120,7 +120,8 @@ def test_an_option_is_set_in_the_environment_by_the_name_it_has_on_the_line(
         assert option.resolve_envvar_value(click.Context(command(name))) == "here", variable
 
 
-def test_the_version_is_the_installed_one(capsys: Capture) -> None:
+def test_the_version_is_the_installed_one(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOPAD_VERSION", "0.1.0")  # a deployment's own variable, not an option
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"nopad, version {importlib.metadata.version('nopad')}\n"
 

@@ -1,4 +1,4 @@
-"""`nopad predict` on the command line: what it reads, what it writes, and what is left when it is cut off."""
+"""`nopad predict` on the command line: what it reads and how it answers; its output file has tests of its own."""
 
 from __future__ import annotations
 
@@ -7,56 +7,25 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from predict_command import NOPAD, command
 
 from nopad.runtime import predictor
+from nopad.runtime.batchfile import answers
 from nopad.runtime.bundle import open_bundle, write_manifest
 from nopad.runtime.cli import run
-from nopad.runtime.predictor import WINDOW, Model
+from nopad.runtime.predictor import WINDOW, WINDOW_CHARACTERS, load, windows
+from nopad.runtime.textfile import Row
 
 NAME = "modernbert-single-mean"
 KEYS = {"label", "score", "scores", "tokens", "tokens_used", "engine"}
 Bundles = Callable[[str], Path]
 Predict = Callable[..., tuple[int, list[dict[str, Any]], str]]
-NOPAD = [sys.executable, "-m", "nopad.runtime.cli"]
-FULL_DISK = (  # a file may not grow beyond 64 KiB
-    "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
-    "from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
-)
-
-
-@pytest.fixture
-def predict(bundle: Bundles, capsys: pytest.CaptureFixture[str]) -> Predict:
-    """Run it in this process: exit code, the rows printed, stderr."""
-
-    def call(*arguments: object, name: str = NAME) -> tuple[int, list[dict[str, Any]], str]:
-        folder = bundle(name)
-        capsys.readouterr()  # of its export
-        code = run(["predict", str(folder), "--json", "--threads", "1", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err
-
-    return call
-
-
-def command(bundle: Path, *arguments: object) -> list[str]:
-    return [*NOPAD, "predict", str(bundle), "--threads", "1", *map(str, arguments)]
-
-
-def write_texts(path: Path, count: int) -> Path:
-    """Texts of many lengths; every 100th line is bad."""
-    rows = [{"text": f"film {i} " + "and more " * (i % 9)} if i % 100 else {"x": i} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
 
 
 def test_texts_become_a_table_that_shows_them_as_they_are(bundle: Bundles, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +90,65 @@ BAD = {
     10: (b'{"text": ' + b"[" * 100_000, "not valid JSON"),
     11: (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "not valid JSON"),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines", "bad"),
+    [
+        ("t.tsv", b'n\ttext\n1\t"a film\n2\t"a "dull" film"\n', [2, 3], {}),  # no quotes in TSV: a line is a row
+        ("t.csv", b'text\n"a film\ndull\nsplendid\n', [2], {2: "not valid CSV"}),  # not one long text
+        ("t.csv", b'text\n"a "dull" film"\nsplendid\n', [2, 3], {2: "close its quotes"}),
+        ("-", b'\n \n{"text": "a film"}\n\n{"text": "splendid"}\n', [3, 5], {}),
+        ("-", b"\n\na film\n", [1, 2, 3], {1: "empty", 2: "empty"}),
+        ("t.json", b'[{"text": "a film"},\n 7, {"text": "splendid"}]', [1, 2, 3], {2: "the item is a JSON int"}),
+        ("t.json", b'{"text": "a film"}\n{"text": "splendid"}\n', [1, 2], {}),
+    ],
+)
+def test_rows_are_never_merged_or_taken_for_something_else(
+    name: str, content: bytes, lines: list[int], bad: dict[int, str], bundle: Bundles, tmp_path: Path
+) -> None:
+    (tmp_path / "t").write_bytes(content)
+    source = "-" if name == "-" else (tmp_path / "t").rename(tmp_path / name)
+    arguments = command(bundle(NAME), "--input", source)
+    done = subprocess.run(arguments, input=content, capture_output=True, timeout=120)
+    rows = {row["line"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert list(rows) == lines and done.returncode == (3 if bad else 0)
+    assert {line for line, row in rows.items() if "error" in row} == set(bad)
+    assert all(reason in rows[line]["error"] for line, reason in bad.items())
+
+
+@pytest.mark.parametrize("content", [b"PAR1\x15\x04", b"\x1f\x8b\x08\0", b"PK\x03\x04", "text\n".encode("utf-16")])
+def test_files_of_another_kind_are_refused_whole(content: bytes, predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(content)
+    code, rows, err = predict("--input", tmp_path / "t")
+    assert (code, rows) == (3, []) and "save it as JSONL, CSV, TSV or plain text in UTF-8" in err
+
+
+def test_many_bad_lines_and_long_texts_do_not_wait_for_each_other() -> None:
+    read: list[int] = []
+
+    def rows() -> Iterator[Row]:
+        for n in range(1, 10_000):
+            read.append(n)
+            yield Row(line=n, error="bad")
+
+    with load() as model:
+        assert next(answers(model, rows(), None)) == {"line": 1, "error": "bad"} and len(read) == WINDOW
+    texts = ["x" * (WINDOW_CHARACTERS // 4)] * 9
+    assert [len(window) for window in windows(texts, str)] == [4, 4, 1]
+    assert [len(window) for window in windows([("a", "b")] * (WINDOW + 1), tuple)] == [WINDOW, 1]
+
+
+def test_a_terminal_that_knows_no_unicode_and_a_closed_stdin(bundle: Bundles) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    table = [*NOPAD, "predict", str(bundle(NAME)), "na\u00efve \U0001f3ac"]
+    done = subprocess.run(table, capture_output=True, text=True, env=ascii_only, timeout=120)
+    assert done.returncode == 0 and "na\\xefve" in done.stdout, done.stderr
+    done = subprocess.run([*table, "--json"], capture_output=True, text=True, env=ascii_only, timeout=120)
+    assert json.loads(done.stdout)["text"] == "na\u00efve \U0001f3ac"
+    closed = f"{shlex.join(command(bundle(NAME), '--input', '-'))} <&-"
+    done = subprocess.run(["bash", "-c", closed], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and "stdin" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("to_file", [True, False])
@@ -235,10 +263,11 @@ def test_an_unverified_bundle_opens_only_when_asked(bundle: Bundles, tmp_path: P
         (["--input", "{}/t.txt", "--resume"], 2, "--resume needs"),
         (["--input", "-", "--output", "{}/o", "--resume"], 2, "--resume needs"),
         (["a film", "--output", "{}/o"], 2, "--output needs --input"),
+        (["--input", "{}/absent.jsonl", "--output", "{}/o"], 3, "cannot read {}/absent.jsonl: No such file"),
         (["--input", "{}/absent.jsonl"], 3, "cannot read {}/absent.jsonl: No such file"),
         (["--input", "{}"], 3, "cannot read {}: Is a directory"),
         (["--input", "{}/t.txt", "--output", "{}"], 2, "is a folder; name a file"),
-        (["--input", "{}/t.txt", "--output", "{}/t.txt"], 2, "is the --input file"),
+        (["--input", "{}/t.txt", "--output", "{}/t.txt"], 2, "would overwrite the --input file"),
         (["--input", "{}/t.txt", "--output", "{}/pipe"], 2, "is a device or pipe; name a file"),
         (["--input", "{}/t.txt", "--output", "{}/absent/o"], 3, "{}/absent/o.partial"),
         (["a film", "--threads", "0"], 2, "--threads"),
@@ -261,6 +290,10 @@ def test_a_first_argument_is_a_folder_a_mistake_or_a_text(
     monkeypatch.setattr("nopad.runtime.bundle.DEFAULT_BUNDLE", bundle(NAME))
     assert run(["predict", str(tmp_path / "absent"), "a film"]) == 3
     assert f"no bundle at {tmp_path}/absent" in capsys.readouterr().err
+    assert run(["predict", "bundel", "a film"]) == 3  # not answered by the embedded model
+    assert "no bundle at bundel" in capsys.readouterr().err
+    assert run(["predict", "splendid", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "splendid"
     assert run(["predict", str(bundle(NAME) / "manifest.json"), "a film"]) == 3
     assert "manifest.json is a file: a bundle is a folder" in capsys.readouterr().err
     assert run(["predict", str(tmp_path), "a film"]) == 3
@@ -277,63 +310,6 @@ def test_quiet_says_nothing_but_what_failed(predict: Predict, bundle: Bundles, t
         assert (code, err) == (0, "")
     assert run(["predict", str(bundle(NAME)), "a film", " ", "--quiet"]) == 3
     assert "' ': the text is empty" in capsys.readouterr().err
-
-
-def test_the_old_output_stands_until_the_new_one_is_whole(
-    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "t.txt").write_text("a film\nsplendid\n")
-    output, partial = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.partial"
-    output.write_text("old")
-    seen: list[tuple[str, bool]] = []
-    real = Model.results
-
-    def watched(self: Model, *arguments: Any, **options: Any) -> Iterator[Any]:
-        for answer in real(self, *arguments, **options):
-            seen.append((output.read_text(), partial.exists()))
-            yield answer
-
-    monkeypatch.setattr(Model, "results", watched)
-    code, rows, _ = predict("--input", tmp_path / "t.txt", "--output", output)
-    assert (code, rows) == (0, []) and seen == [("old", True)] * 2
-    assert [json.loads(line)["line"] for line in output.read_text().splitlines()] == [1, 2] and not partial.exists()
-
-
-@pytest.mark.parametrize("torn", [b'{"line": 61', b"\0\0\0\n", b'{"line": 999}'])
-def test_a_torn_partial_is_cut_and_its_failures_still_count(torn: bytes, predict: Predict, tmp_path: Path) -> None:
-    source, whole, output = write_texts(tmp_path / "t.jsonl", 620), tmp_path / "whole", tmp_path / "o"
-    assert predict("--input", source, "--output", whole)[0] == 3
-    wanted = whole.read_bytes()
-    (tmp_path / "o.partial").write_bytes(b"".join(wanted.splitlines(keepends=True)[:600]) + torn)
-    code, _, err = predict("--input", source, "--output", output, "--resume")
-    assert code == 3 and "7 of 620 lines failed" in err
-    assert f"resuming behind line {WINDOW + 6} of" in err  # what was answered together is answered together again
-    assert output.read_bytes() == wanted and not (tmp_path / "o.partial").exists()
-
-
-def test_an_interrupted_run_is_resumed_to_the_same_bytes(bundle: Bundles, predict: Predict, tmp_path: Path) -> None:
-    source, output, whole = write_texts(tmp_path / "t.jsonl", 10_000), tmp_path / "o", tmp_path / "whole"
-    partial = tmp_path / "o.partial"
-    with subprocess.Popen(command(bundle(NAME), "-i", source, "-o", output), stderr=subprocess.PIPE) as running:
-        while running.poll() is None and not (partial.exists() and b"\n" in partial.read_bytes()):
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and b"--resume" in err and b"Traceback" not in err and not output.exists(), err
-    assert 0 < partial.read_bytes().count(b"\n") < 10_000
-    assert predict("-i", source, "-o", output, "--resume")[0] == predict("-i", source, "-o", whole)[0] == 3
-    assert output.read_bytes() == whole.read_bytes() and not partial.exists()
-
-
-def test_a_full_disk_names_the_file_and_can_be_resumed(bundle: Bundles, predict: Predict, tmp_path: Path) -> None:
-    source, output, whole = write_texts(tmp_path / "t.jsonl", 1500), tmp_path / "o", tmp_path / "whole"
-    arguments = command(bundle(NAME), "-i", source, "-o", output)[len(NOPAD) :]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 4, done.stderr
-    assert "disk is full; free some space, or name another --output" in done.stderr and "Traceback" not in done.stderr
-    assert f"{output}.partial holds the answers so far: go on with --resume" in done.stderr and not output.exists()
-    assert predict("-i", source, "-o", output, "--resume")[0] == predict("-i", source, "-o", whole)[0] == 3
-    assert output.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -211,6 +211,19 @@ def test_options_that_make_no_sense(options: dict[str, Any], bundle: Callable[[s
         load(bundle(NAME), **options)
 
 
+def test_a_misspelt_on_error_is_refused(model: Model) -> None:
+    with pytest.raises(UsageError, match="'raise' or 'return', not 'retrun'"):
+        model.predict(["good", ""], on_error="retrun")  # type: ignore[call-overload]
+
+
+def test_a_closed_model_says_so(bundle: Callable[[str], Path]) -> None:
+    with load(bundle(NAME), threads=1) as model:
+        late = model.predict(iter(["a film"]))
+    for use in (lambda: model.predict(["a film"]), lambda: list(late), lambda: model.run_ids([[1]])):
+        with pytest.raises(UsageError, match="closed: load it again"):
+            use()
+
+
 def test_no_texts_no_answers(model: Model) -> None:
     assert model.predict([]) == [] and list(model.predict(iter([]))) == []
     with pytest.raises(UsageError, match="top_k"):

@@ -18,11 +18,12 @@ from nopad.export.onnx import export_graph
 from nopad.export.parity import Progress, run_gate, silent
 from nopad.export.precision import Precision, cast
 from nopad.export.reference import Reference
-from nopad.model.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint, weight_files
+from nopad.model.checkpoint import Checkpoint, load_checkpoint, read_json, resolve_checkpoint, weight_files
 from nopad.model.config import EncoderConfig, Pooling, Task
 from nopad.model.errors import CheckpointError
 from nopad.model.files import check_output, replace_folder, sha256_of
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
+from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact, Manifest
 from nopad.runtime.predictor import load
 
@@ -56,6 +57,7 @@ def export_checkpoint(
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
+    threads: int | None = None,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
@@ -64,21 +66,24 @@ def export_checkpoint(
     Ctrl-C, nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`.
     """
-    check_output(output, MANIFEST)
+    own = _own_files(output)
+    check_output(output, MANIFEST, own)
     if exporter == "optimum" and precision != "fp32":
         raise ExportError(f"--exporter optimum writes fp32; {precision} needs the packed exporter (--exporter nopad)")
     folder = resolve_checkpoint(name)
     start = time.perf_counter()
-    with replace_folder(output, marker=MANIFEST) as made:
-        if exporter == "optimum":
+    checkpoint = None
+    if exporter == "nopad":
+        progress("loading the checkpoint")
+        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+    with replace_folder(output, marker=MANIFEST, known=own) as made:
+        if checkpoint is None:
             from nopad.export.optimum import write_optimum_bundle
 
             progress("exporting the graph with optimum")
             write_optimum_bundle(folder, made, task=task, max_length=max_length)
             half_window = 64
         else:
-            progress("loading the checkpoint")
-            checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
             progress("exporting the graph")
             write_bundle(checkpoint, made, precision=precision, max_length=max_length)
             half_window = checkpoint.config.half_window
@@ -86,7 +91,7 @@ def export_checkpoint(
         bundle = open_bundle(made)
         report = None
         if parity:
-            report = gate_bundle(bundle, folder, half_window=half_window, progress=progress)
+            report = gate_bundle(bundle, folder, half_window=half_window, threads=threads, progress=progress)
             bundle = record_parity(bundle, {bundle.manifest.artifacts[0].file: report})
     end = time.perf_counter()
     return ExportResult(
@@ -96,6 +101,16 @@ def export_checkpoint(
         parity_seconds=end - exported,
         bytes=sum(record.bytes for record in bundle.manifest.files.values()),
     )
+
+
+def _own_files(output: Path) -> frozenset[str]:
+    """The files of a bundle that stands at `output`, damaged or not: they may be replaced, and no others."""
+    try:
+        raw = json.loads((output / MANIFEST).read_bytes())
+        ours = frozenset((MANIFEST, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+    return ours
 
 
 def gate_bundle(
@@ -122,6 +137,7 @@ def write_bundle(
     """Write the packed ONNX bundle of a loaded checkpoint into an existing, empty folder (no parity gate)."""
     config = checkpoint.config
     tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
+    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     graph = export_graph(cast(checkpoint.encoder, precision), folder / "model.onnx")
     artifact = Artifact(
         file=graph.file.name,
@@ -133,7 +149,6 @@ def write_bundle(
         token_multiple=graph.token_multiple,
         opset=graph.opset,
     )
-    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     manifest = Manifest(
         task=config.task,
         labels=config.labels,
@@ -164,7 +179,11 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any
     elif (source / "vocab.txt").is_file():
         import transformers  # an old BERT checkpoint: transformers builds the fast tokenizer from its vocabulary
 
-        transformers.BertTokenizerFast.from_pretrained(source).save_pretrained(folder)
+        path = source / "vocab.txt"
+        try:
+            transformers.BertTokenizerFast.from_pretrained(source).save_pretrained(folder)
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path} is damaged: {error}; copy the file again") from None
     else:
         raise CheckpointError(
             f"{source} has no tokenizer (tokenizer.json): copy it from the model it was trained from, or save it with "
@@ -177,7 +196,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any
     if size > vocab_size:
         raise CheckpointError(f"{path} has {size} entries, the model's vocab_size is {vocab_size}: not its tokenizer")
     config_path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+    config: dict[str, Any] = read_json(config_path, dict) if config_path.is_file() else {}
     return config
 
 
@@ -189,11 +208,11 @@ def token_text(value: Any) -> str | None:
 def max_length_of(asked: int | None, tokenizer: Mapping[str, Any], positions: int) -> int:
     """The bundle's max length in tokens: as asked, else the tokenizer's own limit, at most the model's positions."""
     own = tokenizer.get("model_max_length")
-    limit = min(int(own), positions) if isinstance(own, int | float) and own < _NO_LIMIT else positions
+    limit = min(int(own), positions) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else positions
     if asked is None:
         return limit
     if not 3 <= asked <= positions:
-        raise ExportError(f"--max-length {asked} is outside 3..{positions} (the model's max_position_embeddings)")
+        raise UsageError(f"--max-length {asked} is outside 3..{positions} (the model's max_position_embeddings)")
     return asked
 
 
@@ -225,9 +244,7 @@ def created() -> dict[str, Any]:
     return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
-def check_source(bundle: Bundle, checkpoint: Path) -> str | None:
-    """A warning if `checkpoint` is not the one the bundle was exported from."""
+def is_source(bundle: Bundle, checkpoint: Path) -> bool:
+    """Whether `checkpoint` has the files that the bundle was exported from."""
     known = bundle.manifest.source.get("sha256") or {}
-    if known and known != source_of(checkpoint)["sha256"]:
-        return f"{checkpoint} is not the checkpoint that {bundle.path} was exported from (its files differ)"
-    return None
+    return not known or known == source_of(checkpoint)["sha256"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.model.config import TASKS
-from nopad.runtime.commands.console import common_options, emit, messages, status
+from nopad.runtime.commands.console import common_options, emit, figure, messages, status
 
 
 @click.command()
@@ -67,6 +68,7 @@ def export(
             normalize=normalize,
             max_length=max_length,
             parity=not no_parity,
+            threads=threads,
             progress=progress,
         )
     verdict = result.bundle.manifest.verdict
@@ -116,9 +118,10 @@ def parity(
 ) -> int:
     """Check that BUNDLE answers what transformers answers with the checkpoint it came from.
 
-    The verdict is written into the bundle's manifest. Exit code 1 if it fails.
+    The verdict is written into the bundle's manifest, unless the checkpoint is another one (its files' digests are in
+    the manifest). Exit code 1 if it fails.
     """
-    from nopad.export.bundle import check_source, gate_bundle
+    from nopad.export.bundle import gate_bundle, is_source
     from nopad.export.labelled import read_labelled
     from nopad.model.checkpoint import read_raw_config, resolve_checkpoint
     from nopad.runtime.bundle import open_bundle, record_parity
@@ -127,9 +130,13 @@ def parity(
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    warning = check_source(opened, folder)
-    if warning:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+    same = is_source(opened, folder)
+    if not same:
+        console.print(
+            f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
+            "compared, and the verdict in the manifest stays as it is",
+            style="yellow",
+        )
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
@@ -145,8 +152,8 @@ def parity(
             data=rows,
             longest=longest,
         )
-    artifact = opened.manifest.artifacts[0]
-    record_parity(opened, {artifact.file: report}, report["evaluation"])
+    if same:
+        record_parity(opened, {opened.manifest.artifacts[0].file: report}, report["evaluation"])
     if as_json:
         emit({"bundle": bundle, **report})
     else:
@@ -172,11 +179,9 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
     for check in dict.fromkeys(row["check"] for row in rows):
         group = [row for row in rows if row["check"] == check]
         shares = check in ("labels", "label names")
-        worst = (min if shares else max)(group, key=lambda row: row["value"])
+        worst = (min if shares else max)(group, key=lambda row: math.inf if row["value"] is None else row["value"])
         ok = all(row["passed"] for row in group)
-        table.add_row(
-            check, str(len(group)), f"{worst['value']:.3g}", f"{worst['bound']:.3g}", "ok" if ok else "FAILED"
-        )
+        table.add_row(check, str(len(group)), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")
     console.print(table)
     if all_lengths:
         by_length = [row for row in rows if row["check"] == "logits" and "tokens, " in row["case"]]
@@ -185,11 +190,11 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         for name in ("tokens", "alone", "in a mixed batch"):
             lengths.add_column(name, justify="right")
         for alone, mixed in zip(by_length[::2], by_length[1::2], strict=True):
-            lengths.add_row(alone["case"].split()[0], f"{alone['value']:.1e}", f"{mixed['value']:.1e}")
+            lengths.add_row(alone["case"].split()[0], figure(alone["value"], ".1e"), figure(mixed["value"], ".1e"))
         console.print(lengths)
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
-            f"FAILED {row['check']}, {row['case']}: {row['value']:.3g}, bound {row['bound']:.3g} {row['note']}"
+            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}"
         )
     if report["evaluation"]:
         console.print(json.dumps({k: v for k, v in report["evaluation"].items() if v is not None}, indent=2))

@@ -6,7 +6,6 @@ Deliberately shares no code with nopad's encoder, runtime or decoding, so that a
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.model.checkpoint import open_tokenizer
+from nopad.model.checkpoint import open_tokenizer, read_raw_config
+from nopad.model.errors import NopadError
 from nopad.runtime.types import FloatArray, Text
 
 _CLASSES = {
@@ -37,27 +37,19 @@ class Reference:
         self.task = task
         self.pooling = pooling
         self.normalize = normalize
-        config = transformers.AutoConfig.from_pretrained(folder)
-        raw = json.loads((folder / "config.json").read_text("utf-8"))
-        unread = _unread(raw, config)
-        if unread:
-            raise ExportError(
-                f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
-                "another model and cannot be the reference; use transformers 5"
-            )
-        if hasattr(config, "reference_compile"):
-            config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
-        auto = getattr(transformers, _CLASSES[task])
+        raw = read_raw_config(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                model = auto.from_pretrained(
-                    folder, config=config, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
-                )
-            except (OSError, ValueError, RuntimeError) as error:
+                config, model = _open(folder, task, raw)
+            except NopadError:
+                raise
+            except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
                 raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
             self.tokenizer = open_tokenizer(folder)
-            self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
+        self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
+        if self.tokenizer.pad_token is None:  # any token will do, it is masked
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
         self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
@@ -74,10 +66,11 @@ class Reference:
         """Token ids without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def encode(self, text: Text, max_length: int) -> list[int]:
-        """Token ids as transformers would feed them."""
+    def encode(self, text: Text, max_length: int) -> tuple[list[int], list[int] | None]:
+        """Token ids and token types as transformers would feed them; None where its tokenizer makes no types."""
         parts = text if isinstance(text, tuple) else (text,)
-        return list(self.tokenizer(*parts, truncation=True, max_length=max_length).input_ids)
+        encoded = self.tokenizer(*parts, truncation=True, max_length=max_length)
+        return list(encoded["input_ids"]), encoded.get("token_type_ids")
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
         with torch.inference_mode():
@@ -118,11 +111,38 @@ class Reference:
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Scores as transformers' pipeline makes them for the checkpoint's `problem_type`."""
         tensor = torch.from_numpy(np.array(logits))
-        if self.problem_type == "multi_label_classification" or self.task == "rerank":
-            return tensor.sigmoid().numpy()
-        if self.problem_type == "regression" or (self.task == "text-classification" and len(self.labels) == 1):
-            return logits
+        if self.task in ("text-classification", "rerank"):
+            if self.problem_type == "regression" and self.task != "rerank":
+                return logits
+            if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
+                return tensor.sigmoid().numpy()
         return tensor.softmax(-1).numpy()
+
+
+def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """Configuration and model, every weight of it from the checkpoint."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    unread = _unread(raw, config)
+    if unread:
+        raise ExportError(
+            f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
+            "another model and cannot be the reference; use transformers 5"
+        )
+    if hasattr(config, "reference_compile"):
+        config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
+    model, loading = getattr(transformers, _CLASSES[task]).from_pretrained(
+        folder,
+        config=config,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # transformers makes up what is missing. BERT's pooler has no part in embeddings.
+    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
+    if missing:
+        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
+    return config, model
 
 
 def _unread(raw: dict[str, Any], config: Any) -> str | None:

@@ -77,6 +77,41 @@ def test_bert_takes_token_types(bundle: Bundles) -> None:
     assert "token_type_ids" in open_bundle(bundle("bert-single")).manifest.artifacts[0].inputs
 
 
+def test_token_types_are_those_that_the_checkpoints_tokenizer_makes(bundle: Bundles, tmp_path: Path) -> None:
+    pair = ("a dull film", "splendid")
+    with load(bundle("bert-rerank"), threads=1) as model:
+        typed = model.logits([pair])[0]
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    make_checkpoint("bert-rerank", folder)
+    transformers.BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    raw = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(raw | {"model_input_names": ["input_ids", "attention_mask"]}))
+    assert export_checkpoint(folder, tmp_path / "bundle", task="rerank").bundle.manifest.verdict == "verified"
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = transformers.AutoTokenizer.from_pretrained(folder)(*pair, return_tensors="pt")
+    assert "token_type_ids" not in inputs
+    with load(tmp_path / "bundle", threads=1) as model, torch.no_grad():
+        untyped = model.logits([pair])[0]
+        assert untyped == pytest.approx(reference(**inputs).logits[0].numpy(), abs=1e-5)
+    assert abs(float(untyped[0] - typed[0])) > 1e-3
+
+
+def test_one_label_of_no_stated_kind_scores_as_in_transformers_pipeline(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    make_checkpoint("modernbert-regression-cls", folder)
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["problem_type"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert export_checkpoint(folder, tmp_path / "bundle").bundle.manifest.verdict == "verified"
+    pipe = transformers.pipeline("text-classification", model=str(folder))
+    with load(tmp_path / "bundle", threads=1) as model:
+        for text in ("a dull film", "splendid"):
+            assert model.predict([text])[0].score == pytest.approx(pipe(text)[0]["score"], abs=1e-5)
+
+
 def test_fp16_halves_the_file_and_keeps_norms_and_head_in_fp32(checkpoint: Bundles, tmp_path: Path) -> None:
     folder = checkpoint("modernbert-single-mean")
     small = export_checkpoint(folder, tmp_path / "fp16", precision="fp16")

@@ -68,10 +68,26 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def file(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def vocabulary(content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        no_tokenizer(folder)
+        (folder / "vocab.txt").write_bytes(content)
+
+    return change
+
+
 BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no tokenizer": (no_tokenizer, ("no tokenizer", "AutoTokenizer")),
     "broken tokenizer": (broken_tokenizer, ("tokenizer.json is damaged",)),
     "another model's tokenizer": (another_tokenizer, ("470 entries", "vocab_size is 420")),
+    "cut tokenizer configuration": (file("tokenizer_config.json", b'{"a": 1'), ("tokenizer_config.json",)),
+    "tokenizer configuration of another kind": (file("tokenizer_config.json", b"[]"), ("tokenizer_config.json",)),
+    "vocabulary that is no text": (vocabulary(b"[UNK]\n\xff\xfe\n"), ("vocab.txt is damaged",)),
+    "empty vocabulary": (vocabulary(b""), ("tokenizer",)),
     "pickled weights": (pickled, ("pytorch_model.bin", "pickle", "safe_serialization=True")),
     "no weights": (no_weights, ("no model.safetensors",)),
     "truncated weights": (truncated, ("model.safetensors is damaged or cut short",)),
@@ -102,7 +118,7 @@ def test_a_bad_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--max-length", "5000"], 3, "outside 3..1024"),
+        (["--max-length", "5000"], 2, "outside 3..1024"),
         (["--precision", "int4"], 2, "fp32"),
         (["--target", "coreml"], 2, "onnx"),
         (["--task", "rerank"], 3, "one label"),
@@ -156,10 +172,17 @@ def test_a_foreign_folder_is_left_alone_and_a_bundle_is_replaced(
     source = str(checkpoint(NAME))
     assert run(["export", source, "--output", str(thesis), "--quiet"]) == 3
     assert "thesis" in capsys.readouterr().err and [p.name for p in thesis.iterdir()] == ["chapter.txt"]
+    (thesis / "manifest.json").write_text('{"name": "a web application"}')
+    assert run(["export", source, "--output", str(thesis), "--quiet"]) == 3
+    assert "holds what is not replaced (chapter.txt, manifest.json)" in capsys.readouterr().err
+    assert (thesis / "chapter.txt").read_text() == "1"
     shutil.copytree(bundle(NAME), old)
-    (old / "stale").write_text("x")
+    (old / "notes.txt").write_text("mine")
+    assert run(["export", source, "--output", str(old), "--no-parity", "--quiet"]) == 3
+    assert "(notes.txt)" in capsys.readouterr().err and open_bundle(old).manifest.verdict == "verified"
+    (old / "notes.txt").unlink()
     assert run(["export", source, "--output", str(old), "--no-parity", "--quiet"]) == 0
-    assert not (old / "stale").exists() and open_bundle(old).manifest.verdict == "unverified"
+    assert open_bundle(old).manifest.verdict == "unverified"
 
 
 def test_a_bundle_that_fails_the_gate_is_marked_and_refused(
@@ -187,7 +210,7 @@ def test_a_bundle_that_fails_the_gate_is_marked_and_refused(
         assert model.predict(["a film"])[0].label in model.labels
 
 
-PROGRAM = "import sys; from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
+PROGRAM = "import sys; from nopad.runtime.cli import main; main(sys.argv[1:])"
 # A file may not grow beyond 64 KiB: the write fails as it does on a full disk.
 FULL_DISK = (
     "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -203,8 +226,8 @@ def test_a_full_disk_leaves_nothing(checkpoint: Bundles, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["exporting the graph", "parity: "])
-def test_ctrl_c_leaves_nothing(step: str, checkpoint: Bundles, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "stop"), [("exporting the graph", signal.SIGINT), ("parity: ", signal.SIGTERM)])
+def test_ctrl_c_leaves_nothing(step: str, stop: signal.Signals, checkpoint: Bundles, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, "export", str(checkpoint(NAME)), "--output", str(tmp_path / "bundle")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -212,7 +235,7 @@ def test_ctrl_c_leaves_nothing(step: str, checkpoint: Bundles, tmp_path: Path) -
         assert said, "the step was never announced"
         assert list(tmp_path.glob(".bundle.*.partial"))  # it was in the middle of it
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         rest = process.stderr.read()
         assert process.wait(timeout=120) == 130, rest
     assert "interrupted" in rest and "Traceback" not in rest
@@ -224,7 +247,7 @@ def test_two_processes_do_not_write_one_bundle(checkpoint: Bundles, tmp_path: Pa
     first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert first.stderr is not None
     for line in first.stderr:
-        if "loading" in line:
+        if "exporting" in line:
             break
     with pytest.raises(OutputError, match="another process is writing"):
         nopad.export.bundle.export_checkpoint(checkpoint(NAME), tmp_path / "bundle")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import make_checkpoint
 
 from nopad.export.bundle import gate_bundle, write_bundle
 from nopad.export.parity import run_gate
@@ -108,6 +109,12 @@ def no_special_tokens(folder: Path) -> None:
     path.write_text(json.dumps(raw | {"post_processor": None}), "utf-8")
 
 
+def no_token_types(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    raw = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(raw | {"model_input_names": ["input_ids", "attention_mask"]}), "utf-8")
+
+
 LOGITS = {"logits"}
 FAULTS = {
     "window dropped": Fault(caught=LOGITS, config=lambda c: {"local_layers": (False,) * c.num_layers}),
@@ -148,6 +155,9 @@ FAULTS = {
     ),
     "BERT positions off by one": Fault(caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
     "BERT token types ignored": Fault(caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types),
+    "tokenizer without token types": Fault(
+        caught={"logits", "token types"}, checkpoint="bert-single", files=no_token_types
+    ),
 }
 
 
@@ -182,7 +192,7 @@ def failed_checks(report: Report) -> set[str]:
 
 def print_catch(name: str, report: Report) -> None:
     failed = [row for row in report["rows"] if not row["passed"]]
-    worst = max((row["value"] for row in failed if row["check"] == "logits"), default=float("nan"))
+    worst = max((row["value"] for row in failed if row["check"] == "logits" and row["value"]), default=float("nan"))
     counts = ", ".join(f"{check} {sum(r['check'] == check for r in failed)}" for check in sorted(failed_checks(report)))
     print(f"| {name} | {counts} | {worst:.1e} |")
 
@@ -204,6 +214,17 @@ def test_the_gate_catches(name: str, source: Any, tmp_path: Path) -> None:
     print_catch(name, report)
     assert not report["passed"]
     assert failed_checks(report) >= fault.caught
+
+
+def test_the_gate_looks_as_far_as_a_wide_window(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    make_checkpoint("modernbert-single-cls", folder, local_attention=1030)
+    for wrong, passed in ((1030, True), (1024, False)):
+        fault = Fault(caught=set(), config=lambda c, width=wrong: {"local_attention": width})  # type: ignore[misc]
+        bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong))
+        report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+        assert (half_window, report["passed"]) == (515, passed)
 
 
 class BrokenEngine:

@@ -98,6 +98,9 @@ def test_regression_gives_the_squared_error_of_both(
     evaluation = reports(capsys)["evaluation"]
     assert evaluation["mse"] == pytest.approx(evaluation["reference_mse"], rel=1e-4) and evaluation["mse"] > 0
     assert evaluation["agreement"] is None and evaluation["accuracy"] is None
+    for label in ("nan", [0.5, 0.5], 10**400):
+        data = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label}])
+        assert run([*command, "--data", data]) == 3 and "line 1" in capsys.readouterr().err
 
 
 def test_unlabelled_csv_and_a_limit(
@@ -119,7 +122,7 @@ def test_unlabelled_csv_and_a_limit(
             "line 2: label 7 is not among class 0, class 1, class 2",
         ),
         ([{"text": "a", "label": "class 0"}, {"text": " ", "label": 0}], 3, "line 2: no text in field 'text'"),
-        ([{"text": "a", "label": 0}, {"text": "b"}], 2, "only 1 of 2 rows"),
+        ([{"text": "a", "label": 0}, {"text": "b"}], 3, "line 2: no label in field 'label' (1 of 2 rows have none)"),
         ([{"body": "a"}], 3, "--text-field"),
         ([], 3, "holds no texts"),
     ],
@@ -158,7 +161,50 @@ def test_another_checkpoint_is_named_and_fails(
     out, err = capsys.readouterr()
     assert f"{other} is not the checkpoint" in err
     assert "FAILED" in out
-    assert open_bundle(tmp_path / "bundle" / NAME).manifest.verdict == "unverified"
+    assert open_bundle(tmp_path / "bundle" / NAME).manifest.verdict == "verified"  # that of its own checkpoint stands
+
+
+def test_a_checkpoint_for_another_task_is_no_reference(
+    own: Bundles, checkpoint: Bundles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["parity", str(own(NAME)), "--reference", str(checkpoint("modernbert-mlm"))]) == 3
+    assert "has no weights for text-classification: classifier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["weights", "model_type", "no pad_token"])
+def test_a_damaged_reference_is_refused_and_one_without_a_pad_token_is_not(
+    what: str, own: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(checkpoint(NAME), tmp_path / "checkpoint")
+    data = write(tmp_path / "rows.jsonl", [{"text": "a film"}, {"text": "a very dull film"}])
+    command = ["parity", str(own(NAME)), "--reference", str(folder), "--quiet", "--data", data]
+    if what == "weights":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:5000])
+    elif what == "model_type":
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "warp"}))
+    else:
+        path = folder / "tokenizer_config.json"
+        raw = json.loads(path.read_text())
+        del raw["pad_token"]
+        path.write_text(json.dumps(raw))
+    assert run(command) == (0 if what == "no pad_token" else 3)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and (what == "no pad_token" or f"cannot open {folder}" in err)
+
+
+@pytest.mark.parametrize("name", ["modernbert-multi-cls", "modernbert-regression-cls"])
+def test_other_shapes_fail_and_are_null_in_the_report(
+    name: str, own: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"text": "a film", "label": 0}])
+    command = ["parity", str(own(NAME)), "--reference", str(checkpoint(name)), "--quiet", "--data", data]
+    assert run([*command, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert {row["value"] for row in report["rows"] if row["check"] == "logits"} == {None}
+    assert report["evaluation"] is None
+    assert run(command) == 1 and "none" in capsys.readouterr().out
 
 
 def test_the_table_lists_every_length_up_to_the_longest(

@@ -80,22 +80,6 @@ def test_train_export_parity_predict(reviews: Path, trained: Path, capsys: pytes
         assert (row["label"], row["score"]) == (want["label"], pytest.approx(want["score"], abs=1e-5))
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(
-    reviews: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import nopad.training.trainer as trainer
-
-    def interrupted(*arguments: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "train", interrupted)
-    command = ["train", "--from-scratch", str(reviews / "model" / "config.json")]
-    command += ["--train", str(reviews / "train.jsonl"), "--output", str(reviews / "other")]
-    assert run(command) == 130
-    assert "--resume" in capsys.readouterr().err
-    assert not (reviews / "other").exists()
-
-
 def test_ctrl_c_in_the_gate_leaves_the_verdict(
     bundle: Callable[[str], Path],
     checkpoint: Callable[[str], Path],

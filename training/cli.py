@@ -75,13 +75,13 @@ def train(
     import datasets
     import torch
 
-    from nopad.model.files import check_output
     from nopad.training.data import load_data
+    from nopad.training.output import check_run, saved_epochs
     from nopad.training.recipe import Recipe
     from nopad.training.trainer import train as run
 
     settings = Recipe(**recipe)
-    check_output(output, "config.json")
+    check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=settings, resume=resume)
     if threads is not None:
         torch.set_num_threads(threads)
     console = messages(quiet)
@@ -92,7 +92,7 @@ def train(
         eval_data,
         text_column=text_column,
         label_column=label_column,
-        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
@@ -109,7 +109,9 @@ def train(
             console=console,
         )
     except KeyboardInterrupt:
-        console.print(f"interrupted; finished epochs are in {output}.training: go on with --resume")
+        saved = saved_epochs(output)
+        where = f"saved epochs are in {saved[0].parent}: go on with --resume" if saved else "no epoch was finished"
+        console.print(f"interrupted; {where}")
         raise
     figures = {**result.metrics, "epoch": result.epoch, "seconds": round(result.seconds, 1)}
     if as_json:

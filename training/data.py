@@ -1,24 +1,22 @@
-"""Training rows from the Hub, CSV, TSV, JSONL, Parquet or a folder of them, with labels made into targets."""
+"""Training data: texts, and labels made into targets."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from nopad.model.config import ProblemType
-from nopad.model.errors import NopadError
+from nopad.runtime.errors import UsageError
+from nopad.training.errors import DataError
+from nopad.training.sources import Rows, find_splits, read_rows
 
-_BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _TEXT_COLUMNS = ("text", "sentence", "content", "review")
 _LABEL_COLUMNS = ("label", "labels", "score")
-
-
-class DataError(NopadError):
-    """A data set that cannot be trained on: file, column or value at fault is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,13 @@ class TrainingData:
     evaluation: Any
     labels: tuple[str, ...]
     problem_type: ProblemType
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Example:
+    text: str
+    label: Any
+    place: str
 
 
 def load_data(
@@ -43,129 +48,160 @@ def load_data(
 ) -> TrainingData:
     """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the labels.
 
-    The problem type follows from the label column: integers or strings are classes, floats a regression target,
-    lists several labels at once. Raises `DataError`.
+    The problem type follows from the labels of the training rows that have a text: integers or strings are classes,
+    floats a regression target, lists several labels at once. Raises `DataError`, and `UsageError` for bad `labels`.
     """
-    splits = _read(source)
-    train = splits["train"] if "train" in splits else next(iter(splits.values()))
-    splits = {name: part for name, part in splits.items() if part is not train}
+    for name in labels or ():
+        if not name.strip() or list(labels or ()).count(name) > 1:
+            raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
+    parts = find_splits(source)
+    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))))
     if evaluation is not None:
-        parts = _read(evaluation)
-        held_out = _held_out(parts) or next(iter(parts.values()))
-    elif _held_out(splits) is not None:
-        held_out = _held_out(splits)
+        parts = find_splits(evaluation)
+    held_out = next((parts[name] for name in ("validation", "test") if name in parts), None)
+    if held_out is None and evaluation is not None:
+        held_out = next(iter(parts.values()))
+
+    text = _column(rows, text_column, _TEXT_COLUMNS, "--text-column")
+    label = _column(rows, label_column, _LABEL_COLUMNS, "--label-column")
+    examples = _examples(rows, text, label, "training")
+    names, problem_type, encode = _label_encoder(rows, examples, label, labels)
+    train = _encoded(examples, label, encode)
+    if held_out is not None:
+        held_rows = read_rows(held_out)
+        for column in (text, label):
+            if column not in held_rows.columns:
+                raise DataError(f"evaluation data has no column {column!r}; it has {', '.join(held_rows.columns)}")
+        made = _encoded(_examples(held_rows, text, label, "evaluation"), label, encode)
     else:
-        parts = train.train_test_split(test_size=eval_fraction, seed=seed)
-        train, held_out = parts["train"], parts["test"]
-    text = _column(train, text_column, _TEXT_COLUMNS, "--text-column")
-    label = _column(train, label_column, _LABEL_COLUMNS, "--label-column")
-    for column in (text, label):
-        if column not in held_out.column_names:
-            raise DataError(f"evaluation data has no column {column!r}; it has {', '.join(held_out.column_names)}")
-    names, problem_type, encode = _label_encoder(train, label, labels)
-
-    def row(example: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(example[text], str) or not example[text].strip():
-            return {"text": "", "target": None}
-        return {"text": example[text], "target": encode(example[label])}
-
-    made = []
-    for part, name in ((train, "training"), (held_out, "evaluation")):
-        rows = part.map(row, remove_columns=part.column_names, desc=f"Reading {name} rows")
-        kept = rows.filter(lambda example: example["text"] != "", desc="Dropping empty texts")
-        if not len(kept):
-            raise DataError(f"the {name} data has no row with text in column {text!r}")
-        made.append(kept)
-    return TrainingData(train=made[0], evaluation=made[1], labels=names, problem_type=problem_type)
+        count = math.ceil(eval_fraction * len(train)) if 0 < eval_fraction < 1 else 0
+        if not 0 < count < len(train):
+            raise DataError(
+                f"{len(train)} text(s) cannot be divided into some to train on and --eval-fraction {eval_fraction} "
+                "to evaluate on; give more, another fraction, or --eval"
+            )
+        halves = train.train_test_split(test_size=count, seed=seed)
+        train, made = halves["train"], halves["test"]
+    return TrainingData(train=train, evaluation=made, labels=names, problem_type=problem_type)
 
 
-def _read(source: str) -> Any:
-    path = Path(source)
-    if path.is_file() or path.is_dir():
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _BUILDERS)
-        kinds = {file.suffix for file in files}
-        if len(kinds) != 1 or not kinds <= set(_BUILDERS):
-            raise DataError(f"{path}: expected one kind of {', '.join(_BUILDERS)}, found {len(files)} file(s) to read")
-        by_split: dict[str, list[str]] = {}
-        for file in files:
-            split = next((s for s in ("train", "validation", "test") if file.stem.startswith(s)), "train")
-            by_split.setdefault("train" if path.is_file() else split, []).append(str(file))
-        options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
-        arguments: tuple[str, dict[str, Any]] = (_BUILDERS[kinds.pop()], {"data_files": by_split, **options})
-    elif path.suffix in _BUILDERS or source.startswith((".", "/", "~")):
-        raise DataError(f"no file or folder at {source}")
-    else:
-        arguments = (source, {})
-    try:
-        return datasets.load_dataset(arguments[0], **arguments[1])
-    except Exception as error:  # the library raises many types; all mean that the data cannot be read
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise DataError(f"cannot read {source}: {type(error).__name__}: {reason}") from error
-
-
-def _held_out(splits: Any) -> Any:
-    return splits.get("validation", splits.get("test"))
-
-
-def _column(rows: Any, given: str | None, known: Sequence[str], option: str) -> str:
-    names = list(rows.column_names)
+def _column(rows: Rows, given: str | None, known: Sequence[str], option: str) -> str:
     for name in [given] if given else known:
-        if name in names:
-            return str(name)
+        if name in rows.columns:
+            return name
     wanted = repr(given) if given else " or ".join(known)
-    raise DataError(f"the training data has no column {wanted}; it has {', '.join(names)}: name one with {option}")
+    raise DataError(
+        f"the training data has no column {wanted}; it has {', '.join(rows.columns)}: name one with {option}"
+    )
+
+
+def _examples(rows: Rows, text: str, label: str, name: str) -> list[_Example]:
+    """The rows that have a text; each must have a label, too."""
+    examples = []
+    for record, place in zip(rows.records, rows.places, strict=True):
+        value, answer = record.get(text), record.get(label)
+        if not isinstance(value, str) or not value.strip():
+            continue
+        if answer is None or answer == "":
+            raise DataError(f"{place}: column {label!r} has no value; fill it in, or remove the row")
+        for item in answer if isinstance(answer, list) else [answer]:
+            if not isinstance(item, str | int | float):
+                raise DataError(f"{place}: column {label!r}: {answer!r:.80} is not a text, a number or a list of them")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: column {text!r} holds half a character (a lone surrogate); mend it") from None
+        examples.append(_Example(text=value, label=answer, place=place))
+    if not examples:
+        raise DataError(f"the {name} data has no row with text in column {text!r}")
+    return examples
+
+
+def _encoded(examples: list[_Example], column: str, encode: Callable[[Any], Any]) -> Any:
+    targets = []
+    for example in examples:
+        try:
+            targets.append(encode(example.label))
+        except (ValueError, OverflowError) as error:
+            reason = f"label {example.label!r:.80} {error}"
+            raise DataError(f"{example.place}: column {column!r}: {reason}") from None
+    return datasets.Dataset.from_dict({"text": [example.text for example in examples], "target": targets})
+
+
+def _number(value: Any) -> Any:
+    """The number that a text spells; anything else as it is."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            if isinstance(value, str) and "_" not in value:  # Python reads 1_0 as 10
+                return kind(value)
+    return value
 
 
 def _label_encoder(
-    rows: Any, column: str, given: Sequence[str] | None
+    rows: Rows, examples: list[_Example], column: str, given: Sequence[str] | None
 ) -> tuple[tuple[str, ...], ProblemType, Callable[[Any], Any]]:
-    feature = rows.features[column]
-    values = [value for value in rows[column] if value is not None]
-    if not values:
-        raise DataError(f"column {column!r} has no value")
-    names = tuple(given) if given else tuple(getattr(feature, "names", None) or ())
-    if all(isinstance(value, float) for value in values):
+    """Names, problem type, and the function that makes a label a target or raises `ValueError` with the reason."""
+    names = tuple(given) if given else rows.class_names.get(column, ())
+    values = [example.label for example in examples]
+    if rows.untyped and all(isinstance(_number(value), int | float) for value in values):
+        values = [_number(value) for value in values]
+    several = any(isinstance(value, list) for value in values)
+    flat = {item for value in values for item in (value if isinstance(value, list) else [value])}
+    if not flat:
+        raise DataError(f"column {column!r}: every list of labels is empty, so there is nothing to learn")
+    numbers = all(isinstance(value, int | float) for value in flat)
+    whole = numbers and all(isinstance(value, int) or value.is_integer() for value in flat)
 
-        def number(value: Any) -> float:
-            if not isinstance(value, float):
-                raise DataError(f"column {column!r}: label {value!r} is not a number")
-            return value
-
-        return names or (column,), "regression", number
-    several = all(isinstance(value, list) for value in values)
-    flat = {item for value in values for item in value} if several else set(values)
-    if several and values and all(len(v) == len(values[0]) and set(v) <= {0, 1} for v in values) and flat <= {0, 1}:
-        names = names or tuple(f"LABEL_{i}" for i in range(len(values[0])))
-        width = len(values[0])
+    if numbers and not several and any(isinstance(value, float) for value in values):
+        # pandas stores a column of integers as floats where a row has none.
+        gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
+        if not (whole and (gaps or len(names) > 1)):
+            if len(names) > 1:
+                raise DataError(f"column {column!r} holds fractions: one number to learn, not one of --labels")
+            return names or (column,), "regression", _finite
+    width = len(values[0]) if several and isinstance(values[0], list) else 0
+    if width and all(isinstance(value, list) and len(value) == width and set(value) <= {0, 1} for value in values):
+        names = names or tuple(f"LABEL_{i}" for i in range(width))
+        if len(names) != width:
+            raise DataError(f"column {column!r} has lists of {width} zeros and ones, but there are {len(names)} names")
 
         def ones(hot: Any) -> list[float]:
             if not isinstance(hot, list) or len(hot) != width or not set(hot) <= {0, 1}:
-                raise DataError(f"column {column!r}: label {hot!r} is not a list of {width} zeros and ones")
+                raise ValueError(f"is not a list of {width} zeros and ones")
             return [float(x) for x in hot]
 
         return names, "multi_label_classification", ones
-    if all(isinstance(value, int) for value in flat):  # bool is an int too: False 0, True 1
-        names = names or tuple(f"LABEL_{i}" for i in range(max(flat) + 1))
-        if min(flat) < 0 or max(flat) >= len(names):
-            wrong = min(flat) if min(flat) < 0 else max(flat)
+
+    key: Callable[[Any], Any] = _number if whole else str
+    if whole:  # bool is an int too: False 0, True 1
+        highest, lowest = int(max(flat)), int(min(flat))
+        names = names or tuple(f"LABEL_{i}" for i in range(highest + 1))
+        if lowest < 0 or highest >= len(names):
+            wrong = lowest if lowest < 0 else highest
             raise DataError(f"column {column!r} has label {wrong}, but only {len(names)} names: {', '.join(names)}")
-        index = {value: int(value) for value in flat}
+        index: dict[Any, int] = {i: i for i in range(len(names))}
     else:
-        names = names or tuple(sorted(str(value) for value in flat))
-        index = {value: names.index(str(value)) for value in flat if str(value) in names}
-        if len(index) != len(flat):
-            unknown = sorted(str(value) for value in flat if str(value) not in names)
-            raise DataError(f"column {column!r} has labels that --labels does not name: {', '.join(unknown)}")
+        found = {str(value) for value in flat}
+        names = names or tuple(sorted(found))
+        index = {name: i for i, name in enumerate(names)}
+        if unknown := found - set(names):
+            raise DataError(f"column {column!r} has labels that --labels does not name: {', '.join(sorted(unknown))}")
 
     def encode(value: Any) -> Any:
-        try:
-            if not several:
-                return index[value]
-            hot = [0.0] * len(names)
-            for item in value:
-                hot[index[item]] = 1.0
-            return hot
-        except (KeyError, TypeError):
-            raise DataError(f"column {column!r}: label {value!r} is not among {', '.join(names)}") from None
+        if isinstance(value, list) is not several:
+            raise ValueError("is not a list, as others are" if several else "is a list, unlike the training data's")
+        found = [index.get(key(item)) for item in (value if several else [value])]
+        if None in found:
+            raise ValueError(f"is not among {', '.join(names)}")
+        return [float(i in found) for i in range(len(names))] if several else found[0]
 
     return names, "multi_label_classification" if several else "single_label_classification", encode
+
+
+def _finite(value: Any) -> float:
+    number = _number(value)
+    if not isinstance(number, int | float):
+        raise ValueError("is not a number")
+    if not math.isfinite(number):
+        raise ValueError("is not finite")
+    return float(number)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nopad.training.data import DataError
+from nopad.runtime.errors import UsageError
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Defaults are the known recipe for ModernBERT on IMDb (about 95-96 % accuracy for base)."""
+    """Defaults are the known recipe for ModernBERT on IMDb (about 95-96 % accuracy for base).
+
+    Raises `UsageError` for a value that cannot train.
+    """
 
     learning_rate: float = 8e-5
     adam_beta1: float = 0.9
@@ -32,18 +35,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, in the words of the command line."""
-        for name in ("learning_rate", "epochs", "batch_size", "eval_batch_size", "gradient_accumulation"):
-            if not getattr(self, name) > 0:  # a NaN too
-                raise DataError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
-        for name, low, high in (("warmup_ratio", 0, 1), ("label_smoothing", 0, 1), ("weight_decay", 0, math.inf)):
-            if not low <= getattr(self, name) <= high:
-                raise DataError(f"--{name.replace('_', '-')} must be from {low} to {high}, got {getattr(self, name)}")
+        positive = ("learning_rate", "adam_epsilon", "epochs", "batch_size", "eval_batch_size", "gradient_accumulation")
+        for name in positive:
+            if not 0 < getattr(self, name) < math.inf:  # nor a NaN
+                raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if not (0 <= value <= high and math.isfinite(value)):
+                raise UsageError(f"{option} must be finite and from 0 to {high}, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed must be from 0 to {2**32 - 1}, got {self.seed}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise DataError(f"--{name.replace('_', '-')} must be from 0 up to below 1, got {getattr(self, name)}")
+                raise UsageError(f"--{name.replace('_', '-')} must be from 0 up to below 1, got {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
-            raise DataError(f"--schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+            raise UsageError(f"--schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         if self.max_length < 3:
-            raise DataError(
+            raise UsageError(
                 f"--max-length must be at least 3 (a text and its two special tokens), got {self.max_length}"
             )

@@ -6,8 +6,7 @@ folders; the best one becomes the output, written in one rename.
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from nopad.model.checkpoint import (
     initialize,
     load_checkpoint,
     open_tokenizer,
+    read_json,
     read_raw_config,
     resolve_checkpoint,
     save_tokenizer,
@@ -34,9 +34,12 @@ from nopad.model.checkpoint import (
 from nopad.model.config import ProblemType, read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.files import check_output, replace_folder
+from nopad.model.files import replace_folder
 from nopad.model.packing import pack
+from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
+from nopad.training.errors import DivergedError
+from nopad.training.output import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
 
@@ -87,6 +90,10 @@ class PackedTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), outputs["logits"].detach(), inputs[_LOSS_KEY]
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with room_on_disk(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +132,10 @@ def metrics_for(problem_type: ProblemType) -> Any:
 def open_model(
     model: str | None, data: TrainingData, *, from_scratch: Path | None, tokenizer: str | None, recipe: Recipe
 ) -> tuple[Checkpoint, Any]:
-    """The encoder to train (pre-trained with a new head, or random from a config file) and its tokenizer."""
+    """The encoder to train (pre-trained with a new head, or random from a config file) and its tokenizer.
+
+    Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
+    """
     changes = {
         "id2label": {str(i): label for i, label in enumerate(data.labels)},
         "label2id": {label: i for i, label in enumerate(data.labels)},
@@ -134,8 +144,7 @@ def open_model(
     torch.manual_seed(recipe.seed)
     if from_scratch is not None:
         folder = from_scratch if from_scratch.is_dir() else from_scratch.parent
-        raw = json.loads(from_scratch.read_text("utf-8")) if from_scratch.is_file() else read_raw_config(folder)
-        raw |= changes
+        raw = (read_raw_config(folder) if from_scratch.is_dir() else read_json(from_scratch, dict)) | changes
         encoder = build_encoder(read_config(raw, task="text-classification"))
         initialize(encoder)
         checkpoint = Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=())
@@ -143,7 +152,7 @@ def open_model(
         folder = resolve_checkpoint(model)
         checkpoint = load_checkpoint(folder, task="text-classification", config_changes=changes, new_head=True)
     else:
-        raise CheckpointError("give --model (a checkpoint folder or Hub name) or --from-scratch CONFIG")
+        raise UsageError("give one of --model and --from-scratch")
     source = resolve_checkpoint(tokenizer) if tokenizer else folder
     if not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} has no tokenizer.json; name a folder that has one with --tokenizer")
@@ -179,22 +188,39 @@ def train(
     Work in progress lies in `OUTPUT.training` beside it; after an interruption `resume=True` goes on from there, and
     it is removed at the end. `console` is where progress goes. `extra_arguments` go to `transformers.TrainingArguments`
     as they are.
-    Raises `CheckpointError` or `DataError` before anything is written.
+    Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
+    `EnvironmentProblem` where the disk is full, and `DivergedError`.
     """
     recipe = recipe or Recipe()
+    check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
     checkpoint, loaded = open_model(model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe)
-    work = output.absolute().with_name(output.name + ".training")
-    check_output(output, "config.json")
-    # trainer_state.json is the last file of a saved epoch: a folder without it was cut short.
-    saved = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    last = str(max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if resume and saved else None
-    if resume and last is None:
-        raise CheckpointError(f"nothing to resume: {work} holds no saved epoch")
+    with epochs_kept(output, resume) as (work, last):
+        trainer = _make_trainer(checkpoint, loaded, data, work, recipe, extra_arguments or {})
+        progress = RichProgress(console or Console(quiet=True))
+        trainer.add_callback(progress)
+        try:
+            outcome = trainer.train(resume_from_checkpoint=last)
+        finally:
+            progress.stop()
+        kept, metrics = _kept_epoch(trainer)
+        checkpoint.encoder.cpu().eval()
+        with replace_folder(output, marker=MARKER, known=CHECKPOINT_FILES) as folder, room_on_disk(output):
+            raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
+            write_checkpoint(checkpoint.encoder, raw, folder)
+            save_tokenizer(loaded, folder)
+    return TrainingResult(
+        output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
+    )
 
-    for path in work.glob("checkpoint-*"):
-        if last is None or path not in saved:  # an older run's epochs would be taken for this one's
-            shutil.rmtree(path)
 
+def _make_trainer(
+    checkpoint: Checkpoint,
+    loaded: Any,
+    data: TrainingData,
+    work: Path,
+    recipe: Recipe,
+    extra_arguments: dict[str, Any],
+) -> PackedTrainer:
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         return dict(loaded(rows["text"], truncation=True, max_length=recipe.max_length, return_attention_mask=False))
 
@@ -233,10 +259,10 @@ def train(
             "dataloader_pin_memory": cuda,
             "disable_tqdm": True,
             "report_to": [],
-            **(extra_arguments or {}),
+            **extra_arguments,
         }
     )
-    # A packed stream cannot be cut in pieces for DataParallel; several GPUs go through torchrun (one process each).
+    # A packed stream cannot be cut in pieces for DataParallel: one GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     multiple = checkpoint.config.block
     trainer = PackedTrainer(
@@ -250,28 +276,28 @@ def train(
         compute_metrics=metrics_for(data.problem_type),
     )
     trainer.remove_callback(PrinterCallback)
-    progress = RichProgress(console or Console(quiet=True))
-    trainer.add_callback(progress)
-    try:
-        outcome = trainer.train(resume_from_checkpoint=last)
-    finally:
-        progress.stop()
-    scores = [entry for entry in trainer.state.log_history if f"eval_{best}" in entry]
-    kept = (min if best == "mse" else max)(scores, key=lambda entry: entry[f"eval_{best}"])
-    metrics = {
-        name.removeprefix("eval_"): float(kept[name])
-        for name in kept
-        if name in ("eval_accuracy", "eval_f1", "eval_mse", "eval_loss")
-    }
-    checkpoint.encoder.cpu().eval()
-    with replace_folder(output, marker="config.json") as folder:
-        raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
-        write_checkpoint(checkpoint.encoder, raw, folder)
-        save_tokenizer(loaded, folder)
-    shutil.rmtree(work, ignore_errors=True)
-    return TrainingResult(
-        output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
-    )
+    return trainer
+
+
+def _kept_epoch(trainer: PackedTrainer) -> tuple[dict[str, float], dict[str, float]]:
+    """The log entry of the epoch whose weights were loaded at the end, and its metrics.
+
+    Raises `CheckpointError` if they could not be loaded, `DivergedError` if a metric is not finite.
+    """
+    best = Path(trainer.state.best_model_checkpoint or "none")
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    kept = next((entry for entry in entries if best.name == f"checkpoint-{entry['step']}"), entries[-1])
+    names = ("eval_accuracy", "eval_f1", "eval_mse", "eval_loss")
+    metrics = {name.removeprefix("eval_"): float(kept[name]) for name in kept if name in names}
+    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise DivergedError(
+            f"training diverged ({', '.join(wrong)} in epoch {kept['epoch']:.4g}), and nothing is written; "
+            "lower --learning-rate, and look for extreme values among the labels"
+        )
+    if trainer.args.load_best_model_at_end and not (best / MARKER).is_file():  # Trainer only warns
+        raise CheckpointError(f"the best epoch is gone from {trainer.args.output_dir}; train without --resume")
+    return kept, metrics
 
 
 def _warmup_steps(recipe: Recipe, rows: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from training_samples import sentences, write_jsonl
 
-from nopad.training.data import DataError, load_data
+from nopad.runtime.errors import UsageError
+from nopad.training.data import load_data
 from nopad.training.recipe import Recipe
 from nopad.training.trainer import PackedTrainer, train
 
@@ -52,13 +53,13 @@ def test_defaults_are_the_known_recipe() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("learning_rate", 0.0, "--learning-rate must be positive, got 0.0"),
-        ("learning_rate", -1e-5, "--learning-rate must be positive"),
+        ("learning_rate", 0.0, "--learning-rate must be a positive number, got 0.0"),
+        ("learning_rate", -1e-5, "--learning-rate must be a positive number"),
         ("learning_rate", float("nan"), "--learning-rate"),
-        ("epochs", 0, "--epochs must be positive, got 0"),
-        ("batch_size", 0, "--batch-size must be positive, got 0"),
-        ("eval_batch_size", -1, "--eval-batch-size must be positive, got -1"),
-        ("gradient_accumulation", 0, "--gradient-accumulation must be positive"),
+        ("epochs", 0, "--epochs must be a positive number, got 0"),
+        ("batch_size", 0, "--batch-size must be a positive number, got 0"),
+        ("eval_batch_size", -1, "--eval-batch-size must be a positive number, got -1"),
+        ("gradient_accumulation", 0, "--gradient-accumulation must be a positive number"),
         ("max_length", 2, "--max-length must be at least 3 .*got 2"),
         ("label_smoothing", 1.5, "--label-smoothing"),
         ("label_smoothing", -0.1, "--label-smoothing"),
@@ -67,10 +68,17 @@ def test_defaults_are_the_known_recipe() -> None:
         ("weight_decay", -0.1, "--weight-decay"),
         ("adam_beta2", 1.0, "--adam-beta2"),
         ("schedule", "zigzag", "--schedule"),
+        ("learning_rate", float("inf"), "--learning-rate must be a positive number, got inf"),
+        ("epochs", float("inf"), "--epochs"),
+        ("adam_epsilon", -1.0, "--adam-epsilon"),
+        ("adam_epsilon", float("nan"), "--adam-epsilon"),
+        ("weight_decay", float("inf"), "--weight-decay must be finite"),
+        ("seed", -1, "--seed must be from 0 to 4294967295, got -1"),
+        ("seed", 2**32, "--seed"),
     ],
 )
 def test_wrong_values_are_refused_in_the_words_of_the_command_line(field: str, value: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UsageError, match=message):
         Recipe(**{field: value})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from training_samples import sentences, weight_difference, write_jsonl
 
+from nopad.model.errors import CheckpointError
 from nopad.training.data import load_data
 from nopad.training.recipe import Recipe
 from nopad.training.trainer import TrainingResult, train
@@ -97,3 +98,17 @@ def test_an_epoch_that_was_being_saved_is_passed_over(
     shutil.copy(last / "model.safetensors", torn)
     result = train(load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True)
     assert weight_difference(result.output, whole.output) <= 1e-5
+
+
+def test_a_best_epoch_that_is_gone_is_not_passed_off(
+    interrupted: Path, source: Path, scratch: Path, tmp_path: Path
+) -> None:
+    output = copy_of(interrupted, tmp_path)
+    for path in output.parent.glob("out.training/checkpoint-*/trainer_state.json"):
+        state = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({**state, "best_metric": 2.0, "best_model_checkpoint": "/none", "best_global_step": 1})
+        )
+    with pytest.raises(CheckpointError, match="the best epoch is gone from .*out.training"):
+        train(load_data(str(source)), output, from_scratch=scratch, recipe=Recipe(**RECIPE), resume=True)
+    assert not output.exists()

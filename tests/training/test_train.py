@@ -13,6 +13,7 @@ from training_samples import CONFIG, logits, make_scratch, sentences, weight_dif
 
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.errors import CheckpointError
+from nopad.runtime.errors import UsageError
 from nopad.training import trainer
 from nopad.training.data import TrainingData, load_data
 from nopad.training.recipe import Recipe
@@ -224,7 +225,7 @@ def test_refusals_come_before_anything_is_written(scratch: Path, tmp_path: Path)
     (small / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 50}))
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "out"
-    with pytest.raises(CheckpointError, match="give --model .* or --from-scratch CONFIG"):
+    with pytest.raises(UsageError, match="give one of --model .* and --from-scratch CONFIG"):
         train(data, out, recipe=quick)
     with pytest.raises(CheckpointError, match="has no tokenizer.json; name a folder that has one with --tokenizer"):
         train(data, out, from_scratch=bare, recipe=quick)

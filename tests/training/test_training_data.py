@@ -10,7 +10,9 @@ import pytest
 from training_samples import write_jsonl
 
 from nopad.model.errors import NopadError
-from nopad.training.data import DataError, TrainingData, load_data
+from nopad.runtime.errors import UsageError
+from nopad.training.data import TrainingData, load_data
+from nopad.training.errors import DataError
 
 Row = dict[str, Any]
 ROWS: list[Row] = [{"text": f"text, number {i}", "label": i % 3} for i in range(30)]
@@ -179,6 +181,121 @@ def test_rows_without_text_are_dropped(tmp_path: Path) -> None:
     assert targets(data) == {row["text"]: row["label"] for row in ROWS}
 
 
+def test_rows_without_text_do_not_shape_the_labels(tmp_path: Path) -> None:
+    # The empty rows of a spreadsheet: pandas makes floats of the whole column.
+    rows = [*labelled([0, 1] * 15), {"text": None, "label": None}, {"text": None, "label": None}]
+    for suffix in WRITERS:
+        data = load_data(write(tmp_path / f"a{suffix}", rows))
+        assert data.problem_type == "single_label_classification", suffix
+        assert targets(data) == {f"text {i}": i % 2 for i in range(30)}
+    floats = [{**row, "label": row["label"] if row["label"] is None else float(row["label"])} for row in rows]
+    assert load_data(write(tmp_path / "f.parquet", floats)).labels == ("LABEL_0", "LABEL_1")
+
+
+def test_whole_floats_are_classes_where_names_are_given(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", labelled([0.0, 1.0] * 15))
+    assert load_data(source).problem_type == "regression"
+    data = load_data(source, labels=["no", "yes"])
+    assert data.labels == ("no", "yes") and targets(data)["text 1"] == 1
+    with pytest.raises(DataError, match="holds fractions"):
+        load_data(write(tmp_path / "b.jsonl", labelled([0.5, 1.0] * 15)), labels=["no", "yes"])
+
+
+def test_a_class_may_be_named_none(tmp_path: Path) -> None:
+    data = load_data(write(tmp_path / "a.csv", labelled(["None", "NA", "1_0"] * 10)))
+    assert data.labels == ("1_0", "NA", "None")
+
+
+def test_a_rare_class_is_known_wherever_its_row_falls(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", labelled(["neg", "pos"] * 9 + ["rare"]))
+    kept = [load_data(source, eval_fraction=0.3, seed=seed) for seed in range(8)]
+    assert {data.labels for data in kept} == {("neg", "pos", "rare")}
+    assert any(2 in data.evaluation["target"] for data in kept) and any(2 in data.train["target"] for data in kept)
+
+
+def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    part.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    other = datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features=features)
+    splits = datasets.DatasetDict(unsupervised=other, validation_matched=part, train=part)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    for data in (load_data("who/what"), load_data(str(tmp_path), str(tmp_path))):
+        assert data.labels == ("no", "yes") and data.train["target"][:] == data.evaluation["target"][:] == [1, 0]
+
+
+# --- files and folders
+
+
+@pytest.mark.parametrize(
+    "name", ["validation", "valid", "val", "dev", "eval", "test", "imdb_test", "dev-00000-of-00001"]
+)
+def test_evaluation_files_are_known_by_their_names(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", ROWS[:20])
+    write(tmp_path / f"{name}.csv", ROWS[20:])
+    data = load_data(str(tmp_path))
+    assert len(data.train) == 20 and len(data.evaluation) == 10
+
+
+def test_a_file_that_is_neither_is_not_guessed_at(tmp_path: Path) -> None:
+    for name in ("train", "held"):
+        write(tmp_path / f"{name}.csv", ROWS)
+    with pytest.raises(DataError, match="held.csv is neither training nor evaluation data .*; rename it"):
+        load_data(str(tmp_path))
+    (tmp_path / "train.csv").rename(tmp_path / "more.csv")
+    assert len(load_data(str(tmp_path), eval_fraction=0.5).train) == 30  # without any split they all are training data
+
+
+def test_upper_case_and_the_layout_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", ROWS)
+    assert len(load_data(str(tmp_path)).train) == 27
+    write(tmp_path / "up.csv", ROWS)
+    (tmp_path / "up.csv").rename(tmp_path / "UP.CSV")
+    assert len(load_data(str(tmp_path / "UP.CSV")).train) == 27
+
+
+def test_quotes_of_a_tsv_are_characters(tmp_path: Path) -> None:
+    lines = [f'{i % 2}\t"text {i}' for i in range(20)]
+    (tmp_path / "a.tsv").write_text("label\tsentence\n" + "\n".join(lines))
+    assert targets(load_data(str(tmp_path / "a.tsv"))) == {f'"text {i}': i % 2 for i in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            b'text,label\nok,1\n"bad 1,0\ngood,1\n"bad 2,0\n',
+            "line 3: the row is not valid CSV: .*; close its quotes",
+        ),
+        ("a.csv", b'text,label\nok,1\n"bad 1,0\ngood,1\n', "line 3: the row is not valid CSV: .*; close its quotes"),
+        ("a.csv", b'text,label\n"two\nlines",1\na, b,0\n', "line 4: the row has 3 cells, the header 2"),
+        (
+            "a.csv",
+            "text,label\nok,1\ncaf\xe9,0\n".encode("latin-1"),
+            "line 3: the line is not valid UTF-8; save the file as",
+        ),
+        ("a.csv", b"text,label\n", "it has no rows"),
+        ("a.jsonl", b"\n", "it has no rows"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": 1}\n\n{broken\n',
+            "line 3: the line is not valid JSON: .*; mend or remove it",
+        ),
+        ("a.json", b'[{"text": "x", "label": 1},\n{"text": "x" "label": 1}]', "is not valid JSON: .* line 2 "),
+        ("a.jsonl", b'{"text": "x", "label": 1}\n7\n', "line 2: the line is a JSON int, expected an object"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "line 1: column 'text' holds half a character"),
+    ],
+)
+def test_the_line_at_fault_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}.*{message}"):
+        load_data(str(tmp_path / name))
+
+
 # --- refusals
 
 
@@ -211,7 +328,7 @@ def test_sources_that_are_no_data(tmp_path: Path) -> None:
 )
 def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"cannot read .*{name}: "):
+    with pytest.raises(DataError, match=name):
         load_data(str(tmp_path / name))
 
 
@@ -250,11 +367,40 @@ def test_no_label_at_all(tmp_path: Path) -> None:
         load_data(write(tmp_path / "a.jsonl", labelled([None] * 20)))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, 1.5, float("nan")], "line 3: column 'label': label nan is not finite"),
+        ([0.5, float("inf")], "line 2: column 'label': label inf is not finite"),
+        ([{"a": 1}], "line 1: column 'label': {'a': 1} is not a text, a number or a list of them"),
+        ([[1], [None]], "line 2: column 'label': .None. is not a text"),
+        ([[1], 2], "line 2: column 'label': label 2 is not a list, as others are"),
+        ([[], []], "column 'label': every list of labels is empty"),
+    ],
+)
+def test_labels_that_cannot_be_learned(values: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(write(tmp_path / "a.jsonl", labelled(values * 5)))
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["", ""], ["a", " "]])
+def test_names_must_differ(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--labels must name each label once") as caught:
+        load_data(str(tmp_path / "not-even-there.csv"), labels=names)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("rows", "fraction"), [(1, 0.1), (30, 0.999)])
+def test_too_little_to_divide(rows: int, fraction: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{rows} text.s. cannot be divided .* --eval-fraction {fraction} .* or --eval"):
+        load_data(write(tmp_path / "a.csv", ROWS[:rows]), eval_fraction=fraction)
+
+
 @pytest.mark.parametrize("values", [["a", "b"], [0, 1], [0.5, 1.5]], ids=["words", "integers", "floats"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_missing_label_is_named(suffix: str, values: list[Any], tmp_path: Path) -> None:
     rows = labelled([*values * 20, None])
-    with pytest.raises(DataError, match="column 'label'"):
+    with pytest.raises(DataError, match=f"line {42 if suffix == '.csv' else 41}: column 'label' has no value"):
         load_data(write(tmp_path / f"a{suffix}", rows))
 
 

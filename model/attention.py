@@ -62,17 +62,30 @@ def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, 
 def local_mask(layout: PackedLayout) -> Tensor:
     """Who may attend to whom in local layers: bool [T / block, block, 3 * block]."""
     block = layout.block
-    # -2 marks the blocks before the first and after the last: it equals no sequence, not even filler.
-    keys = _neighbours(layout.sequence_ids, block, fill=-2)
+    nearby = _nearby(layout)
+    inside = (nearby >= 0) & (nearby < layout.sequence_ids.shape[0])
+    keys = layout.sequence_ids[_clamped(nearby, layout)]
     queries = layout.sequence_ids.reshape(-1, block)
     offset = torch.arange(block, device=queries.device)
     distance = torch.arange(-block, 2 * block, device=queries.device).unsqueeze(0) - offset.unsqueeze(1)
-    return (queries.unsqueeze(2) == keys.unsqueeze(1)) & (distance.abs() <= layout.half_window)
+    same = queries.unsqueeze(2) == keys.unsqueeze(1)
+    return same & inside.unsqueeze(1) & (distance.abs() <= layout.half_window)
 
 
-def _neighbours(x: Tensor, block: int, fill: float = 0) -> Tensor:
+def _nearby(layout: PackedLayout) -> Tensor:
+    """Where the keys of each block stand: [T / block, 3 * block], beyond the stream's ends for the outer two."""
+    stream = torch.arange(layout.sequence_ids.shape[0], device=layout.sequence_ids.device)
+    offset = torch.arange(-layout.block, 2 * layout.block, device=stream.device)
+    return stream.reshape(-1, layout.block)[:, :1] + offset
+
+
+def _clamped(index: Tensor, layout: PackedLayout) -> Tensor:
+    return index.clamp(min=0).clamp(max=layout.sequence_ids.shape[0] - 1)
+
+
+def _neighbours(x: Tensor, block: int) -> Tensor:
     """[T, ...] -> [T / block, 3 * block, ...]: each block between its two neighbours."""
-    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (block, block), value=fill)
+    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (block, block))
     blocks = padded.unflatten(0, (-1, block))
     return torch.cat([blocks[:-2], blocks[1:-1], blocks[2:]], dim=1)
 
@@ -136,6 +149,8 @@ def graph_attention(layout: PackedLayout) -> Attend:
 
     Global layers gather the stream to [B, heads, S, head_size] with a key mask and scatter back, so only attention
     pays for padding, never the matrix products. Softmax runs in fp32 whatever the precision of q, k, v.
+    Local layers gather, too: TensorRT fuses attention only if it can prove that queries, keys and mask have equally
+    many blocks, and it cannot see that through padding and slicing.
     """
     block = layout.block
     longest = layout.pad_index.shape[1]
@@ -143,6 +158,7 @@ def graph_attention(layout: PackedLayout) -> Attend:
     local_bias = torch.where(local_mask(layout), 0.0, -30000.0).unsqueeze(1)
     valid = layout.pad_index >= 0
     key_bias = torch.where(valid, 0.0, -30000.0).unsqueeze(1).unsqueeze(1)
+    nearby = _clamped(_nearby(layout), layout)
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
 
@@ -150,7 +166,7 @@ def graph_attention(layout: PackedLayout) -> Attend:
         q = q * q.shape[-1] ** -0.5
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)
-            keys, values = (_neighbours(x, block).transpose(1, 2) for x in (k, v))
+            keys, values = (x[nearby].transpose(1, 2) for x in (k, v))
             out = _softmax_matmul(q, keys, values, local_bias)
             return out.transpose(1, 2).flatten(0, 1)
         q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))

@@ -33,6 +33,14 @@ class Norm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """Linear layer computed in its own weights' dtype: a head's, whose rows are fp32 before and after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]; the dtype of `x` is kept."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def layer_norm(config: EncoderConfig) -> Norm:
     """The norm that `config` asks for."""
     return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
@@ -177,25 +185,33 @@ class _BertAttention(nn.Module):
         self.output = _BertResidual(config, config.hidden_size)
 
 
-class DenseActivation(nn.Module):
-    """Dense layer and activation: BERT's intermediate layer, and its pooler."""
-
-    def __init__(self, in_features: int, out_features: int, activation: Callable[[Tensor], Tensor]) -> None:
+class _BertIntermediate(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(in_features, out_features)
-        self.activation = activation
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Row by row, [..., in_features] -> [..., out_features]."""
         return self.activation(self.dense(x))
+
+
+class BertPooler(nn.Module):
+    """The dense layer over a sequence's first token that BERT's classifiers read."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, hidden_size] in and out; the dtype of `rows` is kept."""
+        return torch.tanh(self.dense(rows))
 
 
 class _BertLayer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        activation = ACTIVATIONS[config.activation]
         self.attention = _BertAttention(config)
-        self.intermediate = DenseActivation(config.hidden_size, config.intermediate_size, activation)
+        self.intermediate = _BertIntermediate(config)
         self.output = _BertResidual(config, config.intermediate_size)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
@@ -218,7 +234,7 @@ class BertBackbone(nn.Module):
         self.embeddings = _BertEmbeddings(config)
         self.encoder = _BertLayers(config)
         if config.pooling == "pooler" and config.task in ("text-classification", "rerank"):
-            self.pooler = DenseActivation(config.hidden_size, config.hidden_size, torch.tanh)
+            self.pooler = BertPooler(config)
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
         """Hidden states of the stream, [T, hidden_size]."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
-from nopad.model.backbone import ACTIVATIONS, BertBackbone, ModernBertBackbone, layer_norm
+from nopad.model.backbone import ACTIVATIONS, BertBackbone, Linear, ModernBertBackbone, layer_norm
 from nopad.model.config import EncoderConfig
 from nopad.model.errors import CheckpointError
 
@@ -82,7 +82,7 @@ class PackedEncoder(nn.Module):
 class _PredictionHead(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
         self.act = ACTIVATIONS[config.classifier_activation]
         self.norm = layer_norm(config)
 
@@ -106,13 +106,13 @@ class ModernBertClassifier(_ModernBertHead):
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         super().__init__(config, attention)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Pool (unless the task is per token), head, classifier."""
         per_token = self.encoder_config.task == "token-classification"
         rows = hidden.float() if per_token else pool(hidden, layout, self.encoder_config.pooling)
-        return self.classifier(self.drop(self.head(rows))).float()
+        return self.classifier(self.drop(self.head(rows)))
 
 
 class ModernBertMaskedLM(_ModernBertHead):
@@ -120,13 +120,13 @@ class ModernBertMaskedLM(_ModernBertHead):
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         super().__init__(config, attention)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.decoder = Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         if config.tie_word_embeddings:
             self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Scores of every vocabulary entry at every token."""
-        return self.decoder(self.head(hidden.float()).to(self.decoder.weight.dtype)).float()
+        return self.decoder(self.head(hidden.float()))
 
 
 def _embedding(hidden: Tensor, layout: PackedLayout, config: EncoderConfig) -> Tensor:
@@ -157,7 +157,7 @@ class BertClassifier(PackedEncoder):
         super().__init__(config, attention)
         self.bert = BertBackbone(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def backbone(self) -> BertBackbone:
         """The encoder below the head."""
@@ -169,13 +169,13 @@ class BertClassifier(PackedEncoder):
             rows = hidden.float()
         else:
             rows = self.bert.pooler(pool(hidden, layout, "cls"))
-        return self.classifier(self.dropout(rows)).float()
+        return self.classifier(self.dropout(rows))
 
 
 class _BertTransform(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.act = ACTIVATIONS[config.activation]
         self.LayerNorm = layer_norm(config)
 
@@ -187,7 +187,7 @@ class _BertPredictions(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.transform = _BertTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = Linear(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
 
@@ -214,7 +214,7 @@ class BertMaskedLM(PackedEncoder):
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """Scores of every vocabulary entry at every token."""
         head = self.cls.predictions
-        return head.decoder(head.transform(hidden.float()).to(head.decoder.weight.dtype)).float()
+        return head.decoder(head.transform(hidden.float()))
 
 
 class BertEmbedder(PackedEncoder, BertBackbone):

@@ -1,0 +1,87 @@
+"""What each GPU generation can do: the one table that engines, exporter and doctor go by. Standard library only.
+
+Sources: CUDA C++ Programming Guide, "Arithmetic Instructions" (types by compute capability); TensorRT and
+TensorRT-RTX support matrices; FlashAttention-2's requirements (fp16 or bf16, compute capability 8.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Attention = Literal["flash", "sdpa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capability:
+    """One compute capability."""
+
+    sm: str  # sm75
+    name: str
+    precisions: tuple[str, ...]  # that TensorRT builds for it, the fastest useful one first
+    rtx_precisions: tuple[str, ...]  # that TensorRT-RTX builds; () where it does not support the GPU
+    attention: Attention  # of the torch engine: FlashAttention-2, or SDPA with block-local layers
+    engines: tuple[str, ...]  # default order
+
+
+# Of every GPU with FlashAttention-2, and of those that are newer than this table.
+DEFAULT_ENGINES = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "torch", "onnx-cuda", "onnx-cpu")
+# Turing has no flash attention for torch to be faster with (an assumption: nobody has measured the two on a T4 yet).
+_TURING_ENGINES = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "torch", "onnx-cpu")
+_AMPERE = ("fp16", "bf16", "fp32", "int8")
+CPU_ENGINES = ("onnx-cpu", "torch")
+
+
+def _modern(sm: str, name: str, rtx: bool = True) -> Capability:
+    return Capability(
+        sm=sm,
+        name=name,
+        precisions=_AMPERE,
+        rtx_precisions=_AMPERE if rtx else (),
+        attention="flash",
+        engines=DEFAULT_ENGINES,
+    )
+
+
+CAPABILITIES: dict[str, Capability] = {
+    one.sm: one
+    for one in (
+        # Turing has no bf16 and no FlashAttention-2; TensorRT-RTX has no fp32 matrix product for it.
+        Capability(
+            sm="sm75",
+            name="Turing (T4, RTX 20)",
+            precisions=("fp16", "fp32", "int8"),
+            rtx_precisions=("fp16", "int8"),
+            attention="sdpa",
+            engines=_TURING_ENGINES,
+        ),
+        _modern("sm80", "Ampere (A100, A30)", rtx=False),
+        _modern("sm86", "Ampere (A10, RTX 30)"),
+        _modern("sm89", "Ada (L4, L40, RTX 40)"),
+        _modern("sm90", "Hopper (H100, H200)", rtx=False),
+        _modern("sm100", "Blackwell (B200)", rtx=False),
+        _modern("sm120", "Blackwell (RTX 50)"),
+    )
+}
+RTX_ARCHS = tuple(sm for sm, one in CAPABILITIES.items() if one.rtx_precisions)
+
+
+def sm_of(major: int, minor: int) -> str:
+    """`sm75` for compute capability 7.5."""
+    return f"sm{major}{minor}"
+
+
+def refusal(target: str, sm: str, precision: str) -> str | None:
+    """Why `target` (tensorrt or tensorrt-rtx) has no engine of this precision on this GPU; None if it has."""
+    known = CAPABILITIES.get(sm)
+    if known is None:
+        return f"{sm} is unknown; nopad knows {', '.join(CAPABILITIES)}"
+    able = known.rtx_precisions if target == "tensorrt-rtx" else known.precisions
+    if not able:
+        return f"TensorRT-RTX does not support {sm}, {known.name}; it builds for {', '.join(RTX_ARCHS)}"
+    if precision not in able:
+        why = ""
+        if sm == "sm75":
+            why = " (Turing has no bf16)" if precision == "bf16" else " (TensorRT-RTX has no fp32 matrix product on it)"
+        return f"{target} has no {precision} on {sm}, {known.name}{why}; take --precision {able[0]}"
+    return None

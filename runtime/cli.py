@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("nopad.training.cli:train", "Fine-tune a checkpoint (or train from scratch) on labelled texts."),
     "export": ("nopad.export.cli:export", "Export a checkpoint to a verified bundle."),
     "parity": ("nopad.export.cli:parity", "Check that a bundle answers what transformers answers."),
+    "plan": ("nopad.runtime.commands.plan:plan", "Plan engine profiles from the lengths of real texts."),
     "predict": ("nopad.runtime.commands.predict:predict", "Answer texts, or a file of them."),
     "inspect": ("nopad.runtime.commands.inspect:inspect", "Show what a bundle holds and how it was verified."),
     "doctor": ("nopad.runtime.commands.doctor:doctor", "Show what this machine can train, export and run."),

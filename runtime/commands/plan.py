@@ -1,0 +1,205 @@
+"""`nopad plan`: optimization profiles for TensorRT engines, from the lengths of real texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nopad.runtime.commands.console import common_options, emit, messages, status
+from nopad.runtime.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from nopad.runtime.lengths import Lengths, PlannedModel
+    from nopad.runtime.planning import Plan, ProfileForecast
+
+
+@click.command()
+@click.option(
+    "--data", "-d", metavar="FILE", help="Texts: JSONL, CSV, TSV (without quotes) or plain text; - for stdin."
+)
+@click.option(
+    "--lengths",
+    metavar="FILE",
+    help='Token lengths instead of texts: lines of "length" or "length count", or JSON {"length": count}; - for stdin.',
+)
+@click.option(
+    "--model", "-m", metavar="FOLDER", help="A bundle, or a checkpoint before its export. [default: the embedded model]"
+)
+@click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
+@click.option("--second-field", help="Field of the second text, for models of text pairs.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
+@click.option("--memory", default="2GiB", help="For the activations of all profiles together; weights come on top.")
+@click.option("--most", type=click.IntRange(min=1, max=16), default=4, help="At most so many profiles.")
+@click.option(
+    "--max-length",
+    metavar="N|model",
+    help="Longest text to take, in tokens; model: as long as the model does. [default: the longest text given]",
+)
+@click.option(
+    "--token-budget", type=click.IntRange(min=1), default=16_384, help="Tokens of one micro-batch at run time."
+)
+@click.option(
+    "--fused",
+    is_flag=True,
+    help="The engine keeps no attention scores in memory, as TensorRT-RTX in half precision.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the profiles here, for export --profiles.")
+@common_options
+def plan(
+    data: str | None,
+    lengths: str | None,
+    model: str | None,
+    field: str,
+    second_field: str | None,
+    limit: int | None,
+    memory: str,
+    most: int,
+    max_length: str | None,
+    token_budget: int,
+    fused: bool,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+) -> None:
+    """Plan optimization profiles: few shapes for a TensorRT engine that waste little on texts like yours.
+
+    \b
+    nopad plan --data reviews.jsonl --model checkpoint/ --output profiles.json
+    nopad plan --lengths histogram.txt --memory 4GiB
+
+    Costs are forecasts of a model (nopad.runtime.costmodel says which), not measurements.
+    """
+    from nopad.runtime.lengths import Lengths, lengths_of_texts, open_model, parse_bytes, read_lengths
+    from nopad.runtime.planning import plan_profiles
+
+    if (data is None) == (lengths is None):
+        raise UsageError("give --data FILE (texts) or --lengths FILE (token lengths)" + (", not both" if data else ""))
+    source = data if data is not None else lengths
+    assert source is not None
+    memory_bytes = parse_bytes(memory)
+    opened = open_model(model)
+    longest = _longest(max_length, opened)
+    _check_output(output)
+    console = messages(quiet)
+    if data is None:
+        found = Lengths(counts=read_lengths(source), cut=0, failed=0, first_failure=None)
+    else:
+        fields = (field, second_field) if second_field else (field,)
+        with status(console) as show:
+            show(f"counting tokens of {source}")
+            found = lengths_of_texts(
+                opened, source, fields, limit=limit, progress=lambda rows: show(f"counting tokens of {source}", rows)
+            )
+    made = plan_profiles(
+        found.counts,
+        architecture=opened.architecture,
+        memory_bytes=memory_bytes,
+        most=most,
+        block=opened.block,
+        max_length=min(longest or max(found.counts), opened.max_length),
+        token_budget=token_budget,
+        keeps_scores=not fused,
+    )
+    made = dataclasses.replace(made, cut=max(made.cut, found.cut))
+    if output is not None:
+        _write(output, made, source, opened)
+    if as_json:
+        rows = {"rows_failed": found.failed, "output": str(output) if output else None}
+        emit({"source": source, "model": opened.name, **rows, **made.to_json()})
+    else:
+        _print(made, opened)
+    _remarks(console, made, found, opened, output)
+
+
+def _longest(asked: str | None, model: PlannedModel) -> int | None:
+    if asked is None or asked == "model":
+        return None if asked is None else model.max_length
+    if not (asked.isascii() and asked.isdigit()) or not 1 <= int(asked) <= model.max_length:
+        raise UsageError(f"--max-length {asked} is neither 'model' nor a length of 1 to {model.max_length} tokens")
+    return int(asked)
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse, before the work, to replace a file that is not ours."""
+    from nopad.runtime.errors import InputFileError
+    from nopad.runtime.profiles import read_profiles
+
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise OutputError(f"cannot write {output}: the folder {output.parent} does not exist")
+    if output.exists():
+        try:
+            read_profiles(output)
+        except InputFileError:
+            raise OutputError(f"{output} exists and holds no profiles, so it is left alone; name another") from None
+
+
+def _write(output: Path, made: Plan, source: str, model: PlannedModel) -> None:
+    from nopad.model.files import write_file
+    from nopad.runtime.profiles import write_profiles
+
+    about = {
+        "source": source,
+        "model": model.name,
+        "texts": made.texts,
+        "memory_bytes": made.memory_bytes,
+        "token_budget": made.token_budget,
+        "cost_ratio": round(made.cost_ratio, 4),
+        "waste": round(made.waste, 4),
+    }
+    write_file(output, write_profiles(made.profiles, planned=about))
+
+
+def _print(made: Plan, model: PlannedModel) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{made.texts} texts for {model.name}, {made.simulated} of them simulated")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for name in ("tokens", "sequences", "longest", "texts", "volume", "batches", "waste", "launch", "MiB"):
+        table.add_column(name, justify="right", overflow="fold")
+    for number, one in enumerate(made.forecasts, 1):
+        table.add_row(str(number), *_cells(one))
+    table.add_row("wide", *_cells(made.wide), style="dim")
+    console.print(table)
+    saved = f"expected cost {made.cost_ratio:.1%} of one wide profile's" if len(made.forecasts) > 1 else "one is enough"
+    console.print(
+        f"{saved}; waste {made.waste:.1%} (wide {made.wide.waste:.1%}), "
+        f"launches {made.launches:.1%} (wide {made.wide.launches:.1%})"
+    )
+
+
+def _cells(one: ProfileForecast) -> list[str]:
+    return [
+        *(f"{best}/{most}" for _, best, most in dataclasses.asdict(one.profile).values()),
+        *(f"{share:.1%}" for share in (one.texts, one.tokens)),
+        str(one.micro_batches),
+        *(f"{share:.1%}" for share in (one.waste, one.launches)),
+        f"{one.memory_bytes / 2**20:.0f}",
+    ]
+
+
+def _remarks(console: Console, made: Plan, found: Lengths, model: PlannedModel, output: Path | None) -> None:
+    console.print(
+        "sizes are opt/max; volume: share of all tokens; batches: of simulated texts; waste: share of the work that "
+        "is filler and padding; launch: share of the cost that is starting kernels; MiB: of activations, reserved; "
+        "wide: one profile for everything, in the same memory"
+    )
+    if found.failed:
+        rows = found.failed + found.counts.total()
+        console.print(f"{found.failed} of {rows} rows have no text ({found.first_failure})", style="bold")
+    if made.cut:
+        console.print(f"{made.cut} texts are longer than {made.max_length} tokens and count as cut")
+    if made.max_length < model.max_length:
+        console.print(
+            f"a text over {made.max_length} tokens will need another engine; --max-length model takes all "
+            f"{model.max_length}"
+        )
+    if output is not None:
+        console.print(f"profiles written to {output}: nopad export ... --profiles {output}")

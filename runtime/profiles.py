@@ -1,0 +1,132 @@
+"""Optimization profiles: the shapes that a TensorRT engine is built for, and which micro-batches fit them.
+
+A profile bounds the three free sizes of a packed batch (`nopad.model.packing`): tokens of the stream, sequences, and
+the longest sequence (`pad_index` is [sequences, longest]). How profiles are found from data is
+`nopad.runtime.planning`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nopad.model.packing import PackedBatch, plan_batches
+from nopad.runtime.errors import InputFileError
+
+Range = tuple[int, int, int]  # min, opt, max, as TensorRT has them
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeProfile:
+    """One optimization profile. Raises `ValueError` unless 1 <= min <= opt <= max everywhere, and it can be filled."""
+
+    tokens: Range  # of the stream, filler included: multiples of the attention block
+    sequences: Range
+    longest: Range  # tokens of the longest sequence
+
+    def __post_init__(self) -> None:
+        """Refuse what no builder takes."""
+        for name, sizes in dataclasses.asdict(self).items():
+            low, best, high = sizes
+            if not 1 <= low <= best <= high:
+                raise ValueError(f"{name}: min {low}, opt {best}, max {high} are not 1 <= min <= opt <= max")
+        if self.longest[2] > self.tokens[2]:
+            raise ValueError(f"longest: max {self.longest[2]} is more than tokens: max {self.tokens[2]}")
+        if self.sequences[0] > self.tokens[2]:
+            raise ValueError(f"sequences: min {self.sequences[0]} is more than tokens: max {self.tokens[2]}")
+
+    def fits(self, batch: PackedBatch) -> bool:
+        """Whether an engine may run this batch in this profile."""
+        return self.admits(len(batch.input_ids), *batch.pad_index.shape)
+
+    def admits(self, tokens: int, sequences: int, longest: int) -> bool:
+        """The same for a batch of this shape; `tokens` with the filler."""
+        sizes = ((tokens, self.tokens), (sequences, self.sequences), (longest, self.longest))
+        return all(low <= size <= high for size, (low, _, high) in sizes)
+
+
+def profile_from_json(raw: Mapping[str, Any]) -> ShapeProfile:
+    """A profile as a manifest or a profiles file holds it. Raises `ValueError` or `TypeError`."""
+    ranges = {}
+    for field in dataclasses.fields(ShapeProfile):
+        sizes = raw.get(field.name)
+        if not isinstance(sizes, list | tuple) or len(sizes) != 3 or not all(type(size) is int for size in sizes):
+            raise ValueError(f"{field.name} is {sizes!r}, not [min, opt, max]")
+        ranges[field.name] = (sizes[0], sizes[1], sizes[2])
+    return ShapeProfile(**ranges)
+
+
+def write_profiles(profiles: Sequence[ShapeProfile], **about: Any) -> bytes:
+    """A profiles file, for `nopad export --profiles`; `about` says where they come from."""
+    raw = {"format_version": FORMAT_VERSION, "profiles": [dataclasses.asdict(one) for one in profiles], **about}
+    return (json.dumps(raw, indent=2) + "\n").encode()
+
+
+def read_profiles(path: Path) -> tuple[ShapeProfile, ...]:
+    """Read a profiles file. Raises `InputFileError`."""
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputFileError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputFileError(f"{path} is not valid JSON ({error}); make it with nopad plan") from None
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        raise InputFileError(f"{path} is no profiles file of format version {FORMAT_VERSION}; make it with nopad plan")
+    listed = raw.get("profiles")
+    if not isinstance(listed, list) or not listed:
+        raise InputFileError(f"{path} has no profiles; make it with nopad plan")
+    profiles = []
+    for number, one in enumerate(listed, 1):
+        try:
+            profiles.append(profile_from_json(one if isinstance(one, dict) else {}))
+        except ValueError as error:
+            raise InputFileError(f"{path}, profile {number}: {error}") from None
+    return tuple(profiles)
+
+
+def choose_profile(profiles: Sequence[ShapeProfile], batch: PackedBatch) -> int | None:
+    """Index of the smallest profile that the batch fits (by its longest sequence, then its tokens); None: none does."""
+    fitting = [i for i, profile in enumerate(profiles) if profile.fits(batch)]
+    return min(fitting, key=lambda i: (profiles[i].longest[2], profiles[i].tokens[2], i), default=None)
+
+
+def plan_in_profiles(
+    lengths: Sequence[int],
+    profiles: Sequence[ShapeProfile],
+    *,
+    token_budget: int | None,
+    max_sequences: int,
+    multiple: int = 64,
+) -> list[list[int]]:
+    """As `plan_batches`, but each micro-batch, packed to a `multiple` of tokens, fits a profile.
+
+    A text goes to the narrowest profile that takes it, and meets none that needs a wider one. A batch below the minima
+    of its profile waits for the texts of a wider one; what no profile takes alone goes alone, for another engine to
+    answer. `token_budget` None: as many tokens as the profile has.
+    """
+    batches: list[list[int]] = []
+    waiting = list(range(len(lengths)))
+    for profile in sorted(profiles, key=lambda profile: (profile.longest[2], profile.tokens[2])):
+        room = profile.tokens[2] // multiple * multiple
+        taken = [i for i in waiting if lengths[i] <= min(room, profile.longest[2])]
+        if not taken:
+            continue
+        plan = plan_batches(
+            [lengths[i] for i in taken],
+            token_budget=room if token_budget is None else min(token_budget, room),
+            max_sequences=min(max_sequences, profile.sequences[2]),
+        )
+        for members in ([taken[i] for i in batch] for batch in plan):
+            tokens = -(-sum(lengths[i] for i in members) // multiple) * multiple
+            # Only a minimum can be missed, and never by a batch of which one text would pass it alone.
+            if profile.admits(tokens, len(members), max(lengths[i] for i in members)):
+                batches.append(members)
+                waiting = sorted(set(waiting) - set(members))
+    batches += [[index] for index in waiting]
+    # The longest first, as plan_batches has it.
+    return sorted(batches, key=lambda batch: -max(lengths[i] for i in batch))

@@ -10,7 +10,12 @@ from typing import Protocol
 from nopad.model.packing import PackedBatch
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
+from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
+
+# On CPUs more buys nothing (the matrices are large enough) and costs cache and memory. On a GPU fewer leave it idle.
+CPU_TOKENS = 2048
+GPU_TOKENS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +30,13 @@ class Engine(Protocol):
     """One opened engine file. `run` may be called from several threads at once."""
 
     name: str
+    profiles: tuple[ShapeProfile, ...]  # the shapes it takes; () for any
+    token_budget: int  # tokens of a micro-batch that suit it, where the caller does not say
 
     def run(self, batch: PackedBatch) -> FloatArray:
         """Logits, float32: [B, ...] per sequence, or [T, ...] per token of the stream (filler included).
 
-        Raises `EngineError`.
+        Raises `EngineError`; `ShapeError`, its kind, for a batch that fits none of `profiles`.
         """
         ...
 
@@ -42,15 +49,27 @@ class EngineFactory(Protocol):
     """Opens an engine; a class whose constructor has this signature is one."""
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
-        """Open `path`. Raises `EnvironmentProblem` where a package or device is missing."""
+        """Open `path`. Raises `EnvironmentProblem` or `BundleError`: why this machine cannot run it."""
         ...
 
 
 # name -> "module:factory", imported when chosen; `TARGETS` says which engine opens which artifact.
 ENGINES = {
+    "tensorrt": "nopad.runtime.engines.tensorrt:TensorRTEngine",
+    "tensorrt-rtx": "nopad.runtime.engines.tensorrt:TensorRTRTXEngine",
+    "onnx-tensorrt": "nopad.runtime.engines.onnx_gpu:OnnxTensorRTEngine",
+    "onnx-cuda": "nopad.runtime.engines.onnx_gpu:OnnxCudaEngine",
+    "torch": "nopad.runtime.engines.torch:TorchEngine",
     "onnx-cpu": "nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
 }
-TARGETS = {"onnx-cpu": "onnx"}
+TARGETS = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "onnx-tensorrt": "onnx",
+    "onnx-cuda": "onnx",
+    "torch": "torch",
+    "onnx-cpu": "onnx",
+}
 
 
 def engine_factory(name: str) -> EngineFactory:

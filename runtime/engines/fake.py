@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import EngineOptions
+from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
 from nopad.runtime.manifest import Artifact
+from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 
@@ -15,6 +16,8 @@ class FakeEngine:
     """Runs `answer(batch)`; records the batches it was given. Raise inside `answer` to inject a failure."""
 
     name = "fake"
+    token_budget = CPU_TOKENS
+    profiles: tuple[ShapeProfile, ...] = ()
 
     def __init__(self, answer: Callable[[PackedBatch], FloatArray]) -> None:
         self.answer = answer

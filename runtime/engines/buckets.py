@@ -1,0 +1,48 @@
+"""Few shapes instead of many: batches filled up to the next bucket, for engines that compile every shape anew.
+
+What is added changes no answer: filler tokens at the end of the stream, columns of `pad_index` past every sequence's
+end, and rows of `pad_index` that stand for one token (the stream's first), so that all of them compute finite values.
+The caller cuts the added rows off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from nopad.model.packing import IntArray, PackedBatch
+from nopad.runtime.profiles import ShapeProfile
+
+# Steps: small enough to waste little, large enough that a service sees few shapes.
+TOKEN_BLOCKS = 4  # attention blocks, of 64 tokens mostly
+LONGEST_STEP = 64  # tokens
+
+
+def bucketed(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, filler_id: int) -> PackedBatch:
+    """`batch` filled up within `profile`, which it fits, to the next multiples (above) and power of two of sequences.
+
+    `cu_seqlens` stays as it is: it tells the real sequences.
+    """
+    sequences, longest = batch.pad_index.shape
+    tokens = min(_up(len(batch.input_ids), TOKEN_BLOCKS * token_multiple), profile.tokens[2])
+    rows = min(1 << (sequences - 1).bit_length(), profile.sequences[2]) - sequences
+    columns = min(_up(longest, LONGEST_STEP), profile.longest[2]) - longest
+    pad_index = np.pad(batch.pad_index, ((0, rows), (0, columns)), constant_values=-1)
+    pad_index[sequences:, 0] = 0
+
+    def stream(values: IntArray, filler: int) -> IntArray:
+        return np.pad(values, (0, tokens - len(values)), constant_values=filler)
+
+    return dataclasses.replace(
+        batch,
+        input_ids=stream(batch.input_ids, filler_id),
+        token_type_ids=stream(batch.token_type_ids, 0),
+        position_ids=stream(batch.position_ids, 0),
+        sequence_ids=stream(batch.sequence_ids, -1),
+        pad_index=pad_index,
+    )
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

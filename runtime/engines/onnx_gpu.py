@@ -1,0 +1,170 @@
+"""ONNX Runtime on NVIDIA GPUs: its CUDA and its TensorRT execution provider. A silently wrong provider is an error.
+
+Both need `onnxruntime-gpu`; the plain `onnxruntime` package, or a GPU build whose libraries do not load, runs on the
+CPU without a word, so what really runs where is asked after opening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nopad.model.packing import PackedBatch
+from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
+from nopad.runtime.engines.cache import cache_folder
+from nopad.runtime.engines.device import out_of_memory
+from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session
+from nopad.runtime.errors import BundleError, EnvironmentProblem, ShapeError
+from nopad.runtime.manifest import Artifact
+from nopad.runtime.profiles import ShapeProfile, choose_profile
+from nopad.runtime.types import FloatArray
+
+# TF32 would round fp32 graphs to 10 bits of mantissa, without a word.
+_CUDA: Provider = ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
+_HEAVY = ("MatMul", "Gemm", "Attention")  # operators, or parts of their names, that must not stay on the CPU
+_LIBRARIES = "the GPU, its driver, or the libraries of CUDA and cuDNN that it was built for"
+
+
+class OnnxCudaEngine(OnnxEngine):
+    """ONNX Runtime's CUDA provider; shape arithmetic stays on the CPU, as ONNX Runtime wants it."""
+
+    name = "onnx-cuda"
+    token_budget = GPU_TOKENS
+
+    def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
+        ort = import_onnxruntime(self.name, "onnx-gpu")
+        super().__init__(_open(ort, path, options, [_CUDA], self.name), path, artifact, options)
+
+
+class OnnxTensorRTEngine(OnnxEngine):
+    """ONNX Runtime's TensorRT provider, told one wide profile: it never leaves the first (onnxruntime#31624).
+
+    TensorRT keeps the graph's own types (no `trt_fp16_enable`, which would let it choose others). The engine is built
+    when it is first opened on a GPU (minutes) and kept in the user's cache folder.
+    """
+
+    name = "onnx-tensorrt"
+    token_budget = GPU_TOKENS
+
+    def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
+        if artifact.layout != "packed":
+            raise BundleError(f"engine {self.name} takes packed graphs; {path} is {artifact.layout}: use onnx-cuda")
+        ort = import_onnxruntime(self.name, "onnx-gpu")
+        _require_provider(ort, "TensorrtExecutionProvider", self.name)
+        profile = wide_profile(artifact.profiles or _planned(path, artifact))
+        settings = {"device_id": "0", **_profile_options(profile, artifact)}
+        versions = [f"{name} {_installed(name)}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
+        folder = cache_folder(path, *versions, *settings.values())
+        if folder is not None:
+            for kind in ("engine", "timing"):
+                settings |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(folder)}
+        providers = [("TensorrtExecutionProvider", settings), _CUDA]
+        super().__init__(_open(ort, path, options, providers, self.name), path, artifact, options)
+        self.profiles = (profile,)
+
+    def run(self, batch: PackedBatch) -> FloatArray:
+        """Logits of a batch. Raises `ShapeError` outside the profile: the provider would build a new engine for it."""
+        if choose_profile(self.profiles, batch) is None:
+            raise ShapeError(f"engine {self.name} has no profile for {shape_of(batch)}")
+        return super().run(batch)
+
+
+def shape_of(batch: PackedBatch) -> str:
+    """A batch's three sizes, for messages."""
+    sequences, longest = batch.pad_index.shape
+    return f"a stream of {len(batch.input_ids)} tokens, {sequences} sequences, the longest of {longest}"
+
+
+def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:
+    """One profile that covers all of them, at its best where the largest of them is."""
+    largest = max(profiles, key=lambda profile: profile.tokens[2])
+    ranges = {
+        name: (
+            min(getattr(profile, name)[0] for profile in profiles),
+            getattr(largest, name)[1],
+            max(getattr(profile, name)[2] for profile in profiles),
+        )
+        for name in ("tokens", "sequences", "longest")
+    }
+    return ShapeProfile(**ranges)
+
+
+def _planned(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
+    """Profiles for a graph that comes without: those of its bundle's max length."""
+    from nopad.runtime.bundle import open_bundle
+    from nopad.runtime.planning import default_profiles
+
+    manifest = open_bundle(path.parent, verify=False).manifest
+    return default_profiles(manifest.max_length, architecture=manifest.architecture, block=artifact.token_multiple)
+
+
+def _profile_options(profile: ShapeProfile, artifact: Artifact) -> dict[str, str]:
+    """`trt_profile_min_shapes` and so on: `input_ids:64,pad_index:1x1`."""
+    options = {}
+    for place, name in enumerate(("min", "opt", "max")):
+        shapes = (
+            f"{tensor}:{'x'.join(str(getattr(profile, size)[place]) for size in sizes)}"
+            for tensor, sizes in artifact.inputs.items()
+        )
+        options[f"trt_profile_{name}_shapes"] = ",".join(shapes)
+    return options
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _require_provider(ort: Any, provider: str, engine: str) -> None:
+    if provider not in ort.get_available_providers():
+        raise EnvironmentProblem(
+            f"engine {engine} needs the {provider} of onnxruntime-gpu; ONNX Runtime {ort.__version__} here has "
+            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then pip install 'nopad[onnx-gpu]'"
+        )
+
+
+def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Provider], engine: str) -> Any:
+    """A session whose first provider does the work. Raises `EnvironmentProblem` where it does not."""
+    wanted = providers[0][0]
+    _require_provider(ort, wanted, engine)
+    said = io.StringIO()
+    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it misses
+        with contextlib.redirect_stdout(said):
+            ort.preload_dlls()
+    try:
+        session = open_session(ort, path, options, providers, {"session.record_ep_graph_assignment_info": "1"})
+    except BundleError as error:
+        if out_of_memory(str(error)):
+            raise EnvironmentProblem(f"engine {engine}: the GPU has too little memory: {error}") from None
+        raise
+    active = session.get_providers()
+    if active[0] != wanted:
+        missed = "; ".join(line for line in said.getvalue().splitlines() if line.strip())
+        raise EnvironmentProblem(
+            f"engine {engine}: ONNX Runtime {ort.__version__} has {wanted}, but it did not start and "
+            f"{', '.join(active)} would answer; {_LIBRARIES} may be missing{f' ({missed})' if missed else ''}"
+        )
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        lost = misplaced(session.get_provider_graph_assignment_info(), wanted)
+        if lost:
+            raise EnvironmentProblem(
+                f"engine {engine}: {wanted} left {len(lost)} of the matrix products to others, first {lost[0]}; "
+                "the graph is not for it, take another engine"
+            )
+    return session
+
+
+def misplaced(assignment: Iterable[Any], provider: str) -> list[str]:
+    """The matrix products that ONNX Runtime gave to another provider than `provider`."""
+    return [
+        f"{node.name} ({group.ep_name})"
+        for group in assignment
+        for node in group.get_nodes()
+        if group.ep_name != provider and any(part in node.op_type for part in _HEAVY)
+    ]

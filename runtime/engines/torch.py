@@ -1,0 +1,122 @@
+"""PyTorch, the encoder itself: flash attention over the packed stream on Ampere and newer, SDPA in blocks elsewhere.
+
+The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU every
+weight runs in the type it is stored in, so that the file carries the precision policy; on a CPU all of them in fp32.
+`config.json` may say under `nopad` what transformers' own keys cannot: `task`, `pooling`, `normalize`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nopad.model.errors import CheckpointError
+from nopad.model.hardware import CAPABILITIES, sm_of
+from nopad.model.packing import PackedBatch
+from nopad.runtime.engines.base import CPU_TOKENS, GPU_TOKENS, EngineOptions
+from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
+from nopad.runtime.manifest import Artifact
+from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.types import FloatArray
+
+_INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
+_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+_OWN_KEYS = ("task", "pooling", "normalize")
+
+
+class TorchEngine:
+    """The packed encoder in evaluation mode, on the first GPU or the CPU. Forwards share nothing that changes.
+
+    `threads` is PyTorch's number for the whole process.
+    """
+
+    name = "torch"
+    profiles: tuple[ShapeProfile, ...] = ()
+
+    def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
+        try:
+            self._torch: Any = importlib.import_module("torch")
+            importlib.import_module("safetensors")
+        except (ImportError, OSError) as error:  # OSError: of its shared libraries
+            raise EnvironmentProblem(
+                f"engine torch needs torch and safetensors ({error}): pip install 'nopad[export]'"
+            ) from None
+        from nopad.model.checkpoint import load_checkpoint, read_raw_config
+
+        torch = self._torch
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.token_budget = GPU_TOKENS if self._device.type == "cuda" else CPU_TOKENS
+        if self._device.type == "cuda":
+            _require_precision(artifact.precision, sm_of(*torch.cuda.get_device_capability(self._device)))
+        try:
+            told = read_raw_config(path.parent).get("nopad") or {}
+            encoder = load_checkpoint(path.parent, **{key: told[key] for key in _OWN_KEYS if key in told}).encoder
+        except CheckpointError as error:
+            raise BundleError(f"engine torch cannot open {path.parent}: {error}") from None
+        stored = stored_types(path)
+        if artifact.precision not in {_PRECISIONS.get(str(dtype), "") for dtype in stored.values()}:
+            raise BundleError(f"{path} holds no {artifact.precision} weights, as the manifest says; export again")
+        if encoder.encoder_config.block != artifact.token_multiple:
+            raise BundleError(
+                f"{path.parent} takes streams of multiples of {encoder.encoder_config.block} tokens, the manifest says "
+                f"{artifact.token_multiple}"
+            )
+        try:
+            if self._device.type == "cuda":
+                cast_as(encoder, stored)
+            self._encoder: Any = encoder.to(self._device).requires_grad_(False)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise EnvironmentProblem(f"engine torch: the GPU has too little memory for {path}: {error}") from None
+        except RuntimeError as error:  # of CUDA
+            raise EnvironmentProblem(f"engine torch cannot start on {self._device}: {error}") from None
+
+    def run(self, batch: PackedBatch) -> FloatArray:
+        """Logits of a batch."""
+        encoder, torch = self._encoder, self._torch
+        if encoder is None:
+            raise EngineError("engine torch is closed")
+        try:
+            with torch.inference_mode():
+                inputs = {name: torch.from_numpy(getattr(batch, name)).to(self._device) for name in _INPUTS}
+                return np.asarray(encoder(**inputs).float().cpu().numpy(), dtype=np.float32)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise EngineError(f"the GPU ran out of memory on {batch.num_tokens} tokens: {error}") from None
+        except Exception as error:
+            raise EngineError(f"PyTorch failed on {batch.num_tokens} tokens: {error}") from None
+
+    def close(self) -> None:
+        """Drop the weights, and give the GPU's memory back."""
+        if self._encoder is not None and self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+        self._encoder = None
+
+
+def stored_types(path: Path) -> dict[str, Any]:
+    """Name of each weight in a safetensors file -> its torch dtype."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def cast_as(encoder: Any, types: Mapping[str, Any]) -> None:
+    """Give every weight of `encoder` its type in `types`, in place; of tied weights one name is enough."""
+    for name, parameter in encoder.named_parameters():
+        if name in types:
+            parameter.data = parameter.data.to(types[name])
+
+
+def _require_precision(precision: str, sm: str) -> None:
+    known = CAPABILITIES.get(sm)
+    if known is not None and precision not in known.precisions:
+        raise EnvironmentProblem(
+            f"engine torch: {sm}, {known.name}, has no {precision}; export the bundle in {known.precisions[0]}"
+        )

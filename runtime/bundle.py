@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nopad.model.files import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
-from nopad.runtime.manifest import Artifact, FileRecord, Manifest, from_json, to_json
+from nopad.runtime.manifest import FileRecord, Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
@@ -78,14 +78,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def record_parity(
-    bundle: Bundle, reports: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+    bundle: Bundle, file: str, engine: str, report: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """Write parity reports (file name -> report as JSON) into the manifest."""
-    artifacts: Sequence[Artifact] = [
-        dataclasses.replace(artifact, parity=reports[artifact.file]) if artifact.file in reports else artifact
+    """Write the parity report (as JSON) of one artifact on one engine into the manifest."""
+    artifacts = tuple(
+        dataclasses.replace(artifact, parity={**artifact.parity, engine: report}) if artifact.file == file else artifact
         for artifact in bundle.manifest.artifacts
-    ]
+    )
     manifest = dataclasses.replace(
-        bundle.manifest, artifacts=tuple(artifacts), evaluation=evaluation or bundle.manifest.evaluation
+        bundle.manifest, artifacts=artifacts, evaluation=evaluation or bundle.manifest.evaluation
     )
     return write_manifest(bundle.path, manifest)

@@ -12,6 +12,7 @@ NopadError                    3
 +- TextError                  3  one input text that cannot be answered
 +- EnvironmentProblem         4  a package or a device is missing, or memory or disk ran out
 +- EngineError                4  an engine failed on a batch, or answered NaN
+|  +- ShapeError              4  a batch that fits none of an engine's profiles
 +- ParityError                1  the parity gate said no
 
 `nopad.training.errors` and `nopad.export.errors` hang their own below the root.
@@ -65,6 +66,10 @@ class EngineError(NopadError):
     exit_code = 4
 
 
+class ShapeError(EngineError):
+    """A batch that fits none of an engine's profiles: no fault of the engine, but another must answer it."""
+
+
 class ParityError(NopadError):
     """The parity gate said no."""
 
@@ -82,6 +87,7 @@ __all__ = [
     "NopadError",
     "OutputError",
     "ParityError",
+    "ShapeError",
     "TextError",
     "UnverifiedError",
     "UsageError",

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 from nopad.model.config import PROBLEM_TYPES, TASKS, Pooling, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
+from nopad.runtime.profiles import ShapeProfile, profile_from_json
 
 FORMAT_VERSION = 1
 Layout = Literal["packed", "padded"]
@@ -35,22 +36,29 @@ class Artifact:
     """One engine file."""
 
     file: str
-    target: str  # onnx
-    precision: str  # fp32, fp16
+    target: str  # onnx, torch, tensorrt, tensorrt-rtx
+    precision: str  # fp32, fp16, bf16, int8
     layout: Layout  # packed stream, or padded matrix (optimum)
     inputs: Mapping[str, list[str]]  # name -> symbolic shape
     outputs: Mapping[str, list[str]]
     token_multiple: int = 1  # a packed stream's length is a multiple of this
     opset: int | None = None
     exporter: str = "nopad"
-    sm: str | None = None
-    profiles: Any = None
-    parity: Mapping[str, Any] | None = None  # ParityReport as JSON; None: never gated
+    sm: str | None = None  # the GPU an engine was built for: sm75
+    profiles: tuple[ShapeProfile, ...] = ()  # of an engine; () for any shape
+    built_with: str | None = None  # an engine's library and its version: "tensorrt_rtx 1.7.1.116"
+    platform: str | None = None  # an engine's system and processor: "Linux-x86_64"
+    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # engine -> its ParityReport as JSON
+    quantized: Mapping[str, Any] | None = None  # int8: how it was calibrated, and which layers were kept
+
+    def passed_on(self, engine: str) -> bool:
+        """Whether the parity gate has passed on this engine: each has kernels of its own."""
+        return self.parity.get(engine, {}).get("passed") is True
 
     @property
     def verdict(self) -> Verdict:
-        """`verified` only when the parity gate has passed."""
-        return "verified" if self.parity and self.parity.get("passed") is True else "unverified"
+        """`verified` when the parity gate has passed on some engine, and failed on none."""
+        return "verified" if self.parity and all(map(self.passed_on, self.parity)) else "unverified"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +85,12 @@ class Manifest:
 
     @property
     def verdict(self) -> Verdict:
-        """`verified` when every artifact has passed the gate."""
-        ok = all(artifact.verdict == "verified" for artifact in self.artifacts)
-        return "verified" if ok and self.artifacts else "unverified"
+        """`verified` when the gate has passed on some artifact, and failed on none.
+
+        An engine that cannot run where it was built is not gated there; `load` refuses it until it is.
+        """
+        gated = [artifact for artifact in self.artifacts if artifact.parity]
+        return "verified" if gated and all(artifact.verdict == "verified" for artifact in gated) else "unverified"
 
 
 def to_json(manifest: Manifest) -> bytes:
@@ -141,10 +152,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("file", "target", "precision", "layout", "exporter", "tokenizer", "sha256"), str),
     **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
     **dict.fromkeys(("artifacts", "labels"), list),
-    **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created"), dict),
-    **dict.fromkeys(("parity", "evaluation"), (dict, type(None))),
+    **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity"), dict),
+    **dict.fromkeys(("evaluation", "quantized"), (dict, type(None))),
     **dict.fromkeys(("opset",), (int, type(None))),
-    **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm"), (str, type(None))),
+    **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm", "built_with", "platform"), (str, type(None))),
     "normalize": bool,
 }
 
@@ -170,7 +181,10 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         raise BundleError(f"the manifest's problem_type {fields['problem_type']!r} is unknown")
     artifact_fields = {f.name for f in dataclasses.fields(Artifact)}
     fields["artifacts"] = tuple(
-        Artifact(**{key: value for key, value in _checked(one).items() if key in artifact_fields})
+        Artifact(
+            **{key: value for key, value in _checked(one).items() if key in artifact_fields - {"profiles"}},
+            profiles=tuple(map(profile_from_json, one.get("profiles") or ())),
+        )
         for one in fields["artifacts"]
     )
     fields["files"] = {name: FileRecord(**_checked(record)) for name, record in fields["files"].items()}
@@ -183,6 +197,8 @@ def _parse(raw: dict[str, Any]) -> Manifest:
             raise BundleError(f"the manifest's artifact {artifact.file} has unknown layout {artifact.layout!r}")
         if artifact.token_multiple < 1:
             raise ValueError(f"token_multiple is {artifact.token_multiple}")
+        if not all(isinstance(report, dict) for report in artifact.parity.values()):
+            raise TypeError("parity is not engine -> report")
     labels = fields["labels"] = tuple(fields["labels"])
     if len(set(labels)) != len(labels) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"the labels are not distinct names: {', '.join(map(str, labels))}")

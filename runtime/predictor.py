@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from nopad.model.packing import pack, plan_batches
+from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime import decode
 from nopad.runtime.bundle import Bundle, open_bundle
-from nopad.runtime.engines.base import TARGETS, Engine, EngineFactory, EngineOptions, engine_factory
-from nopad.runtime.errors import BundleError, EngineError, TextError, UnverifiedError, UsageError
-from nopad.runtime.manifest import Artifact
+from nopad.runtime.chain import Candidate, ChainStatus, EngineChain
+from nopad.runtime.engines.base import EngineOptions
+from nopad.runtime.engines.device import gpus
+from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
+from nopad.runtime.profiles import plan_in_profiles
+from nopad.runtime.selection import EngineChoice, find_candidates
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import (
     Embedding,
@@ -34,54 +37,60 @@ from nopad.runtime.types import (
     Truncation,
 )
 
-# Tokens of one micro-batch. On CPUs more buys nothing (the matrices are large enough) and costs cache and memory.
-TOKEN_BUDGET = 2048
 # Texts looked at together: enough to sort by length, few enough that a stream of any length fits in memory.
 WINDOW = 512
 WINDOW_CHARACTERS = 2_000_000  # fewer texts where they are long: the tokenizer needs 50 bytes a character
+PROBE = "a film"  # what an engine is asked before it is trusted
 R = TypeVar("R")
 T = TypeVar("T")
+Decoder = Callable[[FloatArray, Tokens, str], R]  # logits of one text, its tokens, the engine -> the answer
 OnError = Literal["raise", "return"]
 
 
 def load(
     path: str | Path | None = None,
     *,
-    engine: str | EngineFactory = "auto",
+    engine: EngineChoice = "auto",
+    precision: str | None = None,
+    file: str | None = None,
+    fallback: bool = True,
     threads: int | None = None,
     truncation: Truncation = "truncate",
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     allow_unverified: bool = False,
     verify: bool = True,
 ) -> Model:
     """Open a bundle folder, or the embedded default without `path`.
 
-    `engine`: a name of `nopad.runtime.engines.base.ENGINES`, or `auto`; a factory for your own (tests).
+    `engine`: `auto` takes the first engine that this machine can run and that has passed the parity gate, in the order
+    that `nopad doctor` prints, and answers with the next one what it fails on (`Model.status` says so); a name of
+    `nopad.runtime.engines.base.ENGINES` takes that engine alone; a list of names is an order of your own; a factory
+    is an engine of your own (tests).
+    `precision`, `file`: only files of this precision, or this file; None takes what suits the engine.
+    `fallback`: False gives an error where another engine would answer instead of the chosen one.
     `threads`: of the engine; None leaves it to the engine's library.
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
     (`tokens`, `tokens_used`); `error` refuses it.
-    `token_budget`: tokens of one micro-batch; a longer text runs alone.
+    `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
     `allow_unverified`: open a bundle that has not passed the parity gate.
     `verify`: check the SHA-256 of every file first.
 
     Raises `BundleError` and its kinds, `UsageError`, `EnvironmentProblem`.
     """
-    if token_budget < 1 or (threads is not None and threads < 1):
+    if any(number is not None and number < 1 for number in (token_budget, threads)):
         raise UsageError(f"token_budget and threads must be positive, got {token_budget} and {threads}")
     if truncation not in ("truncate", "error"):
         raise UsageError(f"truncation is 'truncate' or 'error', not {truncation!r}")
     bundle = open_bundle(path, verify=verify)
-    name = "onnx-cpu" if engine == "auto" or not isinstance(engine, str) else engine
-    factory = engine_factory(name) if isinstance(engine, str) else engine
-    artifact = next((a for a in bundle.manifest.artifacts if a.target == TARGETS[name]), None)
-    if artifact is None:
-        have = ", ".join(sorted({a.target for a in bundle.manifest.artifacts})) or "nothing"
-        raise BundleError(f"{bundle.path} has no file for engine {name}; it holds {have}: export it with that target")
-    if artifact.verdict != "verified" and not allow_unverified:
-        raise UnverifiedError(
-            f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified): run nopad parity, or "
-            "open it with allow_unverified=True (--allow-unverified)"
-        )
+    candidates = find_candidates(
+        bundle,
+        engine,
+        EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id),
+        sm=next((gpu.sm for gpu in gpus()), None),
+        precision=precision,
+        file=file,
+        allow_unverified=allow_unverified,
+    )
     tokenizer = bundle.file(bundle.manifest.tokenizer)
     config = tokenizer.with_name("tokenizer_config.json")
     encoder = TextEncoder(
@@ -90,9 +99,7 @@ def load(
         truncation,
         config=config if config.relative_to(bundle.path).as_posix() in bundle.manifest.files else None,
     )
-    options = EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id)
-    opened = factory(bundle.file(artifact.file), artifact, options)
-    return Model(bundle=bundle, artifact=artifact, engine=opened, encoder=encoder, token_budget=token_budget)
+    return Model(bundle=bundle, candidates=candidates, encoder=encoder, token_budget=token_budget, fallback=fallback)
 
 
 def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:
@@ -116,13 +123,23 @@ class Model:
     """An opened bundle. A context manager; made by `load`."""
 
     def __init__(
-        self, *, bundle: Bundle, artifact: Artifact, engine: Engine, encoder: TextEncoder, token_budget: int
+        self,
+        *,
+        bundle: Bundle,
+        candidates: Sequence[Candidate],
+        encoder: TextEncoder,
+        token_budget: int | None = None,
+        fallback: bool = True,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.artifact = artifact
-        self._engine = engine
         self._encoder = encoder
+        self._multiple = max(candidate.artifact.token_multiple for candidate in candidates)
+        (probe,) = encoder.encode([PROBE])
+        if isinstance(probe, TextError):
+            raise BundleError(f"the tokenizer of {bundle.path} cannot read {PROBE!r}: {probe}; export the bundle again")
+        self._chain = EngineChain(candidates, self._pack([probe.input_ids], [probe.token_type_ids]), fallback=fallback)
+        self.artifact = self._chain.chosen.artifact
         self._token_budget = token_budget
         self._closed = False
         self._per_token = self.manifest.task in ("token-classification", "fill-mask")
@@ -138,7 +155,11 @@ class Model:
     def close(self) -> None:
         """Release the engine. The model cannot be used afterwards."""
         self._closed = True
-        self._engine.close()
+        self._chain.close()
+
+    def status(self) -> ChainStatus:
+        """Which engine was chosen, whether the model is degraded, and how each engine fares."""
+        return self._chain.status()
 
     @property
     def task(self) -> str:
@@ -211,7 +232,7 @@ class Model:
 
     def results(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[Result | Failure]:
         """Answers of whatever the task is, lazily and in order; a `Failure` in the place of a bad text."""
-        one: dict[str, Callable[[FloatArray, Tokens], Result]] = {
+        one: dict[str, Decoder[Result]] = {
             "token-classification": self._tag_one(False),
             "fill-mask": self._fill_one(top_k or 5),
             "embeddings": self._embed_one,
@@ -224,7 +245,7 @@ class Model:
 
     def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
         """The same, lazily."""
-        return self._raising(self._stream(texts, lambda logits, tokens: logits))
+        return self._raising(self._stream(texts, lambda logits, tokens, name: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
         """The texts as the model reads them."""
@@ -234,18 +255,22 @@ class Model:
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> list[FloatArray]:
         """Logits of token id sequences, all in one micro-batch."""
+        return self._run(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
+
+    def _pack(self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]) -> PackedBatch:
+        return pack(sequences, token_types, multiple=self._multiple, filler_id=self.manifest.pad_token_id)
+
+    def _run(
+        self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]
+    ) -> tuple[list[FloatArray], str]:
+        """Logits of each sequence, and the name of the engine that answered."""
         self._require_open()
-        types = token_types or [[0] * len(ids) for ids in sequences]
-        batch = pack(sequences, types, multiple=self.artifact.token_multiple, filler_id=self.manifest.pad_token_id)
-        out = self._engine.run(batch)
-        rows = (
-            [out[a:b] for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)]
-            if self._per_token
-            else list(out)
-        )
-        if any(not np.isfinite(row).all() for row in rows):
-            raise EngineError(f"engine {self._engine.name} answered NaN or infinity on {batch.num_tokens} tokens")
-        return rows
+        batch = self._pack(sequences, token_types)
+        answer = self._chain.run(batch)
+        out = answer.logits
+        if self._per_token:
+            return [out[a:b] for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)], answer.engine
+        return list(out), answer.engine
 
     def _require_open(self) -> None:
         if self._closed:
@@ -258,28 +283,28 @@ class Model:
             )
             raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
 
-    def _predict_one(self, top_k: int | None, keep: bool) -> Callable[[FloatArray, Tokens], Prediction]:
+    def _predict_one(self, top_k: int | None, keep: bool) -> Decoder[Prediction]:
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
-        return lambda logits, tokens: decode.prediction(logits, tokens, self.manifest, self._engine.name, top_k, keep)
+        return lambda logits, tokens, name: decode.prediction(logits, tokens, self.manifest, name, top_k, keep)
 
-    def _tag_one(self, keep: bool) -> Callable[[FloatArray, Tokens], Tagging]:
-        return lambda logits, tokens: decode.tagging(logits, tokens, self.manifest, self._engine.name, keep)
+    def _tag_one(self, keep: bool) -> Decoder[Tagging]:
+        return lambda logits, tokens, name: decode.tagging(logits, tokens, self.manifest, name, keep)
 
-    def _fill_one(self, top_k: int) -> Callable[[FloatArray, Tokens], MaskFill]:
+    def _fill_one(self, top_k: int) -> Decoder[MaskFill]:
         mask_id = self._encoder.token_id(self.manifest.mask_token or "[MASK]")
 
-        def one(logits: FloatArray, tokens: Tokens) -> MaskFill:
+        def one(logits: FloatArray, tokens: Tokens, name: str) -> MaskFill:
             if mask_id is None or mask_id not in tokens.input_ids:
                 raise TextError(f"the text has no {self.manifest.mask_token or '[MASK]'} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self._encoder, mask_id, self._engine.name, top_k)
+            return decode.mask_fill(logits, tokens, self._encoder, mask_id, name, top_k)
 
         return one
 
-    def _embed_one(self, logits: FloatArray, tokens: Tokens) -> Embedding:
-        return decode.embedding(logits, tokens, self._engine.name)
+    def _embed_one(self, logits: FloatArray, tokens: Tokens, name: str) -> Embedding:
+        return decode.embedding(logits, tokens, name)
 
-    def _answer(self, texts: Any, one: Callable[[FloatArray, Tokens], R], on_error: OnError) -> Any:
+    def _answer(self, texts: Any, one: Decoder[R], on_error: OnError) -> Any:
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
         stream = self._stream(texts, one)
@@ -295,7 +320,7 @@ class Model:
                 raise answer.error
             yield answer
 
-    def _stream(self, texts: Iterable[Text], one: Callable[[FloatArray, Tokens], R]) -> Iterator[R | Failure]:
+    def _stream(self, texts: Iterable[Text], one: Decoder[R]) -> Iterator[R | Failure]:
         if isinstance(texts, str):  # which would be read letter by letter
             raise UsageError("give a list of texts; put a single one in brackets: [text]")
         start = 0
@@ -304,27 +329,39 @@ class Model:
             yield from self._window(window, start, one)
             start += len(window)
 
-    def _window(self, texts: Sequence[Text], start: int, one: Callable[[FloatArray, Tokens], R]) -> list[R | Failure]:
+    def _window(self, texts: Sequence[Text], start: int, one: Decoder[R]) -> list[R | Failure]:
         encoded = self._encoder.encode(texts)
         answers: dict[int, R | Failure] = {
             i: Failure(index=start + i, error=item) for i, item in enumerate(encoded) if isinstance(item, TextError)
         }
         tokens = {i: item for i, item in enumerate(encoded) if not isinstance(item, TextError)}
         index = list(tokens)
-        padded = self.artifact.layout == "padded"
-        plan = plan_batches(
-            [tokens[i].used for i in index], token_budget=self._token_budget, max_sequences=WINDOW, padded=padded
-        )
+        plan = self._plan([tokens[i].used for i in index])
         for batch in plan:
             members = [tokens[index[i]] for i in batch]
             try:
-                rows = self.run_ids([m.input_ids for m in members], [m.token_type_ids for m in members])
+                rows, name = self._run([m.input_ids for m in members], [m.token_type_ids for m in members])
             except EngineError as error:  # costs this batch alone
                 answers |= {index[i]: Failure(index=start + index[i], error=error) for i in batch}
                 continue
             for i, row in zip(batch, rows, strict=True):
                 try:
-                    answers[index[i]] = one(row, tokens[index[i]])
+                    answers[index[i]] = one(row, tokens[index[i]], name)
                 except TextError as error:
                     answers[index[i]] = Failure(index=start + index[i], error=error)
         return [answers[i] for i in range(len(texts))]
+
+    def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Micro-batches that suit the chosen engine."""
+        profiles = self._chain.profiles
+        if profiles:
+            return plan_in_profiles(
+                lengths,
+                profiles,
+                token_budget=self._token_budget,
+                max_sequences=WINDOW,
+                multiple=self._multiple,
+            )
+        padded = self.artifact.layout == "padded"
+        budget = self._token_budget or self._chain.token_budget
+        return plan_batches(lengths, token_budget=budget, max_sequences=WINDOW, padded=padded)

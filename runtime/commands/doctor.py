@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.hardware import CAPABILITIES
 from nopad.runtime.commands.console import common_options, emit
+from nopad.runtime.engines.device import Gpu, gpus
+from nopad.runtime.selection import engine_order
 
 # package -> what it is for; the extra that brings it stands in nopad.runtime.cli.EXTRAS.
 _PACKAGES = {
@@ -30,6 +32,20 @@ _PACKAGES = {
     "scikit-learn": "train",
     "optimum-onnx": "export --exporter optimum",
 }
+# engine -> the modules it imports, and the extra that brings them.
+_NEEDS = {
+    "tensorrt": ("tensorrt", "cuda"),
+    "tensorrt-rtx": ("tensorrt_rtx", "cuda"),
+    "onnx-tensorrt": ("onnxruntime",),
+    "onnx-cuda": ("onnxruntime",),
+    "torch": ("torch", "safetensors"),
+    "onnx-cpu": ("onnxruntime",),
+}
+_EXTRAS = (
+    {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "torch": "export"}
+    | dict.fromkeys(("onnx-tensorrt", "onnx-cuda"), "onnx-gpu")
+    | {"onnx-cpu": "cpu"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +62,10 @@ def run_checks() -> list[Check]:
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         Check(name="cpu", ok=True, detail=f"{os.cpu_count()} cores; {_simd()}"),
-        Check(name="gpu", ok=True, detail=_gpus()),
+    ]
+    found = gpus()
+    checks += [_gpu(gpu) for gpu in found] or [
+        Check(name="gpu", ok=True, detail="none found (no CUDA driver, no nvidia-smi): engines run on the CPU")
     ]
     for package, purpose in _PACKAGES.items():
         try:
@@ -60,6 +79,7 @@ def run_checks() -> list[Check]:
         extra = {"can train": "train", "can export": "export", "can predict": "cpu"}[name]
         detail = f"no: pip install 'nopad[{extra}]' (lacks {', '.join(missing)})" if missing else "yes"
         checks.append(Check(name=name, ok=not missing, detail=detail))
+    checks += _engines(found[0].sm if found else None)
     checks.append(_embedded())
     return checks
 
@@ -73,15 +93,33 @@ def _simd() -> str:
     return " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags) or "no AVX2"
 
 
-def _gpus() -> str:
-    if not shutil.which("nvidia-smi"):
-        return "none found (no nvidia-smi): engines run on the CPU"
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+def _gpu(gpu: Gpu) -> Check:
+    known = CAPABILITIES.get(gpu.sm)
+    able = f"{', '.join(known.precisions)}; {known.attention} attention" if known else "unknown to this nopad"
+    return Check(name="gpu", ok=True, detail=f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB: {able}")
+
+
+def _importable(package: str) -> bool:
     try:
-        out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (subprocess.SubprocessError, OSError) as error:
-        return f"nvidia-smi failed: {error}"
-    return "; ".join(line.strip() for line in out.splitlines() if line.strip()) or "none"
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # an import hook that forbids it
+        return False
+
+
+def _engines(sm: str | None) -> list[Check]:
+    """The engines in the order in which `load` tries them here, and what each lacks."""
+    checks = []
+    for place, name in enumerate(engine_order(sm), 1):
+        lacks = [package for package in _NEEDS[name] if not _importable(package)]
+        detail = f"no: lacks {', '.join(lacks)}: pip install 'nopad[{_EXTRAS[name]}]'" if lacks else "can run"
+        if not lacks and name in ("onnx-cuda", "onnx-tensorrt"):
+            import onnxruntime
+
+            provider = "CUDAExecutionProvider" if name == "onnx-cuda" else "TensorrtExecutionProvider"
+            if provider not in onnxruntime.get_available_providers():
+                detail = f"no: onnxruntime {onnxruntime.__version__} has no {provider}; install onnxruntime-gpu"
+        checks.append(Check(name=f"engine {place}: {name}", ok=detail == "can run", detail=detail))
+    return checks
 
 
 def _embedded() -> Check:

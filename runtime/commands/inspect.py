@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -78,24 +79,42 @@ def _signature(values: Mapping[str, list[str]]) -> str:
 
 def _artifact(artifact: Artifact, size: int) -> Table:
     table = _table()
-    table.add_row(artifact.file, f"{artifact.target} {artifact.precision}, {artifact.layout}, {size / 1e6:.1f} MB")
+    shown = f"{artifact.target} {artifact.precision}, {artifact.layout}, {size / 1e6:.1f} MB"
+    table.add_row(artifact.file, shown + (f", {artifact.sm}" if artifact.sm else ""))
     table.add_row("  inputs", _signature(artifact.inputs))
     table.add_row("  outputs", _signature(artifact.outputs))
-    facts = {"opset": artifact.opset, "exporter": artifact.exporter, "token multiple": artifact.token_multiple}
+    facts = {
+        "opset": artifact.opset,
+        "exporter": artifact.exporter,
+        "token multiple": artifact.token_multiple,
+        "built with": artifact.built_with,
+        "for": artifact.platform,
+    }
     table.add_row("  graph", ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None))
-    parity = artifact.parity
-    if not parity:
+    for profile in artifact.profiles:
+        ranges = dataclasses.asdict(profile)
+        table.add_row("  profile", ", ".join(f"{name} {a} to {c} (best {b})" for name, (a, b, c) in ranges.items()))
+    if artifact.quantized:
+        table.add_row("  quantized", _figures(artifact.quantized))
+    for engine, report in artifact.parity.items():
+        _parity(table, engine, report)
+    if not artifact.parity:
         table.add_row("  parity", "never checked: run nopad parity")
-        return table
-    rows = parity.get("rows", [])
+    return table
+
+
+def _parity(table: Table, engine: str, report: Mapping[str, Any]) -> None:
+    rows = report.get("rows", [])
     failed = [row for row in rows if not row["passed"]]
     logits = [row["value"] for row in rows if row["check"] == "logits" and row["value"] is not None]
-    versions = ", ".join(f"{key} {value}" for key, value in parity.get("versions", {}).items())
+    versions = ", ".join(f"{key} {value}" for key, value in report.get("versions", {}).items())
     worst = f", worst logit difference {max(logits):.1e}" if logits else ""
-    table.add_row("  parity", f"{artifact.verdict}: {len(rows) - len(failed)} of {len(rows)} checks, {versions}{worst}")
+    verdict = "verified" if report.get("passed") is True else "unverified"
+    table.add_row(
+        "  parity", f"{verdict} on {engine}: {len(rows) - len(failed)} of {len(rows)} checks, {versions}{worst}"
+    )
     for row in failed[:5]:
         table.add_row(
             "  failed",
             f"{row['check']}, {row['case']}: {figure(row['value'])} (bound {figure(row['bound'])}) {row['note']}",
         )
-    return table

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import BundleError, UsageError
 
 
@@ -25,7 +26,12 @@ from nopad.runtime.errors import BundleError, UsageError
 )
 @click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
 @click.option("--second-field", help="Field of the second text, for models of text pairs.")
-@click.option("--engine", default="auto", help="Engine to run on: auto or onnx-cpu.")
+@click.option(
+    "--engine",
+    default="auto",
+    help=f"Engine to run on, or several in order, comma-separated: auto, {', '.join(ENGINES)}.",
+)
+@click.option("--precision", help="Only files of this precision. [default: what suits the engine]")
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the best K labels (or tokens, for fill-mask).")
 @click.option(
     "--truncation",
@@ -33,7 +39,9 @@ from nopad.runtime.errors import BundleError, UsageError
     default="truncate",
     help="A text over the model's max length: read its beginning (and say so), or refuse it.",
 )
-@click.option("--token-budget", type=click.IntRange(min=1), default=2048, help="Tokens of one micro-batch.")
+@click.option(
+    "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
+)
 @click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
 @common_options
@@ -44,9 +52,10 @@ def predict(
     field: str,
     second_field: str | None,
     engine: str,
+    precision: str | None,
     top_k: int | None,
     truncation: Any,
-    token_budget: int,
+    token_budget: int | None,
     allow_unverified: bool,
     resume: bool,
     as_json: bool,
@@ -77,7 +86,8 @@ def predict(
     console = messages(quiet)
     with load(
         bundle,
-        engine=engine,
+        engine=tuple(engine.split(",")) if "," in engine else engine,
+        precision=precision,
         threads=threads,
         truncation=truncation,
         token_budget=token_budget,
@@ -91,17 +101,34 @@ def predict(
                 output,
                 fields=fields,
                 top_k=top_k,
-                options={"engine": engine, "truncation": truncation, "token_budget": token_budget},
+                options={
+                    "engine": engine,
+                    "precision": precision,
+                    "truncation": truncation,
+                    "token_budget": token_budget,
+                },
                 resume=resume,
                 console=console,
                 emit=emit,
             )
+            _say_if_degraded(model, console)
             if outcome.truncated:
                 console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
             if outcome.failed:
                 console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
             return 3 if outcome.failed else 0
-        return _print(model, texts, top_k, as_json, console)
+        code = _print(model, texts, top_k, as_json, console)
+        _say_if_degraded(model, console)
+        return code
+
+
+def _say_if_degraded(model: Any, console: Console) -> None:
+    status = model.status()
+    if not status.degraded:
+        return
+    for one in status.engines:
+        if one.failures:
+            console.print(f"engine {one.name} failed on {one.failures} batches, another answered: {one.reason}")
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

@@ -114,6 +114,13 @@ def test_a_newer_format_is_refused_with_both_versions(own: Path) -> None:
         (lambda raw: raw["artifacts"][0].update(token_multiple=0), "token_multiple"),
         (lambda raw: raw["artifacts"][0].update(inputs=["input_ids"]), "inputs"),
         (lambda raw: raw["artifacts"][0].update(parity=[]), "parity"),
+        (
+            lambda raw: raw["artifacts"][0].update(
+                profiles=[dict.fromkeys(("tokens", "sequences", "longest"), [64, 32, 64])]
+            ),
+            "min 64, opt 32",
+        ),
+        (lambda raw: raw["artifacts"][0].update(profiles=["wide"]), "malformed"),
         (lambda raw: raw["artifacts"][0].update(target=None), "target"),
     ],
 )
@@ -163,12 +170,20 @@ def test_unknown_keys_are_kept(own: Path) -> None:
     rewrite(own, lambda raw: raw.update(owner={"team": "search"}))
     opened = open_bundle(own)
     assert opened.manifest.extra == {"owner": {"team": "search"}}
-    record_parity(opened, {"model.onnx": {"passed": True, "rows": []}})
+    record_parity(opened, "model.onnx", "onnx-cpu", {"passed": True, "rows": []})
     assert json.loads((own / "manifest.json").read_text("utf-8"))["owner"] == {"team": "search"}
     assert open_bundle(own).manifest.verdict == "verified"
 
 
-@pytest.mark.parametrize("parity", [None, {"passed": False, "rows": []}, {"passed": "yes", "rows": []}])
+@pytest.mark.parametrize(
+    "parity",
+    [
+        {},
+        {"onnx-cpu": {"passed": False, "rows": []}},
+        {"onnx-cpu": {"passed": "yes", "rows": []}},
+        {"onnx-cuda": {"passed": True, "rows": []}},  # another engine's kernels prove nothing about this one's
+    ],
+)
 def test_only_a_passed_gate_opens_without_being_told(parity: Any, own: Path) -> None:
     opened = open_bundle(own)
     artifact = dataclasses.replace(opened.manifest.artifacts[0], parity=parity)
@@ -224,7 +239,8 @@ def test_the_manifest_tells_the_truth(own: Path, checkpoint: Callable[[str], Pat
     assert raw["architecture"]["model_type"] == "modernbert" and raw["architecture"]["local_layers"] == [1, 2]
     (artifact,) = raw["artifacts"]
     assert (artifact["target"], artifact["precision"], artifact["layout"]) == ("onnx", "fp32", "packed")
-    assert artifact["parity"]["passed"] and len(artifact["parity"]["rows"]) > 60
-    assert {"transformers", "torch"} <= set(artifact["parity"]["versions"])
+    report = artifact["parity"]["onnx-cpu"]
+    assert report["passed"] and len(report["rows"]) > 60
+    assert {"transformers", "torch"} <= set(report["versions"])
     assert {"nopad", "torch", "transformers", "onnx", "onnxruntime", "time"} <= set(raw["created"])
     assert to_json(open_bundle(own).manifest) == (own / "manifest.json").read_bytes()

@@ -232,12 +232,12 @@ def test_inspect_shows_the_bundle_and_how_it_was_verified(own: Path, wide: None,
     out, err = capsys.readouterr()
     rows = {line[:13].strip(): line[14:].strip() for line in out.splitlines()}
     manifest = open_bundle(own).manifest
-    checks = len((manifest.artifacts[0].parity or {})["rows"])
+    checks = len(manifest.artifacts[0].parity["onnx-cpu"]["rows"])
     assert err == "" and rows["bundle"] == str(own) and rows["verdict"] == "verified"
     assert rows["task"] == "text-classification (single_label_classification)"
     assert rows["labels"] == "class 0, class 1, class 2" and rows["max length"] == "1024 tokens"
     assert rows["files"].startswith(f"{len(manifest.files)}, ") and rows["files"].endswith("SHA-256 checked")
-    assert f"verified: {checks} of {checks} checks" in out and "worst logit difference" in out
+    assert f"verified on onnx-cpu: {checks} of {checks} checks" in out and "worst logit difference" in out
     assert "input_ids[" in out and "onnx fp32, packed" in out
 
 
@@ -257,16 +257,18 @@ def test_inspect_json_is_the_manifest_and_the_path(own: Path, capsys: Capture) -
 def test_inspect_shows_labels_and_failed_checks_as_they_are(own: Path, wide: None, capsys: Capture) -> None:
     manifest = open_bundle(own).manifest
     (artifact,) = manifest.artifacts
-    report = json.loads(json.dumps(artifact.parity)) | {"passed": False}
+    report = json.loads(json.dumps(artifact.parity["onnx-cpu"])) | {"passed": False}
     report["rows"][0] |= {"passed": False, "case": "[/red] 12 tokens", "note": ":bug:"}
     odd = dataclasses.replace(manifest, labels=("[bold]", "[/bold]", ":bug:"))
-    write_manifest(own, dataclasses.replace(odd, artifacts=(dataclasses.replace(artifact, parity=report),)))
+    write_manifest(
+        own, dataclasses.replace(odd, artifacts=(dataclasses.replace(artifact, parity={"onnx-cpu": report}),))
+    )
     assert run(["inspect", str(own)]) == 0
     out = capsys.readouterr().out
     total = len(report["rows"])
-    assert "[bold], [/bold], :bug:" in out and f"unverified: {total - 1} of {total} checks" in out
+    assert "[bold], [/bold], :bug:" in out and f"unverified on onnx-cpu: {total - 1} of {total} checks" in out
     assert re.search(r"failed +\w+.*, \[/red\] 12 tokens: .*\(bound .*\) :bug:", out)
-    write_manifest(own, dataclasses.replace(manifest, artifacts=(dataclasses.replace(artifact, parity=None),)))
+    write_manifest(own, dataclasses.replace(manifest, artifacts=(dataclasses.replace(artifact, parity={}),)))
     assert run(["inspect", str(own)]) == 0
     out = capsys.readouterr().out
     assert "never checked: run nopad parity" in out and re.search("^verdict +unverified", out, flags=re.MULTILINE)

@@ -247,7 +247,7 @@ def test_options_reach_the_model_from_the_line_and_the_environment(
 def test_an_unverified_bundle_opens_only_when_asked(bundle: Bundles, tmp_path: Path, capsys: Any) -> None:
     own = Path(shutil.copytree(bundle(NAME), tmp_path / "bundle"))
     manifest = open_bundle(own).manifest
-    ungated = tuple(dataclasses.replace(artifact, parity=None) for artifact in manifest.artifacts)
+    ungated = tuple(dataclasses.replace(artifact, parity={}) for artifact in manifest.artifacts)
     write_manifest(own, dataclasses.replace(manifest, artifacts=ungated))
     assert run(["predict", str(own), "a film"]) == 3
     assert "--allow-unverified" in capsys.readouterr().err

@@ -8,24 +8,28 @@ import importlib.metadata
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nopad.export.artifacts import add_engine, write_graph, write_int8_graph, write_torch
 from nopad.export.errors import ExportError
-from nopad.export.onnx import export_graph
 from nopad.export.parity import Progress, run_gate, silent
-from nopad.export.precision import Precision, cast
+from nopad.export.precision import Precision
 from nopad.export.reference import Reference
+from nopad.export.targets import Target, plan_jobs
+from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.model.checkpoint import Checkpoint, load_checkpoint, read_json, resolve_checkpoint, weight_files
 from nopad.model.config import EncoderConfig, Pooling, Task
 from nopad.model.errors import CheckpointError
 from nopad.model.files import check_output, replace_folder, sha256_of
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
-from nopad.runtime.errors import UsageError
-from nopad.runtime.manifest import Artifact, Manifest
+from nopad.runtime.engines.device import gpus
+from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
+from nopad.runtime.manifest import Manifest
 from nopad.runtime.predictor import load
+from nopad.runtime.profiles import ShapeProfile
 
 Exporter = Literal["nopad", "optimum"]
 EXPORTERS: tuple[Exporter, ...] = ("nopad", "optimum")
@@ -40,17 +44,34 @@ class ExportResult:
     """What an export made."""
 
     bundle: Bundle
-    report: dict[str, Any] | None  # ParityReport as JSON; None where the gate was skipped
-    export_seconds: float  # loading, tracing, writing
+    reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
+    skipped: tuple[str, ...]  # what was not built or not gated here, and why
+    engines: tuple[BuiltEngine, ...]
+    export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
     bytes: int  # of the whole bundle
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The report of the first graph."""
+        return next(iter(self.reports.values()), None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check of the gate has failed."""
+        return all(report["passed"] for report in self.reports.values())
 
 
 def export_checkpoint(
     name: str | Path,
     output: Path,
     *,
-    precision: Precision = "fp32",
+    target: Target = "onnx",
+    precision: Precision | None = None,
+    archs: Sequence[str] = (),
+    profiles: Sequence[ShapeProfile] = (),
+    calibrate: str | None = None,
+    build: BuildOptions | None = None,
     exporter: Exporter = "nopad",
     task: Task | None = None,
     pooling: Pooling | None = None,
@@ -62,14 +83,19 @@ def export_checkpoint(
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
-    A bundle that fails the gate is written too, marked `unverified`; look at `report["passed"]`. On any error, and on
-    Ctrl-C, nothing is left at `output` that was not there before.
-    Raises `CheckpointError`, `ExportError`, `OutputError`.
+    `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
+    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
+    nothing is left at `output` that was not there before.
+    Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
-    if exporter == "optimum" and precision != "fp32":
-        raise ExportError(f"--exporter optimum writes fp32; {precision} needs the packed exporter (--exporter nopad)")
+    if exporter == "optimum" and (target, precision or "fp32") != ("onnx", "fp32"):
+        raise ExportError("--exporter optimum writes fp32 ONNX; the rest needs the packed exporter (--exporter nopad)")
+    jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
+    if (calibrate is not None) != ("int8" in jobs.graphs):
+        raise UsageError("--precision int8 and --calibrate FILE go together")
     folder = resolve_checkpoint(name)
     start = time.perf_counter()
     checkpoint = None
@@ -77,6 +103,7 @@ def export_checkpoint(
         progress("loading the checkpoint")
         checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
+        engines: list[BuiltEngine] = []
         if checkpoint is None:
             from nopad.export.optimum import write_optimum_bundle
 
@@ -84,23 +111,65 @@ def export_checkpoint(
             write_optimum_bundle(folder, made, task=task, max_length=max_length)
             half_window = 64
         else:
-            progress("exporting the graph")
-            write_bundle(checkpoint, made, precision=precision, max_length=max_length)
+            write_bundle(
+                checkpoint,
+                made,
+                graphs=jobs.graphs,
+                torch=jobs.torch,
+                max_length=max_length,
+                calibrate=calibrate,
+                progress=progress,
+            )
+            written = open_bundle(made, verify=False)
+            for job in jobs.engines:
+                written, built = add_engine(written, job, profiles, build, progress)
+                engines.append(built)
             half_window = checkpoint.config.half_window
         exported = time.perf_counter()
         bundle = open_bundle(made)
-        report = None
+        reports: dict[str, dict[str, Any]] = {}
+        ungated: tuple[str, ...] = ()
         if parity:
-            report = gate_bundle(bundle, folder, half_window=half_window, threads=threads, progress=progress)
-            bundle = record_parity(bundle, {bundle.manifest.artifacts[0].file: report})
+            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
-        report=report,
+        reports=reports,
+        skipped=(*jobs.skipped, *ungated),
+        engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
         bytes=sum(record.bytes for record in bundle.manifest.files.values()),
     )
+
+
+def _gate_all(
+    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, progress: Progress
+) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
+    """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
+    reports: dict[str, dict[str, Any]] = {}
+    ungated = []
+    for artifact in bundle.manifest.artifacts:
+        onnx = "onnx-cuda" if artifact.precision == "bf16" else "onnx-cpu"  # whose kernels lack bf16
+        engine = onnx if artifact.target == "onnx" else artifact.target
+        try:
+            report = gate_bundle(
+                bundle,
+                checkpoint,
+                half_window=half_window,
+                engine=engine,
+                file=artifact.file,
+                threads=threads,
+                progress=progress,
+            )
+        except (EnvironmentProblem, BundleError) as error:
+            if engine == "onnx-cpu":
+                raise
+            ungated.append(f"{artifact.file} is not gated here: {error}; run nopad parity --engine {engine} there")
+            continue
+        bundle = record_parity(bundle, artifact.file, engine, report)
+        reports[f"{artifact.file} on {engine}"] = report
+    return bundle, reports, tuple(ungated)
 
 
 def _own_files(output: Path) -> frozenset[str]:
@@ -119,36 +188,65 @@ def gate_bundle(
     *,
     half_window: int,
     engine: str = "auto",
+    file: str | None = None,
+    precision: str | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run the parity gate on a bundle against its checkpoint; the report as JSON. `options` go to `run_gate`."""
+    """Run the parity gate on a bundle (or one file of it) against its checkpoint. `options` go to `run_gate`.
+
+    Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
+    answers for it.
+    """
     progress("parity: opening transformers")
     manifest = bundle.manifest
-    reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
-    with load(bundle.path, engine=engine, allow_unverified=True, threads=threads) as model:
-        return run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+    with load(
+        bundle.path,
+        engine=engine,
+        precision=precision,
+        file=file,
+        allow_unverified=True,
+        threads=threads,
+        fallback=False,
+    ) as model:
+        reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
+        report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+        quantized = model.artifact.quantized
+        if quantized and quantized.get("passed") is False and report["evaluation"] is None:
+            note = "int8 changes too many labels of the calibration texts; data with labels may prove it good (--data)"
+            row = {"check": "calibration", "case": "labels", "value": quantized.get("agreement"), "bound": 1.0}
+            report |= {"passed": False, "rows": [*report["rows"], {**row, "passed": False, "note": note}]}
+        return {"file": model.artifact.file, "engine": model.status().engine, **report}
 
 
 def write_bundle(
-    checkpoint: Checkpoint, folder: Path, *, precision: Precision = "fp32", max_length: int | None = None
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    graphs: Sequence[Precision] = ("fp32",),
+    torch: Precision | None = None,
+    max_length: int | None = None,
+    calibrate: str | None = None,
+    progress: Progress = silent,
 ) -> Bundle:
-    """Write the packed ONNX bundle of a loaded checkpoint into an existing, empty folder (no parity gate)."""
+    """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
+
+    `graphs` are the precisions of its ONNX files; `torch` is that of the torch engine's weights, if it shall have any.
+    """
     config = checkpoint.config
     tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
     limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
-    graph = export_graph(cast(checkpoint.encoder, precision), folder / "model.onnx")
-    artifact = Artifact(
-        file=graph.file.name,
-        target="onnx",
-        precision=precision,
-        layout="packed",
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        token_multiple=graph.token_multiple,
-        opset=graph.opset,
-    )
+    artifacts = []
+    for precision in graphs:
+        progress(f"exporting the graph in {precision}")
+        if precision == "int8":
+            artifacts.append(write_int8_graph(checkpoint, folder, calibrate or "", limit, progress))
+        else:
+            artifacts.append(write_graph(checkpoint, folder, precision))
+    if torch is not None:
+        progress("writing the weights for torch")
+        artifacts.append(write_torch(checkpoint, folder, torch, artifacts[-1]))
     manifest = Manifest(
         task=config.task,
         labels=config.labels,
@@ -161,7 +259,7 @@ def write_bundle(
         architecture=_summary(config),
         source=source_of(checkpoint.path),
         created=created(),
-        artifacts=(artifact,),
+        artifacts=tuple(artifacts),
         files=record_files(folder),
     )
     return write_manifest(folder, manifest)
@@ -180,6 +278,8 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any
         import transformers  # an old BERT checkpoint: transformers builds the fast tokenizer from its vocabulary
 
         path = source / "vocab.txt"
+        if not path.read_bytes().strip():
+            raise CheckpointError(f"{path} is empty; copy the file again")
         try:
             transformers.BertTokenizerFast.from_pretrained(source).save_pretrained(folder)
         except Exception as error:  # the library raises plain Exception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,14 +14,35 @@ from rich.table import Table
 
 from nopad.model.config import TASKS
 from nopad.runtime.commands.console import common_options, emit, figure, messages, status
+from nopad.runtime.engines.base import ENGINES
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--target", type=click.Choice(["onnx"]), default="onnx", help="Kind of engine to make.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="fp16 is for GPUs; slow on CPUs."
+    "--target",
+    type=click.Choice(["onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
+    default="onnx",
+    help="onnx: runs everywhere. tensorrt: an engine for the GPU at hand. tensorrt-rtx: engines for --arch, built "
+    "without a GPU. torch: weights for PyTorch flash attention. all: what this machine can make.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="fp16 and bf16 are for GPUs, slow on CPUs; int8 is for engines, with --calibrate. [default: fp32; fp16 for "
+    "engines]",
+)
+@click.option(
+    "--arch", metavar="SM,..", help="GPUs to build for: sm75,sm86,sm89,sm120. [default: the one at hand, or all]"
+)
+@click.option("--profiles", type=click.Path(path_type=Path), help="Shapes to build for: a file of nopad plan.")
+@click.option("--calibrate", metavar="FILE", help="Texts (JSONL, CSV: field `text`) that int8 scales are found on.")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"
+)
+@click.option("--version-compatible", is_flag=True, help="Engines that later TensorRT versions run, a little slower.")
+@click.option("--hardware-compatible", is_flag=True, help="Engines that Ampere and every newer GPU runs; not T4.")
 @click.option(
     "--exporter",
     type=click.Choice(["nopad", "optimum"]),
@@ -36,8 +58,15 @@ from nopad.runtime.commands.console import common_options, emit, figure, message
 @common_options
 def export(
     checkpoint: str,
-    target: str,
+    target: Any,
     precision: Any,
+    arch: str | None,
+    profiles: Path | None,
+    calibrate: str | None,
+    timing_cache: Path | None,
+    workspace: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
     exporter: Any,
     output: Path,
     task: Any,
@@ -54,14 +83,27 @@ def export(
     The exit code is 1 if the bundle fails the parity gate; it is then written, but marked unverified.
     """
     from nopad.export.bundle import export_checkpoint
+    from nopad.export.tensorrt import BuildOptions
+    from nopad.runtime.profiles import read_profiles
 
     set_threads(threads)
     console = messages(quiet)
+    shapes = read_profiles(profiles) if profiles is not None else ()
     with status(console) as progress:
         result = export_checkpoint(
             checkpoint,
             output,
+            target=target,
             precision=precision,
+            archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
+            profiles=shapes,
+            calibrate=calibrate,
+            build=BuildOptions(
+                timing_cache=timing_cache,
+                workspace_bytes=workspace << 20 if workspace else None,
+                version_compatible=version_compatible,
+                hardware_compatible=hardware_compatible,
+            ),
             exporter=exporter,
             task=task,
             pooling=pooling,
@@ -71,24 +113,35 @@ def export(
             threads=threads,
             progress=progress,
         )
-    verdict = result.bundle.manifest.verdict
+    manifest = result.bundle.manifest
+    for reason in result.skipped:
+        console.print(f"not here: {reason}", style="yellow")
     if as_json:
         emit(
             {
                 "bundle": str(output),
-                "verdict": verdict,
+                "verdict": manifest.verdict,
                 "export_seconds": round(result.export_seconds, 2),
                 "parity_seconds": round(result.parity_seconds, 2),
                 "bytes": result.bytes,
+                "engines": [dataclasses.asdict(engine) for engine in result.engines],
+                "skipped": result.skipped,
                 "parity": result.report,
+                "reports": result.reports,
             }
         )
     else:
         size, seconds = result.bytes / 1e6, result.export_seconds
-        click.echo(f"{output}: {target} {precision}, {size:.1f} MB, exported in {seconds:.1f} s, {verdict}")
-        if result.report:
-            print_report(result.report, result.parity_seconds)
-    return 1 if result.report and not result.report["passed"] else 0
+        made = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
+        click.echo(f"{output}: {made}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
+        for engine in result.engines:
+            click.echo(f"  {engine.file}: {engine.bytes / 1e6:.1f} MB, built in {engine.seconds:.1f} s")
+        for name, report in result.reports.items():
+            click.echo(name)
+            print_report(report, None)
+        if result.reports:
+            click.echo(f"parity took {result.parity_seconds:.1f} s")
+    return 0 if result.passed else 1
 
 
 @click.command()
@@ -100,7 +153,8 @@ def export(
 @click.option("--text-field", default="text", help="Field of the text in --data.")
 @click.option("--label-field", default="label", help="Field of the label: its name, or its number.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
-@click.option("--engine", default="auto", help="Engine to check: auto or onnx-cpu.")
+@click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
+@click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -111,6 +165,7 @@ def parity(
     label_field: str,
     limit: int | None,
     engine: str,
+    precision: str | None,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -148,12 +203,13 @@ def parity(
             half_window=int(raw.get("local_attention") or 128) // 2,
             progress=progress,
             engine=engine,
+            precision=precision,
             threads=threads,
             data=rows,
             longest=longest,
         )
     if same:
-        record_parity(opened, {opened.manifest.artifacts[0].file: report}, report["evaluation"])
+        record_parity(opened, report["file"], report["engine"], report, report["evaluation"])
     if as_json:
         emit({"bundle": bundle, **report})
     else:
@@ -178,7 +234,7 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         table.add_column(name, justify="right" if name in ("cases", "worst", "bound") else "left")
     for check in dict.fromkeys(row["check"] for row in rows):
         group = [row for row in rows if row["check"] == check]
-        shares = check in ("labels", "label names")
+        shares = check in ("labels", "label names", "calibration")
         worst = (min if shares else max)(group, key=lambda row: math.inf if row["value"] is None else row["value"])
         ok = all(row["passed"] for row in group)
         table.add_row(check, str(len(group)), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")

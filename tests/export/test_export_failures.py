@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+import nopad.export.artifacts
 import nopad.export.bundle
 from nopad.model.files import OutputError
 from nopad.runtime.bundle import open_bundle
@@ -87,7 +88,7 @@ BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "cut tokenizer configuration": (file("tokenizer_config.json", b'{"a": 1'), ("tokenizer_config.json",)),
     "tokenizer configuration of another kind": (file("tokenizer_config.json", b"[]"), ("tokenizer_config.json",)),
     "vocabulary that is no text": (vocabulary(b"[UNK]\n\xff\xfe\n"), ("vocab.txt is damaged",)),
-    "empty vocabulary": (vocabulary(b""), ("tokenizer",)),
+    "empty vocabulary": (vocabulary(b"\n"), ("vocab.txt is empty",)),
     "pickled weights": (pickled, ("pytorch_model.bin", "pickle", "safe_serialization=True")),
     "no weights": (no_weights, ("no model.safetensors",)),
     "truncated weights": (truncated, ("model.safetensors is damaged or cut short",)),
@@ -188,14 +189,14 @@ def test_a_foreign_folder_is_left_alone_and_a_bundle_is_replaced(
 def test_a_bundle_that_fails_the_gate_is_marked_and_refused(
     checkpoint: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = nopad.export.bundle.cast
+    honest = nopad.export.artifacts.cast
 
     def off(encoder: Any, precision: Any) -> Any:
         with torch.no_grad():
             encoder.classifier.bias += 0.01
         return honest(encoder, precision)
 
-    monkeypatch.setattr(nopad.export.bundle, "cast", off)
+    monkeypatch.setattr(nopad.export.artifacts, "cast", off)
     output = tmp_path / "bundle"
     assert run(["export", str(checkpoint(NAME)), "--output", str(output)]) == 1
     printed = capsys.readouterr().out

@@ -27,7 +27,7 @@ from nopad.model.checkpoint import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import PackedBatch
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle, record_files, write_manifest
-from nopad.runtime.engines.base import EngineOptions
+from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.manifest import Artifact, Manifest
 from nopad.runtime.predictor import load
@@ -231,6 +231,8 @@ class BrokenEngine:
     """ONNX Runtime, with its answers spoiled."""
 
     name = "broken"
+    profiles = ()
+    token_budget = CPU_TOKENS
 
     def __init__(self, spoil: Callable[[PackedBatch, FloatArray], FloatArray]) -> None:
         self.spoil = spoil
@@ -250,9 +252,18 @@ def nan_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:
     return np.where(batch.lengths.max() > 256, np.float32("nan"), logits)
 
 
+def zeros_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    return np.where(batch.lengths.max() > 256, np.float32(0), logits)
+
+
+def zeros_for_one(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    return np.where((np.arange(len(logits)) == 1)[:, None], np.float32(0), logits)
+
+
 ENGINE_FAULTS: dict[str, tuple[set[str], Callable[[PackedBatch, FloatArray], FloatArray]]] = {
     "engine answers NaN on long texts": ({"engine"}, nan_when_long),
-    "engine answers zeros": ({"logits", "no all-zero answer"}, lambda batch, logits: np.zeros_like(logits)),
+    "engine answers zeros on long texts": ({"engine"}, zeros_when_long),
+    "engine answers zeros for one text of a batch": ({"logits", "no all-zero answer"}, zeros_for_one),
     "engine answers one text with another's": ({"logits", "batch invariance"}, lambda batch, x: np.roll(x, 1, axis=0)),
     "engine is off by 1e-4": ({"logits"}, lambda batch, logits: logits + np.float32(1e-4)),
 }

@@ -1,0 +1,146 @@
+"""The files of a bundle, one function each: ONNX graphs, quantized graphs, weights for torch, built engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from nopad.export.onnx import export_graph
+from nopad.export.parity import Progress
+from nopad.export.precision import Precision, cast
+from nopad.export.quantize import label_reader, quantize
+from nopad.export.targets import EngineJob
+from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name
+from nopad.model.checkpoint import Checkpoint, write_checkpoint
+from nopad.model.files import sha256_of
+from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.errors import InputFileError, TextError, UsageError
+from nopad.runtime.manifest import Artifact, FileRecord
+from nopad.runtime.planning import default_profiles
+from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.textfile import read_rows
+from nopad.runtime.tokenizer import TextEncoder
+
+# Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
+CALIBRATION_TEXTS = 512
+_CALIBRATION_TOKENS = 2048
+
+
+def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Artifact:
+    """Write the ONNX graph in `precision` into the bundle's folder."""
+    graph = export_graph(cast(checkpoint.encoder, precision), folder / _graph_name(precision))
+    return Artifact(
+        file=graph.file.name,
+        target="onnx",
+        precision=precision,
+        layout="packed",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+        opset=graph.opset,
+    )
+
+
+def _graph_name(precision: str) -> str:
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def write_int8_graph(
+    checkpoint: Checkpoint, folder: Path, calibrate: str, max_length: int, progress: Progress
+) -> Artifact:
+    """Write the int8 graph: the fp16 one with explicit Q/DQ, calibrated on the texts of a file."""
+    encoder = TextEncoder(folder / "tokenizer.json", max_length)
+    multiple = checkpoint.config.block
+    batches = list(_calibration_batches(calibrate, encoder, multiple, checkpoint.config.pad_token_id or 0))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
+        typed = write_graph(checkpoint, Path(scratch), "fp16")
+        made = quantize(
+            Path(scratch) / typed.file,
+            folder / _graph_name("int8"),
+            batches,
+            labels_of=label_reader(checkpoint.config.task, checkpoint.config.problem_type),
+            progress=progress,
+        )
+    return dataclasses.replace(typed, file=_graph_name("int8"), precision="int8", quantized=made.to_json())
+
+
+def _calibration_batches(source: str, encoder: TextEncoder, multiple: int, filler_id: int) -> Iterator[PackedBatch]:
+    rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)
+    encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
+    if not encoded:
+        raise InputFileError(f"{source} has no texts to calibrate on; give JSONL or CSV with a field `text`")
+    lengths = [one.used for one in encoded]
+    for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):
+        members = [encoded[i] for i in batch]
+        types = [one.token_type_ids for one in members]
+        yield pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler_id)
+
+
+def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like: Artifact) -> Artifact:
+    """Write the weights for the torch engine as a checkpoint folder of their own; its inputs are those of `like`."""
+    made = folder / "torch"
+    made.mkdir()
+    config = checkpoint.config
+    # What transformers' own keys cannot say, or say ambiguously.
+    own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}
+    write_checkpoint(cast(checkpoint.encoder, precision), {**checkpoint.raw_config, "nopad": own}, made)
+    return dataclasses.replace(
+        like, file="torch/model.safetensors", target="torch", precision=precision, opset=None, quantized=None
+    )
+
+
+def add_engine(
+    bundle: Bundle,
+    job: EngineJob,
+    profiles: Sequence[ShapeProfile],
+    options: BuildOptions | None,
+    progress: Progress,
+) -> tuple[Bundle, BuiltEngine]:
+    """Build one engine from the bundle's last ONNX graph into its folder, and list it in the manifest."""
+    manifest = bundle.manifest
+    graph = [artifact for artifact in manifest.artifacts if artifact.target == "onnx"][-1]
+    chosen = tuple(profiles) or default_profiles(
+        manifest.max_length, architecture=manifest.architecture, block=graph.token_multiple
+    )
+    for number, profile in enumerate(chosen, 1):
+        limit = -(-int(manifest.architecture["max_position_embeddings"]) // graph.token_multiple) * graph.token_multiple
+        if profile.longest[2] > limit:
+            raise UsageError(
+                f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
+                f"{manifest.architecture['max_position_embeddings']}"
+            )
+    name = engine_name(job.target, job.sm, graph.precision, chosen)
+    made = build_engine(
+        bundle.file(graph.file),
+        bundle.file(name),
+        target=job.target,
+        sm=job.sm,
+        precision=graph.precision,
+        profiles=chosen,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+        options=options or BuildOptions(),
+        progress=progress,
+    )
+    artifact = dataclasses.replace(
+        graph,
+        file=name,
+        target=job.target,
+        sm=job.sm,
+        profiles=chosen,
+        built_with=made.library,
+        platform=f"{platform.system()}-{platform.machine()}",
+        opset=None,
+        parity={},
+    )
+    record = FileRecord(sha256=sha256_of(bundle.file(name)), bytes=made.bytes)
+    added = dataclasses.replace(
+        manifest, artifacts=(*manifest.artifacts, artifact), files={**manifest.files, name: record}
+    )
+    return write_manifest(bundle.path, added), made

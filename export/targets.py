@@ -1,0 +1,92 @@
+"""What `--target` means on this machine: which graphs to write, which engines to build, and why not the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nopad.export.precision import Precision
+from nopad.model.hardware import RTX_ARCHS, refusal
+from nopad.runtime.errors import EnvironmentProblem, UsageError
+
+Target = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineJob:
+    """One engine to build."""
+
+    target: str  # tensorrt, tensorrt-rtx
+    sm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """Everything that goes into a bundle. Engines are built from the last of `graphs`."""
+
+    graphs: tuple[Precision, ...]
+    torch: Precision | None  # of the torch engine's weights on a GPU; None: without them
+    engines: tuple[EngineJob, ...]
+    skipped: tuple[str, ...]  # what was not asked for by name and cannot be built here, with the reason
+
+
+def plan_jobs(target: Target, precision: Precision | None, archs: Sequence[str], *, sm: str | None) -> Jobs:
+    """Jobs of one export on a machine with a GPU of compute capability `sm` (None: without a GPU).
+
+    What was asked for by name and cannot be built raises `UsageError` (it never can) or `EnvironmentProblem` (it can
+    elsewhere), before anything is done; of `all` it is skipped with the reason.
+    """
+    if precision == "int8" and target not in ENGINE_TARGETS:
+        raise UsageError("--precision int8 is for --target tensorrt and tensorrt-rtx")
+    if archs and target in ("onnx", "torch"):
+        raise UsageError(f"--arch is for engines, and --target {target} has none")
+    if target in ("onnx", "torch"):
+        if target == "torch":  # the graph is for machines without torch, which have no GPU either
+            return Jobs(graphs=("fp32",), torch=precision or "fp16", engines=(), skipped=())
+        return Jobs(graphs=(precision or "fp32",), torch=None, engines=(), skipped=())
+    half: Precision = precision or "fp16"
+    engines: list[EngineJob] = []
+    skipped: list[str] = []
+    for one in ENGINE_TARGETS if target == "all" else (target,):
+        if target == "all":
+            try:
+                found, why = _engines(one, half, archs if one == "tensorrt-rtx" else (), sm)
+            except (UsageError, EnvironmentProblem) as error:
+                found, why = [], [str(error)]
+        else:
+            found, why = _engines(one, half, archs, sm)
+        engines += found
+        skipped += why
+    graphs: tuple[Precision, ...] = ("fp32", half) if target == "all" and half != "fp32" else (half,)
+    return Jobs(graphs=graphs, torch=half if target == "all" else None, engines=tuple(engines), skipped=tuple(skipped))
+
+
+def _engines(target: str, precision: str, archs: Sequence[str], sm: str | None) -> tuple[list[EngineJob], list[str]]:
+    if importlib.util.find_spec(_MODULES[target]) is None:
+        raise EnvironmentProblem(
+            f"--target {target} needs the package {_MODULES[target]}: pip install 'nopad[{target}]'"
+        )
+    if target == "tensorrt":
+        if sm is None:
+            raise EnvironmentProblem(
+                "--target tensorrt needs the GPU that it builds for, and there is none; --target tensorrt-rtx builds "
+                "without one"
+            )
+        if any(arch != sm for arch in archs):
+            raise UsageError(f"--arch {','.join(archs)}: TensorRT builds for the GPU at hand, {sm}, alone")
+        wanted: Sequence[str] = [sm]
+    else:
+        wanted = archs or ([sm] if sm in RTX_ARCHS else RTX_ARCHS)
+    reasons = {one: refusal(target, one, precision) for one in wanted}
+    named = [reason for one, reason in reasons.items() if reason and (one in archs or target == "tensorrt")]
+    if named:
+        raise UsageError(named[0])
+    able = [EngineJob(target=target, sm=one) for one, reason in reasons.items() if reason is None]
+    if not able:
+        raise UsageError("; ".join(reason for reason in reasons.values() if reason))
+    return able, [reason for reason in reasons.values() if reason]

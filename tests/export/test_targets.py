@@ -1,0 +1,103 @@
+"""What `--target` means on each machine, decided before anything is built."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from nopad.export.targets import EngineJob, Jobs, plan_jobs
+from nopad.model.hardware import CAPABILITIES, CPU_ENGINES, DEFAULT_ENGINES, RTX_ARCHS, refusal
+from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.errors import EnvironmentProblem, UsageError
+from nopad.runtime.selection import engine_order
+
+
+@pytest.fixture(autouse=True)
+def both_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if both packages were installed."""
+    real = importlib.util.find_spec
+    have = {"tensorrt", "tensorrt_rtx"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in have else real(name))
+
+
+def rtx(*archs: str) -> tuple[EngineJob, ...]:
+    return tuple(EngineJob(target="tensorrt-rtx", sm=sm) for sm in archs)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "archs", "sm", "jobs"),
+    [
+        ("onnx", None, [], None, Jobs(graphs=("fp32",), torch=None, engines=(), skipped=())),
+        ("onnx", "fp16", [], "sm75", Jobs(graphs=("fp16",), torch=None, engines=(), skipped=())),
+        ("torch", None, [], None, Jobs(graphs=("fp32",), torch="fp16", engines=(), skipped=())),
+        ("tensorrt-rtx", None, ["sm75", "sm89"], None,
+         Jobs(graphs=("fp16",), torch=None, engines=rtx("sm75", "sm89"), skipped=())),
+        ("tensorrt-rtx", None, [], None, Jobs(graphs=("fp16",), torch=None, engines=rtx(*RTX_ARCHS), skipped=())),
+        ("tensorrt-rtx", "int8", [], "sm89", Jobs(graphs=("int8",), torch=None, engines=rtx("sm89"), skipped=())),
+        ("tensorrt", "bf16", [], "sm90",
+         Jobs(graphs=("bf16",), torch=None, engines=(EngineJob(target="tensorrt", sm="sm90"),), skipped=())),
+        ("tensorrt", None, ["sm75"], "sm75",
+         Jobs(graphs=("fp16",), torch=None, engines=(EngineJob(target="tensorrt", sm="sm75"),), skipped=())),
+    ],
+)  # fmt: skip
+def test_jobs(target: Any, precision: Any, archs: list[str], sm: str | None, jobs: Jobs) -> None:
+    assert plan_jobs(target, precision, archs, sm=sm) == jobs
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "archs", "sm", "error", "words"),
+    [
+        ("tensorrt-rtx", "fp32", ["sm75"], None, UsageError, "no fp32 on sm75.*no fp32 matrix product.*fp16"),
+        ("tensorrt-rtx", "bf16", ["sm75"], None, UsageError, "Turing has no bf16"),
+        ("tensorrt", "bf16", [], "sm75", UsageError, "Turing has no bf16"),
+        ("tensorrt-rtx", None, ["sm90"], None, UsageError, "does not support sm90.*sm75, sm86, sm89, sm120"),
+        ("tensorrt-rtx", None, ["sm61"], None, UsageError, "sm61 is unknown; nopad knows sm75"),
+        ("tensorrt", None, [], None, EnvironmentProblem, "needs the GPU that it builds for.*tensorrt-rtx builds"),
+        ("tensorrt", None, ["sm86"], "sm89", UsageError, "builds for the GPU at hand, sm89, alone"),
+        ("onnx", "int8", [], None, UsageError, "int8 is for --target tensorrt"),
+        ("onnx", None, ["sm75"], None, UsageError, "--arch is for engines"),
+    ],
+)
+def test_refusals_come_first(
+    target: Any, precision: Any, archs: list[str], sm: str | None, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        plan_jobs(target, precision, archs, sm=sm)
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        EnvironmentProblem, match=r"needs the package tensorrt_rtx: pip install 'nopad\[tensorrt-rtx\]'"
+    ):
+        plan_jobs("tensorrt-rtx", None, [], sm=None)
+    jobs = plan_jobs("all", None, [], sm=None)
+    assert jobs.engines == () and len(jobs.skipped) == 2 and jobs.graphs == ("fp32", "fp16") and jobs.torch == "fp16"
+
+
+def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
+    jobs = plan_jobs("all", None, [], sm=None)
+    assert jobs.engines == rtx(*RTX_ARCHS)
+    assert len(jobs.skipped) == 1 and "needs the GPU that it builds for" in jobs.skipped[0]
+    hopper = plan_jobs("all", None, [], sm="sm90")
+    assert EngineJob(target="tensorrt", sm="sm90") in hopper.engines and hopper.skipped == ()
+    wide = plan_jobs("all", "fp32", [], sm=None)
+    assert wide.graphs == ("fp32",) and "sm75" not in {job.sm for job in wide.engines}
+    assert any("fp32 on sm75" in reason for reason in wide.skipped)
+
+
+def test_the_hardware_table_promises_nothing_that_a_t4_lacks() -> None:
+    turing = CAPABILITIES["sm75"]
+    assert "bf16" not in turing.precisions and turing.attention == "sdpa"
+    assert not {"fp32", "bf16"} & set(turing.rtx_precisions)
+    assert refusal("tensorrt", "sm75", "fp16") is None and refusal("tensorrt-rtx", "sm75", "fp16") is None
+
+
+def test_every_order_is_of_engines_that_exist_and_ends_on_the_cpu() -> None:
+    for order in [one.engines for one in CAPABILITIES.values()] + [DEFAULT_ENGINES]:
+        assert sorted(order) == sorted(ENGINES) and order[-1] == "onnx-cpu"
+    assert engine_order(None) == CPU_ENGINES and set(CPU_ENGINES) <= set(ENGINES)
+    assert engine_order("sm75") == CAPABILITIES["sm75"].engines
+    assert engine_order("sm999") == DEFAULT_ENGINES  # newer than the table

@@ -114,7 +114,9 @@ def add_engine(
                 f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
                 f"{manifest.architecture['max_position_embeddings']}"
             )
-    name = engine_name(job.target, job.sm, graph.precision, chosen)
+    options = options or BuildOptions()
+    runs_on = "sm80+" if options.hardware_compatible else job.sm
+    name = engine_name(job.target, runs_on, graph.precision, chosen)
     made = build_engine(
         bundle.file(graph.file),
         bundle.file(name),
@@ -125,14 +127,14 @@ def add_engine(
         inputs=graph.inputs,
         outputs=graph.outputs,
         token_multiple=graph.token_multiple,
-        options=options or BuildOptions(),
+        options=options,
         progress=progress,
     )
     artifact = dataclasses.replace(
         graph,
         file=name,
         target=job.target,
-        sm=job.sm,
+        sm=runs_on,
         profiles=chosen,
         built_with=made.library,
         platform=f"{platform.system()}-{platform.machine()}",

@@ -60,8 +60,8 @@ class Bounds:
 BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
     "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
-    # 3 bits of mantissa fewer than fp16: 8 times its rounding.
-    "bf16": Bounds(logits=1.6e-1, probabilities=4e-2, invariance=8e-2, agreement=0.999, accuracy_loss=0.001),
+    # 3 bits of mantissa fewer than fp16; 7.6e-3 was seen (export/precision.py).
+    "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
     # Labels and accuracy decide; logits only tell that it is still the same model.
     "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
 }

@@ -43,7 +43,7 @@ def write(case_name: str, precision: str, path: Path, **config: Any) -> Graph:
     case = CASES[case_name]
     raw = {**(MODERNBERT if case.architecture == "modernbert" else BERT), **case.config, **config}
     torch.manual_seed(0)
-    encoder = build_encoder(read_config(raw, task=case.task, **case.load))  # type: ignore[arg-type]
+    encoder = build_encoder(read_config(raw, **{"task": case.task, **case.load}))  # type: ignore[arg-type]
     return export_graph(cast(encoder, precision), path)  # type: ignore[arg-type]
 
 

@@ -137,6 +137,7 @@ def add_engine(
         sm=runs_on,
         profiles=chosen,
         built_with=made.library,
+        version_compatible=options.version_compatible,
         platform=f"{platform.system()}-{platform.machine()}",
         opset=None,
         parity={},

@@ -160,6 +160,7 @@ def _gate_all(
                 engine=engine,
                 file=artifact.file,
                 threads=threads,
+                allow_host_code=True,  # we have just built it
                 progress=progress,
             )
         except (EnvironmentProblem, BundleError) as error:
@@ -191,6 +192,7 @@ def gate_bundle(
     file: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    allow_host_code: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
@@ -207,6 +209,7 @@ def gate_bundle(
         precision=precision,
         file=file,
         allow_unverified=True,
+        allow_host_code=allow_host_code,
         threads=threads,
         fallback=False,
     ) as model:

@@ -41,7 +41,11 @@ from nopad.runtime.engines.base import ENGINES
 @click.option(
     "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"
 )
-@click.option("--version-compatible", is_flag=True, help="Engines that later TensorRT versions run, a little slower.")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Engines that later TensorRT versions run: with native code, so opened only with --allow-host-code.",
+)
 @click.option("--hardware-compatible", is_flag=True, help="Engines that Ampere and every newer GPU runs; not T4.")
 @click.option(
     "--exporter",
@@ -155,6 +159,7 @@ def export(
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
+@click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -166,6 +171,7 @@ def parity(
     limit: int | None,
     engine: str,
     precision: str | None,
+    allow_host_code: bool,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -205,6 +211,7 @@ def parity(
             engine=engine,
             precision=precision,
             threads=threads,
+            allow_host_code=allow_host_code,
             data=rows,
             longest=longest,
         )

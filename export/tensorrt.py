@@ -8,9 +8,7 @@ engine is run.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,12 @@ from nopad.export.parity import Progress, silent
 from nopad.export.typed import check_network
 from nopad.model.files import write_file
 from nopad.model.hardware import refusal
+from nopad.runtime.engines.trtlib import LIBRARIES, import_library, logger
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
 
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Of TensorRT: from the oldest we support, to the first we do not know.
 _OLDEST, _BEYOND = (10, 13), (12,)
-_KEPT_MESSAGES = 4
 _BAR = 1000  # steps of the progress bar
 
 
@@ -89,8 +86,8 @@ def build_engine(
         raise ExportError("an engine needs at least one profile; plan some with nopad plan")
     start = time.perf_counter()
     trt = _library(target)
-    library = f"{_MODULES[target]} {trt.__version__}"
-    log = _logger(trt)
+    library = f"{LIBRARIES[target]} {trt.__version__}"
+    log = logger(trt)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
@@ -137,8 +134,8 @@ def build_engine(
 
 def _require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
     """Refuse what can never be built, before any library is touched."""
-    if target not in _MODULES:
-        raise ExportError(f"unknown target {target!r}; engines are built for {', '.join(_MODULES)}")
+    if target not in LIBRARIES:
+        raise ExportError(f"unknown target {target!r}; engines are built for {', '.join(LIBRARIES)}")
     why = refusal(target, sm, precision)
     if why is None and options.version_compatible and target == "tensorrt-rtx":
         why = "--version-compatible is TensorRT's: a TensorRT-RTX engine runs on the version that built it"
@@ -170,15 +167,7 @@ def _shapes(
 
 def _library(target: str) -> Any:
     """The library's module. Raises `EnvironmentProblem`: it is missing, damaged, or of a version we do not know."""
-    name = _MODULES[target]
-    try:
-        trt = importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
-        missing = isinstance(error, ModuleNotFoundError) and error.name == name
-        what = "is not installed" if missing else f"is installed but does not load ({error})"
-        raise EnvironmentProblem(
-            f"--target {target}: the package {name} {what}: pip install 'nopad[{target}]'"
-        ) from None
+    trt = import_library(target, f"--target {target}")
     parts = trt.__version__.split(".")
     if target == "tensorrt" and not _OLDEST <= tuple(map(int, parts[:2])) < _BEYOND:
         raise EnvironmentProblem(
@@ -234,28 +223,6 @@ def _write(path: Path, data: Any) -> None:
             f"cannot write {path} ({memoryview(data).nbytes / 1e6:.1f} MB): {error.strerror}; free space, or name "
             "another place"
         ) from None
-
-
-def _logger(trt: Any) -> Any:
-    """A logger for the library that keeps its last errors, for our messages, and prints nothing."""
-    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._kept: deque[str] = deque(maxlen=_KEPT_MESSAGES)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in errors:
-                self._kept.append(message.strip())
-
-        def taken(self) -> str:
-            """The errors since the last call, as the end of a sentence."""
-            kept = list(self._kept)
-            self._kept.clear()
-            return f": {'; '.join(kept)}" if kept else ""
-
-    return Log()
 
 
 def _monitor(trt: Any, progress: Progress, message: str) -> Any:

@@ -47,6 +47,7 @@ class Artifact:
     sm: str | None = None  # the GPU an engine was built for: sm75
     profiles: tuple[ShapeProfile, ...] = ()  # of an engine; () for any shape
     built_with: str | None = None  # an engine's library and its version: "tensorrt_rtx 1.7.1.116"
+    version_compatible: bool = False  # a TensorRT engine that later versions run, with native code of its own
     platform: str | None = None  # an engine's system and processor: "Linux-x86_64"
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # engine -> its ParityReport as JSON
     quantized: Mapping[str, Any] | None = None  # int8: how it was calibrated, and which layers were kept
@@ -156,7 +157,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("evaluation", "quantized"), (dict, type(None))),
     **dict.fromkeys(("opset",), (int, type(None))),
     **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm", "built_with", "platform"), (str, type(None))),
-    "normalize": bool,
+    **dict.fromkeys(("normalize", "version_compatible"), bool),
 }
 
 

@@ -58,6 +58,7 @@ def load(
     truncation: Truncation = "truncate",
     token_budget: int | None = None,
     allow_unverified: bool = False,
+    allow_host_code: bool = False,
     verify: bool = True,
 ) -> Model:
     """Open a bundle folder, or the embedded default without `path`.
@@ -73,6 +74,7 @@ def load(
     (`tokens`, `tokens_used`); `error` refuses it.
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
     `allow_unverified`: open a bundle that has not passed the parity gate.
+    `allow_host_code`: run the native code that a version-compatible TensorRT engine carries: only from those you trust.
     `verify`: check the SHA-256 of every file first.
 
     Raises `BundleError` and its kinds, `UsageError`, `EnvironmentProblem`.
@@ -85,7 +87,7 @@ def load(
     candidates = find_candidates(
         bundle,
         engine,
-        EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id),
+        EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id, allow_host_code=allow_host_code),
         sm=next((gpu.sm for gpu in gpus()), None),
         precision=precision,
         file=file,

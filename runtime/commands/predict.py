@@ -43,6 +43,9 @@ from nopad.runtime.errors import BundleError, UsageError
     "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
 )
 @click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
+@click.option(
+    "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
 @common_options
 def predict(
@@ -57,6 +60,7 @@ def predict(
     truncation: Any,
     token_budget: int | None,
     allow_unverified: bool,
+    allow_host_code: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -92,6 +96,7 @@ def predict(
         truncation=truncation,
         token_budget=token_budget,
         allow_unverified=allow_unverified,
+        allow_host_code=allow_host_code,
     ) as model:
         if source is not None:
             fields = (field, second_field) if second_field else (field,)

@@ -24,6 +24,7 @@ class EngineOptions:
 
     threads: int | None = None  # None: the engine library's own choice
     pad_token_id: int = 0
+    allow_host_code: bool = False  # run the native code that a version-compatible TensorRT engine carries
 
 
 class Engine(Protocol):

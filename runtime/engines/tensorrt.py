@@ -9,10 +9,8 @@ Knows no tokenizer and no task; batches come packed.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import platform
 import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from nopad.runtime.engines.device import (
     device_count,
     out_of_memory,
 )
+from nopad.runtime.engines.trtlib import import_library, logger
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile
@@ -53,10 +52,11 @@ class TensorRTEngine:
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         self.profiles = artifact.profiles
         self._path, self._artifact, self._pad_token_id = path, artifact, options.pad_token_id
+        self._host_code = artifact.version_compatible and options.allow_host_code
         self._runtime: Any = None
         self._engine: Any = None
         self._slots: list[_Slot] = []
-        trt = _import_library(self.library, self.name)
+        trt = import_library(self.name, f"engine {self.name}")
         try:
             device = _fitting_device(artifact)
             self._require_fit(trt, device)
@@ -74,12 +74,14 @@ class TensorRTEngine:
             raise
 
     def _open(self, trt: Any, device: Device) -> None:
-        log = _logger(trt)
+        log = logger(trt)
         try:
             data = self._path.read_bytes()
         except OSError as error:
             raise BundleError(f"cannot read {self._path}: {error.strerror}") from None
         self._runtime = trt.Runtime(log)
+        if self._host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise _at_load(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
@@ -103,7 +105,13 @@ class TensorRTEngine:
                 f"{artifact.file} was built with {artifact.built_with or 'an unknown library'}, not with "
                 f"{self.library}: export the bundle again"
             )
-        if version.split(".")[: self.version_parts] != trt.__version__.split(".")[: self.version_parts]:
+        if artifact.version_compatible and not self._host_code:
+            raise EnvironmentProblem(
+                f"{artifact.file} is version-compatible: it carries native code that runs when it is opened. If you "
+                "trust whoever made this bundle, say so: allow_host_code=True (--allow-host-code)"
+            )
+        same = version.split(".")[: self.version_parts] == trt.__version__.split(".")[: self.version_parts]
+        if not same and not (self._host_code and _version(trt.__version__) >= _version(version)):
             wanted = ".".join(version.split(".")[: self.version_parts])
             raise EnvironmentProblem(
                 f"{artifact.file} was built with {self.library} {version}, this is {trt.__version__}, and engines are "
@@ -292,15 +300,8 @@ class _Slot:
             self._stream.close()
 
 
-def _import_library(module: str, engine: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
-            why = f"engine {engine} needs the package {module}"
-        else:
-            why = f"engine {engine}: the package {module} is installed but does not load ({error})"
-    raise EnvironmentProblem(f"{why}: pip install 'nopad[{engine}]'")
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def _fitting_device(artifact: Artifact) -> Device:
@@ -323,28 +324,6 @@ def runs_on(built_for: str, sm: str) -> bool:
     if built_for.endswith("+"):
         return int(sm.removeprefix("sm")) >= int(built_for.removeprefix("sm").removesuffix("+"))
     return sm == built_for
-
-
-def _logger(trt: Any) -> Any:
-    """A logger for the library that keeps its errors, for our messages, and prints nothing."""
-    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._kept: deque[str] = deque(maxlen=8)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in errors:
-                self._kept.append(message)
-
-        def taken(self) -> str:
-            """The errors since the last call, as the end of a sentence."""
-            kept = list(self._kept)
-            self._kept.clear()
-            return f": {'; '.join(kept)}" if kept else ""
-
-    return Log()
 
 
 def _at_load(what: str, log: Any) -> Exception:

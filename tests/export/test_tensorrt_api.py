@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from reference_models import MODERNBERT, labels
 
 import nopad.export.tensorrt
@@ -28,6 +27,8 @@ from nopad.model.config import read_config
 from nopad.model.encoder import build_encoder
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs: pip install 'nopad[tensorrt-rtx]'")
 

@@ -196,6 +196,7 @@ class FakeLibrary(ModuleType):
         self.running = 0
         self.most_running = 0
         self.strategies: list[str] = []
+        self.host_code_allowed = False  # by a Runtime
         self.no_context = False  # create_execution_context gives None
         self.no_run: str | None = None  # execute_async_v3 gives False, with this message
         self.no_profile: str | None = None  # set_optimization_profile_async gives False, with this message
@@ -390,6 +391,14 @@ def _classes(library: FakeLibrary, kind: str) -> list[type]:
         def __init__(self, logger: Any) -> None:
             assert isinstance(logger, ILogger)
             self._log = logger
+
+        @property
+        def engine_host_code_allowed(self) -> bool:
+            return library.host_code_allowed
+
+        @engine_host_code_allowed.setter
+        def engine_host_code_allowed(self, allowed: bool) -> None:
+            library.host_code_allowed = allowed
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
             self._log.log(Severity.VERBOSE, "reading")

@@ -46,9 +46,10 @@ class Bench:
     artifact: Artifact
     name: str
 
-    def open(self, **changes: Any) -> TensorRTEngine:
+    def open(self, allow_host_code: bool = False, **changes: Any) -> TensorRTEngine:
         artifact = dataclasses.replace(self.artifact, **changes)
-        engine = engine_factory(self.name)(self.path, artifact, EngineOptions(pad_token_id=0))
+        options = EngineOptions(pad_token_id=0, allow_host_code=allow_host_code)
+        engine = engine_factory(self.name)(self.path, artifact, options)
         assert isinstance(engine, TensorRTEngine)
         return engine
 
@@ -261,6 +262,25 @@ def test_a_patch_release_of_tensorrt_is_left_to_the_library_but_not_of_rtx(bench
         bench("tensorrt-rtx").open(built_with="tensorrt_rtx 1.7.1.115")
 
 
+def test_a_version_compatible_engine_opens_only_where_its_native_code_is_allowed(bench: Any, graph: Graphs) -> None:
+    machine = bench()
+    here = VERSIONS["tensorrt"]
+    older, newer = "tensorrt 10.13.0.35", "tensorrt 99.0.0.1"
+    with pytest.raises(EnvironmentProblem, match="carries native code.*--allow-host-code"):
+        machine.open(version_compatible=True)
+    with pytest.raises(EnvironmentProblem, match="not interchangeable"):
+        machine.open(allow_host_code=True, built_with=older)  # allowed, but it is not version-compatible
+    with pytest.raises(EnvironmentProblem, match=f"built with tensorrt 99.0.0.1, this is {here}"):
+        machine.open(version_compatible=True, allow_host_code=True, built_with=newer)
+    machine.open(allow_host_code=True).close()
+    assert not machine.library.host_code_allowed
+    engine = machine.open(version_compatible=True, allow_host_code=True, built_with=older)
+    assert machine.library.host_code_allowed
+    one = batch(40, 7)
+    assert engine.run(one) == pytest.approx(expected(graph, one), abs=1e-5)
+    engine.close()
+
+
 def test_a_hardware_compatible_engine_runs_on_newer_gpus(bench: Any) -> None:
     bench().open(sm="sm80+").close()
     with pytest.raises(EnvironmentProblem, match="is for sm80., this machine has Tesla T4 .sm75."):
@@ -299,7 +319,10 @@ def test_missing_packages_are_named(bench: Any, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(EnvironmentProblem, match="needs the package cuda-python"):
             machine.open()
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(EnvironmentProblem, match=f"needs the package {module}: pip install 'nopad\\[{name}\\]'"):
+        with pytest.raises(
+            EnvironmentProblem,
+            match=f"needs the package {module}, which is not installed: pip install 'nopad\\[{name}\\]'",
+        ):
             machine.open()
 
 

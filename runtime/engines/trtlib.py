@@ -1,0 +1,46 @@
+"""What building and running engines share of TensorRT and TensorRT-RTX: importing them, and hearing their errors."""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from typing import Any
+
+from nopad.runtime.errors import EnvironmentProblem
+
+# Target, and the engine of the same name -> module.
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_KEPT_MESSAGES = 8
+
+
+def import_library(target: str, who: str) -> Any:
+    """The module for `target`; `who` needs it. Raises `EnvironmentProblem` where it is missing or damaged."""
+    module = LIBRARIES[target]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        what = "is not installed" if missing else f"is installed but does not load ({error})"
+    raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: pip install 'nopad[{target}]'")
+
+
+def logger(trt: Any) -> Any:
+    """A logger for the library that keeps its last errors, for our messages, and prints nothing."""
+    errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._kept: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in errors:
+                self._kept.append(message.strip())
+
+        def taken(self) -> str:
+            """The errors since the last call, as the end of a sentence."""
+            kept = list(self._kept)
+            self._kept.clear()
+            return f": {'; '.join(kept)}" if kept else ""
+
+    return Log()

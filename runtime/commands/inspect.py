@@ -95,7 +95,12 @@ def _artifact(artifact: Artifact, size: int) -> Table:
         ranges = dataclasses.asdict(profile)
         table.add_row("  profile", ", ".join(f"{name} {a} to {c} (best {b})" for name, (a, b, c) in ranges.items()))
     if artifact.quantized:
-        table.add_row("  quantized", _figures(artifact.quantized))
+        lists = {name: value for name, value in artifact.quantized.items() if isinstance(value, list)}
+        shown = {name: ", ".join(value) if len(value) < 4 else len(value) for name, value in lists.items() if value}
+        rest = {
+            name: value for name, value in artifact.quantized.items() if name not in (*lists, "file", "sensitivity")
+        }
+        table.add_row("  quantized", _figures({**shown, **rest}))
     for engine, report in artifact.parity.items():
         _parity(table, engine, report)
     if not artifact.parity:

@@ -95,17 +95,21 @@ def _artifact(artifact: Artifact, size: int) -> Table:
         ranges = dataclasses.asdict(profile)
         table.add_row("  profile", ", ".join(f"{name} {a} to {c} (best {b})" for name, (a, b, c) in ranges.items()))
     if artifact.quantized:
-        lists = {name: value for name, value in artifact.quantized.items() if isinstance(value, list)}
-        shown = {name: ", ".join(value) if len(value) < 4 else len(value) for name, value in lists.items() if value}
-        rest = {
-            name: value for name, value in artifact.quantized.items() if name not in (*lists, "file", "sensitivity")
-        }
-        table.add_row("  quantized", _figures({**shown, **rest}))
+        table.add_row("  quantized", _figures(_counted(artifact.quantized)))
     for engine, report in artifact.parity.items():
         _parity(table, engine, report)
     if not artifact.parity:
         table.add_row("  parity", "never checked: run nopad parity")
     return table
+
+
+def _counted(quantized: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers by name where they are few, else their number; not every layer's sensitivity."""
+    values = {name: value for name, value in quantized.items() if name not in ("file", "sensitivity") and value != []}
+    return {
+        name: (", ".join(value) if len(value) < 4 else len(value)) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
 
 
 def _parity(table: Table, engine: str, report: Mapping[str, Any]) -> None:

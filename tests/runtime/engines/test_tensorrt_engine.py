@@ -88,7 +88,7 @@ def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[An
 
 
 @pytest.mark.parametrize(
-    "case", [NAME, "modernbert-single-cls", "modernbert-token", "bert-token", "bert-embed-default"]
+    "case", [NAME, "modernbert-multi-cls", "modernbert-token", "bert-mlm", "modernbert-embed-mean-unit"]
 )
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_answers_are_those_of_the_same_graph_on_the_cpu(name: str, case: str, bench: Any, graph: Graphs) -> None:

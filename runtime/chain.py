@@ -2,7 +2,7 @@
 
 An engine is refused at load with its reason (package, GPU, file, parity, a self-check that gives zeros or NaN). At run
 time a batch that an engine fails on goes to the next one; an engine that fails `FAILURES` times in a row is left alone
-for `RETRY_SECONDS`, then opened anew and asked the self-check, before a user's batch is risked on it.
+for `RETRY_SECONDS`, then asked the self-check, opened anew if it fails that, before a user's batch is risked on it.
 Knows no model and no particular engine. May be used from several threads.
 """
 
@@ -239,19 +239,25 @@ class EngineChain:
         return self._reprobe(link)
 
     def _reprobe(self, link: _Link) -> Engine:
-        # Opened anew: after some CUDA errors every call of the old one fails. The old one stays open for runs under
-        # way, and is closed once the new one stands.
+        with link.lock:
+            engine, link.engine = link.engine, None  # nobody else's until it is sound
         try:
-            engine = self._opened(link)
+            if engine is not None:
+                try:
+                    _sound(engine, self._probe)
+                except EngineError:  # after some CUDA errors every call fails: only a new one can help
+                    engine.close()
+                    engine = None
+            engine = engine or self._opened(link)
         except NopadError as error:
             with link.lock:
                 link.reason = str(error)
             raise _RestingError(f"engine {link.candidate.name} is still failing: {error}") from error
         with link.lock:
-            old, link.engine = link.engine, engine
-            link.rests_until, link.in_a_row = None, 0
-        if old is not None:
-            old.close()
+            if self._closed:
+                engine.close()
+                raise EngineError("the model is closed")
+            link.engine, link.rests_until, link.in_a_row = engine, None, 0
         log.warning("engine %s is back", link.candidate.name)
         return engine
 

@@ -90,7 +90,7 @@ def predict(
     console = messages(quiet)
     with load(
         bundle,
-        engine=tuple(engine.split(",")) if "," in engine else engine,
+        engine=tuple(one.strip() for one in engine.split(",")) if "," in engine else engine,
         precision=precision,
         threads=threads,
         truncation=truncation,

@@ -195,15 +195,25 @@ def test_repeated_failures_rest_the_engine_and_a_probe_brings_it_back() -> None:
 
     clock.now = 31
     first.answer = failing(EngineError("still lost"))  # the probe fails too: no user's batch is risked
-    assert chain.run(BATCH).engine == "second" and len(first.batches) == asked + 1
-    assert first.batches[-1] is PROBE and "still lost" in (chain.status().engines[0].reason or "")
-    assert chain.run(BATCH).engine == "second" and len(first.batches) == asked + 1  # rests again
+    assert chain.run(BATCH).engine == "second" and first.batches[asked:] == [PROBE, PROBE]
+    assert first.opened == 2 and first.closed  # the old one failed, and a new one, too
+    assert "still lost" in (chain.status().engines[0].reason or "")
+    assert chain.run(BATCH).engine == "second" and len(first.batches) == asked + 2  # rests again
 
     clock.now = 62
     first.answer = filled(1.0)
-    assert chain.run(BATCH).engine == "first" and first.opened == 3  # at load, and for each probe
+    assert chain.run(BATCH).engine == "first" and first.opened == 3
     assert chain.status().engines[0].state == "ready" and chain.status().degraded  # what happened stays said
     assert chain.run(BATCH).engine == "first"
+
+
+def test_an_engine_that_has_recovered_is_not_opened_anew() -> None:
+    clock = Clock()
+    first = Named("first", only_long(failing(EngineError("busy"))))
+    chain = chain_of(first, Named("second", filled(2.0)), failures=1, retry_seconds=30, clock=clock)
+    assert chain.run(BATCH).engine == "second"
+    clock.now, first.answer = 31, filled(1.0)
+    assert chain.run(BATCH).engine == "first" and (first.opened, first.closed) == (1, False)
 
 
 def test_failures_that_do_not_follow_each_other_rest_nothing() -> None:

@@ -27,9 +27,10 @@ def test_the_readme_has_commands() -> None:
 @pytest.mark.parametrize("line", SHELL)
 def test_commands_parse(line: str) -> None:
     _, name, *arguments = shlex.split(line)
-    command = cli.get_command(cli.make_context("nopad", ["--help"], resilient_parsing=True), name)  # type: ignore[attr-defined]
+    context = cli.make_context("nopad", ["--help"], resilient_parsing=True)
+    command = cli.get_command(context, name)  # type: ignore[attr-defined]
     assert command is not None, name
-    command.make_context(name, arguments)
+    command.make_context(name, arguments, parent=context)  # its options are cached with the parent's settings
 
 
 def test_every_command_is_named() -> None:

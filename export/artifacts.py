@@ -14,8 +14,9 @@ from nopad.export.parity import Progress
 from nopad.export.precision import Precision, cast
 from nopad.export.quantize import label_reader, quantize
 from nopad.export.targets import EngineJob
-from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name
+from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
 from nopad.model.checkpoint import Checkpoint, write_checkpoint
+from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import Bundle, write_manifest
@@ -94,11 +95,33 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     )
 
 
+def check_jobs(
+    jobs: Sequence[EngineJob],
+    precision: str,
+    profiles: Sequence[ShapeProfile],
+    options: BuildOptions,
+    config: EncoderConfig,
+) -> None:
+    """Refuse, before the long steps, what `add_engine` could not build of an encoder with this `config`.
+
+    Raises `UsageError`, `ExportError`.
+    """
+    for job in jobs:
+        require_buildable(job.target, job.sm, precision, options)
+    positions = config.max_position_embeddings
+    for number, profile in enumerate(profiles if jobs else (), 1):
+        if profile.longest[2] > -(-positions // config.block) * config.block:
+            raise UsageError(
+                f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
+                f"{positions}"
+            )
+
+
 def add_engine(
     bundle: Bundle,
     job: EngineJob,
     profiles: Sequence[ShapeProfile],
-    options: BuildOptions | None,
+    options: BuildOptions,
     progress: Progress,
 ) -> tuple[Bundle, BuiltEngine]:
     """Build one engine from the bundle's last ONNX graph into its folder, and list it in the manifest."""
@@ -107,14 +130,6 @@ def add_engine(
     chosen = tuple(profiles) or default_profiles(
         manifest.max_length, architecture=manifest.architecture, block=graph.token_multiple
     )
-    for number, profile in enumerate(chosen, 1):
-        limit = -(-int(manifest.architecture["max_position_embeddings"]) // graph.token_multiple) * graph.token_multiple
-        if profile.longest[2] > limit:
-            raise UsageError(
-                f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
-                f"{manifest.architecture['max_position_embeddings']}"
-            )
-    options = options or BuildOptions()
     runs_on = "sm80+" if options.hardware_compatible else job.sm
     name = engine_name(job.target, runs_on, graph.precision, chosen)
     made = build_engine(

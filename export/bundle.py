@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nopad.export.artifacts import add_engine, write_graph, write_int8_graph, write_torch
+from nopad.export.artifacts import add_engine, check_jobs, write_graph, write_int8_graph, write_torch
 from nopad.export.errors import ExportError
 from nopad.export.parity import Progress, run_gate, silent
 from nopad.export.precision import Precision
@@ -98,10 +98,12 @@ def export_checkpoint(
         raise UsageError("--precision int8 and --calibrate FILE go together")
     folder = resolve_checkpoint(name)
     start = time.perf_counter()
+    options = build or BuildOptions()
     checkpoint = None
     if exporter == "nopad":
         progress("loading the checkpoint")
         checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+        check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
         engines: list[BuiltEngine] = []
         if checkpoint is None:
@@ -122,7 +124,7 @@ def export_checkpoint(
             )
             written = open_bundle(made, verify=False)
             for job in jobs.engines:
-                written, built = add_engine(written, job, profiles, build, progress)
+                written, built = add_engine(written, job, profiles, options, progress)
                 engines.append(built)
             half_window = checkpoint.config.half_window
         exported = time.perf_counter()

@@ -80,7 +80,7 @@ def build_engine(
     driver, memory or disk).
     """
     options = options or BuildOptions()
-    _require_buildable(target, sm, precision, options)
+    require_buildable(target, sm, precision, options)
     shapes = [_shapes(number, one, inputs, token_multiple) for number, one in enumerate(profiles, 1)]
     if not shapes:
         raise ExportError("an engine needs at least one profile; plan some with nopad plan")
@@ -132,8 +132,8 @@ def build_engine(
     )
 
 
-def _require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
-    """Refuse what can never be built, before any library is touched."""
+def require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
+    """Refuse what can never be built, before any library is touched. Raises `ExportError`."""
     if target not in LIBRARIES:
         raise ExportError(f"unknown target {target!r}; engines are built for {', '.join(LIBRARIES)}")
     why = refusal(target, sm, precision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,6 +19,7 @@ from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.engines.trtlib import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
 from nopad.runtime.planning import default_profiles
@@ -153,7 +153,7 @@ def add_engine(
         profiles=chosen,
         built_with=made.library,
         version_compatible=options.version_compatible,
-        platform=f"{platform.system()}-{platform.machine()}",
+        platform=this_platform(),
         opset=None,
         parity={},
     )

@@ -23,11 +23,12 @@ from typing import Any
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import plan_batches
 from nopad.runtime.costmodel import CostModel, cost_model
+from nopad.runtime.engines.base import GPU_TOKENS
 from nopad.runtime.errors import UsageError
 from nopad.runtime.profiles import ShapeProfile
 
-# Tokens of one micro-batch on a GPU: beyond it no GPU of today gets faster, and answers only wait longer.
-TOKEN_BUDGET = 16_384
+# Tokens of one micro-batch: the GPU engines' own.
+TOKEN_BUDGET = GPU_TOKENS
 MEMORY_BYTES = 2 << 30
 # Texts that the runtime plans together (`nopad.runtime.predictor.WINDOW`), and how many windows are simulated.
 WINDOW = 512

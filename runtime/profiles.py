@@ -89,6 +89,12 @@ def read_profiles(path: Path) -> tuple[ShapeProfile, ...]:
     return tuple(profiles)
 
 
+def shape_of(batch: PackedBatch) -> str:
+    """A batch's three sizes, for messages."""
+    sequences, longest = batch.pad_index.shape
+    return f"a stream of {len(batch.input_ids)} tokens, {sequences} sequences, the longest of {longest}"
+
+
 def choose_profile(profiles: Sequence[ShapeProfile], batch: PackedBatch) -> int | None:
     """Index of the smallest profile that the batch fits (by its longest sequence, then its tokens); None: none does."""
     fitting = [i for i, profile in enumerate(profiles) if profile.fits(batch)]

@@ -20,7 +20,7 @@ from nopad.runtime.engines.device import out_of_memory
 from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session
 from nopad.runtime.errors import BundleError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
-from nopad.runtime.profiles import ShapeProfile, choose_profile
+from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
 from nopad.runtime.types import FloatArray
 
 # TF32 would round fp32 graphs to 10 bits of mantissa, without a word.
@@ -71,12 +71,6 @@ class OnnxTensorRTEngine(OnnxEngine):
         if choose_profile(self.profiles, batch) is None:
             raise ShapeError(f"engine {self.name} has no profile for {shape_of(batch)}")
         return super().run(batch)
-
-
-def shape_of(batch: PackedBatch) -> str:
-    """A batch's three sizes, for messages."""
-    sequences, longest = batch.pad_index.shape
-    return f"a stream of {len(batch.input_ids)} tokens, {sequences} sequences, the longest of {longest}"
 
 
 def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:

@@ -9,7 +9,6 @@ Knows no tokenizer and no task; batches come packed.
 from __future__ import annotations
 
 import contextlib
-import platform
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,10 +32,10 @@ from nopad.runtime.engines.device import (
     device_count,
     out_of_memory,
 )
-from nopad.runtime.engines.trtlib import import_library, logger
+from nopad.runtime.engines.trtlib import import_library, logger, this_platform
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
-from nopad.runtime.profiles import ShapeProfile, choose_profile
+from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
 from nopad.runtime.types import FloatArray
 
 
@@ -118,7 +117,7 @@ class TensorRTEngine:
                 f"not interchangeable: pip install '{self.library}=={wanted}{'.*' if self.version_parts < 4 else ''}', "
                 "or export again"
             )
-        here = f"{platform.system()}-{platform.machine()}"
+        here = this_platform()
         if artifact.platform not in (None, here):
             raise EnvironmentProblem(f"{artifact.file} was built on {artifact.platform}, this is {here}: export again")
 
@@ -130,11 +129,7 @@ class TensorRTEngine:
         """Logits of a batch. Raises `ShapeError` where no profile fits, else `EngineError`."""
         number = choose_profile(self.profiles, batch)
         if number is None:
-            sequences, longest = batch.pad_index.shape
-            raise ShapeError(
-                f"engine {self.name} has no profile for a stream of {len(batch.input_ids)} tokens, {sequences} "
-                f"sequences, the longest of {longest}"
-            )
+            raise ShapeError(f"engine {self.name} has no profile for {shape_of(batch)}")
         slots = self._slots
         if not slots:
             raise EngineError(f"engine {self.name} is closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from collections import deque
 from typing import Any
 
@@ -11,6 +12,11 @@ from nopad.runtime.errors import EnvironmentProblem
 # Target, and the engine of the same name -> module.
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _KEPT_MESSAGES = 8
+
+
+def this_platform() -> str:
+    """The system and processor that an engine is built on and for: `Linux-x86_64`."""
+    return f"{platform.system()}-{platform.machine()}"
 
 
 def import_library(target: str, who: str) -> Any:

@@ -13,6 +13,7 @@ ALLOWED = {
     "runtime": {"runtime", "model"},
     "training": {"training", "model", "runtime"},
     "export": {"export", "model", "runtime"},
+    "bench": {"bench", "export", "model", "runtime"},
 }
 # model is not free of torch; these parts of it are what the runtime takes.
 TORCH_FREE = {f"nopad.model.{name}" for name in ("config", "errors", "files", "hardware", "packing")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("model", "training", "export", "runtime")
+FOLDERS = ("model", "training", "export", "runtime", "bench")
 LIMIT = 8_000_000  # bytes of the wheel
 
 

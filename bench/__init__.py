@@ -1,0 +1,1 @@
+"""Measured comparisons: engines and competitors on the same texts, threads and machine. May import every other part."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
+from nopad.export.int8_cpu import quantize_cpu
 from nopad.export.onnx import export_graph
 from nopad.export.parity import Progress
 from nopad.export.precision import Precision, cast
 from nopad.export.quantize import label_reader, quantize
+from nopad.export.samples import SAMPLES
 from nopad.export.targets import EngineJob
 from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
 from nopad.model.checkpoint import Checkpoint, write_checkpoint
@@ -26,18 +29,21 @@ from nopad.runtime.planning import default_profiles
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.textfile import read_rows
 from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.types import Text
 
 # Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
 CALIBRATION_TEXTS = 512
 _CALIBRATION_TOKENS = 2048
+GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU operators
 
 
-def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision) -> Artifact:
-    """Write the ONNX graph in `precision` into the bundle's folder."""
-    graph = export_graph(cast(checkpoint.encoder, precision), folder / _graph_name(precision))
+def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
+    """Write the graph of a `target` in `precision` into the bundle's folder."""
+    file = folder / _graph_name(precision, target)
+    graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
     return Artifact(
         file=graph.file.name,
-        target="onnx",
+        target=target,
         precision=precision,
         layout="packed",
         inputs=graph.inputs,
@@ -47,39 +53,67 @@ def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision) -> A
     )
 
 
-def _graph_name(precision: str) -> str:
-    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+def _graph_name(precision: str, target: GraphTarget) -> str:
+    kind = (["cpu"] if target == "cpu" else []) + ([precision] if precision != "fp32" else [])
+    return ".".join(["model", *kind, "onnx"])
 
 
 def write_int8_graph(
     checkpoint: Checkpoint, folder: Path, calibrate: str, max_length: int, progress: Progress
 ) -> Artifact:
-    """Write the int8 graph: the fp16 one with explicit Q/DQ, calibrated on the texts of a file."""
-    encoder = TextEncoder(folder / "tokenizer.json", max_length)
-    multiple = checkpoint.config.block
-    batches = list(_calibration_batches(calibrate, encoder, multiple, checkpoint.config.pad_token_id or 0))
+    """Write the int8 graph for TensorRT: the fp16 one with explicit Q/DQ, calibrated on the texts of a file."""
+    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, checkpoint.config.block)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         typed = write_graph(checkpoint, Path(scratch), "fp16")
         made = quantize(
             Path(scratch) / typed.file,
-            folder / _graph_name("int8"),
+            folder / _graph_name("int8", "onnx"),
             batches,
             labels_of=label_reader(checkpoint.config.task, checkpoint.config.problem_type),
             progress=progress,
         )
-    return dataclasses.replace(typed, file=_graph_name("int8"), precision="int8", quantized=made.to_json())
+    return dataclasses.replace(typed, file=_graph_name("int8", "onnx"), precision="int8", quantized=made.to_json())
 
 
-def _calibration_batches(source: str, encoder: TextEncoder, multiple: int, filler_id: int) -> Iterator[PackedBatch]:
-    rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)
+def write_cpu_int8_graph(
+    checkpoint: Checkpoint, folder: Path, calibrate: str | None, max_length: int, progress: Progress
+) -> Artifact:
+    """Write the int8 graph for CPUs: scales calibrated on the texts of a file or, without one, found for each token.
+
+    Without a file, what is sensitive is judged on the sentences that the parity gate asks.
+    """
+    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, 1)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
+        exact = write_graph(checkpoint, Path(scratch), "fp32", "cpu")
+        made = quantize_cpu(
+            Path(scratch) / exact.file,
+            folder / _graph_name("int8", "cpu"),
+            batches,
+            static=calibrate is not None,
+            labels_of=label_reader(checkpoint.config.task, checkpoint.config.problem_type),
+            progress=progress,
+        )
+    return dataclasses.replace(exact, file=made.file.name, precision="int8", quantized=made.to_json())
+
+
+def _calibration_batches(
+    checkpoint: Checkpoint, folder: Path, source: str | None, max_length: int, multiple: int
+) -> list[PackedBatch]:
+    encoder = TextEncoder(folder / "tokenizer.json", max_length)
+    rows: Iterable[Text] = SAMPLES
+    if source is not None:
+        rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)
     encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
     if not encoded:
         raise InputFileError(f"{source} has no texts to calibrate on; give JSONL or CSV with a field `text`")
     lengths = [one.used for one in encoded]
+    batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):
         members = [encoded[i] for i in batch]
         types = [one.token_type_ids for one in members]
-        yield pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler_id)
+        filler = checkpoint.config.pad_token_id or 0
+        batches.append(pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler))
+    return batches
 
 
 def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like: Artifact) -> Artifact:
@@ -91,7 +125,13 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}
     write_checkpoint(cast(checkpoint.encoder, precision), {**checkpoint.raw_config, "nopad": own}, made)
     return dataclasses.replace(
-        like, file="torch/model.safetensors", target="torch", precision=precision, opset=None, quantized=None
+        like,
+        file="torch/model.safetensors",
+        target="torch",
+        precision=precision,
+        token_multiple=config.block,
+        opset=None,
+        quantized=None,
     )
 
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nopad.export.artifacts import add_engine, check_jobs, write_graph, write_int8_graph, write_torch
+from nopad.export.artifacts import (
+    add_engine,
+    check_jobs,
+    write_cpu_int8_graph,
+    write_graph,
+    write_int8_graph,
+    write_torch,
+)
 from nopad.export.errors import ExportError
 from nopad.export.parity import Progress, run_gate, silent
 from nopad.export.precision import Precision
@@ -66,7 +73,7 @@ def export_checkpoint(
     name: str | Path,
     output: Path,
     *,
-    target: Target = "onnx",
+    target: Target = "cpu",
     precision: Precision | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
@@ -91,11 +98,13 @@ def export_checkpoint(
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
-    if exporter == "optimum" and (target, precision or "fp32") != ("onnx", "fp32"):
+    if exporter == "optimum" and (target not in ("cpu", "onnx") or precision not in (None, "fp32")):
         raise ExportError("--exporter optimum writes fp32 ONNX; the rest needs the packed exporter (--exporter nopad)")
     jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
-    if (calibrate is not None) != ("int8" in jobs.graphs):
-        raise UsageError("--precision int8 and --calibrate FILE go together")
+    if "int8" in jobs.graphs and calibrate is None:
+        raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
+    if calibrate is not None and "int8" not in (jobs.cpu, *jobs.graphs):
+        raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
     start = time.perf_counter()
     options = build or BuildOptions()
@@ -103,7 +112,8 @@ def export_checkpoint(
     if exporter == "nopad":
         progress("loading the checkpoint")
         checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
-        check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
+        if jobs.engines:
+            check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
         engines: list[BuiltEngine] = []
         if checkpoint is None:
@@ -116,6 +126,7 @@ def export_checkpoint(
             write_bundle(
                 checkpoint,
                 made,
+                cpu=jobs.cpu,
                 graphs=jobs.graphs,
                 torch=jobs.torch,
                 max_length=max_length,
@@ -153,7 +164,7 @@ def _gate_all(
     ungated = []
     for artifact in bundle.manifest.artifacts:
         onnx = "onnx-cuda" if artifact.precision == "bf16" else "onnx-cpu"  # whose kernels lack bf16
-        engine = onnx if artifact.target == "onnx" else artifact.target
+        engine = onnx if artifact.target in ("cpu", "onnx") else artifact.target
         try:
             report = gate_bundle(
                 bundle,
@@ -229,7 +240,8 @@ def write_bundle(
     checkpoint: Checkpoint,
     folder: Path,
     *,
-    graphs: Sequence[Precision] = ("fp32",),
+    cpu: Precision | None = "fp32",
+    graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
     calibrate: str | None = None,
@@ -237,12 +249,19 @@ def write_bundle(
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
-    `graphs` are the precisions of its ONNX files; `torch` is that of the torch engine's weights, if it shall have any.
+    `cpu` is the precision of the graph for CPUs, `graphs` are those of its plain ONNX files, `torch` is that of the
+    torch engine's weights; None leaves them out.
     """
     config = checkpoint.config
     tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
     limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     artifacts = []
+    if cpu is not None:
+        progress(f"exporting the graph for CPUs in {cpu}")
+        if cpu == "int8":
+            artifacts.append(write_cpu_int8_graph(checkpoint, folder, calibrate, limit, progress))
+        else:
+            artifacts.append(write_graph(checkpoint, folder, cpu, "cpu"))
     for precision in graphs:
         progress(f"exporting the graph in {precision}")
         if precision == "int8":

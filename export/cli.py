@@ -21,22 +21,28 @@ from nopad.runtime.engines.base import ENGINES
 @click.argument("checkpoint")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
-    default="onnx",
-    help="onnx: runs everywhere. tensorrt: an engine for the GPU at hand. tensorrt-rtx: engines for --arch, built "
+    type=click.Choice(["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: the fastest on CPUs. onnx: plain ONNX, for ONNX Runtime on a GPU and other tools. "
+    "tensorrt: an engine for the GPU at hand. tensorrt-rtx: engines for --arch, built "
     "without a GPU. torch: weights for PyTorch flash attention. all: what this machine can make.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="fp16 and bf16 are for GPUs, slow on CPUs; int8 is for engines, with --calibrate. [default: fp32; fp16 for "
-    "engines]",
+    help="fp16 and bf16 are for GPUs; int8 is for --target cpu and, with --calibrate, for engines. "
+    "[default: fp32; fp16 for engines]",
 )
 @click.option(
     "--arch", metavar="SM,..", help="GPUs to build for: sm75,sm86,sm89,sm120. [default: the one at hand, or all]"
 )
 @click.option("--profiles", type=click.Path(path_type=Path), help="Shapes to build for: a file of nopad plan.")
-@click.option("--calibrate", metavar="FILE", help="Texts (JSONL, CSV: field `text`) that int8 scales are found on.")
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Texts (JSONL, CSV: field `text`) that int8 scales are found on. [default for cpu: scales of each batch]",
+)
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
 @click.option(
     "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"

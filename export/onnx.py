@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 
+from nopad.export.cpu import cpu_attention, rearrange
 from nopad.export.errors import ExportError
 from nopad.model.attention import graph_attention
 from nopad.model.encoder import PackedEncoder
@@ -37,18 +38,22 @@ class Graph:
     token_multiple: int
 
 
-def export_graph(encoder: PackedEncoder, path: Path) -> Graph:
+def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Graph:
     """Write `encoder` (already in its precision) to `path` and check the file.
 
+    `cpu`: in ONNX Runtime's own CPU operators (`nopad.export.cpu`), instead of plain ONNX.
+
     Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`
-    and, for BERT, `token_type_ids[tokens]`; `tokens` is a multiple of the attention block. Output: fp32 `logits`.
+    and, for BERT, `token_type_ids[tokens]`; `tokens` is a multiple of the attention block (with `cpu`, any number).
+    Output: fp32 `logits`.
     Raises `ExportError`.
     """
     config = encoder.encoder_config
     block = config.block
+    multiple = 1 if cpu else block
     # Three sequences of different lengths over three blocks: no dimension equals another by chance.
-    example = pack([[1] * (block + 6), [1] * 7, [1] * block], multiple=block)
-    tokens = block * torch.export.Dim("blocks", min=1, max=1 << 20)
+    example = pack([[1] * (block + 6), [1] * 7, [1] * block], multiple=multiple)
+    tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if cpu else block * torch.export.Dim("blocks", max=1 << 20)
     sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
     longest = torch.export.Dim("longest", min=1, max=1 << 20)
     shapes: dict[str, dict[int, Any]] = {name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")}
@@ -56,7 +61,8 @@ def export_graph(encoder: PackedEncoder, path: Path) -> Graph:
     if config.type_vocab_size:
         shapes["token_type_ids"] = {0: tokens}
     arguments = tuple(torch.from_numpy(getattr(example, name)) for name in shapes)
-    attention, encoder.attention = encoder.attention, encoder.attention or graph_attention
+    own = cpu_attention if cpu else graph_attention
+    attention, encoder.attention = encoder.attention, encoder.attention or own
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -72,6 +78,8 @@ def export_graph(encoder: PackedEncoder, path: Path) -> Graph:
         assert program is not None
         names = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
         size = sum(p.numel() * p.element_size() for p in encoder.parameters())
+        if cpu:
+            rearrange(program.model)
         _name_nodes(program.model.graph)
         _name_dimensions(program.model.graph, names)
         program.save(str(path), external_data=size > INLINE_BYTES)
@@ -86,7 +94,7 @@ def export_graph(encoder: PackedEncoder, path: Path) -> Graph:
         opset=OPSET,
         inputs={value.name or "": _shape(value) for value in graph.inputs},
         outputs={value.name or "": _shape(value) for value in graph.outputs},
-        token_multiple=block,
+        token_multiple=multiple,
     )
 
 

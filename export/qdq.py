@@ -34,8 +34,9 @@ MAGNITUDES = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
 INFINITY = 0x7C00
 
 Half = npt.NDArray[np.float16]
+Scale = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]  # how often each of MAGNITUDES occurs in a tensor
-Scales = Mapping[str, Half]  # tensor -> its scale, []
+Scales = Mapping[str, Scale]  # tensor -> its scale, []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,12 @@ class LinearLayer:
 
 
 def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
-    """The layers that may be quantized: every `Gemm` with a constant matrix inside a numbered encoder layer.
+    """The layers that may be quantized: every `Gemm` or `MatMul` with a constant matrix inside a numbered layer.
 
     Attention products have no constant matrix; embeddings, pooler, heads and decoder stand outside the layers.
+    One module may have several products: graphs for a CPU split the matrices of `Wqkv` and `Wi`.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     return [
         LinearLayer(
             module=node.name.rpartition("/")[0],
@@ -64,12 +66,28 @@ def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
             axis=0 if any(a.name == "transB" and a.i for a in node.attribute) else 1,
         )
         for node in model.graph.node
-        if node.op_type == "Gemm" and _IN_LAYER.search(node.name) and node.input[1] in constants
+        if _IN_LAYER.search(node.name) and _is_product(node) and node.input[1] in constants
     ]
 
 
-def count(values: Half) -> Counts:
-    """The exact distribution of the magnitudes in `values`."""
+def _is_product(node: onnx.NodeProto) -> bool:
+    """Whether it is x @ w (+ c), with nothing else in it."""
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and all(values.get(name, value) == value for name, value in plain.items())
+    )
+
+
+def weight_type(model: onnx.ModelProto, layer: LinearLayer) -> int:
+    """The element type of its matrix, as `onnx.TensorProto` has it."""
+    return next(tensor.data_type for tensor in model.graph.initializer if tensor.name == layer.weight)
+
+
+def count(values: Scale) -> Counts:
+    """The exact distribution of the magnitudes in `values`, if they are fp16; of their nearest fp16, if fp32."""
+    if values.dtype != np.float16:  # beyond its largest number is the largest
+        values = np.clip(values, -MAGNITUDES[INFINITY - 1], MAGNITUDES[INFINITY - 1]).astype(np.float16)
     bits = np.ascontiguousarray(values).view(np.uint16) & 0x7FFF
     return np.bincount(bits.ravel(), minlength=len(MAGNITUDES))
 
@@ -120,13 +138,17 @@ def _half(scales: npt.NDArray[Any]) -> Half:
     return np.asarray(np.where(out < scales, np.nextafter(out, np.float16(np.inf)), out), dtype=np.float16)
 
 
-def quantize_weight(weight: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[np.int8], Half]:
-    """int8 values of a matrix, and the scale of each output channel (`axis`); nothing is clipped."""
+def quantize_weight(weight: npt.NDArray[Any], axis: int, levels: int = _LEVELS) -> tuple[npt.NDArray[np.int8], Scale]:
+    """int8 values of a matrix, -levels..levels, and the scale of each output channel (`axis`); nothing is clipped.
+
+    Scales are fp16 for an fp16 matrix, else fp32.
+    """
     exact = weight.astype(np.float32)
     limits = np.abs(exact).max(axis=1 - axis)
-    scales = _half(np.where(limits > 0, limits / _LEVELS, 1.0))
+    wanted = np.where(limits > 0, limits / levels, 1.0).astype(np.float32)
+    scales: Scale = _half(wanted) if weight.dtype == np.float16 else wanted
     steps = np.expand_dims(scales.astype(np.float32), 1 - axis)
-    return np.clip(np.rint(exact / steps), -_LEVELS, _LEVELS).astype(np.int8), scales
+    return np.clip(np.rint(exact / steps), -levels, levels).astype(np.int8), scales
 
 
 def insert(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Scales | None) -> None:
@@ -178,7 +200,23 @@ def insert(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Scales
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    drop_unread(graph)
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove the initializers that nothing reads any more."""
+    read = _names_read(graph)
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in read:
             del graph.initializer[index]
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """By its nodes, those of their branches, and its outputs."""
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names |= {*node.input}
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                names |= _names_read(attribute.g)
+    return names

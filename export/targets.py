@@ -11,7 +11,7 @@ from nopad.export.precision import Precision
 from nopad.model.hardware import RTX_ARCHS, refusal
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
-Target = Literal["onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
+Target = Literal["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -29,7 +29,8 @@ class EngineJob:
 class Jobs:
     """Everything that goes into a bundle. Engines are built from the last of `graphs`."""
 
-    graphs: tuple[Precision, ...]
+    cpu: Precision | None = None  # of the graph in ONNX Runtime's own CPU operators; None: without it
+    graphs: tuple[Precision, ...]  # in plain ONNX
     torch: Precision | None  # of the torch engine's weights on a GPU; None: without them
     engines: tuple[EngineJob, ...]
     skipped: tuple[str, ...]  # what was not asked for by name and cannot be built here, with the reason
@@ -41,14 +42,20 @@ def plan_jobs(target: Target, precision: Precision | None, archs: Sequence[str],
     What was asked for by name and cannot be built raises `UsageError` (it never can) or `EnvironmentProblem` (it can
     elsewhere), before anything is done; of `all` it is skipped with the reason.
     """
-    if precision == "int8" and target not in ENGINE_TARGETS:
-        raise UsageError("--precision int8 is for --target tensorrt and tensorrt-rtx")
-    if archs and target in ("onnx", "torch"):
+    if precision == "int8" and target not in ("cpu", *ENGINE_TARGETS):
+        raise UsageError("--precision int8 is for --target cpu, tensorrt and tensorrt-rtx")
+    if precision in ("fp16", "bf16") and target == "cpu":
+        raise UsageError(
+            f"--precision {precision} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
+        )
+    if archs and target not in ("all", *ENGINE_TARGETS):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
-    if target in ("onnx", "torch"):
-        if target == "torch":  # the graph is for machines without torch, which have no GPU either
-            return Jobs(graphs=("fp32",), torch=precision or "fp16", engines=(), skipped=())
-        return Jobs(graphs=(precision or "fp32",), torch=None, engines=(), skipped=())
+    if target == "cpu":
+        return Jobs(cpu=precision or "fp32", graphs=(), torch=None, engines=(), skipped=())
+    if target == "onnx":
+        return Jobs(cpu=None, graphs=(precision or "fp32",), torch=None, engines=(), skipped=())
+    if target == "torch":  # the graph is for machines without torch, which have no GPU either
+        return Jobs(cpu="fp32", graphs=(), torch=precision or "fp16", engines=(), skipped=())
     half: Precision = precision or "fp16"
     engines: list[EngineJob] = []
     skipped: list[str] = []
@@ -62,8 +69,13 @@ def plan_jobs(target: Target, precision: Precision | None, archs: Sequence[str],
             found, why = _engines(one, half, archs, sm)
         engines += found
         skipped += why
-    graphs: tuple[Precision, ...] = ("fp32", half) if target == "all" and half != "fp32" else (half,)
-    return Jobs(graphs=graphs, torch=half if target == "all" else None, engines=tuple(engines), skipped=tuple(skipped))
+    return Jobs(
+        cpu="fp32" if target == "all" else None,
+        graphs=(half,),
+        torch=half if target == "all" else None,
+        engines=tuple(engines),
+        skipped=tuple(skipped),
+    )
 
 
 def _engines(target: str, precision: str, archs: Sequence[str], sm: str | None) -> tuple[list[EngineJob], list[str]]:

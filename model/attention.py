@@ -1,11 +1,13 @@
 """The one seam between the encoder and how attention is computed.
 
 The encoder asks an `AttentionFactory` once per forward for an `Attend` bound to the batch's layout, then calls it
-in every layer with q, k, v of shape [T, heads, head_size]. Implementations here:
+in every layer with q, k, v of shape [T, heads, head_size] and the rotary angles. Implementations here:
 
 - `sdpa_attention`: runs everywhere. Local layers block by block, global layers per sequence.
 - `varlen_attention`: CUDA Ampere and newer, `torch.nn.attention.varlen` with its window.
 - `graph_attention`: the same arithmetic in operators that export to plain ONNX (MatMul, Softmax, Gather).
+
+`nopad.export.cpu` has the one for ONNX Runtime's own CPU operators.
 
 Local attention, half window w, block b >= w: the stream is cut into blocks of b tokens; queries of a block meet the
 keys of the previous, own and next block, allowed where |i - j| <= w and both tokens belong to the same sequence.
@@ -34,11 +36,30 @@ class PackedLayout:
     block: int
 
 
+# Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; None where positions are embedded (BERT).
+Rotary = tuple[Tensor, Tensor] | None
+
+
+def rotate(x: Tensor, rope: Rotary) -> Tensor:
+    """One of q and k, [T, heads, head_size], turned by its position (RoFormer, arXiv:2104.09864; halves, not pairs)."""
+    if rope is None:
+        return x
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    # Under autocast the angles are fp32 and x is not; attention kernels want q, k and v of one dtype.
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
 class Attend(Protocol):
     """Attention bound to one layout."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
-        """Attend within sequences (and within the window where `local`); [T, heads, head_size] in and out."""
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0
+    ) -> Tensor:
+        """Attend within sequences (and within the window where `local`); [T, heads, head_size] in and out.
+
+        q and k come as projected: `rope` turns them first.
+        """
         ...
 
 
@@ -99,7 +120,8 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
     mask = local_mask(layout).unsqueeze(1) if layout.half_window >= 0 else None
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+        q, k = rotate(q, rope), rotate(k, rope)
         if not local:
             return _per_sequence(q, k, v, lengths, dropout)
         queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
@@ -134,7 +156,8 @@ def varlen_attention(layout: PackedLayout) -> Attend:
     cu_seqlens = cu_seqlens.to(torch.int32)
     longest = max(layout.pad_index.shape[1], layout.block)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+        q, k = rotate(q, rope), rotate(k, rope)
         assert not dropout, "default_attention must not choose varlen_attn with dropout"
         window = (layout.half_window, layout.half_window) if local else (-1, -1)
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
@@ -162,7 +185,8 @@ def graph_attention(layout: PackedLayout) -> Attend:
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+        q, k = rotate(q, rope), rotate(k, rope)
         q = q * q.shape[-1] ** -0.5
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nopad.model.attention import Attend, PackedLayout
+from nopad.model.attention import Attend, PackedLayout, Rotary
 from nopad.model.config import EncoderConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,7 +22,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-Rotary = tuple[Tensor, Tensor]
 
 
 class Norm(nn.LayerNorm):
@@ -53,13 +52,6 @@ def rotary(position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtyp
     return angles.cos().unsqueeze(1).to(dtype), angles.sin().unsqueeze(1).to(dtype)
 
 
-def _rotate(x: Tensor, rope: Rotary) -> Tensor:
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    # Under autocast the angles are fp32 and x is not; attention kernels want q, k and v of one dtype.
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
 class _ModernBertEmbeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -83,7 +75,7 @@ class _ModernBertAttention(nn.Module):
     def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
         q, k, v = (part.unflatten(-1, self.shape) for part in self.Wqkv(x).chunk(3, dim=-1))
         dropout = self.dropout if self.training else 0.0
-        out = attend(_rotate(q, rope), _rotate(k, rope), v, local=local, dropout=dropout)
+        out = attend(q, k, v, local=local, rope=rope, dropout=dropout)
         return self.out_drop(self.Wo(out.flatten(1)))
 
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "parity": ("nopad.export.cli:parity", "Check that a bundle answers what transformers answers."),
     "plan": ("nopad.runtime.commands.plan:plan", "Plan engine profiles from the lengths of real texts."),
     "predict": ("nopad.runtime.commands.predict:predict", "Answer texts, or a file of them."),
+    "bench": ("nopad.bench.cli:bench", "Measure a bundle beside its competitors; compare two results."),
     "inspect": ("nopad.runtime.commands.inspect:inspect", "Show what a bundle holds and how it was verified."),
     "doctor": ("nopad.runtime.commands.doctor:doctor", "Show what this machine can train, export and run."),
     "demo": ("nopad.export.demo:demo", "Export, verify and run the embedded model; compare with transformers."),
@@ -40,6 +41,8 @@ EXTRAS = {
     "datasets": "train",
     "sklearn": "train",
     "accelerate": "train",
+    "optimum": "bench",
+    "openvino": "bench",
 }
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."

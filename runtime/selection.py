@@ -47,7 +47,7 @@ def find_candidates(
     for one in choices:
         name = one if isinstance(one, str) else "onnx-cpu"  # a factory of your own stands in for it
         factory = engine_factory(one) if isinstance(one, str) else one
-        fitting = [artifact for artifact in artifacts if artifact.target == TARGETS[name]]
+        fitting = [artifact for artifact in artifacts if artifact.target in TARGETS[name]]
         for artifact in sorted(fitting, key=lambda artifact: _preference(artifact, name, sm)):
             verified = allow_unverified or artifact.passed_on(name)
             opener = _opener(bundle, artifact, factory, options) if verified else _refusing(bundle, artifact, name)
@@ -69,13 +69,14 @@ def _holds(bundle: Bundle) -> str:
     return ", ".join(sorted(set(kinds))) or "nothing"
 
 
-def _preference(artifact: Artifact, engine: str, sm: str | None) -> tuple[bool, int]:
+def _preference(artifact: Artifact, engine: str, sm: str | None) -> tuple[bool, int, int]:
     # This GPU's engine before another's (which will say so); half precision is fast on GPUs and slow on CPUs.
     order: Sequence[str] = ("fp32", "int8", "fp16", "bf16")
     if engine != "onnx-cpu" and sm is not None:
         order = CAPABILITIES[sm].precisions if sm in CAPABILITIES else ("fp16", "bf16", "fp32", "int8")
     known = artifact.precision in order
-    return artifact.sm not in (None, sm), order.index(artifact.precision) if known else len(order)
+    precision = order.index(artifact.precision) if known else len(order)
+    return artifact.sm not in (None, sm), precision, TARGETS[engine].index(artifact.target)
 
 
 def _opener(bundle: Bundle, artifact: Artifact, factory: EngineFactory, options: EngineOptions) -> Callable[[], Engine]:

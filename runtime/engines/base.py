@@ -54,7 +54,7 @@ class EngineFactory(Protocol):
         ...
 
 
-# name -> "module:factory", imported when chosen; `TARGETS` says which engine opens which artifact.
+# name -> "module:factory", imported when chosen; `TARGETS` says which artifacts it opens.
 ENGINES = {
     "tensorrt": "nopad.runtime.engines.tensorrt:TensorRTEngine",
     "tensorrt-rtx": "nopad.runtime.engines.tensorrt:TensorRTRTXEngine",
@@ -63,13 +63,13 @@ ENGINES = {
     "torch": "nopad.runtime.engines.torch:TorchEngine",
     "onnx-cpu": "nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
 }
-TARGETS = {
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-    "onnx-tensorrt": "onnx",
-    "onnx-cuda": "onnx",
-    "torch": "torch",
-    "onnx-cpu": "onnx",
+TARGETS: dict[str, tuple[str, ...]] = {  # the one that suits it best first
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+    "onnx-tensorrt": ("onnx",),
+    "onnx-cuda": ("onnx",),
+    "torch": ("torch",),
+    "onnx-cpu": ("cpu", "onnx"),
 }
 
 

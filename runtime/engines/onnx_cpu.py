@@ -64,6 +64,7 @@ class OnnxEngine:
         if sorted(self._wanted) != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {self._wanted}, the manifest says {sorted(artifact.inputs)}")
         self._padded = artifact.layout == "padded"
+        self._filler = artifact.token_multiple > 1
         self._pad_token_id = options.pad_token_id
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -71,7 +72,7 @@ class OnnxEngine:
         session = self._session
         if session is None:
             raise EngineError(f"engine {self.name} is closed")
-        feeds = _padded_feeds(batch, self._pad_token_id) if self._padded else _packed_feeds(batch)
+        feeds = _padded_feeds(batch, self._pad_token_id) if self._padded else self._packed_feeds(batch)
         try:
             logits = session.run(None, {name: feeds[name] for name in self._wanted})[0]
         except Exception as error:
@@ -83,6 +84,11 @@ class OnnxEngine:
             stream[batch.pad_index[real]] = logits[real]
             return stream
         return logits
+
+    def _packed_feeds(self, batch: PackedBatch) -> dict[str, IntArray]:
+        end = None if self._filler else batch.num_tokens  # packed for an engine beside it that wants filler
+        stream = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
+        return {**{name: getattr(batch, name)[:end] for name in stream}, "pad_index": batch.pad_index}
 
     def close(self) -> None:
         """Drop the session."""
@@ -97,11 +103,6 @@ class OnnxCpuEngine(OnnxEngine):
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         ort = import_onnxruntime(self.name, "cpu")
         super().__init__(open_session(ort, path, options, [("CPUExecutionProvider", {})]), path, artifact, options)
-
-
-def _packed_feeds(batch: PackedBatch) -> dict[str, IntArray]:
-    names = ("input_ids", "token_type_ids", "position_ids", "sequence_ids", "pad_index")
-    return {name: getattr(batch, name) for name in names}
 
 
 def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:

@@ -49,7 +49,7 @@ def test_all_makes_what_it_can_and_says_why_not_the_rest(made: tuple[Path, dict[
     manifest = open_bundle(path).manifest
     kinds = [(a.target, a.precision, a.sm) for a in manifest.artifacts]
     assert kinds == [
-        ("onnx", "fp32", None),
+        ("cpu", "fp32", None),
         ("onnx", "fp16", None),
         ("torch", "fp16", None),
         ("tensorrt-rtx", "fp16", "sm75"),
@@ -57,7 +57,7 @@ def test_all_makes_what_it_can_and_says_why_not_the_rest(made: tuple[Path, dict[
     ]
     assert manifest.verdict == "verified"
     assert set(printed["reports"]) == {
-        "model.onnx on onnx-cpu",
+        "model.cpu.onnx on onnx-cpu",
         "model.fp16.onnx on onnx-cpu",
         "torch/model.safetensors on torch",
     }
@@ -152,8 +152,8 @@ def test_int8_is_calibrated_gated_and_built(checkpoint: Bundles, tmp_path: Path)
     [
         (["--target", "tensorrt-rtx", "--arch", "sm75", "--precision", "fp32"], 2, "no fp32 on sm75"),
         (["--target", "tensorrt-rtx", "--arch", "sm75", "--precision", "bf16"], 2, "Turing has no bf16"),
-        (["--target", "tensorrt-rtx", "--precision", "int8"], 2, "--calibrate FILE go together"),
-        (["--target", "tensorrt-rtx", "--calibrate", "{}/profiles.json"], 2, "go together"),
+        (["--target", "tensorrt-rtx", "--precision", "int8"], 2, "needs texts to find its scales on: --calibrate FILE"),
+        (["--target", "tensorrt-rtx", "--calibrate", "{}/profiles.json"], 2, "--calibrate is for --precision int8"),
         (["--target", "tensorrt"], 4, "needs the package tensorrt: pip install 'nopad[tensorrt]'"),
         (["--target", "onnx", "--arch", "sm75"], 2, "--arch is for engines"),
         (["--target", "tensorrt-rtx", "--exporter", "optimum"], 3, "--exporter nopad"),

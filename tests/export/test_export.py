@@ -51,10 +51,19 @@ def test_every_head_exports_and_passes_the_gate(name: str, bundle: Bundles) -> N
         assert {f"{length} tokens, alone", f"{length} tokens, in a mixed batch"} <= lengths
 
 
-def test_the_graph_is_dynamic_named_and_free_of_this_machine(bundle: Bundles) -> None:
-    path = bundle("modernbert-single-mean") / "model.onnx"
+@pytest.mark.parametrize("target", ["cpu", "onnx"])
+def test_the_graph_is_dynamic_named_and_free_of_this_machine(
+    target: Any, checkpoint: Bundles, bundle: Bundles, tmp_path: Path
+) -> None:
+    if target == "cpu":
+        path = bundle("modernbert-single-mean") / "model.cpu.onnx"
+        domains = {"": nopad.export.onnx.OPSET, "com.microsoft": 1}
+    else:
+        export_checkpoint(checkpoint("modernbert-single-mean"), tmp_path / "made", target=target, parity=False)
+        path = tmp_path / "made" / "model.onnx"
+        domains = {"": nopad.export.onnx.OPSET}  # plain ONNX: no contrib operator, no function
     model = onnx.load(str(path))
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": nopad.export.onnx.OPSET}
+    assert {entry.domain: entry.version for entry in model.opset_import} == domains
     shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
     assert shapes == {
         "input_ids": ["tokens"],
@@ -67,7 +76,7 @@ def test_the_graph_is_dynamic_named_and_free_of_this_machine(bundle: Bundles) ->
     for layer in range(4):
         for part in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"):
             assert any(name.startswith(f"model.layers.{layer}.{part}/") for name in names), (layer, part)
-    assert {node.domain for node in model.graph.node} == {""}  # plain ONNX: no contrib operator, no function
+    assert {node.domain for node in model.graph.node} == set(domains) and not model.functions
     data = path.read_bytes()
     for trace in (b"site-packages", b"nopad/model", str(Path.home()).encode(), b"Traceback"):
         assert trace not in data
@@ -114,7 +123,7 @@ def test_one_label_of_no_stated_kind_scores_as_in_transformers_pipeline(tmp_path
 
 def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_path: Path) -> None:
     folder = checkpoint("modernbert-single-mean")
-    small = export_checkpoint(folder, tmp_path / "fp16", precision="fp16")
+    small = export_checkpoint(folder, tmp_path / "fp16", target="onnx", precision="fp16")
     assert small.report is not None and small.report["passed"]
     assert small.bundle.manifest.artifacts[0].precision == "fp16"
     graph = onnx.load(str(tmp_path / "fp16" / "model.fp16.onnx")).graph
@@ -125,7 +134,7 @@ def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_p
     # Matrices are transposed at export, so they carry their own names: by size, most bytes are fp16.
     bulk = {w.data_type for w in graph.initializer if len(w.dims) == 2 and min(w.dims) >= 64 and "head" not in w.name}
     assert TensorProto.FLOAT16 in bulk
-    full = export_checkpoint(folder, tmp_path / "fp32", parity=False)
+    full = export_checkpoint(folder, tmp_path / "fp32", target="onnx", parity=False)
     size = (tmp_path / "fp16" / "model.fp16.onnx").stat().st_size
     assert size < 0.65 * (tmp_path / "fp32" / "model.onnx").stat().st_size
     assert full.bundle.manifest.verdict == "unverified"  # without the gate nothing is
@@ -139,8 +148,8 @@ def test_large_weights_go_to_a_file_beside_that_travels_with_the_bundle(
     monkeypatch.setattr(nopad.export.onnx, "INLINE_BYTES", 0)
     result = export_checkpoint(checkpoint("modernbert-single-mean"), tmp_path / "made")
     assert result.report is not None and result.report["passed"]
-    assert set(result.bundle.manifest.files) >= {"model.onnx", "model.onnx.data"}
-    assert (tmp_path / "made" / "model.onnx").stat().st_size < 300_000
+    assert set(result.bundle.manifest.files) >= {"model.cpu.onnx", "model.cpu.onnx.data"}
+    assert (tmp_path / "made" / "model.cpu.onnx").stat().st_size < 300_000
     (tmp_path / "made").rename(tmp_path / "moved")
     with load(tmp_path / "moved", threads=1) as model, load(bundle("modernbert-single-mean"), threads=1) as inline:
         assert model.logits(["a film"])[0] == pytest.approx(inline.logits(["a film"])[0], abs=1e-6)

@@ -56,8 +56,8 @@ def texts_attend_to_one_another(layout: PackedLayout) -> Attend:
     honest = graph_attention(layout)
     mixed = graph_attention(dataclasses.replace(layout, sequence_ids=together))
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, dropout: float = 0.0) -> torch.Tensor:
-        return (mixed if local else honest)(q, k, v, local=local, dropout=dropout)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, **rest: Any) -> torch.Tensor:
+        return (mixed if local else honest)(q, k, v, local=local, **rest)
 
     return attend
 
@@ -73,8 +73,8 @@ def one_text_over_the_whole_stream(layout: PackedLayout) -> Attend:
     )
     honest, mixed = graph_attention(layout), graph_attention(stream)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, dropout: float = 0.0) -> torch.Tensor:
-        return (honest if local else mixed)(q, k, v, local=local, dropout=dropout)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, **rest: Any) -> torch.Tensor:
+        return (honest if local else mixed)(q, k, v, local=local, **rest)
 
     return attend
 
@@ -179,7 +179,7 @@ def export_with(fault: Fault, folder: Path, options: dict[str, Any], output: Pat
     wrong.load_state_dict(true.encoder.state_dict())
     fault.weights(wrong)
     output.mkdir()
-    manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output).manifest
+    manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, cpu=None, graphs=["fp32"]).manifest
     fault.files(output)
     changes = fault.manifest(manifest)
     bundle = write_manifest(output, dataclasses.replace(manifest, files=record_files(output), **changes))

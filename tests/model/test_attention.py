@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from nopad.model import attention
-from nopad.model.attention import Attend, PackedLayout, graph_attention, sdpa_attention, varlen_attention
+from nopad.model.attention import (
+    Attend,
+    PackedLayout,
+    Rotary,
+    graph_attention,
+    rotate,
+    sdpa_attention,
+    varlen_attention,
+)
 from nopad.model.config import read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.packing import pack
@@ -127,9 +135,9 @@ def test_autocast_gives_attention_one_dtype() -> None:
     def spy(layout: PackedLayout) -> Attend:
         inner = sdpa_attention(layout)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, dropout: float = 0.0) -> Tensor:
-            seen.append({q.dtype, k.dtype, v.dtype})
-            return inner(q, k, v, local=local, dropout=dropout)
+        def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, **rest: Any) -> Tensor:
+            seen.append({rotate(q, rope).dtype, rotate(k, rope).dtype, v.dtype})
+            return inner(q, k, v, local=local, rope=rope, **rest)
 
         return attend
 

@@ -18,7 +18,7 @@ from nopad.runtime.manifest import FORMAT_VERSION, to_json
 from nopad.runtime.predictor import load
 
 NAME = "modernbert-single-mean"
-FILES = ("manifest.json", "model.onnx", "tokenizer.json", "tokenizer_config.json")
+FILES = ("manifest.json", "model.cpu.onnx", "tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_a_malformed_manifest_is_refused(change: Callable[[dict[str, Any]], None
 
 def test_a_link_out_of_the_bundle_is_refused(own: Path) -> None:
     outside = own.parent / "outside.onnx"
-    (own / "model.onnx").rename(outside)
-    (own / "model.onnx").symlink_to(outside)
+    (own / "model.cpu.onnx").rename(outside)
+    (own / "model.cpu.onnx").symlink_to(outside)
     with pytest.raises(BundleError, match=r"model\.onnx points outside"):
         load(own)
 
@@ -170,7 +170,7 @@ def test_unknown_keys_are_kept(own: Path) -> None:
     rewrite(own, lambda raw: raw.update(owner={"team": "search"}))
     opened = open_bundle(own)
     assert opened.manifest.extra == {"owner": {"team": "search"}}
-    record_parity(opened, "model.onnx", "onnx-cpu", {"passed": True, "rows": []})
+    record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": True, "rows": []})
     assert json.loads((own / "manifest.json").read_text("utf-8"))["owner"] == {"team": "search"}
     assert open_bundle(own).manifest.verdict == "verified"
 
@@ -238,7 +238,7 @@ def test_the_manifest_tells_the_truth(own: Path, checkpoint: Callable[[str], Pat
     assert (raw["pooling"], raw["max_length"], raw["verdict"]) == ("mean", 1024, "verified")
     assert raw["architecture"]["model_type"] == "modernbert" and raw["architecture"]["local_layers"] == [1, 2]
     (artifact,) = raw["artifacts"]
-    assert (artifact["target"], artifact["precision"], artifact["layout"]) == ("onnx", "fp32", "packed")
+    assert (artifact["target"], artifact["precision"], artifact["layout"]) == ("cpu", "fp32", "packed")
     report = artifact["parity"]["onnx-cpu"]
     assert report["passed"] and len(report["rows"]) > 60
     assert {"transformers", "torch"} <= set(report["versions"])

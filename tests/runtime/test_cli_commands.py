@@ -274,7 +274,7 @@ def test_inspect_shows_labels_and_failed_checks_as_they_are(own: Path, wide: Non
     assert "never checked: run nopad parity" in out and re.search("^verdict +unverified", out, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["model.cpu.onnx", "tokenizer.json"])
 def test_inspect_finds_one_flipped_bit(name: str, own: Path, wide: None, capsys: Capture) -> None:
     data = bytearray((own / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -325,10 +325,13 @@ def test_doctor_tries_the_embedded_model(own: Path, monkeypatch: pytest.MonkeyPa
     assert code == 0 and re.match(
         r"answers 'class \d' \(0\.\d\d\) on engine onnx-cpu", checks["embedded model"]["detail"]
     )
-    (own / "model.onnx").write_bytes(b"")
+    (own / "model.cpu.onnx").write_bytes(b"")
     code, checks = doctor(capsys)
     assert code == 4 and not checks["embedded model"]["ok"] and checks["can predict"]["ok"]
-    assert "IntegrityError" in checks["embedded model"]["detail"] and "model.onnx" in checks["embedded model"]["detail"]
+    assert (
+        "IntegrityError" in checks["embedded model"]["detail"]
+        and "model.cpu.onnx" in checks["embedded model"]["detail"]
+    )
 
 
 def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, wide: None, capsys: Capture) -> None:

@@ -1,0 +1,180 @@
+"""The packed encoder in ONNX Runtime's own CPU operators (domain `com.microsoft`): the graph of `--target cpu`.
+
+Two steps, both exact. `cpu_attention` is one more factory of `nopad.model.attention`: fused attention, without padding
+or a mask where one sequence fills the batch, and fused rotary positions; the stream may have any length. `rearrange`
+then spares copies that the encoder's code implies: slices of a product become products of slices of the weight, and a
+product is added to its residual where it is made.
+
+What each step buys, and what was tried and left out, is in docs/cpu.md. The operators are described in ONNX Runtime's
+`docs/ContribOperators.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from nopad.model.attention import Attend, PackedLayout, Rotary
+
+DOMAIN = "com.microsoft"
+# A node of ours between the two steps: torch cannot export a condition around operators that it does not know.
+_GLOBAL = "GlobalAttention"
+
+
+def cpu_attention(layout: PackedLayout) -> Attend:
+    """Attention for the CPU graph. The stream needs no filler: a block that reaches beyond its ends is masked there."""
+    total, block = layout.sequence_ids.shape[0], layout.block
+    stream = torch.arange(total)
+    lengths = (layout.pad_index >= 0).sum(1).to(torch.int32)
+    gather = layout.pad_index.clamp(min=0)
+    scatter = (layout.sequence_ids * layout.pad_index.shape[1] + layout.position_ids).clamp(min=0)
+    alone = layout.sequence_ids[-1] == 0  # and without filler, which is sequence -1
+    first = (torch.arange((total + block - 1) // block) * block).unsqueeze(1)
+    queries = (first + torch.arange(block)).clamp(max=total - 1)  # [blocks, block]
+    nearby = first + torch.arange(-block, 2 * block)
+    keys = nearby.clamp(min=0).clamp(max=total - 1)  # [blocks, 3 * block]
+    inside = (nearby >= 0) & (nearby < total)
+    distance = torch.arange(-block, 2 * block) - torch.arange(block).unsqueeze(1)
+    same = _rows(layout.sequence_ids, queries).unsqueeze(2) == _rows(layout.sequence_ids, keys).unsqueeze(1)
+    mask = same & inside.unsqueeze(1) & (distance.abs() <= layout.half_window)
+    bias = torch.where(mask, 0.0, -30000.0).unsqueeze(1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+        heads, size = q.shape[1], q.shape[2]
+        if rope is not None:
+            q, k = (_rotated(x, stream, rope) for x in (q, k))
+        q, k, v = (x.flatten(1) for x in (q, k, v))
+        if local:
+            # One row per token and head, gathered as [blocks, heads, 3 * block, size]: the operator need not transpose.
+            rows = (keys * heads).unsqueeze(1) + torch.arange(heads).unsqueeze(1)
+            nearby_k, nearby_v = (_rows(x.reshape(-1, size), rows) for x in (k, v))
+            inputs = (_rows(q, queries), nearby_k, nearby_v, None, None, bias)
+            out = _operator("MultiHeadAttention", inputs, (*queries.shape, heads * size), num_heads=heads)
+            out = _rows(out.flatten(0, 1), stream)
+        else:
+            out = torch.onnx.ops.symbolic(
+                f"nopad::{_GLOBAL}",
+                (alone, q, k, v, gather, lengths, scatter),
+                {"num_heads": int(heads)},
+                dtype=q.dtype,
+                shape=q.shape,
+            )
+        return out.unflatten(1, (heads, size))
+
+    return attend
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] along the first dimension; exported as `Gather`, which copies whole rows."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _operator(name: str, inputs: Sequence[Tensor | None], shape: Sequence[Any], **attributes: int) -> Tensor:
+    first = inputs[0]
+    assert first is not None
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, {**attributes}, dtype=first.dtype, shape=shape)
+
+
+def _rotated(x: Tensor, stream: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """[T, heads, size] -> the same, rotated. The operator's table of angles has a row for every token of the stream."""
+    flat = x.flatten(1).unsqueeze(0)
+    cos, sin = (angles.squeeze(1) for angles in rope)
+    inputs = (flat, stream.unsqueeze(0), cos, sin)
+    return _operator("RotaryEmbedding", inputs, flat.shape, num_heads=x.shape[1]).squeeze(0).unflatten(1, x.shape[1:])
+
+
+def rearrange(model: ir.Model) -> None:
+    """Rewrite a graph that was traced with `cpu_attention`, in place."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == _GLOBAL:
+            _choose_attention(graph, node)
+        elif node.op_type == "Split":
+            _split_weight(graph, node)
+    for node in list(graph):
+        if node.op_type == "Add":
+            _accumulate(graph, node)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+    model.opset_imports.pop("nopad", None)
+    model.opset_imports[DOMAIN] = 1
+
+
+def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
+    """Alone, a sequence is the stream, and the kernel without a mask streams through its keys; several are padded."""
+    alone, q, k, v, gather, lengths, scatter = (value for value in node.inputs if value is not None)
+    assert q.shape is not None
+    width, result = q.shape[1], node.outputs[0].name
+    assert isinstance(width, int)
+    heads = {"num_heads": node.attributes["num_heads"].as_int()}
+    batch_axis, as_stream = _constant(graph, "batch_axis", [0]), _constant(graph, "as_stream", [-1, width])
+
+    def branch(name: str, *nodes: ir.Node) -> ir.Graph:
+        for number, one in enumerate(nodes):  # a name is taken once in all of the model, inside branches, too
+            one.name = one.outputs[0].name = f"{result}/{name}/{number}"
+        return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{result}/{name}")
+
+    batch = [ir.node("Unsqueeze", [x, batch_axis]) for x in (q, k, v)]
+    fused = ir.node("MultiHeadAttention", [x.outputs[0] for x in batch], heads, domain=DOMAIN)
+    one = branch("one", *batch, fused, ir.node("Squeeze", [fused.outputs[0], batch_axis]))
+    padded = [ir.node("Gather", [x, gather]) for x in (q, k, v)]
+    operands = [*(x.outputs[0] for x in padded), None, lengths]
+    masked = ir.node("MultiHeadAttention", operands, heads, domain=DOMAIN)
+    rows = ir.node("Reshape", [masked.outputs[0], as_stream])
+    several = branch("several", *padded, masked, rows, ir.node("Gather", [rows.outputs[0], scatter]))
+    _replace(graph, node, [ir.node("If", [alone], {"then_branch": one, "else_branch": several})])
+
+
+def _split_weight(graph: ir.Graph, node: ir.Node) -> None:
+    """Split(Gemm(x, W)) -> Gemm(x, W_0), Gemm(x, W_1), ...: nothing is copied to take the product apart."""
+    product = node.inputs[0].producer() if node.inputs[0] else None
+    if product is None or product.op_type != "Gemm" or len(product.outputs[0].uses()) > 1:
+        return
+    parts = len(node.outputs)
+    x, *constants = product.inputs
+    slices = [[_slice(graph, value, index, parts) for value in constants if value] for index in range(parts)]
+    _replace(graph, node, [ir.node("Gemm", [x, *own], product.attributes) for own in slices], also=product)
+
+
+def _slice(graph: ir.Graph, value: ir.Value, index: int, parts: int) -> ir.Value:
+    """Rows of a Gemm's transposed weight, or of its bias."""
+    assert value.const_value is not None
+    array = np.split(value.const_value.numpy(), parts)[index]
+    return _initializer(graph, f"{value.name}.{index}", array)
+
+
+def _accumulate(graph: ir.Graph, node: ir.Node) -> None:
+    """Add(x, Gemm(a, W)) -> Gemm(a, W, x): the product is added to its residual where it is made."""
+    first, second = node.inputs
+    for value, residual in ((second, first), (first, second)):
+        product = value.producer() if value and residual and value.shape == residual.shape else None
+        if value and product and product.op_type == "Gemm" and len(product.inputs) == 2 and len(value.uses()) == 1:
+            new = ir.node("Gemm", [*product.inputs, residual], product.attributes)
+            return _replace(graph, node, [new], also=product)
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node], also: ir.Node | None = None) -> None:
+    """Put `new` in the place of `old`, output for output, and drop `also`, which `old` alone has read."""
+    for node in new:
+        node.metadata_props.update((also or old).metadata_props)  # they say which module it belongs to
+    outputs = [value for node in new for value in node.outputs]
+    removed = [old] if also is None else [old, also]
+    ir.convenience.replace_nodes_and_values(graph, old, removed, new, old.outputs, outputs)
+
+
+def _constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
+    return graph.initializers.get(name) or _initializer(graph, name, np.array(values, dtype=np.int64))
+
+
+def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

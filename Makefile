@@ -38,8 +38,11 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p nopad
 
-bench: setup
-	$(VENV)/bin/nopad demo --json
+# The embedded model beside every competitor; or BENCH="bundle/ --reference checkpoint/ ...".
+BENCH ?=
+bench: $(VENV4)/.done
+	$(VENV4)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[bench]'
+	$(VENV4)/bin/nopad bench $(BENCH) --output build/bench/results
 
 clean:
 	rm -rf $(VENV) $(VENV4) build dist *.egg-info

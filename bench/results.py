@@ -30,7 +30,7 @@ class Subject:
     note: str = ""  # why it is missing or failed, and what to do
     build_seconds: float | None = None  # making its file from the checkpoint (export, build)
     load_seconds: float | None = None  # a fresh process: opening, without imports
-    import_seconds: float | None = None
+    import_seconds: float | None = None  # a fresh process: from its start until its libraries are imported
     cold_seconds: float | None = None  # a fresh process: the first call
     loaded_bytes: int | None = None  # resident memory after load, before the first call
     file_bytes: int | None = None
@@ -38,7 +38,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Texts that are answered in one call."""
+    """Texts that are answered in one pass: in one call, or where they are more than `batch`, in several."""
 
     name: str  # sst2-64, imdb-32, 1x512, ...
     kind: Literal["ragged", "fixed"]
@@ -49,6 +49,10 @@ class Workload:
     source: str  # file or generator the texts came from
     batch: int  # texts in one call
     limit_tokens_per_second: float | None = None  # what the measured sgemm peak allows
+    lengths: tuple[int, ...] = ()  # real tokens of each text, in order
+    flops: float | None = None  # work of one pass without padding (nopad.bench.work has the formula)
+    labelled: bool = False  # whether accuracy can be told
+    sha256: str = ""  # of the texts, so that two reports are known to have read the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,10 @@ class Cell:
     workload: str
     status: Status
     note: str = ""
-    seconds: tuple[float, ...] = ()  # one call each, in the order measured, warm-up left out
+    seconds: tuple[float, ...] = ()  # one pass each, in the order measured, warm-up left out
     rounds: tuple[int, ...] = ()  # the interleaving round of each of `seconds`: ratios pair within a round
     peak_bytes: int | None = None  # resident, of a fresh process that ran this workload
+    tokens: int | None = None  # real tokens under the subject's own tokenizer, where that is not the bundle's
     computed_tokens: int | None = None  # with padding and filler
     agreement: float | None = None  # labels equal to the reference's
     logit_difference: float | None = None  # largest, to the reference
@@ -94,6 +99,8 @@ class Report:
     subjects: tuple[Subject, ...]
     workloads: tuple[Workload, ...]
     cells: tuple[Cell, ...]
+    model: Mapping[str, Any] = field(default_factory=dict)  # the bundle: name, task, architecture, digest, checkpoint
+    settings: Mapping[str, Any] = field(default_factory=dict)  # rounds, seed, limits
     forecasts: tuple[Mapping[str, Any], ...] = ()  # `nopad.bench.forecast`, always labelled a forecast
     schema_version: int = SCHEMA_VERSION
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer nopad, kept

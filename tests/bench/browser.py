@@ -1,0 +1,143 @@
+"""A real headless Chromium, driven over its debugging pipe: what the tests of the HTML report look through."""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-dev-shm-usage",
+    "--disable-sync",
+    "--no-first-run",
+    "--remote-debugging-pipe",
+)
+
+
+def chromium() -> str | None:
+    """The browser's file: on the path, or one that Playwright has installed."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if found := shutil.which(name):
+            return found
+    folder = os.environ.get("PLAYWRIGHT_BROWSERS_PATH", os.path.expanduser("~/.cache/ms-playwright"))
+    return next(iter(sorted(glob(f"{folder}/chromium*/chrome*/chrome"))), None)
+
+
+class Page:
+    """One tab. `problems` are its console errors, uncaught exceptions and failed or forbidden requests."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write = os.fdopen(read, "rb"), os.fdopen(write, "wb")
+        self._count, self._session = 0, ""
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self._loaded = False
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._write.write(json.dumps(message).encode() + b"\0")
+        self._write.flush()
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._count:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+
+    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self._loaded = False
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while not self._loaded:
+            self._next()
+
+    def value(self, expression: str) -> Any:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def picture(self, path: Path, *, top: int = 0, height: int | None = None) -> None:
+        """A PNG of the page from `top` down, by default to its end."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": top, "width": size["width"], "height": height or size["height"] - top, "scale": 1}
+        found = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def _next(self) -> dict[str, Any]:
+        message = bytearray()
+        while (byte := self._read.read(1)) != b"\0":
+            if not byte:
+                raise RuntimeError("Chromium has ended")
+            message += byte
+        found: dict[str, Any] = json.loads(message)
+        told = found.get("params", {})
+        match found.get("method"):
+            case "Page.loadEventFired":
+                self._loaded = True
+            case "Runtime.exceptionThrown":
+                self.problems.append(json.dumps(told["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
+                self.problems.append(json.dumps(told["args"]))
+            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
+                self.problems.append(told["entry"]["text"])
+            case "Network.requestWillBeSent":
+                self.requests.append(told["request"]["url"])
+        return found
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Page]:
+    """A page of a new browser with an empty profile."""
+    there_read, here_write = os.pipe()
+    here_read, there_write = os.pipe()
+    # Chromium reads from descriptor 3 and writes to 4: keep ours out of the shell's way.
+    far = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in (there_read, there_write)]
+    for end in (there_read, there_write):
+        os.close(end)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        shell = ["bash", "-c", f'exec "$@" 3<&{far[0]} 4>&{far[1]}', "bash"]
+        process = subprocess.Popen(
+            [*shell, str(chromium()), *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=far,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in far:
+            os.close(end)
+        page = None
+        try:
+            page = Page(here_read, here_write)
+            yield page
+        finally:
+            if page is not None:
+                with contextlib.suppress(OSError, RuntimeError):
+                    page.call("Browser.close")
+                page._read.close()
+                with contextlib.suppress(OSError):
+                    page._write.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

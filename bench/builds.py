@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def _version(package: str) -> str | None:
 
 
 def build(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job (in the child): `build_seconds` without imports, `file_bytes`. Into `folder`, or nowhere to be kept."""
+    """Do a job (in the child): `build_seconds` without imports, `file_bytes`. Into `folder`."""
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -102,17 +101,16 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "optimum":
         with contextlib.suppress(ImportError):  # the export says what to do about that
             importlib.import_module("optimum.exporters.onnx")  # its import is no build time
-    with tempfile.TemporaryDirectory() as scratch:
-        result = export_checkpoint(
-            source,
-            Path(job.get("folder") or Path(scratch) / "bundle"),
-            target=job.get("target", "onnx"),
-            exporter="optimum" if kind == "optimum" else "nopad",
-            task=job["task"],
-            parity=False,
-            threads=job["threads"],
-        )
-        return {"build_seconds": result.export_seconds, "file_bytes": result.bytes}
+    result = export_checkpoint(
+        source,
+        Path(job["folder"]),
+        target=job.get("target", "onnx"),
+        exporter="optimum" if kind == "optimum" else "nopad",
+        task=job["task"],
+        parity=False,
+        threads=job["threads"],
+    )
+    return {"build_seconds": result.export_seconds, "file_bytes": result.bytes}
 
 
 def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`nopad bench BUNDLE` and `nopad bench compare OLD NEW`. Nothing that measures is imported before it is needed."""
+"""`nopad bench BUNDLE`, and the way to `nopad bench compare`. What measures is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from nopad.runtime.commands.console import common_options, emit, messages, status
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
-    from nopad.bench.compare import Comparison
     from nopad.bench.contenders import Contender
     from nopad.bench.record import Record
     from nopad.bench.workloads import Texts
@@ -36,6 +34,8 @@ class _WithCompare(click.Command):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         """The context of `bench compare` if that was asked for."""
         if args[:1] == ["compare"]:
+            from nopad.bench.cli_compare import compare
+
             return compare.make_context(f"{info_name} compare", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
 
@@ -350,67 +350,3 @@ def _print(record: Record, options: _Options) -> None:
         emit(to_json(report))
     else:
         click.echo(to_markdown(report), nl=False)
-
-
-@click.command()
-@click.argument("old", type=_FOLDER)
-@click.argument("new", type=_FOLDER)
-@click.option(
-    "--threshold",
-    type=float,
-    default=0.05,
-    envvar="NOPAD_BENCH_COMPARE_THRESHOLD",
-    help="A change below this share is none.",
-)
-@click.option(
-    "--allow-different-machine",
-    is_flag=True,
-    envvar="NOPAD_BENCH_COMPARE_ALLOW_DIFFERENT_MACHINE",
-    help="Compare reports of two machines all the same.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout.")
-@click.option("--quiet", "-q", is_flag=True, help="No remarks on stderr.")
-def compare(old: Path, new: Path, threshold: float, allow_different_machine: bool, as_json: bool, quiet: bool) -> int:
-    """Tell regressions in NEW from noise, against OLD: files or folders of nopad bench.
-
-    Exit code 1 if some subject became slower by more than the threshold, and surely so.
-    """
-    from nopad.bench.compare import compare as judge
-    from nopad.bench.compare import machine_drift, worst
-    from nopad.bench.report import read_report
-
-    before, after = read_report(old), read_report(new)
-    found = judge(before, after, threshold=threshold, allow_different_machine=allow_different_machine)
-    regression = worst(found)
-    if as_json:
-        for one in found:
-            emit(dataclasses.asdict(one))
-    else:
-        _print_comparison(found, threshold)
-    console = messages(quiet)
-    console.print(
-        f"the fixed matrix product took {machine_drift(before, after):.3f} times as long in the new run", style="dim"
-    )
-    for name, report in (("old", before), ("new", after)):
-        if not report.complete:
-            console.print(f"the {name} report is of an interrupted run", style="yellow")
-        if not report.noise.conclusive:
-            console.print(f"the {name} report: {report.noise.verdict}", style="yellow")
-    return 1 if regression is not None else 0
-
-
-def _print_comparison(found: Sequence[Comparison], threshold: float) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("workload", "subject", "time, new/old", "95 %", "verdict", ""):
-        table.add_column(name, justify="right" if name in ("time, new/old", "95 %") else "left", overflow="fold")
-    styles = {"regression": "red", "improvement": "green", "too noisy": "yellow"}
-    for one in found:
-        middle, interval = "-", "-"
-        if one.ratio is not None:
-            low, value, high = one.ratio
-            middle, interval = f"{value:.3f}", f"{low:.3f} to {high:.3f}"
-        table.add_row(one.workload, one.subject, middle, interval, one.verdict, one.note, style=styles.get(one.verdict))
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(table)
-    counts = [f"{sum(one.verdict == name for one in found)} {name}" for name in dict.fromkeys(c.verdict for c in found)]
-    console.print(f"\n{', '.join(counts) or 'nothing to compare'} (threshold {threshold:.1%})")

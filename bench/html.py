@@ -94,10 +94,14 @@ def result(table: Table) -> str:
         return "This run compares nopad with nothing: " + (
             f"no workload was finished by both nopad and {reference}." if reference else "it has no reference."
         )
-    parts.sort(reverse=True)
-    count = len(report.workloads)
-    told = ", ".join(text for _, text in parts)
-    return f"Against {reference} on {count} workload{'' if count == 1 else 's'}: {told}."
+    compared = sum(
+        any((at := table.figures.get((one.name, workload.name))) and at.ratio for one in table.contenders())
+        for workload in report.workloads
+    )
+    every = len(report.workloads)
+    count = f"{every} workload{'' if every == 1 else 's'}" if compared == every else f"{compared} of {every} workloads"
+    told = ", ".join(text for _, text in sorted(parts, reverse=True))
+    return f"Against {reference} on {count}: {told}."
 
 
 def _verdicts(report: Report) -> str:

@@ -78,10 +78,11 @@ def speed(table: Table) -> list[Panel]:
 
     made = []
     for workload in table.report.workloads:
-        at = workload.limit_tokens_per_second
-        limit = (at, f"fp32 limit {number(at)}") if at else None
-        svg = bars(_rows(table, workload, bar), TOKENS, label=f"Real tokens per second: {workload.name}", limit=limit)
-        made.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
+        rows, at = _rows(table, workload, bar), workload.limit_tokens_per_second
+        if any(row.value is not None for row in rows):
+            limit = (at, f"fp32 limit {number(at)}") if at else None
+            svg = bars(rows, TOKENS, label=f"Real tokens per second: {workload.name}", limit=limit)
+            made.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
     return made
 
 
@@ -184,7 +185,7 @@ def _curves(
         if points:
             strong = subject.family == "nopad"
             series.append(Series(name=subject.name, style=style, points=tuple(points), strong=strong))
-    if len(places) < 2 or not series:
+    if all(len(one.points) < 2 for one in series):
         return []
     x = Axis(title=x_title, write=tick, log=True, ticks=tuple(sorted(places)))
     return [lines(series, x, y, label=f"{y.title}, against {x_title}: {title}")]

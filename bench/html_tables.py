@@ -93,22 +93,22 @@ def subjects(table: Table) -> str:
 
 def remarks(table: Table) -> str | None:
     """What has no figures, with its reason, and notes on the rest; None where there is nothing to say."""
-    rows: list[tuple[str, str, str, str]] = []
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for subject in table.report.subjects:
         if subject.status != "ok" or subject.note:
-            rows.append((subject.name, "every workload", subject.status, subject.note))
+            rows[(subject.name, subject.status, subject.note)] = ["every workload"]
         for workload in table.report.workloads if subject.status == "ok" else ():
             cell = table.cells.get((subject.name, workload.name))
             if cell is None or cell.status != "ok" or cell.note:
                 status, note = (cell.status, cell.note) if cell else ("not run", "")
-                rows.append((subject.name, workload.name, status, note))
+                rows.setdefault((subject.name, status, note), []).append(workload.name)
     if not rows:
         return None
     body = "".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(f'<td class="text">{escaped(text or NONE)}</td>' for text in rest)
+        + "".join(f'<td class="text">{escaped(text or NONE)}</td>' for text in (", ".join(on), status, note))
         + "</tr>"
-        for name, *rest in rows
+        for (name, status, note), on in rows.items()
     )
     head = _heads(("subject", "workload", "status", "reason"), text=True)
     return _table("What has no figures in this report and why, and remarks on what has.", head, [body])
@@ -116,8 +116,8 @@ def remarks(table: Table) -> str | None:
 
 def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
     """Forecasts with whatever they hold, each row labelled, grouped by GPU."""
-    known = ["workload", "subject", "precision", "seconds", "low", "high", "error", "tokens_per_second", "bound"]
-    every = {name for row in rows for name in row} - {"label", "gpu", "assumes"}
+    known = ["subject", "precision", "seconds", "low", "high", "error", "tokens_per_second", "bound", "flops", "bytes"]
+    every = {name for row in rows for name in row} - {"label", "gpu", "workload", "assumes"}
     columns = [name for name in known if name in every] + sorted(every - set(known))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -129,9 +129,10 @@ def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
         lines = [f'<tr class="group"><th scope="rowgroup" colspan="{len(columns) + 1}">{escaped(gpu)}{about}</th></tr>']
         for row in members:
             cells = "".join(f"<td>{escaped(_forecast_value(name, row.get(name)))}</td>" for name in columns)
-            lines.append(f'<tr><th scope="row">{FORECAST}</th>{cells}</tr>')
+            name = f"{FORECAST} {escaped(str(row.get('workload', '')))}"
+            lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
         bodies.append("".join(lines))
-    head = _heads(("", *(name.replace("_per_second", "/s").replace("_", " ") for name in columns)))
+    head = _heads(("workload", *(name.replace("_per_second", "/s").replace("_", " ") for name in columns)))
     caption = "Computed from the model's work and the data sheets' peaks. Nothing in this table was measured."
     return _table(caption, head, bodies)
 

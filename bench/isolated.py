@@ -108,7 +108,7 @@ def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
         note = "its process was killed, as the kernel does when memory runs out" if code < 0 else last
         return {"status": "out of memory", "note": note, "peak_bytes": most}
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return {"status": "failed", "note": f"its process ended with {how}: {last}"}
+    return {"status": "failed", "note": f"its process ended with {how}: {last}", "stage": "unknown"}
 
 
 def main() -> None:

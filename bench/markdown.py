@@ -79,7 +79,8 @@ def _measured(table: Table) -> Iterator[str]:
 
 def _about(workload: Workload) -> str:
     calls = "one call" if workload.batch >= workload.texts else f"calls of {workload.batch}"
-    about = f"{workload.texts} text{'' if workload.texts == 1 else 's'} in {calls}, {workload.tokens:,} tokens, the longest {workload.longest:,}"
+    texts = f"{workload.texts} text{'' if workload.texts == 1 else 's'} in {calls}"
+    about = f"{texts}, {workload.tokens:,} tokens, the longest {workload.longest:,}"
     padding = 1 - workload.tokens / workload.padded_tokens
     limit = workload.limit_tokens_per_second
     return f"{about} ({workload.padded_tokens:,} padded, {share(padding)} waste); {workload.source}." + (

@@ -103,7 +103,7 @@ def key(style: int) -> str:
 def bars(rows: Sequence[Bar], x: Axis, *, label: str, limit: tuple[float, str] | None = None) -> str:
     """Horizontal bars from 0 with their intervals; `limit` is a dashed line and its name."""
     step, top = 26.0, 26.0 if limit else 6.0
-    left = 30 + CHARACTER * max((len(row.name) for row in rows), default=0)
+    left = 30 + CHARACTER * max((len(row.name) * (1.1 if row.strong else 1) for row in rows), default=0)
     right = 14 + CHARACTER * max((len(row.text) for row in rows if row.value is not None), default=0)
     width = max(400.0, left + right + 130)
     bottom = top + step * len(rows)
@@ -221,7 +221,7 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
             drawn.append(f'<path class="leader" d="M{px + 8:.1f},{py:.1f}L{right + 12:.1f},{ty:.1f}"/>')
             drawn.append(marker(one.style, right + 20, ty, 4.5))
         elif abs(ty - py) > 4:
-            side = min(max(px, tx), tx + CHARACTER * len(one.name))  # of the name, the end that is nearer
+            side = min(max(px, tx), tx + CHARACTER * len(one.name))  # the place of the name that is nearest
             drawn.append(f'<path class="leader" d="M{px:.1f},{py:.1f}L{side:.1f},{ty + (4 if ty < py else -6):.1f}"/>')
         drawn.append(_text(tx, ty + 4, one.name, "name strong" if one.strong else "name"))
         parts.append(_group(one.style, "", drawn))
@@ -256,22 +256,21 @@ def _beside_labels(
 ) -> list[tuple[float, float]]:
     """Where each name stands beside its last point: the first place that covers no marker and no other name."""
     taken = [(px - 7, py - 7, px + 7, py + 7) for line in places for px, py in line]
-    found: list[tuple[float, float]] = []
-    for one, line in zip(series, places, strict=True):
-        if not line:
-            found.append((0.0, 0.0))
-            continue
-        (px, py), wide = line[-1], CHARACTER * len(one.name)
-        near = [(px + side, py + down) for down in (0, -15, 15, -30, 30, -45, 45, -60, 60) for side in (11, -11 - wide)]
-        near += [(px - wide / 2, py + down) for down in (-18, 18, -33, 33)]
-        boxes = [(tx, ty, (tx, ty - 7, tx + wide, ty + 7)) for tx, ty in near]
+    found = [(0.0, 0.0)] * len(series)
+    # What is strong chooses first.
+    for n in sorted((n for n in range(len(series)) if places[n]), key=lambda n: not series[n].strong):
+        (px, py), wide = places[n][-1], CHARACTER * len(series[n].name) * (1.1 if series[n].strong else 1)
+        near = [(px + 11, py), (px - 11 - wide, py)]
+        for down in (18, 33, 48, 63):
+            near += [(px + side, py + way * down) for way in (-1, 1) for side in (-wide / 2, 11, -11 - wide)]
+        boxes = [(tx, ty, (tx - 3, ty - 7, tx + wide + 3, ty + 7)) for tx, ty in near]
         inside = [
             (tx, ty, box) for tx, ty, box in boxes if tx >= left and box[2] <= right and top <= ty <= bottom - 4
         ] or boxes[:1]
         free = [entry for entry in inside if not any(_overlap(entry[2], other) for other in taken)]
         tx, ty, box = (free or inside)[0]
         taken.append(box)
-        found.append((tx, ty))
+        found[n] = (tx, ty)
     return found
 
 

@@ -10,9 +10,11 @@ import contextlib
 import gc
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nopad.bench import builds, machine
@@ -29,6 +31,7 @@ from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray
 
 Show = Callable[..., None]  # a line of progress: message, done, total
+_CANNOT_OPEN = (("missing", "open"), ("failed", "open"))  # in no workload
 _PROCESS_FACTS = ("import_seconds", "load_seconds", "cold_seconds", "loaded_bytes")
 
 
@@ -60,7 +63,7 @@ def run(
     end = None if settings.time_limit is None else time.monotonic() + settings.time_limit
     facts: dict[str, list[Mapping[str, Any]]] = {one.name: [] for one in contenders}
     for one in contenders:
-        _make(one, record, settings, show)
+        _make(one, record, settings, end, show)
         publish()
     record.probe = Probe(settings.threads)
     record.probe.time()
@@ -77,7 +80,7 @@ def _limit(settings: Settings) -> int:
     return settings.memory_limit or int(0.9 * machine.available_bytes())
 
 
-def _make(one: Contender, record: Record, settings: Settings, show: Show) -> None:
+def _make(one: Contender, record: Record, settings: Settings, end: float | None, show: Show) -> None:
     """The files that a subject needs, from the cache or made now; and the time of making them."""
     missing = lacks(one.spec)
     if missing is not None:
@@ -90,7 +93,7 @@ def _make(one: Contender, record: Record, settings: Settings, show: Show) -> Non
             if answer is None:
                 show(f"{one.name}: making {job['kind']}'s files")
                 answer = builds.unavailable(job) or run_job(
-                    {**job, "folder": str(folder)}, memory_limit=_limit(settings)
+                    {**job, "folder": str(folder)}, memory_limit=_limit(settings), timeout=_left(end)
                 )
                 if answer["status"] == "ok":
                     builds.record(folder, answer)
@@ -101,9 +104,15 @@ def _make(one: Contender, record: Record, settings: Settings, show: Show) -> Non
             record.subject(one.name, build_seconds=answer["build_seconds"], file_bytes=answer["file_bytes"])
     if one.timed_build is not None:
         show(f"{one.name}: timing its export")
-        answer = run_job(one.timed_build, memory_limit=_limit(settings))
+        with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
+            job = {**one.timed_build, "folder": str(Path(scratch) / "bundle")}
+            answer = run_job(job, memory_limit=_limit(settings), timeout=_left(end))
         if answer["status"] == "ok":
             record.subject(one.name, build_seconds=answer["build_seconds"])
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def _subject_status(status: str) -> Any:
@@ -129,8 +138,8 @@ def _alone(
         if one.longest is not None and texts.workload.kind == "fixed" and texts.workload.longest > one.longest:
             record.cell(one.name, name, "not run", f"{one.spec.model} takes {one.longest} tokens at most")
             continue
-        left = None if end is None else end - time.monotonic()
-        if left is not None and left <= 0:
+        left = _left(end)
+        if left == 0:
             record.cell(one.name, name, "not run", "the time limit had passed")
             continue
         show(f"{name}: {one.name} in a process of its own")
@@ -146,7 +155,7 @@ def _alone(
             record.subject(one.name, status="ok", **told, **medians)
             record.cell(one.name, name, "not run", NOT_REACHED, peak_bytes=answer["peak_bytes"])
             ready.append((one, answer))
-        elif status == "missing" or answer.get("stage") == "open":
+        elif not facts[one.name] and (status, answer.get("stage", "open")) in _CANNOT_OPEN:
             record.subject(one.name, status=_subject_status(status), note=answer["note"])
         else:
             record.cell(one.name, name, status, answer["note"], peak_bytes=answer.get("peak_bytes"))

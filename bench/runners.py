@@ -88,13 +88,12 @@ class NopadRunner:
 
     def threads(self) -> int:
         """Of its ONNX Runtime session, or of torch; other engines compute on a GPU."""
-        engine = next((link.engine for link in self._model._chain._links if link.engine is not None), None)
-        session = getattr(engine, "_session", None)
-        if session is not None:
-            return int(session.get_session_options().intra_op_num_threads)
         if self._spec.engine == "torch":
             return int(importlib.import_module("torch").get_num_threads())
-        return self._spec.threads
+        if not self._spec.engine.startswith("onnx"):
+            return self._spec.threads
+        engine = next(link.engine for link in self._model._chain._links if link.engine is not None)
+        return int(engine._session.get_session_options().intra_op_num_threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text."""

@@ -114,7 +114,9 @@ class Source:
             texts, targets = rows.texts, rows.targets
         else:
             texts, targets = _first_texts(data), None
-        return self._made(f"{data.path.stem}-{batch}", "ragged", texts, str(data.path.name), targets, batch)
+        name = f"{data.path.stem}-{batch}"
+        name = f"own-{name}" if name in RAGGED else name
+        return self._made(name, "ragged", texts, str(data.path.name), targets, batch)
 
     def _made(
         self, name: str, kind: Any, texts: Sequence[str], source: str, targets: Targets | None = None, batch: int = 0

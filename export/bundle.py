@@ -74,7 +74,7 @@ def export_checkpoint(
     output: Path,
     *,
     target: Target = "cpu",
-    precision: Precision | None = None,
+    precision: Precision | Sequence[Precision] | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
     calibrate: str | None = None,
@@ -98,12 +98,12 @@ def export_checkpoint(
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
-    if exporter == "optimum" and (target not in ("cpu", "onnx") or precision not in (None, "fp32")):
+    if exporter == "optimum" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
         raise ExportError("--exporter optimum writes fp32 ONNX; the rest needs the packed exporter (--exporter nopad)")
     jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
     if "int8" in jobs.graphs and calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
-    if calibrate is not None and "int8" not in (jobs.cpu, *jobs.graphs):
+    if calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
         raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
     start = time.perf_counter()
@@ -240,7 +240,7 @@ def write_bundle(
     checkpoint: Checkpoint,
     folder: Path,
     *,
-    cpu: Precision | None = "fp32",
+    cpu: Sequence[Precision] = ("fp32",),
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
@@ -249,19 +249,19 @@ def write_bundle(
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
-    `cpu` is the precision of the graph for CPUs, `graphs` are those of its plain ONNX files, `torch` is that of the
-    torch engine's weights; None leaves them out.
+    `cpu` are the precisions of its graphs for CPUs, `graphs` those of its plain ONNX files, `torch` is that of the
+    torch engine's weights, if it shall have any.
     """
     config = checkpoint.config
     tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
     limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     artifacts = []
-    if cpu is not None:
-        progress(f"exporting the graph for CPUs in {cpu}")
-        if cpu == "int8":
+    for precision in cpu:
+        progress(f"exporting the graph for CPUs in {precision}")
+        if precision == "int8":
             artifacts.append(write_cpu_int8_graph(checkpoint, folder, calibrate, limit, progress))
         else:
-            artifacts.append(write_graph(checkpoint, folder, cpu, "cpu"))
+            artifacts.append(write_graph(checkpoint, folder, precision, "cpu"))
     for precision in graphs:
         progress(f"exporting the graph in {precision}")
         if precision == "int8":

@@ -16,6 +16,16 @@ from nopad.model.config import TASKS
 from nopad.runtime.commands.console import common_options, emit, figure, messages, status
 from nopad.runtime.engines.base import ENGINES
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    names = tuple(name.strip() for name in value.split(",")) if value is not None else ()
+    for name in names:
+        if name not in PRECISIONS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(PRECISIONS)}.")
+    return names or None
+
 
 @click.command()
 @click.argument("checkpoint")
@@ -30,7 +40,8 @@ from nopad.runtime.engines.base import ENGINES
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    metavar="[fp32|fp16|bf16|int8],..",
+    callback=_precisions,
     help="fp16 and bf16 are for GPUs; int8 is for --target cpu and, with --calibrate, for engines. "
     "[default: fp32; fp16 for engines]",
 )

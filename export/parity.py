@@ -23,6 +23,7 @@ import numpy as np
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
+from nopad.model.config import attention_block
 from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import EngineError, TextError
 from nopad.runtime.predictor import Model
@@ -133,7 +134,8 @@ def run_gate(
     """
     bounds = BOUNDS[model.artifact.precision]
     rows: list[Row] = []
-    lengths = length_grid(half_window, model.artifact.token_multiple, model.manifest.max_length, longest)
+    # Blocks have edges in every graph, also where the stream needs no filler.
+    lengths = length_grid(half_window, attention_block(half_window), model.manifest.max_length, longest)
     evaluation = None
     try:
         rows += _grid(model, reference, lengths, bounds, progress)

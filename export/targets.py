@@ -29,48 +29,56 @@ class EngineJob:
 class Jobs:
     """Everything that goes into a bundle. Engines are built from the last of `graphs`."""
 
-    cpu: Precision | None = None  # of the graph in ONNX Runtime's own CPU operators; None: without it
+    cpu: tuple[Precision, ...] = ()  # of the graphs in ONNX Runtime's own CPU operators
     graphs: tuple[Precision, ...]  # in plain ONNX
     torch: Precision | None  # of the torch engine's weights on a GPU; None: without them
     engines: tuple[EngineJob, ...]
     skipped: tuple[str, ...]  # what was not asked for by name and cannot be built here, with the reason
 
 
-def plan_jobs(target: Target, precision: Precision | None, archs: Sequence[str], *, sm: str | None) -> Jobs:
+def plan_jobs(
+    target: Target, precision: Precision | Sequence[Precision] | None, archs: Sequence[str], *, sm: str | None
+) -> Jobs:
     """Jobs of one export on a machine with a GPU of compute capability `sm` (None: without a GPU).
+
+    Several precisions are for graphs alone: an engine is of one.
 
     What was asked for by name and cannot be built raises `UsageError` (it never can) or `EnvironmentProblem` (it can
     elsewhere), before anything is done; of `all` it is skipped with the reason.
     """
-    if precision == "int8" and target not in ("cpu", *ENGINE_TARGETS):
+    wanted: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
+    if "int8" in wanted and target not in ("cpu", *ENGINE_TARGETS):
         raise UsageError("--precision int8 is for --target cpu, tensorrt and tensorrt-rtx")
-    if precision in ("fp16", "bf16") and target == "cpu":
-        raise UsageError(
-            f"--precision {precision} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
-        )
+    for one in wanted:
+        if one in ("fp16", "bf16") and target == "cpu":
+            raise UsageError(
+                f"--precision {one} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
+            )
+    if len(set(wanted)) < len(wanted) or len(wanted) > 1 and target not in ("cpu", "onnx"):
+        raise UsageError(f"--precision {','.join(wanted)}: name one, or different ones of --target cpu or onnx")
     if archs and target not in ("all", *ENGINE_TARGETS):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
     if target == "cpu":
-        return Jobs(cpu=precision or "fp32", graphs=(), torch=None, engines=(), skipped=())
+        return Jobs(cpu=wanted or ("fp32",), graphs=(), torch=None, engines=(), skipped=())
     if target == "onnx":
-        return Jobs(cpu=None, graphs=(precision or "fp32",), torch=None, engines=(), skipped=())
+        return Jobs(graphs=wanted or ("fp32",), torch=None, engines=(), skipped=())
+    half: Precision = wanted[0] if wanted else "fp16"
     if target == "torch":  # the graph is for machines without torch, which have no GPU either
-        return Jobs(cpu="fp32", graphs=(), torch=precision or "fp16", engines=(), skipped=())
-    half: Precision = precision or "fp16"
+        return Jobs(cpu=("fp32",), graphs=(), torch=half, engines=(), skipped=())
     engines: list[EngineJob] = []
     skipped: list[str] = []
-    for one in ENGINE_TARGETS if target == "all" else (target,):
+    for kind in ENGINE_TARGETS if target == "all" else (target,):
         if target == "all":
             try:
-                found, why = _engines(one, half, archs if one == "tensorrt-rtx" else (), sm)
+                found, why = _engines(kind, half, archs if kind == "tensorrt-rtx" else (), sm)
             except (UsageError, EnvironmentProblem) as error:
                 found, why = [], [str(error)]
         else:
-            found, why = _engines(one, half, archs, sm)
+            found, why = _engines(kind, half, archs, sm)
         engines += found
         skipped += why
     return Jobs(
-        cpu="fp32" if target == "all" else None,
+        cpu=("fp32",) if target == "all" else (),
         graphs=(half,),
         torch=half if target == "all" else None,
         engines=tuple(engines),

@@ -33,6 +33,11 @@ _CLASS_SUFFIX: dict[str, Task] = {
 _CLASS_PREFIX: dict[Architecture, str] = {"modernbert": "ModernBert", "bert": "Bert"}
 
 
+def attention_block(half_window: int) -> int:
+    """Tokens of one block of local attention: the multiple of 64 that covers the half window."""
+    return max(1, -(-half_window // 64)) * 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Everything that fixes the packed encoder's shape and meaning.
@@ -131,10 +136,8 @@ class EncoderConfig:
 
     @property
     def block(self) -> int:
-        """Tokens of one attention block: the multiple of 64 that covers the half window. The stream's length is
-        a multiple of it.
-        """
-        return max(1, -(-self.half_window // 64)) * 64
+        """Tokens of one attention block. The stream's length is a multiple of it, but for the CPU graph."""
+        return attention_block(self.half_window)
 
     @property
     def hf_class(self) -> str:

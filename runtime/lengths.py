@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nopad.model.config import EncoderConfig, read_config
+from nopad.model.config import EncoderConfig, attention_block, read_config
 from nopad.model.errors import CheckpointError
 from nopad.runtime.bundle import MANIFEST, open_bundle
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
@@ -75,14 +75,14 @@ def open_model(path: str | None) -> PlannedModel:
 def _of_bundle(folder: Path | None) -> PlannedModel:
     bundle = open_bundle(folder, verify=False)
     manifest = bundle.manifest
-    packed = [artifact for artifact in manifest.artifacts if artifact.layout == "packed"]
-    if not packed:
+    if not any(artifact.layout == "packed" for artifact in manifest.artifacts):
         raise UsageError(f"{bundle.path} is a padded bundle (--exporter optimum): it has no profiles to plan")
     typed = bundle.file(manifest.tokenizer).with_name(_TOKENIZER_CONFIG)
+    window = manifest.architecture.get("local_attention")  # a graph for CPUs alone says nothing of engines' streams
     return PlannedModel(
         name=str(bundle.path) if folder else "the embedded model",
         architecture=manifest.architecture,
-        block=max(artifact.token_multiple for artifact in packed),
+        block=attention_block(window // 2 if isinstance(window, int) else 0),
         max_length=manifest.max_length,
         tokenizer=bundle.file(manifest.tokenizer),
         tokenizer_config=typed if typed.is_file() else None,

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -54,7 +55,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
-    """The verified bundle of that checkpoint. Tests that change it work on a copy."""
+    """The verified bundle of that checkpoint, as `nopad export` makes it: for CPUs. Tests that change it copy it."""
+    return _bundles("cpu", tmp_path_factory, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same in plain ONNX (`--target onnx`), as engines for GPUs take it: its stream is filled up to blocks."""
+    return _bundles("onnx", tmp_path_factory, checkpoint)
+
+
+def _bundles(
+    target: Literal["cpu", "onnx"], tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
+) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
@@ -63,8 +76,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str],
 
             from nopad.export.bundle import export_checkpoint
 
-            output = tmp_path_factory.mktemp(f"bundle-{name}") / "bundle"
-            result = export_checkpoint(checkpoint(name), output, **CASES[name].load)
+            output = tmp_path_factory.mktemp(f"bundle-{target}-{name}") / "bundle"
+            result = export_checkpoint(checkpoint(name), output, target=target, **CASES[name].load)
             assert result.report is not None and result.report["passed"], result.report
             made[name] = output
         return made[name]

@@ -102,7 +102,11 @@ class OnnxCpuEngine(OnnxEngine):
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         ort = import_onnxruntime(self.name, "cpu")
-        super().__init__(open_session(ort, path, options, [("CPUExecutionProvider", {})]), path, artifact, options)
+        # Else its threads go on spinning for a while after a run, on cores that other libraries could use.
+        config = {"session.force_spinning_stop": "1"}
+        super().__init__(
+            open_session(ort, path, options, [("CPUExecutionProvider", {})], config), path, artifact, options
+        )
 
 
 def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:

@@ -63,14 +63,14 @@ def sample_report() -> Report:
             "memory_bytes": 24_696_061_952,
             "gpu": None,
             "os": "Linux 6.8",
-            "isa": ["avx2", "fma"],
+            "isa": "avx2 fma",
         },
         versions={"nopad": "0.1.0", "onnxruntime": "1.32.0", "torch": "2.13.0", "transformers": "5.23.0"},
         noise=Noise(
             probe_seconds=tuple(0.0136 * chance.uniform(0.99, 1.03) for _ in range(56)),
             peak_flops=172e9,
             spread=0.021,
-            verdict="Quiet: a fixed matrix product varied by 2.1 % between rounds.",
+            verdict="a fixed matrix product varied by 2.1% (interquartile range over the median of 56 times)",
         ),
         subjects=_subjects(),
         workloads=workloads,
@@ -104,7 +104,7 @@ def sample_report() -> Report:
 
 def noisy(report: Report) -> Report:
     """The same from a machine that others worked on, and interrupted."""
-    verdict = "A fixed matrix product varied by 31 % between rounds: run again on a quiet machine."
+    verdict = "too noisy to conclude: a fixed matrix product varied by 31.0%"
     return replace(report, complete=False, noise=replace(report.noise, conclusive=False, spread=0.31, verdict=verdict))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import subject
 
@@ -102,9 +102,9 @@ def measured(
     ]
     record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
                     workloads=[workload.workload], subjects=[one.subject for one in contenders])  # fmt: skip
-    settings: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
+    values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
     kind = Kind(task="text-classification", problem_type="single_label_classification")
-    run(contenders, [workload], record, Settings(**{**settings, **options}, kind=kind), publish=lambda: None,
+    run(contenders, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
         show=lambda *_: None)  # fmt: skip
     return record.report()
 
@@ -188,6 +188,7 @@ def test_those_that_do_not_fit_together_take_turns_in_groups(workload: Texts, mo
     assert found["hf-sdpa"].rounds == (0, 1, 2, 3, 4, 5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 200), st.booleans())
 def test_groups_fit_and_nobody_is_forgotten(sizes: list[int], room: int, reference: bool) -> None:
     needs = [(str(number), size) for number, size in enumerate(sizes)]
@@ -227,9 +228,22 @@ def test_the_order_changes_from_round_to_round_and_is_seeded(workload: Texts) ->
     assert len(rounds) > 1 and all(sorted(one) == list("abc") for one in rounds)
 
 
-def test_a_time_limit_takes_rounds_away(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"hf-sdpa": Fake(good, seconds=0.12), "nopad-fp32": Fake(good, seconds=0.12)}
-    found = cells(measured(slow, workload, monkeypatch, rounds=50, time_limit=1.5))
-    assert 1 <= len(found["hf-sdpa"].seconds) < 10
-    late = cells(measured(slow, workload, monkeypatch, time_limit=1e-9))
-    assert {cell.status for cell in late.values()} == {"not run"} and "time limit" in late["hf-sdpa"].note
+@pytest.mark.parametrize(("left", "rounds"), [(1e6, 4), (-1.0, 1)])
+def test_a_time_limit_takes_rounds_away(left: float, rounds: int, workload: Texts) -> None:
+    times = take_turns(
+        {"nopad-fp32": Fake(good)},
+        workload,
+        {"nopad-fp32": 1.0},
+        rounds=range(4),
+        order=random.Random(0),
+        deadline=time.monotonic() + left,
+        each_round=lambda times: None,
+        failed=lambda name, error: None,
+    )
+    assert times["nopad-fp32"].rounds == list(range(rounds))
+
+
+def test_after_the_time_limit_nothing_is_begun(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, time_limit=1e-9)
+    assert {cell.status for cell in found.cells} == {"not run"}
+    assert all("time limit" in cell.note for cell in found.cells)

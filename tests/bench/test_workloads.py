@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nopad.bench.work import flops_of, pairs_in_window
@@ -94,6 +94,7 @@ def test_names_that_mean_nothing_are_refused_with_those_that_do() -> None:
         check_names(["1x2"], 1024)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 200))
 def test_pairs_in_a_window_are_counted(length: int, half_window: int) -> None:
     counted = sum(abs(i - j) <= half_window for i in range(length) for j in range(length))

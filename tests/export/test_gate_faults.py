@@ -1,13 +1,14 @@
 """The parity gate is proven by faults: each is seeded into an encoder, a bundle or an engine, and must be caught.
 
 The faults of the encoder go into trained weights (the embedded checkpoint) unless they need another head; they travel
-the way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate. `pytest -rP` on this file prints what
-caught each, and by how much.
+the way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as the graph for CPUs and as the plain
+one. `pytest -rP` on this file prints what caught each, and by how much.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from checkpoints import make_checkpoint
 
 from nopad.export.bundle import gate_bundle, write_bundle
+from nopad.export.cpu import cpu_attention
 from nopad.export.parity import run_gate
 from nopad.export.reference import Reference
-from nopad.model.attention import Attend, PackedLayout, graph_attention
+from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import PackedBatch
@@ -34,6 +37,7 @@ from nopad.runtime.predictor import load
 from nopad.runtime.types import FloatArray
 
 Report = dict[str, Any]
+TARGETS = ("cpu", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +45,31 @@ class Fault:
     """What is made wrong, and at least which checks must say so."""
 
     caught: set[str]
+    targets: tuple[str, ...] = TARGETS
+    fast: tuple[str, ...] = ("onnx",)  # targets of the fast suite; the others are slow
     checkpoint: str = "embedded"  # or a name of reference_models.CASES
     config: Callable[[Any], dict[str, Any]] = lambda config: {}
     weights: Callable[[PackedEncoder], None] = lambda encoder: None
-    attention: Callable[[PackedLayout], Attend] | None = None
+    attention: AttentionFactory | None = None
     manifest: Callable[[Manifest], dict[str, Any]] = lambda manifest: {}
     files: Callable[[Path], None] = lambda folder: None
     load: dict[str, Any] = field(default_factory=dict)
 
 
-def texts_attend_to_one_another(layout: PackedLayout) -> Attend:
-    """Local layers that see only the distance, not where one text ends."""
-    together = torch.where(layout.sequence_ids >= 0, 0, -1)
-    honest = graph_attention(layout)
-    mixed = graph_attention(dataclasses.replace(layout, sequence_ids=together))
+def mixed_attention(make: AttentionFactory, local: bool, layout: PackedLayout, wrong: PackedLayout) -> Attend:
+    """Attention of `layout`, but in local (or global) layers that of the `wrong` one."""
+    honest, mistaken = make(layout), make(wrong)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, **rest: Any) -> torch.Tensor:
-        return (mixed if local else honest)(q, k, v, local=local, **rest)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **rest: Any) -> torch.Tensor:
+        return (mistaken if rest["local"] == local else honest)(q, k, v, **rest)
 
     return attend
+
+
+def texts_attend_to_one_another(make: AttentionFactory, layout: PackedLayout) -> Attend:
+    """Local layers that see only the distance, not where one text ends."""
+    together = torch.where(layout.sequence_ids >= 0, 0, -1)
+    return mixed_attention(make, True, layout, dataclasses.replace(layout, sequence_ids=together))
 
 
 def one_text_over_the_whole_stream(layout: PackedLayout) -> Attend:
@@ -71,12 +81,36 @@ def one_text_over_the_whole_stream(layout: PackedLayout) -> Attend:
         position_ids=everywhere,
         pad_index=everywhere.unsqueeze(0),
     )
-    honest, mixed = graph_attention(layout), graph_attention(stream)
+    return mixed_attention(graph_attention, False, layout, stream)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, local: bool, **rest: Any) -> torch.Tensor:
-        return (honest if local else mixed)(q, k, v, local=local, **rest)
 
-    return attend
+def always_alone(layout: PackedLayout) -> Attend:
+    """Global layers that choose the kernel for one sequence, however many there are."""
+    alone = dataclasses.replace(layout, sequence_ids=torch.zeros_like(layout.sequence_ids))
+    return mixed_attention(cpu_attention, False, layout, alone)
+
+
+def padding_is_attended_to(layout: PackedLayout) -> Attend:
+    """Global layers that take every sequence for as long as the longest."""
+    longest = dataclasses.replace(layout, pad_index=layout.pad_index.clamp(min=0))
+    return mixed_attention(cpu_attention, False, layout, longest)
+
+
+def lose_a_residual(folder: Path) -> None:
+    """A product that is not added to the stream that runs past it."""
+    model = onnx.load(folder / "model.cpu.onnx")
+    node = next(node for node in model.graph.node if node.name == "model.layers.1.mlp.Wo/Gemm")
+    assert len(node.input) == 3
+    del node.input[2:]
+    onnx.save(model, folder / "model.cpu.onnx")
+
+
+def confuse_slices(folder: Path) -> None:
+    """Keys and values of one layer are products of each other's slice of the weight."""
+    model = onnx.load(folder / "model.cpu.onnx")
+    _, keys, values = (node for node in model.graph.node if node.name.startswith("model.layers.1.attn.Wqkv/Gemm"))
+    keys.input[1], values.input[1] = values.input[1], keys.input[1]
+    onnx.save(model, folder / "model.cpu.onnx")
 
 
 @torch.no_grad()
@@ -116,45 +150,67 @@ def no_token_types(folder: Path) -> None:
 
 
 LOGITS = {"logits"}
+INVARIANCE = {"logits", "batch invariance"}
+CPU: dict[str, Any] = {"targets": ("cpu",), "fast": ("cpu",)}
 FAULTS = {
     "window dropped": Fault(caught=LOGITS, config=lambda c: {"local_layers": (False,) * c.num_layers}),
-    "half window one too wide": Fault(caught=LOGITS, config=lambda c: {"local_attention": c.local_attention + 2}),
-    "half window one too narrow": Fault(caught=LOGITS, config=lambda c: {"local_attention": c.local_attention - 2}),
+    "half window one too wide": Fault(
+        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention + 2}
+    ),
+    "half window one too narrow": Fault(
+        fast=(), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention - 2}
+    ),
     "half window 64 -> 65": Fault(
-        caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 130}
+        fast=("cpu",), caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 130}
     ),
     "half window 64 -> 63": Fault(
         caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 126}
     ),
     "global rope theta": Fault(caught=LOGITS, config=lambda c: {"global_rope_theta": 10_000.0}),
-    "local rope theta": Fault(caught=LOGITS, config=lambda c: {"local_rope_theta": 160_000.0}),
+    "local rope theta": Fault(fast=(), caught=LOGITS, config=lambda c: {"local_rope_theta": 160_000.0}),
     "local and global layers swapped": Fault(
-        caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
+        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
     ),
-    "one head's queries 2 % too large": Fault(caught=LOGITS, weights=scale_one_head),
+    "one head's queries 2 % too large": Fault(fast=TARGETS, caught=LOGITS, weights=scale_one_head),
     "texts attend to one another in local layers": Fault(
-        caught={"logits", "batch invariance"}, attention=texts_attend_to_one_another
+        caught=INVARIANCE,
+        targets=("onnx",),
+        attention=functools.partial(texts_attend_to_one_another, graph_attention),
     ),
     "texts attend to one another in global layers": Fault(
-        caught={"logits", "batch invariance"}, attention=one_text_over_the_whole_stream
+        caught=INVARIANCE, targets=("onnx",), fast=(), attention=one_text_over_the_whole_stream
     ),
-    "cls instead of mean pooling": Fault(caught=LOGITS, config=lambda c: {"pooling": "cls"}),
-    "weights of one layer rounded to bf16": Fault(caught=LOGITS, weights=round_weights),
-    "labels swapped": Fault(caught={"labels", "label names"}, manifest=lambda m: {"labels": m.labels[::-1]}),
+    "CPU graph: texts attend to one another in local layers": Fault(
+        caught=INVARIANCE, **CPU, attention=functools.partial(texts_attend_to_one_another, cpu_attention)
+    ),
+    "CPU graph: several texts are taken for one": Fault(caught=INVARIANCE, **CPU, attention=always_alone),
+    "CPU graph: padding is attended to": Fault(
+        caught=INVARIANCE, targets=("cpu",), fast=(), attention=padding_is_attended_to
+    ),
+    "CPU graph: a residual is lost": Fault(caught=LOGITS, **CPU, files=lose_a_residual),
+    "CPU graph: keys and values change places": Fault(caught=LOGITS, targets=("cpu",), fast=(), files=confuse_slices),
+    "cls instead of mean pooling": Fault(fast=(), caught=LOGITS, config=lambda c: {"pooling": "cls"}),
+    "weights of one layer rounded to bf16": Fault(fast=(), caught=LOGITS, weights=round_weights),
+    "labels swapped": Fault(
+        fast=("cpu",), caught={"labels", "label names"}, manifest=lambda m: {"labels": m.labels[::-1]}
+    ),
     "softmax instead of sigmoid": Fault(
         caught={"probabilities"},
         checkpoint="modernbert-multi-cls",
         manifest=lambda m: {"problem_type": "single_label_classification"},
     ),
-    "tokenizer without special tokens": Fault(caught={"token ids"}, files=no_special_tokens),
+    "tokenizer without special tokens": Fault(fast=(), caught={"token ids"}, files=no_special_tokens),
     "embeddings not normalised": Fault(
+        fast=("cpu",),
         caught=LOGITS,
         checkpoint="modernbert-embed-mean-unit",
         config=lambda c: {"normalize": False},
         manifest=lambda m: {"normalize": True},
     ),
-    "BERT positions off by one": Fault(caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
-    "BERT token types ignored": Fault(caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types),
+    "BERT positions off by one": Fault(fast=(), caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
+    "BERT token types ignored": Fault(
+        fast=("cpu",), caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types
+    ),
     "tokenizer without token types": Fault(
         caught={"logits", "token types"}, checkpoint="bert-single", files=no_token_types
     ),
@@ -172,14 +228,18 @@ def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dic
     return get
 
 
-def export_with(fault: Fault, folder: Path, options: dict[str, Any], output: Path) -> tuple[Bundle, int]:
-    """The bundle of the faulty encoder, and the half window that the true one has."""
+def export_with(
+    fault: Fault, folder: Path, options: dict[str, Any], output: Path, target: str = "cpu"
+) -> tuple[Bundle, int]:
+    """The bundle of the faulty encoder with the graph of this target, and the half window that the true one has."""
     true = load_checkpoint(folder, **options)
     wrong = build_encoder(dataclasses.replace(true.config, **fault.config(true.config)), fault.attention)
     wrong.load_state_dict(true.encoder.state_dict())
     fault.weights(wrong)
     output.mkdir()
-    manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, cpu=None, graphs=["fp32"]).manifest
+    graph: dict[str, Any] = {"cpu": "fp32"} if target == "cpu" else {"cpu": None, "graphs": ["fp32"]}
+    manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, **graph).manifest
+    assert [artifact.target for artifact in manifest.artifacts] == [target]
     fault.files(output)
     changes = fault.manifest(manifest)
     bundle = write_manifest(output, dataclasses.replace(manifest, files=record_files(output), **changes))
@@ -197,45 +257,60 @@ def print_catch(name: str, report: Report) -> None:
     print(f"| {name} | {counts} | {worst:.1e} |")
 
 
-@pytest.mark.parametrize("name", ["embedded", *sorted({f.checkpoint for f in FAULTS.values()} - {"embedded"})])
-def test_without_a_fault_the_gate_passes(name: str, source: Any, tmp_path: Path) -> None:
+# Half the checkpoints with either graph; make test-full has them all with both.
+HONEST = {
+    "embedded": TARGETS,
+    "modernbert-single-cls": ("cpu",),
+    "modernbert-multi-cls": ("onnx",),
+    "modernbert-embed-mean-unit": ("cpu",),
+    "bert-single": ("onnx",),
+    "bert-rerank": ("cpu",),
+}
+assert HONEST.keys() == {fault.checkpoint for fault in FAULTS.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=[pytest.mark.slow] * (target not in fast), id=f"{name}-{target}")
+        for name, fast in HONEST.items()
+        for target in TARGETS
+    ],
+)
+def test_without_a_fault_the_gate_passes(name: str, target: str, source: Any, tmp_path: Path) -> None:
     folder, options = source(name)
-    bundle, half_window = export_with(Fault(caught=set()), folder, options, tmp_path / "bundle")
+    bundle, half_window = export_with(Fault(caught=set()), folder, options, tmp_path / "bundle", target)
     report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
     assert report["passed"] and failed_checks(report) == set()
 
 
-# Each is near to one that the fast suite keeps; make test-full runs them all.
-SLOW = {
-    "half window one too narrow",
-    "local rope theta",
-    "texts attend to one another in global layers",
-    "cls instead of mean pooling",
-    "weights of one layer rounded to bf16",
-    "tokenizer without special tokens",
-    "BERT positions off by one",
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAULTS])
-def test_the_gate_catches(name: str, source: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=[pytest.mark.slow] * (target not in fault.fast), id=f"{name}-{target}")
+        for name, fault in FAULTS.items()
+        for target in fault.targets
+    ],
+)
+def test_the_gate_catches(name: str, target: str, source: Any, tmp_path: Path) -> None:
     fault = FAULTS[name]
     folder, options = source(fault.checkpoint)
-    bundle, half_window = export_with(fault, folder, options, tmp_path / "bundle")
+    bundle, half_window = export_with(fault, folder, options, tmp_path / "bundle", target)
     report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
-    print_catch(name, report)
+    print_catch(f"{name} ({target})", report)
     assert not report["passed"]
     assert failed_checks(report) >= fault.caught
 
 
 @pytest.mark.slow
-def test_the_gate_looks_as_far_as_a_wide_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_gate_looks_as_far_as_a_wide_window(target: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     make_checkpoint("modernbert-single-cls", folder, local_attention=1030)
     for wrong, passed in ((1030, True), (1024, False)):
         fault = Fault(caught=set(), config=lambda c, width=wrong: {"local_attention": width})  # type: ignore[misc]
-        bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong))
+        bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong), target)
         report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
         assert (half_window, report["passed"]) == (515, passed)
 

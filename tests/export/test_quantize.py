@@ -19,11 +19,13 @@ from reference_models import CASES, token_ids
 from tokenizers import Tokenizer
 
 import nopad.export.quantize
+import nopad.export.sensitivity
 from nopad.export.errors import ExportError
 from nopad.export.onnx import export_graph
 from nopad.export.precision import cast
 from nopad.export.qdq import CLIPPINGS, count, linear_layers, quantize_weight
-from nopad.export.quantize import Goal, QuantizedGraph, label_reader
+from nopad.export.quantize import label_reader
+from nopad.export.sensitivity import Goal, QuantizedGraph
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.packing import PackedBatch, pack, plan_batches
 
@@ -326,7 +328,7 @@ def test_large_weights_go_to_a_file_beside_the_graph(
     inline = quantize(name, tmp_path / "inline.onnx", batches())
     model = onnx.load(str(name))
     onnx.save_model(model, str(tmp_path / "in.onnx"), save_as_external_data=True, location="in.onnx.data")
-    monkeypatch.setattr(nopad.export.quantize, "INLINE_BYTES", 0)
+    monkeypatch.setattr(nopad.export.sensitivity, "INLINE_BYTES", 0)
     made = quantize(tmp_path / "in.onnx", tmp_path / "out.onnx", batches())
     assert (tmp_path / "out.onnx.data").stat().st_size > 50_000 > (tmp_path / "out.onnx").stat().st_size // 4
     assert (run(made.file, batches()) == run(inline.file, batches())).all()

@@ -29,11 +29,13 @@ def rtx(*archs: str) -> tuple[EngineJob, ...]:
 @pytest.mark.parametrize(
     ("target", "precision", "archs", "sm", "jobs"),
     [
-        ("cpu", None, [], None, Jobs(cpu="fp32", graphs=(), torch=None, engines=(), skipped=())),
-        ("cpu", "int8", [], None, Jobs(cpu="int8", graphs=(), torch=None, engines=(), skipped=())),
+        ("cpu", None, [], None, Jobs(cpu=("fp32",), graphs=(), torch=None, engines=(), skipped=())),
+        ("cpu", "int8", [], None, Jobs(cpu=("int8",), graphs=(), torch=None, engines=(), skipped=())),
+        ("cpu", ("fp32", "int8"), [], None,
+         Jobs(cpu=("fp32", "int8"), graphs=(), torch=None, engines=(), skipped=())),
         ("onnx", None, [], None, Jobs(graphs=("fp32",), torch=None, engines=(), skipped=())),
         ("onnx", "fp16", [], "sm75", Jobs(graphs=("fp16",), torch=None, engines=(), skipped=())),
-        ("torch", None, [], None, Jobs(cpu="fp32", graphs=(), torch="fp16", engines=(), skipped=())),
+        ("torch", None, [], None, Jobs(cpu=("fp32",), graphs=(), torch="fp16", engines=(), skipped=())),
         ("tensorrt-rtx", None, ["sm75", "sm89"], None,
          Jobs(graphs=("fp16",), torch=None, engines=rtx("sm75", "sm89"), skipped=())),
         ("tensorrt-rtx", None, [], None, Jobs(graphs=("fp16",), torch=None, engines=rtx(*RTX_ARCHS), skipped=())),
@@ -60,6 +62,8 @@ def test_jobs(target: Any, precision: Any, archs: list[str], sm: str | None, job
         ("tensorrt", None, ["sm86"], "sm89", UsageError, "builds for the GPU at hand, sm89, alone"),
         ("onnx", "int8", [], None, UsageError, "int8 is for --target cpu, tensorrt and tensorrt-rtx"),
         ("cpu", "fp16", [], None, UsageError, "fp16 is for GPUs.*--target onnx writes it"),
+        ("cpu", ("int8", "int8"), [], None, UsageError, "name one, or different ones"),
+        ("tensorrt-rtx", ("fp16", "int8"), [], None, UsageError, "name one, or different ones"),
         ("cpu", None, ["sm75"], None, UsageError, "--arch is for engines"),
         ("onnx", None, ["sm75"], None, UsageError, "--arch is for engines"),
     ],
@@ -81,7 +85,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     assert (
         jobs.engines == ()
         and len(jobs.skipped) == 2
-        and (jobs.cpu, jobs.graphs) == ("fp32", ("fp16",))
+        and (jobs.cpu, jobs.graphs) == (("fp32",), ("fp16",))
         and jobs.torch == "fp16"
     )
 

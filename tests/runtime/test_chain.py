@@ -299,21 +299,21 @@ def test_many_threads_open_the_fallback_once() -> None:
 # --- through the model
 
 
-def test_micro_batches_fit_the_engines_profiles(bundle: Callable[[str], Path]) -> None:
+def test_micro_batches_fit_the_engines_profiles(plain_bundle: Callable[[str], Path]) -> None:
     profiles = (
         ShapeProfile(tokens=(64, 64, 128), sequences=(1, 2, 4), longest=(1, 16, 32)),
         ShapeProfile(tokens=(64, 256, 256), sequences=(1, 1, 2), longest=(1, 64, 128)),
     )
     engine = Named("shaped", filled(1.0), profiles)
     texts = ["film " * n for n in (1, 2, 3, 4, 1, 20, 25, 30, 4, 2)]
-    with load(bundle(NAME), engine=[engine, OnnxCpuEngine]) as model:
+    with load(plain_bundle(NAME), engine=[engine, OnnxCpuEngine]) as model:
         engine.batches.clear()
         answers: Sequence[Prediction] = model.predict(texts)
     assert {answer.engine for answer in answers} == {"shaped"}
     assert all(any(profile.fits(batch) for profile in profiles) for batch in engine.batches)
 
 
-def test_a_text_beyond_every_profile_goes_to_the_next_engine(bundle: Callable[[str], Path]) -> None:
+def test_a_text_beyond_every_profile_goes_to_the_next_engine(plain_bundle: Callable[[str], Path]) -> None:
     profile = ShapeProfile(tokens=(64, 64, 64), sequences=(1, 2, 4), longest=(1, 16, 32))
 
     def strict(batch: PackedBatch) -> FloatArray:
@@ -321,7 +321,7 @@ def test_a_text_beyond_every_profile_goes_to_the_next_engine(bundle: Callable[[s
             raise ShapeError("fits no profile")
         return filled(1.0)(batch)
 
-    with load(bundle(NAME), engine=[Named("shaped", strict, (profile,)), OnnxCpuEngine]) as model:
+    with load(plain_bundle(NAME), engine=[Named("shaped", strict, (profile,)), OnnxCpuEngine]) as model:
         assert [answer.engine for answer in model.predict([LONG, "a film"])] == ["onnx-cpu", "shaped"]
         assert model.status().degraded
 
@@ -331,16 +331,16 @@ def test_the_order_and_the_names_are_the_users(bundle: Callable[[str], Path]) ->
         assert model.status().engine == "onnx-cpu"
     with pytest.raises(UsageError, match="unknown engine 'warp'"):
         load(bundle(NAME), engine=["warp", "onnx-cpu"])
-    with pytest.raises(BundleError, match=r"no file for engine tensorrt; it holds onnx fp32: export it"):
+    with pytest.raises(BundleError, match=r"no file for engine tensorrt; it holds cpu fp32: export it"):
         load(bundle(NAME), engine="tensorrt")
-    with pytest.raises(BundleError, match=r"no file for engine auto in fp16; it holds onnx fp32"):
+    with pytest.raises(BundleError, match=r"no file for engine auto in fp16; it holds cpu fp32"):
         load(bundle(NAME), precision="fp16")
 
 
-def test_an_engine_that_was_not_gated_is_refused_by_name(bundle: Callable[[str], Path]) -> None:
+def test_an_engine_that_was_not_gated_is_refused_by_name(plain_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(UnverifiedError, match="unverified on engine onnx-cuda.*nopad parity --engine onnx-cuda"):
-        load(bundle(NAME), engine="onnx-cuda")
-    with load(bundle(NAME), engine=["onnx-cuda", "onnx-cpu"], threads=1) as model:
+        load(plain_bundle(NAME), engine="onnx-cuda")
+    with load(plain_bundle(NAME), engine=["onnx-cuda", "onnx-cpu"], threads=1) as model:
         assert model.status().engine == "onnx-cpu"
         assert "unverified on engine onnx-cuda" in (model.status().engines[0].reason or "")
 

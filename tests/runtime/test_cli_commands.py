@@ -204,8 +204,9 @@ def test_the_extras_named_are_those_of_the_package() -> None:
     for line in importlib.metadata.requires("nopad") or []:
         if found := re.match(r"([\w-]+).*extra == [\"'](\w+)[\"']", line):
             needed.setdefault(found[2], set()).add(found[1])
+    distributions = {"sklearn": "scikit-learn", "optimum": "optimum-onnx"}
     for package, extra in EXTRAS.items():
-        assert {"sklearn": "scikit-learn"}.get(package, package) in needed[extra], package
+        assert distributions.get(package, package) in needed[extra], package
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_inspect_shows_the_bundle_and_how_it_was_verified(own: Path, wide: None,
     assert rows["labels"] == "class 0, class 1, class 2" and rows["max length"] == "1024 tokens"
     assert rows["files"].startswith(f"{len(manifest.files)}, ") and rows["files"].endswith("SHA-256 checked")
     assert f"verified on onnx-cpu: {checks} of {checks} checks" in out and "worst logit difference" in out
-    assert "input_ids[" in out and "onnx fp32, packed" in out
+    assert "input_ids[" in out and "cpu fp32, packed" in out
 
 
 def test_inspect_shows_what_was_measured_on_data(wide: None, capsys: Capture) -> None:

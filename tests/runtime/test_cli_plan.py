@@ -66,6 +66,18 @@ def test_a_bundle_and_its_checkpoint_give_the_same_plan(plan: Plan, texts: Path,
     assert {**row, "model": ""} == {**embedded, "model": ""}
 
 
+def test_a_bundle_for_cpus_is_planned_in_the_blocks_of_its_engines(
+    plan: Plan, texts: Path, bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], capsys: Capture
+) -> None:
+    name = "modernbert-single-mean"
+    folder = bundle(name)  # its graph takes a stream of any length, an engine of the same checkpoint does not
+    capsys.readouterr()  # of its export
+    _, expected, _ = plan("--data", texts, "--model", checkpoint(name), "--max-length", "1000")
+    code, row, _ = plan("--data", texts, "--model", folder, "--max-length", "1000")
+    assert code == 0 and {**row, "model": ""} == {**expected, "model": ""}
+    assert all(size % 64 == 0 for one in row["forecasts"] for size in one["profile"]["tokens"])
+
+
 def test_a_checkpoint_without_weights_or_head_can_be_planned(plan: Plan, texts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -14,11 +14,11 @@ Graphs = Callable[[str], tuple[Path, Artifact]]
 
 
 @pytest.fixture(scope="session")
-def graph(bundle: Callable[[str], Path]) -> Graphs:
-    """The fp32 ONNX graph of one of `reference_models.CASES`, and the manifest's record of it."""
+def graph(plain_bundle: Callable[[str], Path]) -> Graphs:
+    """The fp32 graph in plain ONNX of one of `reference_models.CASES`, and the manifest's record of it."""
 
     def get(name: str) -> tuple[Path, Artifact]:
-        opened = open_bundle(bundle(name))
+        opened = open_bundle(plain_bundle(name))
         (artifact,) = opened.manifest.artifacts
         return opened.file(artifact.file), artifact
 

@@ -117,7 +117,7 @@ def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str
     import torch
     import transformers
 
-    from nopad.export.reference import _CLASSES
+    from nopad.export.reference import CLASSES
 
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -126,7 +126,7 @@ def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str
         vocabulary, padding = _copy_tokenizer(source, scratch)
         torch.manual_seed(SEED)
         config = transformers.BertConfig(vocab_size=vocabulary, pad_token_id=padding, num_labels=labels)
-        model = getattr(transformers, _CLASSES[task]).from_config(config)
+        model = getattr(transformers, CLASSES[task]).from_config(config)
         transformers.logging.disable_progress_bar()
         model.save_pretrained(scratch)
         shutil.rmtree(folder, ignore_errors=True)

@@ -103,9 +103,9 @@ class NopadRunner:
     def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
         """Streams are filled up to whole attention blocks."""
         lengths = [item.used for item in self._model.encode(texts)]
-        multiple, padded = self._model._multiple, self._model.artifact.layout == "padded"
+        multiple, padded = self._model.token_multiple, self._model.artifact.layout == "padded"
         computed = 0
-        for batch in self._model._plan(lengths):
+        for batch in self._model.plan(lengths):
             members = [lengths[index] for index in batch]
             computed += len(members) * max(members) if padded else -(-sum(members) // multiple) * multiple
         return sum(lengths), computed
@@ -324,14 +324,14 @@ def open_transformers(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     """Model and tokenizer. Raises `EnvironmentProblem` where transformers does not give what is asked for."""
     import transformers
 
-    from nopad.export.reference import _CLASSES, _unread
+    from nopad.export.reference import CLASSES, unread_keys
     from nopad.model.checkpoint import open_tokenizer, read_raw_config
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     folder = Path(spec.path)
     config = transformers.AutoConfig.from_pretrained(folder)
-    unread = _unread(read_raw_config(folder), config)
+    unread = unread_keys(read_raw_config(folder), config)
     if unread:
         raise EnvironmentProblem(
             f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes another "
@@ -339,7 +339,7 @@ def open_transformers(spec: Spec, dtype: Any) -> tuple[Any, Any]:
         )
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
-    model = getattr(transformers, _CLASSES[spec.task]).from_pretrained(
+    model = getattr(transformers, CLASSES[spec.task]).from_pretrained(
         folder,
         config=config,
         attn_implementation=spec.engine,

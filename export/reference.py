@@ -20,7 +20,7 @@ from nopad.model.checkpoint import open_tokenizer, read_raw_config
 from nopad.model.errors import NopadError
 from nopad.runtime.types import FloatArray, Text
 
-_CLASSES = {
+CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "rerank": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -122,7 +122,7 @@ class Reference:
 def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     """Configuration and model, every weight of it from the checkpoint."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    unread = _unread(raw, config)
+    unread = unread_keys(raw, config)
     if unread:
         raise ExportError(
             f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
@@ -130,7 +130,7 @@ def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         )
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
-    model, loading = getattr(transformers, _CLASSES[task]).from_pretrained(
+    model, loading = getattr(transformers, CLASSES[task]).from_pretrained(
         folder,
         config=config,
         attn_implementation="sdpa",
@@ -145,7 +145,7 @@ def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     return config, model
 
 
-def _unread(raw: dict[str, Any], config: Any) -> str | None:
+def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
     """Which of ModernBERT's keys, as transformers 5 spells them, transformers 4 passes over to a wrong effect."""
     if not transformers.__version__.startswith("4.") or raw.get("model_type") != "modernbert":
         return None

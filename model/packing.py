@@ -93,18 +93,25 @@ def to_padded(batch: PackedBatch, pad_id: int) -> tuple[IntArray, IntArray, IntA
 
 
 def plan_batches(
-    lengths: Sequence[int], *, token_budget: int, max_sequences: int, padded: bool = False
+    lengths: Sequence[int],
+    *,
+    token_budget: int,
+    max_sequences: int,
+    padded: bool = False,
+    square_budget: int | None = None,
 ) -> list[list[int]]:
     """Group sequences into micro-batches, sorted by length.
 
     A batch holds at most `token_budget` tokens (with `padded`, every sequence counts as long as its batch's longest)
     and `max_sequences` sequences. Global attention pads even a packed batch, so `sequences * longest ** 2` stays
-    within `token_budget ** 2` too: a long text does not meet many short ones. A sequence longer than the budget goes
-    alone. Returns indices into `lengths`, each exactly once, the longest first (so that memory peaks at the start,
-    not at the end of a long run).
+    within `square_budget ** 2` (at most and by default the budget's), too: a long text does not meet many short ones,
+    and a large budget does not ask for a large square. A sequence longer than the budget goes alone.
+    Returns indices into `lengths`, each exactly once, the longest first (so that memory peaks at the start, not at the
+    end of a long run).
     """
     if token_budget < 1 or max_sequences < 1:
         raise ValueError(f"token_budget and max_sequences must be positive, got {token_budget} and {max_sequences}")
+    square = min(square_budget or token_budget, token_budget) ** 2
     batches: list[list[int]] = []
     tokens = room = longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -113,7 +120,7 @@ def plan_batches(
             batches.append([])
             tokens, longest = 0, lengths[index]
             counted = longest
-            room = min(max_sequences, max(1, token_budget**2 // longest**2))
+            room = min(max_sequences, max(1, square // longest**2))
         batches[-1].append(index)
         tokens += counted
     return batches

@@ -136,7 +136,7 @@ class Model:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._encoder = encoder
-        self._multiple = max(candidate.artifact.token_multiple for candidate in candidates)
+        self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
         (probe,) = encoder.encode([PROBE])
         if isinstance(probe, TextError):
             raise BundleError(f"the tokenizer of {bundle.path} cannot read {PROBE!r}: {probe}; export the bundle again")
@@ -260,7 +260,7 @@ class Model:
         return self._run(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
 
     def _pack(self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]) -> PackedBatch:
-        return pack(sequences, token_types, multiple=self._multiple, filler_id=self.manifest.pad_token_id)
+        return pack(sequences, token_types, multiple=self.token_multiple, filler_id=self.manifest.pad_token_id)
 
     def _run(
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]
@@ -338,7 +338,7 @@ class Model:
         }
         tokens = {i: item for i, item in enumerate(encoded) if not isinstance(item, TextError)}
         index = list(tokens)
-        plan = self._plan([tokens[i].used for i in index])
+        plan = self.plan([tokens[i].used for i in index])
         for batch in plan:
             members = [tokens[index[i]] for i in batch]
             try:
@@ -353,7 +353,7 @@ class Model:
                     answers[index[i]] = Failure(index=start + index[i], error=error)
         return [answers[i] for i in range(len(texts))]
 
-    def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Micro-batches that suit the chosen engine."""
         profiles = self._chain.profiles
         if profiles:
@@ -362,8 +362,14 @@ class Model:
                 profiles,
                 token_budget=self._token_budget,
                 max_sequences=WINDOW,
-                multiple=self._multiple,
+                multiple=self.token_multiple,
             )
         padded = self.artifact.layout == "padded"
-        budget = self._token_budget or self._chain.token_budget
-        return plan_batches(lengths, token_budget=budget, max_sequences=WINDOW, padded=padded)
+        suits = self._chain.token_budget
+        return plan_batches(
+            lengths,
+            token_budget=self._token_budget or suits,
+            max_sequences=WINDOW,
+            padded=padded,
+            square_budget=suits,
+        )

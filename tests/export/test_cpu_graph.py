@@ -206,8 +206,9 @@ def test_attention_is_fused_and_chooses_by_how_many_sequences_there_are(name: st
     assert not {"Softmax", "MatMul"} & {node.op_type for node in everywhere(graph)}
     rotary = [node for node in graph.node if node.op_type == "RotaryEmbedding"]
     assert len(rotary) == (2 * layers if name.startswith("modernbert") else 0)
-    names = [node.name for node in everywhere(graph)] + [out for node in everywhere(graph) for out in node.output]
-    assert len(set(names)) == len(names) and all(names)
+    nodes = list(everywhere(graph))
+    for names in ([node.name for node in nodes], [name for node in nodes for name in node.output]):
+        assert len(set(names)) == len(names) and all(names)
 
 
 @pytest.mark.parametrize("name", ["modernbert-single-mean", "modernbert-mlm", "bert-single"])

@@ -105,6 +105,12 @@ def test_planning_counts_the_padding() -> None:
     assert plan_batches(lengths, token_budget=220, max_sequences=9) == [[0, 1, 2]]
     assert plan_batches(lengths, token_budget=220, max_sequences=9, padded=True) == [[0, 1], [2]]
     # A long text among short ones: attention would pad each of them to 100.
+    # A large budget does not ask for a large square: four of 100 tokens share one of 200 x 200, whatever the budget.
+    assert plan_batches([100] * 8, token_budget=800, max_sequences=99, square_budget=200) == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
+    assert plan_batches([10] * 8, token_budget=800, max_sequences=99, square_budget=200) == [[0, 1, 2, 3, 4, 5, 6, 7]]
     assert plan_batches([100, *[1] * 9], token_budget=200, max_sequences=99) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
 
 

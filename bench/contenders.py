@@ -107,7 +107,8 @@ def engines_of(
         timed = None
         if timed_from is not None and artifact.precision == "fp32" and artifact.target in ("onnx", "cpu"):
             timed = nopad_job(timed_from, bundle.manifest.task, artifact.target, threads)
-        size = bundle.manifest.files[artifact.file].bytes
+        # With the weights beside it.
+        size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
         made.append(Contender(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
     return made

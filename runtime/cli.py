@@ -65,7 +65,10 @@ class LazyGroup(click.Group):
         for option in command.params:  # click's own names follow the function's arguments, which nobody sees
             if isinstance(option, click.Option):
                 shown = max(option.opts, key=len).lstrip("-")
-                option.envvar = f"NOPAD_{cmd_name}_{shown}".replace("-", "_").upper()
+                named = f"NOPAD_{cmd_name}_{shown}".replace("-", "_").upper()
+                # An option may have a variable of its own besides; its command's comes first.
+                if not isinstance(option.envvar, list):
+                    option.envvar = named if option.envvar in (None, named) else [named, str(option.envvar)]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

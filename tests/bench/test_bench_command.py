@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from nopad.bench.report import JSON, MARKDOWN, read_report
@@ -55,6 +56,17 @@ def test_a_bundle_beside_transformers(
     assert first.load_seconds and first.cold_seconds and first.import_seconds and first.version == "0.1.0"
     assert printed == (tmp_path / "out" / MARKDOWN).read_text() and "| nopad-fp32 |" in printed
     assert (tmp_path / "out" / "bench.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_folder_of_texts_is_found_through_either_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = click.Context(cli.cli)
+    for _ in range(2):  # the command is resolved anew for each use
+        command = cli.cli.get_command(context, "bench")
+    option = next(one for one in command.params if one.name == "data_folder")
+    monkeypatch.setenv("NOPAD_DATA", "theirs")
+    assert option.resolve_envvar_value(context) == "theirs"
+    monkeypatch.setenv("NOPAD_BENCH_DATA_FOLDER", "ours")
+    assert option.resolve_envvar_value(context) == "ours"
 
 
 def _installed(package: str) -> bool:

@@ -136,7 +136,9 @@ def test_any_stream_is_answered_as_its_texts_alone(
     assert difference(ask(sequences, filler), want) <= bound(want)
 
 
-@pytest.mark.parametrize("window", [32, 130, 256, 0])
+@pytest.mark.parametrize(
+    "window", [32, 256, pytest.param(130, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)]
+)
 def test_other_windows_and_blocks(window: int, tmp_path: Path) -> None:
     name = "modernbert-token"
     (tmp_path / "checkpoint").mkdir()
@@ -211,7 +213,7 @@ def test_attention_is_fused_and_chooses_by_how_many_sequences_there_are(name: st
         assert len(set(names)) == len(names) and all(names)
 
 
-@pytest.mark.parametrize("name", ["modernbert-single-mean", "modernbert-mlm", "bert-single"])
+@pytest.mark.parametrize("name", ["modernbert-single-mean", "modernbert-token", "bert-single", "bert-mlm"])
 def test_nothing_is_copied_or_kept_in_vain(name: str, bundle: Folders) -> None:
     graph = read(bundle(name))
     assert "Split" not in {node.op_type for node in everywhere(graph)}
@@ -251,19 +253,19 @@ def test_the_manifest_asks_for_no_filler(name: str, bundle: Folders) -> None:
 # --- bundles and the command
 
 
-@pytest.mark.parametrize("first", ["cpu", "onnx"])
-def test_of_both_graphs_the_one_for_cpus_is_opened_on_cpus(first: str, checkpoint: Folders, tmp_path: Path) -> None:
-    written = write_bundle(load_checkpoint(checkpoint(NAME)), tmp_path, cpu="fp32", graphs=["fp32"])
-    artifacts = sorted(written.manifest.artifacts, key=lambda artifact: artifact.target != first)
-    assert [artifact.target for artifact in artifacts][0] == first and len(artifacts) == 2
-    write_manifest(tmp_path, dataclasses.replace(written.manifest, artifacts=tuple(artifacts)))
-    texts = list(SAMPLES[:3])
+def test_of_both_graphs_the_one_for_cpus_is_opened_on_cpus(checkpoint: Folders, tmp_path: Path) -> None:
+    written = write_bundle(load_checkpoint(checkpoint(NAME)), tmp_path, cpu=["fp32"], graphs=["fp32"])
+    artifacts = written.manifest.artifacts
     logits = {}
-    for target, file in (("cpu", None), ("onnx", "model.onnx")):
-        with load(tmp_path, engine="onnx-cpu", file=file, allow_unverified=True, threads=1) as model:
-            assert model.artifact.target == target and model.status().engine == "onnx-cpu"
-            logits[target] = np.stack(model.logits(texts))
-    np.testing.assert_allclose(logits["cpu"], logits["onnx"], atol=1e-5)
+    for listed in (artifacts, artifacts[::-1]):  # whichever stands first
+        write_manifest(tmp_path, dataclasses.replace(written.manifest, artifacts=listed))
+        for target, file in (("cpu", None), ("cpu", "model.cpu.onnx"), ("onnx", "model.onnx")):
+            with load(tmp_path, engine="onnx-cpu", file=file, allow_unverified=True, threads=1) as model:
+                assert model.artifact.target == target and model.status().engine == "onnx-cpu"
+                assert [one.name for one in model.status().engines] == ["onnx-cpu"] * (1 if file else 2)
+                logits[target, file] = np.stack(model.logits(list(SAMPLES[:3])))
+    np.testing.assert_array_equal(logits["cpu", None], logits["cpu", "model.cpu.onnx"])
+    np.testing.assert_allclose(logits["cpu", None], logits["onnx", "model.onnx"], atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

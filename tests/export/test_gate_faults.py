@@ -237,7 +237,7 @@ def export_with(
     wrong.load_state_dict(true.encoder.state_dict())
     fault.weights(wrong)
     output.mkdir()
-    graph: dict[str, Any] = {"cpu": "fp32"} if target == "cpu" else {"cpu": None, "graphs": ["fp32"]}
+    graph: dict[str, Any] = {"cpu": ["fp32"]} if target == "cpu" else {"cpu": [], "graphs": ["fp32"]}
     manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, **graph).manifest
     assert [artifact.target for artifact in manifest.artifacts] == [target]
     fault.files(output)

@@ -37,7 +37,7 @@ NAME = "modernbert-single-mean"
 DOMAIN = "com.microsoft"
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 600)
 # One of each task and architecture; the other heads run with the slow tests.
-FAST = {"modernbert-single-mean", "modernbert-token", "modernbert-embed-mean-unit", "bert-single", "bert-mlm"}
+FAST = {"modernbert-single-mean", "modernbert-token", "bert-single"}
 Folders = Callable[[str], Path]
 Ask = Callable[[Sequence[Sequence[int]], int], list[Tensor]]
 

@@ -59,41 +59,31 @@ def _graph_name(precision: str, target: GraphTarget) -> str:
 
 
 def write_int8_graph(
-    checkpoint: Checkpoint, folder: Path, calibrate: str, max_length: int, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    target: GraphTarget,
+    calibrate: str | None,
+    max_length: int,
+    progress: Progress,
 ) -> Artifact:
-    """Write the int8 graph for TensorRT: the fp16 one with explicit Q/DQ, calibrated on the texts of a file."""
-    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, checkpoint.config.block)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
-        typed = write_graph(checkpoint, Path(scratch), "fp16")
-        made = quantize(
-            Path(scratch) / typed.file,
-            folder / _graph_name("int8", "onnx"),
-            batches,
-            labels_of=label_reader(checkpoint.config.task, checkpoint.config.problem_type),
-            progress=progress,
-        )
-    return dataclasses.replace(typed, file=_graph_name("int8", "onnx"), precision="int8", quantized=made.to_json())
+    """Write a target's int8 graph, made from its fp32 one (`cpu`), or from the fp16 one for TensorRT (`onnx`).
 
-
-def write_cpu_int8_graph(
-    checkpoint: Checkpoint, folder: Path, calibrate: str | None, max_length: int, progress: Progress
-) -> Artifact:
-    """Write the int8 graph for CPUs: scales calibrated on the texts of a file or, without one, found for each token.
-
-    Without a file, what is sensitive is judged on the sentences that the parity gate asks.
+    Scales are calibrated on the texts of a file. Without one, which only `cpu` can do, each token has its own, and what
+    is sensitive is judged on the sentences that the parity gate asks.
     """
-    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, 1)
+    cpu = target == "cpu"
+    multiple = 1 if cpu else checkpoint.config.block
+    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
+    labels_of = label_reader(checkpoint.config.task, checkpoint.config.problem_type)
+    output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
-        exact = write_graph(checkpoint, Path(scratch), "fp32", "cpu")
-        made = quantize_cpu(
-            Path(scratch) / exact.file,
-            folder / _graph_name("int8", "cpu"),
-            batches,
-            static=calibrate is not None,
-            labels_of=label_reader(checkpoint.config.task, checkpoint.config.problem_type),
-            progress=progress,
-        )
-    return dataclasses.replace(exact, file=made.file.name, precision="int8", quantized=made.to_json())
+        exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
+        graph, static = Path(scratch) / exact.file, calibrate is not None
+        if cpu:
+            made = quantize_cpu(graph, output, batches, static=static, labels_of=labels_of, progress=progress)
+        else:
+            made = quantize(graph, output, batches, labels_of=labels_of, progress=progress)
+    return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
 
 
 def _calibration_batches(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nopad.export.artifacts import (
+    GraphTarget,
     add_engine,
     check_jobs,
-    write_cpu_int8_graph,
     write_graph,
     write_int8_graph,
     write_torch,
@@ -256,18 +256,13 @@ def write_bundle(
     tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
     limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     artifacts = []
-    for precision in cpu:
-        progress(f"exporting the graph for CPUs in {precision}")
+    wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
+    for target, precision in wanted:
+        progress(f"exporting the graph{' for CPUs' if target == 'cpu' else ''} in {precision}")
         if precision == "int8":
-            artifacts.append(write_cpu_int8_graph(checkpoint, folder, calibrate, limit, progress))
+            artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress))
         else:
-            artifacts.append(write_graph(checkpoint, folder, precision, "cpu"))
-    for precision in graphs:
-        progress(f"exporting the graph in {precision}")
-        if precision == "int8":
-            artifacts.append(write_int8_graph(checkpoint, folder, calibrate or "", limit, progress))
-        else:
-            artifacts.append(write_graph(checkpoint, folder, precision))
+            artifacts.append(write_graph(checkpoint, folder, precision, target))
     if torch is not None:
         progress("writing the weights for torch")
         artifacts.append(write_torch(checkpoint, folder, torch, artifacts[-1]))

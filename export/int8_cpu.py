@@ -16,6 +16,7 @@ What is sensitive is found by asking these very products: a trial computes both,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,15 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from nopad.export.cpu import DOMAIN
 from nopad.export.parity import Progress, silent
-from nopad.export.qdq import LinearLayer, Scales, drop_unread, linear_layers, quantize_weight
-from nopad.export.quantize import choose_layers, enough_texts, modules_of
-from nopad.export.sensitivity import (
-    MIN_TOKENS,
-    Comparison,
-    Goal,
-    Labels,
-    LabelsOf,
-    QuantizedGraph,
-    Trial,
-    calibrate,
-    choose_clipping,
-    is_per_token,
-    open_session,
-    read_model,
-    run,
-    search,
-    write_model,
-)
+from nopad.export.qdq import LinearLayer, Scales, drop_unread, quantize_weight
+from nopad.export.quantize import Scheme, quantize_by
+from nopad.export.sensitivity import Goal, Labels, LabelsOf, QuantizedGraph
 from nopad.model.packing import PackedBatch
 
 _WEIGHT_LEVELS = 63  # 7 bits
 _ZERO = 128  # of unsigned activations that are symmetric
-_DOMAIN = "com.microsoft"
 # Rows below which a label more or less is chance: 0.5 % of 200 is one. Then logits decide.
 _ENOUGH_ROWS = 200
 
@@ -78,43 +63,24 @@ def quantize_cpu(
 
     Raises `ExportError`: texts missing or, for calibration, too few; no fp32 graph of ours.
     """
-    texts = enough_texts(batches, MIN_TOKENS if static else 1, labels)
-    model = read_model(graph)
-    layers = linear_layers(model)
-    chosen = choose_layers(model, layers, keep_fp, graph, "fp32")
-    counts, reference = calibrate(model, chosen if static else (), texts, threads=threads, progress=progress)
-    few = sum(len(rows) for rows in reference) < _ENOUGH_ROWS
-    comparison = Comparison(reference, labels, labels_of, by_logits=labels_of is None or few)
-    switched = onnx.ModelProto()
-    switched.CopyFrom(model)
-    to_integers(switched, chosen, None, per_token=not static)
-    trial = Trial(switched, modules_of(chosen), texts, threads)
-    clipping = choose_clipping(trial, comparison, counts, progress) if static else "none"
-    wanted = goal or Goal()
-    kept, sensitivity = search(trial, comparison, wanted, progress, keep_as="fp32")
-    scales = trial.scales
-    del trial, switched  # two copies of the weights
-    chosen = [layer for layer in chosen if layer.module not in kept]
-    to_integers(model, chosen, scales, per_token=not static)
-    write_model(model, output)
-    onnx.checker.check_model(str(output))
-    progress("int8: asking the written graph")
-    answers = run(open_session(output, threads), texts, is_per_token(model))
-    int8 = modules_of(chosen)
-    return QuantizedGraph(
-        file=output,
-        int8=int8,
-        kept=tuple(module for module in modules_of(layers) if module not in int8),
-        clipping=clipping,
-        tokens=sum(batch.num_tokens for batch in texts),
-        logit_error=comparison.error(answers),
-        agreement=comparison.agreement(answers),
-        accuracy_loss=comparison.accuracy_loss(answers),
-        passed=comparison.meets(wanted, answers),
-        sensitivity=sensitivity,
-        scales="calibrated" if static else "per token",
+    scheme = Scheme(
+        precision="fp32",
+        rewrite=functools.partial(to_integers, per_token=not static),
+        calibrated=static,
         weight_bits=_WEIGHT_LEVELS.bit_length() + 1,
-        judged_by="logits" if comparison.by_logits else "labels",
+        enough_rows=_ENOUGH_ROWS,
+    )
+    return quantize_by(
+        scheme,
+        graph,
+        output,
+        batches,
+        keep_fp=keep_fp,
+        labels_of=labels_of,
+        targets=labels,
+        goal=goal or Goal(),
+        threads=threads,
+        progress=progress,
     )
 
 
@@ -167,7 +133,7 @@ class _Rewriting:
             plus = ""
         steps = [(op, other) for op, other in (("Mul", rows), ("Add", plus)) if other]
         product = f"{wanted}:product" if steps else result
-        self._add("MatMulIntegerToFloat", node.name.rpartition("/")[2], name, inputs, product, domain=_DOMAIN)
+        self._add("MatMulIntegerToFloat", node.name.rpartition("/")[2], name, inputs, product, domain=DOMAIN)
         for number, (operator, other) in enumerate(steps, 1):
             done = result if number == len(steps) else f"{wanted}:{operator}"
             product = self._add(operator, node.name.rpartition("/")[2], name, [product, other], done)
@@ -186,8 +152,8 @@ class _Rewriting:
         del graph.node[:]
         graph.node.extend(self.nodes)
         drop_unread(graph)
-        if not any(entry.domain == _DOMAIN for entry in self.model.opset_import):
-            self.model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        if not any(entry.domain == DOMAIN for entry in self.model.opset_import):
+            self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
     def _activation(self, x: str, name: str) -> tuple[str, str, str]:
         """The tensor in unsigned 8 bits, its scale, and the factor of each row, [..., 1], if it has been divided."""

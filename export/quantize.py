@@ -1,9 +1,11 @@
-"""int8 for TensorRT: a packed fp16 graph, calibrated on texts, becomes one with explicit Q/DQ (`nopad.export.qdq`).
+"""A packed graph and texts become its int8 form. TensorRT's stands here, that for CPUs in `nopad.export.int8_cpu`.
 
 Outliers decide how well a model bears int8, so what can be measured is (`nopad.export.sensitivity`): how each
-activation is clipped, and which layers stay in fp16. The measure is the graph's own answer to the calibration texts,
-through ONNX Runtime on the CPU, with dequantized products in floating point: sums are exact there as on a GPU, where
-x86 int8 kernels may saturate.
+activation is clipped, and which layers keep their precision. The measure is the graph's own answer to the texts. A
+`Scheme` says how products are rewritten; what leads to it is the same for all.
+
+TensorRT's has explicit Q/DQ (`nopad.export.qdq`) in an fp16 graph. It is tried in ONNX Runtime on the CPU, with
+dequantized products in floating point: sums are exact there as on a GPU, where x86 int8 kernels may saturate.
 
 Knows neither checkpoints, tokenizers nor manifests: batches come packed.
 """
@@ -11,7 +13,8 @@ Knows neither checkpoints, tokenizers nor manifests: batches come packed.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -19,7 +22,7 @@ from onnx import TensorProto
 
 from nopad.export.errors import ExportError
 from nopad.export.parity import Progress, silent
-from nopad.export.qdq import LinearLayer, insert, linear_layers, weight_type
+from nopad.export.qdq import LinearLayer, Scales, insert, linear_layers, weight_type
 from nopad.export.sensitivity import (
     MIN_TOKENS,
     Comparison,
@@ -49,6 +52,18 @@ def label_reader(task: str, problem_type: str | None) -> LabelsOf | None:
     return lambda logits: logits.argmax(-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One way to make linear layers int8."""
+
+    precision: str  # of the graph it starts from, and of the layers that are kept
+    # Rewrites layers in place; with scales None into a trial, as `nopad.export.sensitivity.Trial` wants it.
+    rewrite: Callable[[onnx.ModelProto, Sequence[LinearLayer], Scales | None], None]
+    calibrated: bool = True  # scales are found on the texts; else each token is scaled by itself
+    weight_bits: int = 8
+    enough_rows: int | None = None  # with fewer, or without labels, logits decide; None: labels alone, if there are any
+
+
 def quantize(
     graph: Path,
     output: Path,
@@ -61,36 +76,72 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> QuantizedGraph:
-    """Write the int8 form of the packed fp16 graph at `graph` to `output`, calibrated on `batches`.
+    """Write the int8 form of the packed fp16 graph at `graph` to `output` for TensorRT, calibrated on `batches`.
 
-    `keep_fp`: module names or patterns (`*.mlp.Wo`) of layers that stay fp16 whatever they cost.
     `labels_of` (`label_reader` has it): with it, the most sensitive layers are kept in fp16, at most half of them,
-    until `goal` (default: `Goal()`) is met; `passed` says whether it is. Without it every layer goes to int8.
-    `targets`: true labels of the rows of each batch, comparable with `labels_of(logits)`: [B, ...], or [tokens, ...]
-    for tasks per token.
+    until `goal` is met; without it every layer goes to int8. The rest is as in `quantize_by`.
 
     Raises `ExportError`: texts missing or too few, no fp16 graph of ours, activations beyond fp16.
     """
-    texts = enough_texts(batches, MIN_TOKENS, targets)
+    return quantize_by(
+        Scheme(precision="fp16", rewrite=insert),
+        graph,
+        output,
+        batches,
+        keep_fp=keep_fp,
+        labels_of=labels_of,
+        targets=targets,
+        goal=goal or Goal(),
+        threads=threads,
+        progress=progress,
+    )
+
+
+def quantize_by(
+    scheme: Scheme,
+    graph: Path,
+    output: Path,
+    batches: Iterable[PackedBatch],
+    *,
+    keep_fp: Collection[str],
+    labels_of: LabelsOf | None,
+    targets: Sequence[Labels] | None,
+    goal: Goal,
+    threads: int | None,
+    progress: Progress,
+) -> QuantizedGraph:
+    """Write the int8 form of the packed graph at `graph` to `output`; `batches` tell what may be int8.
+
+    `keep_fp`: module names or patterns (`*.mlp.Wo`) of layers that stay as they are whatever they cost.
+    `labels_of`: how labels are read off logits, where the task has any; `passed` says whether the goal is met.
+    `targets`: true labels of the rows of each batch, comparable with `labels_of(logits)`: [B, ...], or [tokens, ...]
+    for tasks per token.
+
+    Raises `ExportError`: texts missing or, for calibration, too few; no graph of ours in the scheme's precision.
+    """
+    texts = _enough_texts(batches, MIN_TOKENS if scheme.calibrated else 1, targets)
     model = read_model(graph)
     layers = linear_layers(model)
-    chosen = choose_layers(model, layers, keep_fp, graph, "fp16")
-    counts, reference = calibrate(model, chosen, texts, threads=threads, progress=progress)
-    comparison = Comparison(reference, targets, labels_of)
+    chosen = _choose_layers(model, layers, keep_fp, graph, scheme.precision)
+    read = chosen if scheme.calibrated else ()
+    counts, reference = calibrate(model, read, texts, threads=threads, progress=progress)
+    few = scheme.enough_rows is not None and sum(len(rows) for rows in reference) < scheme.enough_rows
+    by_logits = few or (scheme.enough_rows is not None and labels_of is None)
+    judged = by_logits or labels_of is not None
+    comparison = Comparison(reference, targets, labels_of, by_logits=by_logits)
     switched = onnx.ModelProto()
     switched.CopyFrom(model)
-    insert(switched, chosen, None)
+    scheme.rewrite(switched, chosen, None)
     trial = Trial(switched, modules_of(chosen), texts, threads)
-    clipping = choose_clipping(trial, comparison, counts, progress)
+    clipping = choose_clipping(trial, comparison, counts, progress) if scheme.calibrated else "none"
     kept: Collection[str] = ()
     sensitivity: dict[str, float] = {}
-    wanted = goal or Goal()
-    if labels_of is not None:
-        kept, sensitivity = search(trial, comparison, wanted, progress, keep_as="fp16")
+    if judged:
+        kept, sensitivity = search(trial, comparison, goal, progress, keep_as=scheme.precision)
     scales = trial.scales
     del trial, switched  # two copies of the weights
     chosen = [layer for layer in chosen if layer.module not in kept]
-    insert(model, chosen, scales)
+    scheme.rewrite(model, chosen, scales)
     write_model(model, output)
     onnx.checker.check_model(str(output))
     progress("int8: asking the written graph")
@@ -105,12 +156,15 @@ def quantize(
         logit_error=comparison.error(answers),
         agreement=comparison.agreement(answers),
         accuracy_loss=comparison.accuracy_loss(answers),
-        passed=comparison.meets(wanted, answers) if labels_of is not None else None,
+        passed=comparison.meets(goal, answers) if judged else None,
         sensitivity=sensitivity,
+        scales="calibrated" if scheme.calibrated else "per token",
+        weight_bits=scheme.weight_bits,
+        judged_by="logits" if by_logits else "labels",
     )
 
 
-def enough_texts(
+def _enough_texts(
     batches: Iterable[PackedBatch], tokens: int, targets: Sequence[Labels] | None
 ) -> Sequence[PackedBatch]:
     """The batches, if they have as many real tokens as that, and true labels for each. Raises `ExportError`."""
@@ -131,7 +185,7 @@ def modules_of(layers: Iterable[LinearLayer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer.module for layer in layers))
 
 
-def choose_layers(
+def _choose_layers(
     model: onnx.ModelProto, layers: Sequence[LinearLayer], keep_fp: Collection[str], graph: Path, precision: str
 ) -> list[LinearLayer]:
     """The layers that no pattern of `keep_fp` names. Raises `ExportError` unless their weights are in `precision`."""

@@ -11,6 +11,7 @@ What each step buys, and what was tried and left out, is in docs/cpu.md. The ope
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from nopad.model.attention import Attend, PackedLayout, Rotary
+from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys
 
 DOMAIN = "com.microsoft"
 # A node of ours between the two steps: torch cannot export a condition around operators that it does not know.
@@ -35,15 +36,13 @@ def cpu_attention(layout: PackedLayout) -> Attend:
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * layout.pad_index.shape[1] + layout.position_ids).clamp(min=0)
     alone = layout.sequence_ids[-1] == 0  # and without filler, which is sequence -1
-    first = (torch.arange((total + block - 1) // block) * block).unsqueeze(1)
-    queries = (first + torch.arange(block)).clamp(max=total - 1)  # [blocks, block]
-    nearby = first + torch.arange(-block, 2 * block)
-    keys = nearby.clamp(min=0).clamp(max=total - 1)  # [blocks, 3 * block]
-    inside = (nearby >= 0) & (nearby < total)
-    distance = torch.arange(-block, 2 * block) - torch.arange(block).unsqueeze(1)
-    same = _rows(layout.sequence_ids, queries).unsqueeze(2) == _rows(layout.sequence_ids, keys).unsqueeze(1)
-    mask = same & inside.unsqueeze(1) & (distance.abs() <= layout.half_window)
-    bias = torch.where(mask, 0.0, -30000.0).unsqueeze(1)
+    # Local layers see whole blocks, of which the last may reach beyond the stream: sequence -1, as filler.
+    places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
+    queries = places.clamp(max=total - 1)  # [blocks, block]
+    filled = torch.where(places < total, _rows(layout.sequence_ids, queries), -1).flatten()
+    whole = dataclasses.replace(layout, sequence_ids=filled)
+    keys = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
+    bias = local_bias(whole)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         heads, size = q.shape[1], q.shape[2]

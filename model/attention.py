@@ -36,6 +36,8 @@ class PackedLayout:
     block: int
 
 
+# Added to the scores of keys that may not be seen: survives fp16 (largest 65504) and still zeroes a softmax term.
+MASKED = -30000.0
 # Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; None where positions are embedded (BERT).
 Rotary = tuple[Tensor, Tensor] | None
 
@@ -80,12 +82,17 @@ def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, 
     return sdpa_attention(layout)
 
 
+def local_bias(layout: PackedLayout) -> Tensor:
+    """`local_mask` as what is added to scores: 0 or -30000, fp32 [T / block, 1, block, 3 * block]."""
+    return torch.where(local_mask(layout), 0.0, MASKED).unsqueeze(1)
+
+
 def local_mask(layout: PackedLayout) -> Tensor:
     """Who may attend to whom in local layers: bool [T / block, block, 3 * block]."""
     block = layout.block
     nearby = _nearby(layout)
     inside = (nearby >= 0) & (nearby < layout.sequence_ids.shape[0])
-    keys = layout.sequence_ids[_clamped(nearby, layout)]
+    keys = layout.sequence_ids[nearby_keys(layout)]
     queries = layout.sequence_ids.reshape(-1, block)
     offset = torch.arange(block, device=queries.device)
     distance = torch.arange(-block, 2 * block, device=queries.device).unsqueeze(0) - offset.unsqueeze(1)
@@ -100,8 +107,9 @@ def _nearby(layout: PackedLayout) -> Tensor:
     return stream.reshape(-1, layout.block)[:, :1] + offset
 
 
-def _clamped(index: Tensor, layout: PackedLayout) -> Tensor:
-    return index.clamp(min=0).clamp(max=layout.sequence_ids.shape[0] - 1)
+def nearby_keys(layout: PackedLayout) -> Tensor:
+    """The keys that each block meets, int64 [T / block, 3 * block]; beyond the stream's ends its first and last."""
+    return _nearby(layout).clamp(min=0).clamp(max=layout.sequence_ids.shape[0] - 1)
 
 
 def _neighbours(x: Tensor, block: int) -> Tensor:
@@ -177,11 +185,10 @@ def graph_attention(layout: PackedLayout) -> Attend:
     """
     block = layout.block
     longest = layout.pad_index.shape[1]
-    # -30000 survives fp16 (largest 65504) and still zeroes a softmax term.
-    local_bias = torch.where(local_mask(layout), 0.0, -30000.0).unsqueeze(1)
+    bias = local_bias(layout)
     valid = layout.pad_index >= 0
-    key_bias = torch.where(valid, 0.0, -30000.0).unsqueeze(1).unsqueeze(1)
-    nearby = _clamped(_nearby(layout), layout)
+    key_bias = torch.where(valid, 0.0, MASKED).unsqueeze(1).unsqueeze(1)
+    nearby = nearby_keys(layout)
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
 
@@ -191,7 +198,7 @@ def graph_attention(layout: PackedLayout) -> Attend:
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)
             keys, values = (x[nearby].transpose(1, 2) for x in (k, v))
-            out = _softmax_matmul(q, keys, values, local_bias)
+            out = _softmax_matmul(q, keys, values, bias)
             return out.transpose(1, 2).flatten(0, 1)
         q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))
         out = _softmax_matmul(q, k, v, key_bias).transpose(1, 2).flatten(0, 1)

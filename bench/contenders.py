@@ -83,7 +83,7 @@ def engines_of(
     order = engines or engine_order(next((gpu.sm for gpu in gpus()), None))
     found: list[tuple[Artifact, str]] = []
     for artifact in bundle.manifest.artifacts:
-        fitting = [engine for engine in order if _runs(engine, artifact)]
+        fitting = [engine for engine in order if artifact.target in TARGETS[engine]]
         if precisions and artifact.precision not in precisions:
             continue
         found += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
@@ -112,10 +112,6 @@ def engines_of(
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
         made.append(Contender(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
     return made
-
-
-def _runs(engine: str, artifact: Artifact) -> bool:
-    return artifact.target in TARGETS[engine]
 
 
 def _names(found: Sequence[tuple[Artifact, str]]) -> list[str]:

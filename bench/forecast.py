@@ -15,7 +15,7 @@ What was fitted to published measurements, what was held out, and how far off it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from nopad.bench.gpus import Calibration, Gpu, find_gpus
 from nopad.bench.results import Workload
 from nopad.bench.roofline import (
+    WIDTHS,
     Graph,
     Group,
     Shape,
@@ -33,6 +34,7 @@ from nopad.bench.roofline import (
     total_bytes,
     total_flops,
 )
+from nopad.model.config import attention_block
 from nopad.model.packing import plan_batches
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import GPU_TOKENS
@@ -210,7 +212,8 @@ class _Counter:
         packed = [one for one in bundle.manifest.artifacts if one.layout == "packed" and one.target in GPU_TARGETS]
         self.architecture = bundle.manifest.architecture
         self.precision = precision
-        self.multiple = max((one.token_multiple for one in packed), default=_block(self.architecture))
+        block = attention_block(int(self.architecture.get("local_attention") or 0) // 2)
+        self.multiple = max((one.token_multiple for one in packed), default=block)
         self.graph: Graph | None = None
         self.known: dict[Shape, tuple[Group, ...]] = {}
         for artifact in sorted(packed, key=lambda one: one.precision != precision):  # its own graph first
@@ -238,11 +241,6 @@ class _Counter:
         return count_architecture(self.architecture, shape, precision=self.precision, block=self.multiple)
 
 
-def _block(architecture: Mapping[str, Any]) -> int:
-    """The attention block that the exporter for GPUs takes: the multiple of 64 that covers half a window."""
-    return 64 * max(1, math.ceil(int(architecture.get("local_attention") or 0) / 2 / 64))
-
-
 def _opened(path: Path) -> Graph | None:
     try:
         return open_graph(path)
@@ -251,11 +249,10 @@ def _opened(path: Path) -> Graph | None:
 
 
 def _precisions(bundle: Bundle, asked: Sequence[str] | None) -> tuple[str, ...]:
-    known = ("fp32", "fp16", "bf16", "int8")
     if asked is not None:
-        wrong = [name for name in asked if name not in known]
+        wrong = [name for name in asked if name not in WIDTHS]
         if wrong:
-            raise UsageError(f"no forecast in {', '.join(wrong)}; there are {', '.join(known)}")
+            raise UsageError(f"no forecast in {', '.join(wrong)}; there are {', '.join(WIDTHS)}")
         return tuple(dict.fromkeys(asked))
     own = [one.precision for one in bundle.manifest.artifacts if one.target in GPU_TARGETS and one.precision != "fp32"]
     return tuple(dict.fromkeys(own)) or ("fp16",)

@@ -2,9 +2,8 @@
 
 FLOPs of the real tokens, nothing padded, counting a multiply-add as 2:
 
-- matrix products, per token and layer: 2 (4 h^2 + 3 h i) for a gated MLP (ModernBERT), 2 (4 h^2 + 2 h i) for a plain
-  one (BERT); h hidden size, i intermediate size;
-- global attention, per layer: 4 h * sum of length^2;
+- matrix products: `nopad.runtime.costmodel`;
+- global attention, per layer: 4 h * sum of length^2, h the hidden size;
 - local attention, per layer: 4 h * the (query, key) pairs within half a window w of each other, which are
   L + 2 * sum over d = 1 .. min(w, L - 1) of (L - d) in a text of L tokens.
 
@@ -36,9 +35,8 @@ def flops_of(architecture: Mapping[str, Any], lengths: Sequence[int]) -> float |
         model = cost_model(architecture)
     except UsageError:
         return None
-    h, layers = model.hidden_size, model.local_layers + model.global_layers
-    products = 2 * layers * (4 * h**2 + (3 if model.gated else 2) * h * model.intermediate_size)
     half_window = int(architecture.get("local_attention") or 0) // 2
     local = sum(pairs_in_window(length, half_window) for length in lengths) if model.local_layers else 0
     square = sum(length**2 for length in lengths)
-    return float(products * sum(lengths) + 4 * h * (model.global_layers * square + model.local_layers * local))
+    attention = 4 * model.hidden_size * (model.global_layers * square + model.local_layers * local)
+    return float(model.product_flops * sum(lengths) + attention)

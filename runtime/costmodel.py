@@ -51,11 +51,15 @@ class CostModel:
         return LAUNCH_FLOPS_PER_LAYER * (self.local_layers + self.global_layers)
 
     @property
+    def product_flops(self) -> int:
+        """Work of one token in matrix products, attention's left out."""
+        h, layers = self.hidden_size, self.local_layers + self.global_layers
+        return 2 * layers * (4 * h**2 + (3 if self.gated else 2) * h * self.intermediate_size)
+
+    @property
     def token_flops(self) -> float:
         """Work of one token of the stream, but for global attention."""
-        h, layers = self.hidden_size, self.local_layers + self.global_layers
-        products = 2 * layers * (4 * h**2 + (3 if self.gated else 2) * h * self.intermediate_size)
-        return products + 4 * h * 3 * self.block * self.local_layers
+        return self.product_flops + 4 * self.hidden_size * 3 * self.block * self.local_layers
 
     def work(self, tokens: int, sequences: int, longest: int) -> float:
         """FLOPs that a micro-batch of this shape executes."""

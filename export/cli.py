@@ -52,7 +52,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help="Texts (JSONL, CSV: field `text`) that int8 scales are found on. [default for cpu: scales of each batch]",
+    help="Texts (JSONL, CSV: field `text`) that int8 scales are found on. [default for cpu: scales of each token]",
 )
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
 @click.option(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from int8_models import BERT, MODERNBERT, Array, Graphs, batches, graphs, run, session
 from onnx import TensorProto, helper, numpy_helper
 from reference_models import CASES, token_ids
 from tokenizers import Tokenizer
@@ -27,63 +27,16 @@ from nopad.export.quantize import label_reader
 from nopad.export.sensitivity import Goal
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
-EMBEDDED = Path(nopad.export.int8_cpu.__file__).parent.parent / "runtime" / "default" / "checkpoint"
-MODERNBERT = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
-BERT = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
 by_label = label_reader("text-classification", "single_label_classification")
 quantize_cpu = functools.partial(nopad.export.int8_cpu.quantize_cpu, threads=1)
-Graphs = Callable[[str], Path]
-Array = np.ndarray[Any, Any]
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Graphs) -> Graphs:
     """The fp32 graph for CPUs of the embedded checkpoint, or of a small random one."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            folder = EMBEDDED if name == "embedded" else checkpoint(name)
-            load = {} if name == "embedded" else CASES[name].load
-            made[name] = tmp_path_factory.mktemp(name) / "fp32.onnx"
-            export_graph(cast(load_checkpoint(folder, **load).encoder, "fp32"), made[name], cpu=True)
-        return made[name]
-
-    return get
-
-
-def batches(rows: int = 128, vocab_size: int = 200, token_budget: int = 1024) -> list[PackedBatch]:
-    """Random ids, `rows` sequences of 4 to 67 tokens."""
-    ids = [token_ids(4 + row % 64, vocab_size, seed=row) for row in range(rows)]
-    plan = plan_batches([len(one) for one in ids], token_budget=token_budget, max_sequences=64)
-    return [pack([ids[i] for i in members]) for members in plan]
-
-
-def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
-    """As users open it: nothing but the number of threads is set."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
-
-
-def run(path: Path, feeds: Iterable[PackedBatch]) -> Array:
-    """Logits, real rows only."""
-    opened = session(path)
-    per_token = opened.get_outputs()[0].shape[0] == "tokens"
-    out = []
-    for batch in feeds:
-        logits = opened.run(None, {value.name: getattr(batch, value.name) for value in opened.get_inputs()})[0]
-        out.append(logits[: batch.num_tokens] if per_token else logits)
-    return np.concatenate(out)
+    return graphs(tmp_path_factory, checkpoint, precision="fp32", cpu=True)
 
 
 def layer_graph(
@@ -286,7 +239,7 @@ def test_a_module_of_several_products_is_one_layer(graph: Graphs, tmp_path: Path
 
 
 def _read_imdb(imdb: Path, file: str, limit: int) -> tuple[list[PackedBatch], Sequence[Array]]:
-    tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(DEFAULT_CHECKPOINT / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
     with (imdb / file).open() as lines:

@@ -12,73 +12,29 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from int8_models import BERT, MODERNBERT, Graphs, batches, graphs, run
 from onnx import TensorProto, numpy_helper
-from reference_models import CASES, token_ids
+from reference_models import token_ids
 from tokenizers import Tokenizer
 
 import nopad.export.quantize
 import nopad.export.sensitivity
 from nopad.export.errors import ExportError
-from nopad.export.onnx import export_graph
-from nopad.export.precision import cast
 from nopad.export.qdq import CLIPPINGS, count, linear_layers, quantize_weight
 from nopad.export.quantize import label_reader
 from nopad.export.sensitivity import Goal, QuantizedGraph
-from nopad.model.checkpoint import load_checkpoint
 from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
-EMBEDDED = Path(nopad.export.quantize.__file__).parent.parent / "runtime" / "default" / "checkpoint"
-MODERNBERT = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
-BERT = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
 by_label = label_reader("text-classification", "single_label_classification")
 quantize = functools.partial(nopad.export.quantize.quantize, threads=1)
-Graphs = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Graphs) -> Graphs:
     """The fp16 graph of the embedded checkpoint, or of a small random one."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            folder = EMBEDDED if name == "embedded" else checkpoint(name)
-            load = {} if name == "embedded" else CASES[name].load
-            made[name] = tmp_path_factory.mktemp(name) / "fp16.onnx"
-            export_graph(cast(load_checkpoint(folder, **load).encoder, "fp16"), made[name])
-        return made[name]
-
-    return get
-
-
-def batches(rows: int = 128, vocab_size: int = 200) -> list[PackedBatch]:
-    """Random ids, `rows` sequences of 4 to 67 tokens."""
-    ids = [token_ids(4 + row % 64, vocab_size, seed=row) for row in range(rows)]
-    plan = plan_batches([len(one) for one in ids], token_budget=1024, max_sequences=64)
-    return [pack([ids[i] for i in members]) for members in plan]
-
-
-def run(path: Path, feeds: Iterable[PackedBatch]) -> np.ndarray[Any, Any]:
-    """Logits as ONNX Runtime computes them by default, real rows only."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    wanted = [value.name for value in session.get_inputs()]
-    per_token = session.get_outputs()[0].shape[0] == "tokens"
-    out = []
-    for batch in feeds:
-        logits = session.run(None, {name: getattr(batch, name) for name in wanted})[0]
-        out.append(logits[: batch.num_tokens] if per_token else logits)
-    return np.concatenate(out)
+    return graphs(tmp_path_factory, checkpoint, precision="fp16", cpu=False)
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
@@ -390,7 +346,7 @@ def test_activations_beyond_fp16_are_refused(graph: Graphs, tmp_path: Path) -> N
 
 def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path) -> None:
     def reviews(file: str, limit: int) -> tuple[list[PackedBatch], list[Any]]:
-        tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(DEFAULT_CHECKPOINT / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.enable_truncation(512)
         with (imdb / file).open() as lines:
@@ -404,7 +360,9 @@ def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path) -> None:
     made = quantize(graph("embedded"), tmp_path / "int8.onnx", texts, labels_of=by_label, targets=labels)
     assert made.passed is True and made.kept == () and made.logit_error < 0.05
     fresh, truth = reviews("test.jsonl", 200)
-    ours, exact = (run(path, fresh).argmax(-1) for path in (made.file, EMBEDDED.parent / "bundle" / "model.onnx"))
+    ours, exact = (
+        run(path, fresh).argmax(-1) for path in (made.file, DEFAULT_CHECKPOINT.parent / "bundle" / "model.onnx")
+    )
     assert (ours == exact).mean() >= 0.995
     right = np.concatenate(truth)
     assert (exact == right).mean() - (ours == right).mean() <= 0.003

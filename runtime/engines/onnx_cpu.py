@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 Provider = tuple[str, dict[str, str]]
+# Micro-batches so small stay in the cache and pad little; 2 threads gain nothing from more (docs/cpu.md).
+TOKENS_PER_THREAD = 256
+LEAST_TOKENS = 512
 
 
 def import_onnxruntime(engine: str, extra: str) -> Any:
@@ -107,6 +111,8 @@ class OnnxCpuEngine(OnnxEngine):
         super().__init__(
             open_session(ort, path, options, [("CPUExecutionProvider", {})], config), path, artifact, options
         )
+        threads = options.threads or os.cpu_count() or 1
+        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
 
 
 def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:

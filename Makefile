@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 VENV4 := .venv-transformers4
 PIP := -m pip install --quiet --disable-pip-version-check
+# Tests take one thread each: as many processes as cores. Files stay whole, so that what they share is made once.
+JOBS ?= 2
+PYTEST := pytest -n $(JOBS) --dist loadfile
 
 .PHONY: setup demo test test-full test-transformers4 lint bench clean
 
@@ -22,16 +25,16 @@ demo: setup
 	$(VENV)/bin/nopad demo
 
 test: setup
-	$(VENV)/bin/pytest
+	$(VENV)/bin/$(PYTEST)
 
 # Everything: the slow tests too, under both transformers.
 test-full: setup $(VENV4)/.done
-	$(VENV)/bin/pytest -m 'not gpu'
-	$(VENV4)/bin/pytest -m 'not gpu' tests/model tests/export tests/runtime
+	$(VENV)/bin/$(PYTEST) -m 'not gpu'
+	$(VENV4)/bin/$(PYTEST) -m 'not gpu' tests/model tests/export tests/runtime
 
 # What depends on transformers, against its line 4.57, and optimum-onnx.
 test-transformers4: $(VENV4)/.done
-	$(VENV4)/bin/pytest tests/model tests/export/test_export.py tests/export/test_parity_command.py tests/runtime/test_tasks.py
+	$(VENV4)/bin/$(PYTEST) tests/model tests/export/test_export.py tests/export/test_parity_command.py tests/runtime/test_tasks.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -21,21 +21,16 @@ from typing import Any
 
 from nopad.bench.machine import age_seconds, peak_bytes, resident_bytes
 from nopad.bench.runners import RUNNERS, Spec, import_libraries
+from nopad.runtime.engines.device import out_of_memory
 
 COLD_TEXT = "A film that I would see again, and soon."
 WATCH_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
-# How libraries say that memory ran out, in errors of their own.
-_NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "cannot allocate memory", "can't allocate memory",
-              "failed to allocate memory", "not enough memory", "std::bad_array_new_length")  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
     """Whether an error (or what a process wrote last) says that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in _NO_MEMORY)
+    return isinstance(error, MemoryError) or out_of_memory(str(error))
 
 
 def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:

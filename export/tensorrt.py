@@ -19,6 +19,7 @@ from nopad.export.parity import Progress, silent
 from nopad.export.typed import check_network
 from nopad.model.files import write_file
 from nopad.model.hardware import refusal
+from nopad.runtime.engines.device import out_of_memory
 from nopad.runtime.engines.trtlib import LIBRARIES, import_library, logger
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
@@ -208,7 +209,7 @@ def _start_timing_cache(config: Any, target: str, options: BuildOptions) -> Path
 
 
 def _build_failed(what: str, said: str) -> Exception:
-    if any(word in said.lower() for word in ("outofmemory", "out of memory", "workspace limit")):
+    if out_of_memory(said) or "workspace limit" in said.lower():
         return EnvironmentProblem(
             f"{what}, memory ran out{said}; allow more with --workspace, or plan smaller profiles"
         )

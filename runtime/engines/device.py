@@ -34,6 +34,12 @@ _STICKY = frozenset(
         "cudaErrorMisalignedAddress",
     )
 )
+# CUDA and TensorRT, ONNX Runtime, PyTorch, the C++ library, the operating system: each says it its own way.
+_NO_MEMORY = re.compile(
+    r"out ?of ?memory|cudaErrorMemoryAllocation|failed to allocate memory|ca(nno|n')t allocate memory"
+    r"|not enough memory|bad[_ ]alloc|bad_array_new_length",
+    re.IGNORECASE,
+)
 
 
 class CudaError(EngineError):
@@ -51,8 +57,8 @@ class OutOfDeviceMemoryError(CudaError):
 
 
 def out_of_memory(text: str) -> bool:
-    """Whether a library's message speaks of memory that ran out: "out of memory", "OutOfMemory"."""
-    return re.search(r"out ?of ?memory|failed to allocate memory|cudaErrorMemoryAllocation", text, re.I) is not None
+    """Whether a library's message speaks of memory that ran out, of a GPU or of the machine."""
+    return _NO_MEMORY.search(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from torch import Tensor
 from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys
 
 DOMAIN = "com.microsoft"
-# A node of ours between the two steps: torch cannot export a condition around operators that it does not know.
-_GLOBAL = "GlobalAttention"
+# Nodes of ours between the two steps: torch cannot export a condition around operators that it does not know.
+_GLOBAL, _LOCAL = "GlobalAttention", "LocalAttention"
 
 
 def cpu_attention(layout: PackedLayout) -> Attend:
@@ -43,6 +43,9 @@ def cpu_attention(layout: PackedLayout) -> Attend:
     whole = dataclasses.replace(layout, sequence_ids=filled)
     keys = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
     bias = local_bias(whole)
+    # Where the window reaches all of every text, local layers are global ones: fewer scores, unless padding adds more.
+    longest = lengths.max()
+    short = (longest <= layout.half_window + 1) & (longest * lengths.shape[0] <= 3 * total)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         heads, size = q.shape[1], q.shape[2]
@@ -52,18 +55,9 @@ def cpu_attention(layout: PackedLayout) -> Attend:
         if local:
             # One row per token and head, gathered as [blocks, heads, 3 * block, size]: the operator need not transpose.
             rows = (keys * heads).unsqueeze(1) + torch.arange(heads).unsqueeze(1)
-            nearby_k, nearby_v = (_rows(x.reshape(-1, size), rows) for x in (k, v))
-            inputs = (_rows(q, queries), nearby_k, nearby_v, None, None, bias)
-            out = _operator("MultiHeadAttention", inputs, (*queries.shape, heads * size), num_heads=heads)
-            out = _rows(out.flatten(0, 1), stream)
+            out = _ours(_LOCAL, heads, (short, q, k, v, gather, lengths, scatter, queries, rows, bias, stream))
         else:
-            out = torch.onnx.ops.symbolic(
-                f"nopad::{_GLOBAL}",
-                (alone, q, k, v, gather, lengths, scatter),
-                {"num_heads": int(heads)},
-                dtype=q.dtype,
-                shape=q.shape,
-            )
+            out = _ours(_GLOBAL, heads, (alone, q, k, v, gather, lengths, scatter))
         return out.unflatten(1, (heads, size))
 
     return attend
@@ -72,6 +66,14 @@ def cpu_attention(layout: PackedLayout) -> Attend:
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index] along the first dimension; exported as `Gather`, which copies whole rows."""
     return x.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _ours(name: str, heads: int, inputs: Sequence[Tensor]) -> Tensor:
+    """A node for `rearrange` to replace; what it gives is like its second input, the queries [T, heads * size]."""
+    like = inputs[1]
+    return torch.onnx.ops.symbolic(
+        f"nopad::{name}", inputs, {"num_heads": int(heads)}, dtype=like.dtype, shape=like.shape
+    )
 
 
 def _operator(name: str, inputs: Sequence[Tensor | None], shape: Sequence[Any], **attributes: int) -> Tensor:
@@ -92,7 +94,7 @@ def rearrange(model: ir.Model) -> None:
     """Rewrite a graph that was traced with `cpu_attention`, in place."""
     graph = model.graph
     for node in list(graph):
-        if node.op_type == _GLOBAL:
+        if node.op_type in (_GLOBAL, _LOCAL):
             _choose_attention(graph, node)
         elif node.op_type == "Split":
             _split_weight(graph, node)
@@ -107,28 +109,47 @@ def rearrange(model: ir.Model) -> None:
 
 
 def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
-    """Alone, a sequence is the stream, and the kernel without a mask streams through its keys; several are padded."""
-    alone, q, k, v, gather, lengths, scatter = (value for value in node.inputs if value is not None)
+    """Sequences are padded to the longest, but for two cases that choose at run time.
+
+    Global layers: a sequence alone is the stream, and the kernel without a mask streams through its keys. Local layers:
+    where a text is longer than the window, blocks of queries meet their windows.
+    """
+    condition, q, k, v, gather, lengths, scatter, *local = (value for value in node.inputs if value is not None)
     assert q.shape is not None
     width, result = q.shape[1], node.outputs[0].name
     assert isinstance(width, int)
-    heads = {"num_heads": node.attributes["num_heads"].as_int()}
+    count = node.attributes["num_heads"].as_int()
     batch_axis, as_stream = _constant(graph, "batch_axis", [0]), _constant(graph, "as_stream", [-1, width])
+
+    def attention(*operands: ir.Value | None) -> ir.Node:
+        return ir.node("MultiHeadAttention", operands, {"num_heads": count}, domain=DOMAIN)
 
     def branch(name: str, *nodes: ir.Node) -> ir.Graph:
         for number, one in enumerate(nodes):  # a name is taken once in all of the model, inside branches, too
             one.name = one.outputs[0].name = f"{result}/{name}/{number}"
         return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{result}/{name}")
 
-    batch = [ir.node("Unsqueeze", [x, batch_axis]) for x in (q, k, v)]
-    fused = ir.node("MultiHeadAttention", [x.outputs[0] for x in batch], heads, domain=DOMAIN)
-    one = branch("one", *batch, fused, ir.node("Squeeze", [fused.outputs[0], batch_axis]))
+    def back(name: str, *nodes: ir.Node, index: ir.Value) -> ir.Graph:
+        rows = ir.node("Reshape", [nodes[-1].outputs[0], as_stream])
+        return branch(name, *nodes, rows, ir.node("Gather", [rows.outputs[0], index]))
+
     padded = [ir.node("Gather", [x, gather]) for x in (q, k, v)]
-    operands = [*(x.outputs[0] for x in padded), None, lengths]
-    masked = ir.node("MultiHeadAttention", operands, heads, domain=DOMAIN)
-    rows = ir.node("Reshape", [masked.outputs[0], as_stream])
-    several = branch("several", *padded, masked, rows, ir.node("Gather", [rows.outputs[0], scatter]))
-    _replace(graph, node, [ir.node("If", [alone], {"then_branch": one, "else_branch": several})])
+    masked = attention(*(x.outputs[0] for x in padded), None, lengths)
+    several = back("several", *padded, masked, index=scatter)
+    if local:
+        queries, rows, bias, stream = local
+        own = ir.node("Gather", [q, queries])
+        as_rows = _constant(graph, "as_rows", [-1, width // count])
+        by_head = [ir.node("Reshape", [x, as_rows]) for x in (k, v)]
+        nearby = [ir.node("Gather", [x.outputs[0], rows]) for x in by_head]
+        windowed = attention(own.outputs[0], *(x.outputs[0] for x in nearby), None, None, bias)
+        branches = several, back("windows", own, *by_head, *nearby, windowed, index=stream)
+    else:
+        batch = [ir.node("Unsqueeze", [x, batch_axis]) for x in (q, k, v)]
+        fused = attention(*(x.outputs[0] for x in batch))
+        branches = branch("one", *batch, fused, ir.node("Squeeze", [fused.outputs[0], batch_axis])), several
+    then, otherwise = branches
+    _replace(graph, node, [ir.node("If", [condition], {"then_branch": then, "else_branch": otherwise})])
 
 
 def _split_weight(graph: ir.Graph, node: ir.Node) -> None:

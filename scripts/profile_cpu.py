@@ -62,7 +62,7 @@ def main() -> None:
     columns = {}
     for graph in arguments.graphs:
         multiple = 1 if ".cpu." in graph.name else 64  # plain graphs take whole blocks
-        columns[graph.name] = profile(graph, lengths, multiple, arguments.threads, arguments.runs)
+        columns[str(graph)] = profile(graph, lengths, multiple, arguments.threads, arguments.runs)
     operators = set().union(*columns.values())
     print(f"| operator, ms | {' | '.join(columns)} |")
     print(f"|---|{'---|' * len(columns)}")

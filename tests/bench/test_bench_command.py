@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
         (["--against", "tei"], 2, "unknown competitor 'tei'; there are hf-sdpa, hf-eager"),
         (["--against", "none,hf-sdpa"], 2, "stands alone"),
         (["--engine", "cuda"], 2, "unknown engine 'cuda'; this nopad has tensorrt"),
-        (["--precision", "int8"], 2, "it holds onnx fp32"),
+        (["--precision", "int8"], 2, "it holds cpu fp32"),
         (["--lengths", "1,x"], 2, "not a list of numbers"),
         (["--lengths", "4096"], 2, "1024 tokens at most"),
         (["--no-measure"], 2, "--forecast"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,13 @@ def test_other_windows_and_blocks(window: int, tmp_path: Path) -> None:
     )
     ask = asker(graph.file, artifact, per_token=True, types=False)
     edges = {window // 2, window, config.block, 2 * config.block} - {0}
-    sequences = [token_ids(edge + step) for edge in sorted(edges) for step in (-1, 0, 1) if edge + step]
+    sequences = [token_ids(edge + step) for edge in sorted(edges) for step in (-1, 0, 1, 2) if edge + step]
     want = ask_encoder(encoder, sequences)
     for filler in (0, 5, to_multiple(sequences, config.block)):
         assert difference(ask(sequences, filler), want) <= bound(want)
     for one, answer in zip(sequences, want, strict=True):
         assert difference(ask([one], 0), [answer]) <= bound(want)
+        assert difference(ask([one, one], 3), [answer, answer]) <= bound(want)  # of one window, or one token more
 
 
 # --- what stands in the graph
@@ -193,18 +195,27 @@ def fused(graph: GraphProto) -> list[NodeProto]:
 
 
 @pytest.mark.parametrize("name", ["modernbert-single-mean", "bert-single"])
-def test_attention_is_fused_and_chooses_by_how_many_sequences_there_are(name: str, bundle: Folders) -> None:
+def test_attention_is_fused_and_chooses_by_the_sequences_there_are(name: str, bundle: Folders) -> None:
     graph = read(bundle(name))
     manifest = open_bundle(bundle(name)).manifest
     local, layers = len(manifest.architecture["local_layers"]), manifest.architecture["num_layers"]
     assert (local, layers) == ((2, 4) if name.startswith("modernbert") else (0, 3))
     chosen = [node for node in graph.node if node.op_type == "If"]
-    assert (len(chosen), len(fused(graph))) == (layers - local, local)
+    conditions = Counter(node.input[0] for node in chosen)  # are sequences alone? are they within the window?
+    assert sorted(conditions.values()) == [count for count in (local, layers - local) if count]
+    assert not fused(graph)
+    kinds: Counter[str] = Counter()
     for node in chosen:
-        one, several = (branches(node)[f"{which}_branch"] for which in ("then", "else"))
-        (alone,), (padded,) = fused(one), fused(several)
-        assert len(alone.input) == 3 and "Gather" not in {inner.op_type for inner in one.node}
+        then, otherwise = (branches(node)[f"{which}_branch"] for which in ("then", "else"))
+        (first,), (second,) = fused(then), fused(otherwise)
+        padded, other = (second, first) if len(first.input) == 3 else (first, second)
         assert padded.input[4] and not padded.input[3]  # a key mask: lengths
+        if other is first:
+            assert "Gather" not in {inner.op_type for inner in then.node}
+        else:
+            assert other.input[5]  # the window, as a bias
+        kinds["global" if other is first else "local"] += 1
+    assert (kinds["global"], kinds["local"]) == (layers - local, local)
     assert not {"Softmax", "MatMul"} & {node.op_type for node in everywhere(graph)}
     rotary = [node for node in graph.node if node.op_type == "RotaryEmbedding"]
     assert len(rotary) == (2 * layers if name.startswith("modernbert") else 0)

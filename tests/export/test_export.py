@@ -193,12 +193,13 @@ def test_a_tokenizer_that_transformers_5_saved_serves_under_transformers_4_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_base_config_exports_in_a_minute(precision: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("onnx", "fp32"), ("onnx", "fp16")])
+def test_the_base_config_exports_in_a_minute(target: Any, precision: Any, tmp_path: Path) -> None:
     base = {"vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22}
     base |= {"num_attention_heads": 12, "max_position_embeddings": 8192}
     make_checkpoint("modernbert-single-mean", tmp_path / "base", **base)
-    result = export_checkpoint(tmp_path / "base", tmp_path / "bundle", precision=precision, parity=False)
+    output = tmp_path / "bundle"
+    result = export_checkpoint(tmp_path / "base", output, target=target, precision=precision, parity=False)
     assert result.export_seconds < 60
     assert result.bytes == pytest.approx(600e6 if precision == "fp32" else 303e6, rel=0.02)
 

@@ -116,6 +116,7 @@ def length_grid(half_window: int, block: int, max_length: int, longest: int = DE
     longest = max(longest, 2 * half_window + 1)
     for step in {half_window, block, 2 * half_window, 2 * block} - {0, -2}:
         edges |= {step - 1, step, step + 1}
+    edges.add(half_window + 2)  # the shortest text whose ends do not see one another
     return sorted(n for n in edges if 1 <= n <= min(max_length, longest))
 
 

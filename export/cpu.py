@@ -1,9 +1,9 @@
 """The packed encoder in ONNX Runtime's own CPU operators (domain `com.microsoft`): the graph of `--target cpu`.
 
 Two steps, both exact. `cpu_attention` is one more factory of `nopad.model.attention`: fused attention, without padding
-or a mask where one sequence fills the batch, and fused rotary positions; the stream may have any length. `rearrange`
-then spares copies that the encoder's code implies: slices of a product become products of slices of the weight, and a
-product is added to its residual where it is made.
+or a mask where one sequence fills the batch, without windows where no text is longer than they reach, and fused rotary
+positions; the stream may have any length. `rearrange` then spares copies that the encoder's code implies: slices of a
+product become products of slices of the weight, and a product is added to its residual where it is made.
 
 What each step buys, and what was tried and left out, is in docs/cpu.md. The operators are described in ONNX Runtime's
 `docs/ContribOperators.md`.

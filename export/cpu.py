@@ -39,7 +39,7 @@ def cpu_attention(layout: PackedLayout) -> Attend:
     # Local layers see whole blocks, of which the last may reach beyond the stream: sequence -1, as filler.
     places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
     queries = places.clamp(max=total - 1)  # [blocks, block]
-    filled = torch.where(places < total, _rows(layout.sequence_ids, queries), -1).flatten()
+    filled = torch.where(places < total, layout.sequence_ids[queries], -1).flatten()
     whole = dataclasses.replace(layout, sequence_ids=filled)
     keys = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
     bias = local_bias(whole)
@@ -55,31 +55,18 @@ def cpu_attention(layout: PackedLayout) -> Attend:
         if local:
             # One row per token and head, gathered as [blocks, heads, 3 * block, size]: the operator need not transpose.
             rows = (keys * heads).unsqueeze(1) + torch.arange(heads).unsqueeze(1)
-            out = _ours(_LOCAL, heads, (short, q, k, v, gather, lengths, scatter, queries, rows, bias, stream))
+            inputs = (short, q, k, v, gather, lengths, scatter, queries, rows, bias, stream)
+            out = _operator(f"nopad::{_LOCAL}", inputs, q, heads)
         else:
-            out = _ours(_GLOBAL, heads, (alone, q, k, v, gather, lengths, scatter))
+            out = _operator(f"nopad::{_GLOBAL}", (alone, q, k, v, gather, lengths, scatter), q, heads)
         return out.unflatten(1, (heads, size))
 
     return attend
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] along the first dimension; exported as `Gather`, which copies whole rows."""
-    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
-
-
-def _ours(name: str, heads: int, inputs: Sequence[Tensor]) -> Tensor:
-    """A node for `rearrange` to replace; what it gives is like its second input, the queries [T, heads * size]."""
-    like = inputs[1]
-    return torch.onnx.ops.symbolic(
-        f"nopad::{name}", inputs, {"num_heads": int(heads)}, dtype=like.dtype, shape=like.shape
-    )
-
-
-def _operator(name: str, inputs: Sequence[Tensor | None], shape: Sequence[Any], **attributes: int) -> Tensor:
-    first = inputs[0]
-    assert first is not None
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, {**attributes}, dtype=first.dtype, shape=shape)
+def _operator(name: str, inputs: Sequence[Tensor], like: Tensor, heads: int) -> Tensor:
+    """A node that torch only passes on: `domain::name`, with a result of `like`'s shape and dtype."""
+    return torch.onnx.ops.symbolic(name, inputs, {"num_heads": int(heads)}, dtype=like.dtype, shape=like.shape)
 
 
 def _rotated(x: Tensor, stream: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -87,7 +74,8 @@ def _rotated(x: Tensor, stream: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     flat = x.flatten(1).unsqueeze(0)
     cos, sin = (angles.squeeze(1) for angles in rope)
     inputs = (flat, stream.unsqueeze(0), cos, sin)
-    return _operator("RotaryEmbedding", inputs, flat.shape, num_heads=x.shape[1]).squeeze(0).unflatten(1, x.shape[1:])
+    turned = _operator(f"{DOMAIN}::RotaryEmbedding", inputs, flat, x.shape[1])
+    return turned.squeeze(0).unflatten(1, x.shape[1:])
 
 
 def rearrange(model: ir.Model) -> None:

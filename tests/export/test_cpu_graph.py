@@ -208,13 +208,14 @@ def test_attention_is_fused_and_chooses_by_the_sequences_there_are(name: str, bu
     for node in chosen:
         then, otherwise = (branches(node)[f"{which}_branch"] for which in ("then", "else"))
         (first,), (second,) = fused(then), fused(otherwise)
-        padded, other = (second, first) if len(first.input) == 3 else (first, second)
-        assert padded.input[4] and not padded.input[3]  # a key mask: lengths
-        if other is first:
+        if len(first.input) == 3:  # alone: without a mask
+            kind, padded = "global", second
             assert "Gather" not in {inner.op_type for inner in then.node}
         else:
-            assert other.input[5]  # the window, as a bias
-        kinds["global" if other is first else "local"] += 1
+            kind, padded = "local", first
+            assert second.input[5]  # the window, as a bias
+        assert padded.input[4] and not padded.input[3]  # a key mask: lengths
+        kinds[kind] += 1
     assert (kinds["global"], kinds["local"]) == (layers - local, local)
     assert not {"Softmax", "MatMul"} & {node.op_type for node in everywhere(graph)}
     rotary = [node for node in graph.node if node.op_type == "RotaryEmbedding"]

@@ -274,7 +274,8 @@ def _contenders(bundle: Any, reference: str | None, options: _Options, threads: 
     names = options.against or DEFAULT_AGAINST
     checkpoint = None
     if reference is not None and names != ("none",):
-        from nopad.model.checkpoint import read_raw_config, resolve_checkpoint
+        from nopad.model.hub import resolve_checkpoint
+        from nopad.model.json_files import read_raw_config
 
         checkpoint = resolve_checkpoint(reference)
         raw = read_raw_config(checkpoint)
@@ -292,7 +293,7 @@ def _contenders(bundle: Any, reference: str | None, options: _Options, threads: 
     names = tuple(dict.fromkeys([REFERENCE, *names]))
     made += competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
     if "bert" in names:
-        from nopad.model.checkpoint import resolve_checkpoint
+        from nopad.model.hub import resolve_checkpoint
 
         if options.bert_vocab is not None and not options.bert_vocab.is_file():
             raise UsageError(f"--bert-vocab {options.bert_vocab} is no file")

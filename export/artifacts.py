@@ -11,8 +11,8 @@ from typing import Literal
 
 from nopad.export.int8_cpu import quantize_cpu
 from nopad.export.onnx import export_graph
-from nopad.export.parity import Progress
 from nopad.export.precision import Precision, cast
+from nopad.export.progress import Progress
 from nopad.export.quantize import label_reader, quantize
 from nopad.export.samples import SAMPLES
 from nopad.export.targets import EngineJob

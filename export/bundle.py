@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +19,18 @@ from nopad.export.artifacts import (
     write_torch,
 )
 from nopad.export.errors import ExportError
-from nopad.export.parity import Progress, run_gate, silent
+from nopad.export.parity import run_gate
 from nopad.export.precision import Precision
+from nopad.export.progress import Progress, silent
+from nopad.export.provenance import created, source_of
 from nopad.export.reference import Reference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
-from nopad.model.checkpoint import Checkpoint, load_checkpoint, read_json, resolve_checkpoint, weight_files
+from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
+from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.model.config import EncoderConfig, Pooling, Task
-from nopad.model.errors import CheckpointError
-from nopad.model.files import check_output, replace_folder, sha256_of
+from nopad.model.files import check_output, replace_folder
+from nopad.model.hub import resolve_checkpoint
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -40,10 +40,6 @@ from nopad.runtime.profiles import ShapeProfile
 
 Exporter = Literal["nopad", "optimum"]
 EXPORTERS: tuple[Exporter, ...] = ("nopad", "optimum")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# transformers writes this where a tokenizer has no limit of its own.
-_NO_LIMIT = 10**9
-_PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "optimum-onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,57 +280,6 @@ def write_bundle(
     return write_manifest(folder, manifest)
 
 
-def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any]:
-    """Copy the tokenizer into the bundle; returns `tokenizer_config.json`. Raises `CheckpointError`."""
-    from tokenizers import Tokenizer
-
-    path = source / "tokenizer.json"
-    if path.is_file():
-        for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    elif (source / "vocab.txt").is_file():
-        import transformers  # an old BERT checkpoint: transformers builds the fast tokenizer from its vocabulary
-
-        path = source / "vocab.txt"
-        if not path.read_bytes().strip():
-            raise CheckpointError(f"{path} is empty; copy the file again")
-        try:
-            transformers.BertTokenizerFast.from_pretrained(source).save_pretrained(folder)
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} is damaged: {error}; copy the file again") from None
-    else:
-        raise CheckpointError(
-            f"{source} has no tokenizer (tokenizer.json): copy it from the model it was trained from, or save it with "
-            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
-        )
-    try:
-        size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if size > vocab_size:
-        raise CheckpointError(f"{path} has {size} entries, the model's vocab_size is {vocab_size}: not its tokenizer")
-    config_path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = read_json(config_path, dict) if config_path.is_file() else {}
-    return config
-
-
-def token_text(value: Any) -> str | None:
-    """A special token as `tokenizer_config.json` stores it: a string, or an object with its `content`."""
-    return value.get("content") if isinstance(value, Mapping) else value
-
-
-def max_length_of(asked: int | None, tokenizer: Mapping[str, Any], positions: int) -> int:
-    """The bundle's max length in tokens: as asked, else the tokenizer's own limit, at most the model's positions."""
-    own = tokenizer.get("model_max_length")
-    limit = min(int(own), positions) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else positions
-    if asked is None:
-        return limit
-    if not 3 <= asked <= positions:
-        raise UsageError(f"--max-length {asked} is outside 3..{positions} (the model's max_position_embeddings)")
-    return asked
-
-
 def _summary(config: EncoderConfig) -> dict[str, Any]:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "local_attention")
     summary: dict[str, Any] = {name: getattr(config, name) for name in names}
@@ -344,26 +289,3 @@ def _summary(config: EncoderConfig) -> dict[str, Any]:
         "local_layers": [i for i, local in enumerate(config.local_layers) if local],
         "max_position_embeddings": config.max_position_embeddings,
     }
-
-
-def source_of(checkpoint: Path) -> dict[str, Any]:
-    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json."""
-    files = [*weight_files(checkpoint), checkpoint / "config.json"]
-    return {"name": checkpoint.resolve().name, "sha256": {file.name: sha256_of(file) for file in files}}
-
-
-def created() -> dict[str, Any]:
-    """Versions of everything that had a hand in the bundle, and the time (UTC)."""
-    versions: dict[str, Any] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-
-
-def is_source(bundle: Bundle, checkpoint: Path) -> bool:
-    """Whether `checkpoint` has the files that the bundle was exported from."""
-    known = bundle.manifest.source.get("sha256") or {}
-    return not known or known == source_of(checkpoint)["sha256"]

@@ -199,9 +199,11 @@ def parity(
     The verdict is written into the bundle's manifest, unless the checkpoint is another one (its files' digests are in
     the manifest). Exit code 1 if it fails.
     """
-    from nopad.export.bundle import gate_bundle, is_source
+    from nopad.export.bundle import gate_bundle
     from nopad.export.labelled import read_labelled
-    from nopad.model.checkpoint import read_raw_config, resolve_checkpoint
+    from nopad.export.provenance import is_source
+    from nopad.model.hub import resolve_checkpoint
+    from nopad.model.json_files import read_raw_config
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)

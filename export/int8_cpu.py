@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from nopad.export.cpu import DOMAIN
-from nopad.export.parity import Progress, silent
+from nopad.export.progress import Progress, silent
 from nopad.export.qdq import LinearLayer, Scales, drop_unread, quantize_weight
 from nopad.export.quantize import Scheme, quantize_by
 from nopad.export.sensitivity import Goal, Labels, LabelsOf, QuantizedGraph

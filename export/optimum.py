@@ -7,10 +7,12 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from nopad.export.bundle import copy_tokenizer, created, max_length_of, source_of, token_text
 from nopad.export.errors import ExportError, MissingPackage
-from nopad.model.checkpoint import read_raw_config, weight_files
+from nopad.export.provenance import created, source_of
+from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
 from nopad.model.config import Task, detect_task, read_head
+from nopad.model.json_files import read_raw_config
+from nopad.model.weights import weight_files
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
 from nopad.runtime.manifest import Artifact, Manifest
 

@@ -16,11 +16,12 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
+from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
 from nopad.model.config import attention_block
@@ -28,19 +29,6 @@ from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import EngineError, TextError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray, Text
-
-
-class Progress(Protocol):
-    """Is told what is being done, and how much of it where that is known."""
-
-    def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
-        """Show it; the same message again means more of the same."""
-        ...
-
-
-def silent(message: str, done: int = 0, total: int | None = None) -> None:
-    """The `Progress` of those who do not look."""
-
 
 # Longest length of the default grid: the reference is quadratic in it. `lengths=` asks for more.
 DEFAULT_LONGEST = 512

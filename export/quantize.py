@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto
 
 from nopad.export.errors import ExportError
-from nopad.export.parity import Progress, silent
+from nopad.export.progress import Progress, silent
 from nopad.export.qdq import LinearLayer, Scales, insert, linear_layers, weight_type
 from nopad.export.sensitivity import (
     MIN_TOKENS,

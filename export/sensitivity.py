@@ -22,7 +22,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from nopad.export.errors import ExportError
 from nopad.export.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
-from nopad.export.parity import Progress, silent
+from nopad.export.progress import Progress, silent
 from nopad.export.qdq import CLIPPINGS, INFINITY, MAGNITUDES, Counts, LinearLayer, Scale, count, weight_type
 from nopad.model.packing import PackedBatch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.export.errors import ExportError
-from nopad.export.parity import Progress, silent
+from nopad.export.progress import Progress, silent
 from nopad.export.typed import check_network
 from nopad.model.files import write_file
 from nopad.model.hardware import refusal

@@ -25,9 +25,6 @@ from nopad.model.checkpoint import (
     initialize,
     load_checkpoint,
     open_tokenizer,
-    read_json,
-    read_raw_config,
-    resolve_checkpoint,
     save_tokenizer,
     write_checkpoint,
 )
@@ -35,6 +32,8 @@ from nopad.model.config import ProblemType, read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
+from nopad.model.hub import resolve_checkpoint
+from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData

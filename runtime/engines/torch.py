@@ -45,7 +45,8 @@ class TorchEngine:
             raise EnvironmentProblem(
                 f"engine torch needs torch and safetensors ({error}): pip install 'nopad[export]'"
             ) from None
-        from nopad.model.checkpoint import load_checkpoint, read_raw_config
+        from nopad.model.checkpoint import load_checkpoint
+        from nopad.model.json_files import read_raw_config
 
         torch = self._torch
         if options.threads is not None:

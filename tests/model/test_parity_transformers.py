@@ -22,8 +22,9 @@ from reference_models import (
     token_ids,
 )
 
-from nopad.model.checkpoint import load_checkpoint, read_raw_config
+from nopad.model.checkpoint import load_checkpoint
 from nopad.model.config import read_config
+from nopad.model.json_files import read_raw_config
 
 GetReference = Callable[[str], Reference]
 

@@ -1,0 +1,37 @@
+"""Where a bundle comes from: digests of its checkpoint, versions of what made it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from nopad.model.files import sha256_of
+from nopad.model.weights import weight_files
+from nopad.runtime.bundle import Bundle
+
+_PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "optimum-onnx")
+
+
+def source_of(checkpoint: Path) -> dict[str, Any]:
+    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json."""
+    files = [*weight_files(checkpoint), checkpoint / "config.json"]
+    return {"name": checkpoint.resolve().name, "sha256": {file.name: sha256_of(file) for file in files}}
+
+
+def created() -> dict[str, Any]:
+    """Versions of everything that had a hand in the bundle, and the time (UTC)."""
+    versions: dict[str, Any] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+
+
+def is_source(bundle: Bundle, checkpoint: Path) -> bool:
+    """Whether `checkpoint` has the files that the bundle was exported from."""
+    known = bundle.manifest.source.get("sha256") or {}
+    return not known or known == source_of(checkpoint)["sha256"]

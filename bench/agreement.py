@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nopad.export.labelled import Targets, decide, equal_rows
-from nopad.model.config import ProblemType
+from nopad.model.head import ProblemType
 from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray
 

@@ -28,8 +28,9 @@ from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
-from nopad.model.config import EncoderConfig, Pooling, Task
+from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
+from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus

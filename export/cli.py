@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.model.config import TASKS
+from nopad.model.head import TASKS
 from nopad.runtime.commands.console import common_options, emit, figure, messages, status
 from nopad.runtime.engines.base import ENGINES
 

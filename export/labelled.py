@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.config import ProblemType
+from nopad.model.head import ProblemType
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.textfile import read_records

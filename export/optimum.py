@@ -10,7 +10,7 @@ from pathlib import Path
 from nopad.export.errors import ExportError, MissingPackage
 from nopad.export.provenance import created, source_of
 from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
-from nopad.model.config import Task, detect_task, read_head
+from nopad.model.head import Task, detect_task, read_head
 from nopad.model.json_files import read_raw_config
 from nopad.model.weights import weight_files
 from nopad.runtime.bundle import Bundle, record_files, write_manifest

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nopad.model.attention import AttentionFactory
-from nopad.model.config import EncoderConfig, Pooling, Task, read_config
+from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
+from nopad.model.head import Task
 from nopad.model.json_files import read_json, read_raw_config
+from nopad.model.read_config import read_config
 from nopad.model.sentence_transformers import read_modules
 from nopad.model.weights import load_weights, match_weights, weight_files
 

@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nopad.model.config import EncoderConfig, attention_block, read_config
+from nopad.model.config import EncoderConfig, attention_block
 from nopad.model.errors import CheckpointError
+from nopad.model.read_config import read_config
 from nopad.runtime.bundle import MANIFEST, open_bundle
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
 from nopad.runtime.predictor import windows

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
-from nopad.model.config import PROBLEM_TYPES, TASKS, Pooling, ProblemType, Task
+from nopad.model.config import Pooling
+from nopad.model.head import PROBLEM_TYPES, TASKS, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
 

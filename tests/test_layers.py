@@ -16,7 +16,9 @@ ALLOWED = {
     "bench": {"bench", "export", "model", "runtime"},
 }
 # model is not free of torch; these parts of it are what the runtime takes.
-TORCH_FREE = {f"nopad.model.{name}" for name in ("config", "errors", "files", "hardware", "packing")}
+TORCH_FREE = {
+    f"nopad.model.{name}" for name in ("config", "errors", "files", "hardware", "head", "packing", "read_config")
+}
 # The one engine that is the encoder itself; it imports it when it is opened.
 TORCH_ENGINE = "engines/torch.py"
 HEAVY = {"torch", "transformers", "safetensors", "datasets", "sklearn", "accelerate", "onnx", "onnxscript", "optimum"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from nopad.model.config import ProblemType
+from nopad.model.head import ProblemType
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.sources import Rows, find_splits, read_rows

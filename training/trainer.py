@@ -28,13 +28,14 @@ from nopad.model.checkpoint import (
     save_tokenizer,
     write_checkpoint,
 )
-from nopad.model.config import ProblemType, read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
+from nopad.model.head import ProblemType
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
+from nopad.model.read_config import read_config
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError

@@ -17,9 +17,9 @@ from reference_models import CASES, MODERNBERT, Case, difference, labels, packed
 from nopad.export.onnx import export_graph
 from nopad.export.precision import POLICIES, PRECISIONS, Policy, cast
 from nopad.model.attention import graph_attention
-from nopad.model.config import read_config
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import NopadError
+from nopad.model.read_config import read_config
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ONNX = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

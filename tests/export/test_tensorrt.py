@@ -25,8 +25,8 @@ from nopad.export.onnx import Graph, export_graph
 from nopad.export.precision import cast
 from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name
 from nopad.export.typed import check_network
-from nopad.model.config import read_config
 from nopad.model.encoder import build_encoder
+from nopad.model.read_config import read_config
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
 

@@ -23,8 +23,8 @@ from nopad.export.errors import ExportError
 from nopad.export.onnx import Graph, export_graph
 from nopad.export.precision import cast
 from nopad.export.tensorrt import BuildOptions, build_engine
-from nopad.model.config import read_config
 from nopad.model.encoder import build_encoder
+from nopad.model.read_config import read_config
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
 

@@ -12,10 +12,11 @@ from reference_models import BERT, MODERNBERT, Reference, labels
 from safetensors.torch import load_file, save_file
 
 from nopad.model.checkpoint import load_checkpoint
-from nopad.model.config import detect_task, read_config
 from nopad.model.errors import CheckpointError, NopadError
+from nopad.model.head import detect_task
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_raw_config
+from nopad.model.read_config import read_config
 from nopad.model.weights import weight_files
 
 GetReference = Callable[[str], Reference]

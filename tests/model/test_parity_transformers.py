@@ -23,8 +23,8 @@ from reference_models import (
 )
 
 from nopad.model.checkpoint import load_checkpoint
-from nopad.model.config import read_config
 from nopad.model.json_files import read_raw_config
+from nopad.model.read_config import read_config
 
 GetReference = Callable[[str], Reference]
 

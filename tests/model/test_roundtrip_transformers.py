@@ -27,9 +27,9 @@ from reference_models import (
 from torch import Tensor
 
 from nopad.model.checkpoint import config_json, initialize, load_checkpoint, write_checkpoint
-from nopad.model.config import read_config
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import pack
+from nopad.model.read_config import read_config
 
 GetReference = Callable[[str], Reference]
 SAVED = ("modernbert-single-mean", "modernbert-multi-cls", "modernbert-regression-cls", "modernbert-token")

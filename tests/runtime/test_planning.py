@@ -17,8 +17,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_models import BERT, MODERNBERT
 
-from nopad.model.config import read_config
 from nopad.model.packing import pack
+from nopad.model.read_config import read_config
 from nopad.runtime import predictor
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.costmodel import CostModel, cost_model

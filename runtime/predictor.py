@@ -21,12 +21,11 @@ from nopad.runtime.chain import Candidate, ChainStatus, EngineChain
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.profiles import plan_in_profiles
+from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.selection import EngineChoice, find_candidates
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import (
-    Embedding,
     Failure,
     FloatArray,
     MaskFill,
@@ -37,10 +36,8 @@ from nopad.runtime.types import (
     Text,
     Truncation,
 )
+from nopad.runtime.windows import WINDOW, windows
 
-# Texts looked at together: enough to sort by length, few enough that a stream of any length fits in memory.
-WINDOW = 512
-WINDOW_CHARACTERS = 2_000_000  # fewer texts where they are long: the tokenizer needs 50 bytes a character
 PROBE = "a film"  # what an engine is asked before it is trusted
 R = TypeVar("R")
 T = TypeVar("T")
@@ -116,41 +113,9 @@ def load(
     )
 
 
-def resolve_prompt(manifest: Manifest, prompt_name: str | None, prompt: str | None) -> str:
-    """The prompt that is meant, as sentence-transformers resolves it. Raises `UsageError` for an unknown name."""
-    if prompt is not None:
-        if prompt_name is not None:
-            raise UsageError("give either prompt or prompt_name, not both")
-        return prompt
-    name = manifest.default_prompt_name if prompt_name is None else prompt_name
-    if name is None:
-        return ""
-    if name not in manifest.prompts:
-        has = f"it has {', '.join(manifest.prompts)}" if manifest.prompts else "it has none"
-        raise UsageError(f"the bundle has no prompt named {name!r}; {has}")
-    return manifest.prompts[name]
-
-
 def _logit(answer: Prediction) -> float:
     assert answer.logits is not None
     return float(answer.logits[0])
-
-
-def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:
-    """`items` in lists of at most `WINDOW`, and of about `WINDOW_CHARACTERS` characters of what `text` says of each."""
-    window: list[T] = []
-    characters = 0
-    for item in items:
-        window.append(item)
-        parts = text(item)
-        characters += sum(
-            len(part) for part in (parts if isinstance(parts, tuple) else (parts,)) if isinstance(part, str)
-        )
-        if len(window) == WINDOW or characters >= WINDOW_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
 
 
 class Model:
@@ -260,7 +225,7 @@ class Model:
             size = list(self.artifact.outputs.values())[0][-1]
             return np.zeros((0, int(size) if size.isdigit() else 0), dtype=np.float32)
         before = self._prompt_of(prompt_name, prompt)
-        return np.stack([one.vector for one in self._raising(self._stream(texts, self._embed_one, before))])
+        return np.stack([one.vector for one in self._raising(self._stream(texts, decode.embedding, before))])
 
     def rerank(
         self, query: str, passages: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
@@ -288,7 +253,7 @@ class Model:
         one: dict[str, Decoder[Result]] = {
             "token-classification": self._tag_one(False),
             "fill-mask": self._fill_one(top_k or 5),
-            "embeddings": self._embed_one,
+            "embeddings": decode.embedding,
         }
         before = self._prompt_of(prompt_name, prompt)
         return self._stream(texts, one.get(self.task, self._predict_one(top_k, False)), before)
@@ -315,28 +280,17 @@ class Model:
         return self._prompt if prompt_name is prompt is None else resolve_prompt(self.manifest, prompt_name, prompt)
 
     def _pack(
-        self,
-        sequences: Sequence[Sequence[int]],
-        token_types: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int] | None = None,
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
     ) -> PackedBatch:
-        return pack(
-            sequences,
-            token_types,
-            multiple=self.token_multiple,
-            filler_id=self.manifest.pad_token_id,
-            prompt_lengths=prompt_lengths,
-        )
+        filler = self.manifest.pad_token_id
+        return pack(sequences, types, multiple=self.token_multiple, filler_id=filler, prompt_lengths=prompts)
 
     def _run(
-        self,
-        sequences: Sequence[Sequence[int]],
-        token_types: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int] | None = None,
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
     ) -> tuple[list[FloatArray], str]:
         """Logits of each sequence, and the name of the engine that answered."""
         self._require_open()
-        batch = self._pack(sequences, token_types, prompt_lengths)
+        batch = self._pack(sequences, types, prompts)
         answer = self._chain.run(batch)
         out = answer.logits
         if self._per_token:
@@ -371,9 +325,6 @@ class Model:
             return decode.mask_fill(logits, tokens, self._encoder, mask_id, name, top_k)
 
         return one
-
-    def _embed_one(self, logits: FloatArray, tokens: Tokens, name: str) -> Embedding:
-        return decode.embedding(logits, tokens, name)
 
     def _answer(self, texts: Any, one: Decoder[R], on_error: OnError) -> Any:
         if on_error not in ("raise", "return"):
@@ -411,11 +362,8 @@ class Model:
         for batch in plan:
             members = [tokens[index[i]] for i in batch]
             try:
-                rows, name = self._run(
-                    [m.input_ids for m in members],
-                    [m.token_type_ids for m in members],
-                    [m.prompt_length for m in members],
-                )
+                prompts = [m.prompt_length for m in members]
+                rows, name = self._run([m.input_ids for m in members], [m.token_type_ids for m in members], prompts)
             except EngineError as error:  # costs this batch alone
                 answers |= {index[i]: Failure(index=start + index[i], error=error) for i in batch}
                 continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ class Library:
             if type(module).__name__ == "Pooling" and "pooling" in overrides:
                 size = self._model[0].auto_model.config.hidden_size
                 kept = {"include_prompt": module.include_prompt}
-                modules[name] = type(module)(size, pooling_mode=overrides["pooling"], **kept)
+                modes = overrides["pooling"].split("+")
+                modules[name] = type(module)(size, pooling_mode=modes if len(modes) > 1 else modes[0], **kept)
         while overrides.get("normalize") is False and type(modules[next(reversed(modules))]).__name__ == "Normalize":
             del modules[next(reversed(modules))]
 
@@ -241,7 +243,7 @@ class Reading:
 
     def rows(self, inputs: dict[str, Any], skip: int = 0) -> torch.Tensor:
         """Embeddings of what the tokenizer made; `skip`: tokens of the prompt."""
-        takes = self._encoder.forward.__code__.co_varnames
+        takes = inspect.signature(self._encoder.forward).parameters
         mask = inputs["attention_mask"]
         with torch.inference_mode():
             given = {name: value for name, value in inputs.items() if name in takes}
@@ -334,7 +336,7 @@ class ReadingCrossEncoder:
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
         """One pair at a time."""
-        takes = self._model.forward.__code__.co_varnames
+        takes = inspect.signature(self._model.forward).parameters
         before = self.prompts.get(self.default_prompt_name or "", "")
         scores = []
         for one, other in pairs:

@@ -102,7 +102,15 @@ def load_checkpoint(
             f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
         )
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing), pipeline=pipeline)
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    return Checkpoint(
+        path=folder,
+        raw_config=raw,
+        encoder=encoder,
+        missing=tuple(missing),
+        pipeline=pipeline,
+        overrides={name: value for name, value in asked.items() if value is not None},
+    )
 
 
 def _read_config(

@@ -78,14 +78,16 @@ def _scores(model: Model, reference: Reference) -> Iterator[Difference]:
     crosses = reference.cross_encoder
     assert crosses is not None
     pairs = [*PAIRS, ("OK", "ok"), ("ok", "NOT BAD"), *((PAIRS[0][0], sample) for sample in SAMPLES)]
-    pairs += [(PAIRS[0][0], long), (long, PAIRS[0][1])] if model.manifest.max_length <= _LONGEST else []
-    answers = model.predict(pairs)
-    got = np.array([[answer.scores[label] for label in model.labels] for answer in answers], dtype=np.float32)
-    want = crosses.predict(pairs)
-    value, note = _worst(got, want, [f"{one} | {other}" for one, other in pairs])
-    yield Difference(
-        check="predict", case=f"{len(pairs)} pairs", value=value, scale=float(np.abs(want).max()), note=note
-    )
+    asked = [(f"{len(pairs)} pairs", pairs)]
+    if model.manifest.max_length <= _LONGEST:
+        long = _long(model.manifest.max_length)
+        asked.append(("pairs over the limit", [(PAIRS[0][0], long), (long, PAIRS[0][1])]))
+    for case, given in asked:
+        answers = model.predict(given)
+        got = np.array([[answer.scores[label] for label in model.labels] for answer in answers], dtype=np.float32)
+        want = crosses.predict(given)
+        value, note = _worst(got, want, [f"{one} | {other}" for one, other in given])
+        yield Difference(check="predict", case=case, value=value, scale=float(np.abs(want).max()), note=note)
     if model.task == "rerank":
         ranked = [one.index for one in model.rerank(PAIRS[0][0], SAMPLES)]
         logits = [float(row[0]) for row in reference.pair_logits(PAIRS[0][0], SAMPLES, model.manifest.max_length)]

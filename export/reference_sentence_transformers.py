@@ -61,7 +61,7 @@ class CrossEncoder(Protocol):
 def open_embedder(folder: Path, overrides: Mapping[str, Any]) -> Embedder:
     """The reference of an embedding model's folder; `overrides` are the manifest's. Raises `ExportError`."""
     with _quiet(folder):
-        return Library(folder, overrides) if _installed() else Reading(folder, overrides)
+        return Library(folder, overrides) if _installed() and _follows(folder) else Reading(folder, overrides)
 
 
 def open_cross_encoder(folder: Path) -> CrossEncoder:
@@ -72,6 +72,18 @@ def open_cross_encoder(folder: Path) -> CrossEncoder:
 
 def _installed() -> bool:
     return importlib.util.find_spec("sentence_transformers") is not None
+
+
+def _follows(folder: Path) -> bool:
+    """Whether the installed library does all that the folder says.
+
+    Before version 6 it passes over `truncate_dim`, and leaves a prompt's tokens out of some poolings only.
+    """
+    if int(_library_version()["sentence-transformers"].split(".")[0]) >= 6:
+        return True
+    paths = [module["path"] for module in json.loads((folder / "modules.json").read_text("utf-8"))]
+    pooled = all(_json(folder / path / "config.json").get("include_prompt") is not False for path in paths)
+    return pooled and _json(folder / "config_sentence_transformers.json").get("truncate_dim") is None
 
 
 @contextmanager

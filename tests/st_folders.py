@@ -57,7 +57,7 @@ class Case:
     transformer: dict[str, Any] = field(default_factory=dict)  # keys of sentence_bert_config.json
     edit: Callable[[Path], None] = lambda folder: None
     architecture: str = "bert"
-    new: bool = False  # of version 6 alone
+    new: bool = False  # version 5 has it not, or does something else
 
     def build(self, encoder: Path, folder: Path) -> Path:
         made = st_modules()
@@ -70,6 +70,8 @@ class Case:
                 str(folder), create_model_card=False
             )
         edit(folder / "sentence_bert_config.json", **self.transformer)
+        if "truncate_dim" in self.model:  # version 5 does not save it
+            edit(folder / "config_sentence_transformers.json", truncate_dim=self.model["truncate_dim"])
         self.edit(folder)
         return folder
 
@@ -85,6 +87,9 @@ def encode(folder: Path, texts: Sequence[str], **asked: Any) -> np.ndarray[Any, 
     with quiet():
         model = library().SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         model.float()
+        if not NEW and (folder / "config_sentence_transformers.json").is_file():  # which version 6 reads itself
+            about = json.loads((folder / "config_sentence_transformers.json").read_text())
+            asked = {"truncate_dim": about.get("truncate_dim"), **asked}
         return np.asarray(model.encode(list(texts), show_progress_bar=False, **asked), dtype=np.float32)
 
 
@@ -141,7 +146,7 @@ CASES: dict[str, Case] = {
     "lower case, limit of the tokenizer arguments": Case(
         architecture="modernbert",
         modules=lambda m: [m.Pooling(HIDDEN, pooling_mode="cls")],
-        transformer={"do_lower_case": True, "tokenizer_args": {"model_max_length": 40}},
+        transformer={"do_lower_case": True, "tokenizer_args": {"model_max_length": 40}, "max_seq_length": None},
     ),
     "six poolings, Dense, LayerNorm, cut": Case(
         architecture="modernbert",
@@ -155,12 +160,14 @@ CASES: dict[str, Case] = {
         edit=lambda folder: _flags(folder, SIX),
     ),
     "prompt not pooled": Case(
+        new=True,
         architecture="modernbert",
         model={"prompts": PROMPTS, "default_prompt_name": "query"},
         modules=lambda m: [m.Pooling(HIDDEN, pooling_mode="mean"), m.Dropout(0.4)],
         edit=_not_pooled,
     ),
     "prompt not pooled, all modes": Case(
+        new=True,
         model={"prompts": PROMPTS},
         transformer={"max_seq_length": 30},
         edit=_six_without_prompt,

@@ -12,7 +12,7 @@ from st_folders import CASES, NEW, PROMPTS, TEXTS, edit, encode
 
 from nopad.export import bundle as export_bundle
 from nopad.export.bundle import export_checkpoint, gate_bundle, write_bundle
-from nopad.export.reference_sentence_transformers import Library, Reading
+from nopad.export.reference_sentence_transformers import Library, Reading, _follows
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
@@ -93,7 +93,7 @@ def test_embeddings_are_those_of_encode(
         report = gate_bundle(model.bundle, checkpoint, half_window=64, engine="torch")
     assert report["passed"], report
     assert {row["check"] for row in report["rows"]} >= {"encode", "max length", "prompts"}
-    assert "sentence-transformers" in report["versions"]
+    assert ("sentence-transformers" in report["versions"]) == _follows(checkpoint)
 
 
 WHOLE = ("mean, unit, short limit", "prompt not pooled, all modes")  # through the exporter in the fast suite
@@ -223,6 +223,8 @@ def test_the_gate_catches_a_key_that_was_left_out(
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_reading_without_the_library_is_equal_to_it(name: str, folder: Callable[[str], Path]) -> None:
+    if not _follows(folder(name)):
+        pytest.skip("this version of sentence-transformers does not read all of the folder")
     reading, library = Reading(folder(name), {}), Library(folder(name), {})
     assert reading.max_length == library.max_length
     assert reading.prompts == library.prompts

@@ -90,7 +90,7 @@ def read_labelled(
 
 
 def _label(record: Mapping[str, Any], field: str, names: Sequence[str]) -> Any:
-    """The label of a row, None where it has none; of several columns the list of cells, in the order of `names`."""
+    """The label of a row, None where it has none; of several columns a tuple of the cells, in the order of `names`."""
     columns = split_columns(field, list(record))
     cells = [record.get(column) for column in columns]
     cells = [None if cell != cell or (isinstance(cell, str) and not cell.strip()) else cell for cell in cells]
@@ -98,7 +98,7 @@ def _label(record: Mapping[str, Any], field: str, names: Sequence[str]) -> Any:
         return cells[0]
     if sorted(columns) == sorted(names):
         cells = [cells[columns.index(name)] for name in names]
-    return None if None in cells else cells
+    return None if None in cells else tuple(cells)
 
 
 def _target_of(
@@ -114,8 +114,14 @@ def _target_of(
             raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
         return [float(item) for item in found if item is not None]
 
-    def yes_or_no(label: Any) -> list[float]:
-        return [1.0 if label == names[0] else zero_or_one(label)]
+    def ones(label: Any) -> list[float]:
+        cells = label if isinstance(label, list | tuple) else [label]
+        if len(cells) != len(names):
+            raise ValueError(f"{len(cells)} cells for {len(names)} labels: {listed(names)}")
+        try:
+            return [zero_or_one(cell) for cell in cells]
+        except ValueError as error:
+            raise ValueError(f"label {label!r:.80} {error}") from None
 
     def classes(label: Any) -> list[float]:
         row = [0.0] * len(names)
@@ -127,10 +133,10 @@ def _target_of(
 
     if problem_type == "regression":
         return numbers
-    if several and all(is_hot(label, len(names)) for label in labels):
-        return lambda label: [zero_or_one(item) for item in label]
-    if several and len(names) == 1 and not any(isinstance(label, list) for label in labels):
-        return yes_or_no
+    columns = all(isinstance(label, tuple) for label in labels)
+    alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
+    if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
+        return ones
     return classes
 
 

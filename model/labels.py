@@ -9,7 +9,7 @@ from typing import Any
 
 # ASCII digits, no leading zero ("0102" is a code), no underscores, no decimal comma.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"[+-]?((0|[1-9][0-9]*)\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DECIMAL = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ def zero_or_one(value: Any) -> float:
     """
     number = _boolean(value) if spelled_number(value) is None else spelled_number(value)
     if number not in (0, 1):
-        raise ValueError(f"{value!r:.80} is not 0 or 1, nor true or false")
+        raise ValueError("is not 0 or 1 (or true or false)")
     return float(number)
 
 

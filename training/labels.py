@@ -18,7 +18,7 @@ SINGLE: ProblemType = "single_label_classification"
 MULTI: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 
-_FEW = 10  # up to so many different floats may be meant as classes, from so many integers on as numbers
+_FEW, _MANY = 10, 20  # so few different floats may be meant as classes, so many integers as numbers
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]+,[0-9]+\s*")
 
 
@@ -74,17 +74,17 @@ def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:
     return LabelColumn(
         problem_type=MULTI,
         names=tuple(names or columns),
-        encode=lambda cells: [zero_or_one(cell) for cell in (cells if isinstance(cells, list) else [cells])],
+        encode=lambda label: [zero_or_one(cell) for cell in (label if isinstance(label, list) else [label])],
     )
 
 
 def describe(learned: LabelColumn, targets: Sequence[Any]) -> str:
-    """In one line: the classes and how many rows each has, or the number to learn and where it lies."""
+    """In one line: the classes and how many rows each has (in brackets), or the number to learn and where it lies."""
     if learned.problem_type == REGRESSION:
         return f"a number to learn, {learned.names[0]}: {min(targets):.6g} to {max(targets):.6g}"
     counts = _rows_of_classes(learned, targets)
     kind = "classes" if learned.problem_type == SINGLE else f"label{'s' if len(counts) > 1 else ''}, several at once"
-    return f"{len(counts)} {kind}: {listed([f'{name} ({count:,} rows)' for name, count in counts.items()])}"
+    return f"{len(counts)} {kind}: {listed([f'{name!r} ({count:,})' for name, count in counts.items()])}"
 
 
 def remarks_on_classes(learned: LabelColumn, targets: Sequence[Any]) -> list[str]:
@@ -106,10 +106,22 @@ def remarks_on_classes(learned: LabelColumn, targets: Sequence[Any]) -> list[str
     blanks = [repr(name) for name in learned.names if name != name.strip() and len(alike[_outline(name)]) == 1]
     if blanks:
         remarks.append(f"labels begin or end with a blank, which is part of their names: {listed(blanks)}")
+    joined = [name for name in learned.names if _parts(name) & set(learned.names) or re.fullmatch(r"\[.*\]", name)]
+    if joined:
+        remarks.append(
+            f"labels look like several in one cell ({listed([repr(name) for name in joined], 3)}): each is taken as "
+            "one class; several labels of a text are a list (JSONL, Parquet), or a column of zeros and ones for each "
+            "label (--label-column first,second)"
+        )
     for number, words in enumerate(("no row", "a single row")):
         if few := [repr(name) for name, count in counts.items() if count == number]:
             remarks.append(f"{words} of the training data for {listed(few)}: there is little to learn from")
     return remarks
+
+
+def _parts(name: str) -> set[str]:
+    parts = re.split(r"[|;,]", name)
+    return {part.strip() for part in parts} if len(parts) > 1 else set()
 
 
 def _rows_of_classes(learned: LabelColumn, targets: Sequence[Any]) -> dict[str, int]:
@@ -168,7 +180,7 @@ def _class_or_number(
             "with --labels"
         )
         return REGRESSION, (remark,) if few else ()
-    dense = len(different) >= _FEW and 2 * len(different) > different[-1] - different[0]
+    dense = len(different) >= _MANY and 2 * len(different) > different[-1] - different[0]
     remark = (
         f"column {column!r} has {len(different)} different whole numbers from {different[0]} to {different[-1]}: taken "
         "as classes; if it is a number to learn, say --problem-type regression"
@@ -189,7 +201,9 @@ def _almost_numbers(values: Sequence[Any], column: str) -> tuple[str, ...]:
     numbers = [number for value in values if (number := spelled_number(value)) is not None]
     if not words or len(numbers) < 9 * len(texts):
         return ()
-    found = f"column {column!r} has {len(numbers)} numbers and {len(words)} other values ({listed(_different(words))})"
+    found = (
+        f"column {column!r} has {len(numbers)} numbers and {len(words)} other value(s) ({listed(_different(words))})"
+    )
     if not all(_is_finite(number) and _is_whole(number) for number in numbers):
         raise DataError(
             f"{found}: mend these or remove their rows, or say --problem-type {SINGLE} if all are names of classes"
@@ -207,9 +221,15 @@ def _class_names(values: Sequence[Any], column: str, given: tuple[str, ...], *, 
         find = label_finder(given)
         unknown = [value for value in values if find(value) is None]
         if unknown and _numbers(unknown):
-            raise DataError(f"column {column!r} has label {unknown[0]}, but only {len(given)} names: {listed(given)}")
+            digits = "" if find(0) == 0 else " (which are numbers themselves, so a number must be one of them)"
+            raise DataError(
+                f"column {column!r} has label {unknown[0]}, but only {len(given)} names: {listed(given)}{digits}"
+            )
         if unknown:
-            raise DataError(f"column {column!r} has labels that --labels does not name: {listed(_different(unknown))}")
+            others = listed(_different(unknown))
+            raise DataError(
+                f"column {column!r} has labels that --labels does not name: {others}; it has {listed(given)}"
+            )
         return given
     numbers = _numbers(values)
     if numbers is None:

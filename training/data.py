@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import datasets
+import numpy as np
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.model.labels import listed, split_columns
@@ -83,7 +84,7 @@ def load_data(
     count = _rows_to_hold_out(len(examples), eval_fraction) if held_rows is None else 0
     learned = _understand(rows, examples, columns, labels, problem_type)
     train = _encoded(examples, columns, learned, "training")
-    targets = train["target"][:]
+    targets = np.asarray(train.with_format("numpy")["target"][:])
     remarks += [*learned.remarks, *remarks_on_classes(learned, targets)]
     if held_rows is None:
         halves = train.train_test_split(test_size=count, seed=seed)

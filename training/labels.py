@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from nopad.model.head import ProblemType
 from nopad.model.labels import is_hot, label_finder, listed, spelled_number, zero_or_one
@@ -19,6 +21,7 @@ MULTI: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 
 _FEW, _MANY = 10, 20  # so few different floats may be meant as classes, so many integers as numbers
+_MOST_CELLS = 10**9  # of several labels at once, 8 bytes each
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]+,[0-9]+\s*")
 
 
@@ -78,16 +81,16 @@ def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:
     )
 
 
-def describe(learned: LabelColumn, targets: Sequence[Any]) -> str:
+def describe(learned: LabelColumn, targets: npt.NDArray[Any]) -> str:
     """In one line: the classes and how many rows each has (in brackets), or the number to learn and where it lies."""
     if learned.problem_type == REGRESSION:
-        return f"a number to learn, {learned.names[0]}: {min(targets):.6g} to {max(targets):.6g}"
+        return f"a number to learn, {learned.names[0]}: {targets.min():.6g} to {targets.max():.6g}"
     counts = _rows_of_classes(learned, targets)
     kind = "classes" if learned.problem_type == SINGLE else f"label{'s' if len(counts) > 1 else ''}, several at once"
     return f"{len(counts)} {kind}: {listed([f'{name!r} ({count:,})' for name, count in counts.items()])}"
 
 
-def remarks_on_classes(learned: LabelColumn, targets: Sequence[Any]) -> list[str]:
+def remarks_on_classes(learned: LabelColumn, targets: npt.NDArray[Any]) -> list[str]:
     """What may be a slip of the pen: names that hardly differ, classes with one row or none."""
     if learned.problem_type == REGRESSION:
         return []
@@ -124,11 +127,10 @@ def _parts(name: str) -> set[str]:
     return {part.strip() for part in parts} if len(parts) > 1 else set()
 
 
-def _rows_of_classes(learned: LabelColumn, targets: Sequence[Any]) -> dict[str, int]:
-    if learned.problem_type == SINGLE:
-        found = Counter(targets)
-        return {name: found[index] for index, name in enumerate(learned.names)}
-    return {name: int(sum(column)) for name, column in zip(learned.names, zip(*targets, strict=True), strict=True)}
+def _rows_of_classes(learned: LabelColumn, targets: npt.NDArray[Any]) -> dict[str, int]:
+    single = learned.problem_type == SINGLE
+    counts = np.bincount(targets, minlength=len(learned.names)) if single else targets.sum(axis=0)
+    return {name: int(count) for name, count in zip(learned.names, counts, strict=True)}
 
 
 def _outline(name: str) -> str:
@@ -277,13 +279,18 @@ def _lists(values: Sequence[Any], column: str, names: tuple[str, ...], *, checke
     if numbers is not None and not all(map(_is_whole, numbers)):
         raise DataError(f"column {column!r} has lists of fractions; labels are names, whole numbers, or zeros and ones")
     names = _class_names(flat, column, names, checked=checked)
+    if len(values) * len(names) > _MOST_CELLS:
+        raise DataError(
+            f"column {column!r}: {len(names):,} labels for each of {len(values):,} texts are more than {_MOST_CELLS:,} "
+            "zeros and ones; leave out rare labels, or train on fewer rows"
+        )
     index = _index_of(names)
 
     def encode(value: Any) -> list[float]:
         if not isinstance(value, list):
             raise ValueError("is not a list, as others are")
         found = {index(item) for item in value}
-        return [float(i in found) for i in range(len(names))]
+        return [1.0 if i in found else 0.0 for i in range(len(names))]
 
     return LabelColumn(problem_type=MULTI, names=names, encode=encode)
 

@@ -399,6 +399,12 @@ def test_as_many_classes_as_rows_are_refused(suffix: str, tmp_path: Path) -> Non
     assert len(load(tmp_path, list("abcde"), suffix, eval_fraction=0.3).labels) == 5
 
 
+def test_a_table_of_labels_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nopad.training.labels._MOST_CELLS", 1000)
+    with pytest.raises(DataError, match="60 labels for each of 60 texts are more than 1,000 zeros and ones"):
+        load(tmp_path, [[i, i + 1, i + 2] for i in range(1, 59)] + [[59], [60]], ".jsonl")
+
+
 def test_one_class_is_refused(tmp_path: Path) -> None:
     for value in ("a", 7, 0, True):
         with pytest.raises(DataError, match="has one class only, .*: there is nothing to tell apart"):

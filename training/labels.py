@@ -54,10 +54,15 @@ def understand_labels(
             raise DataError(f"column {column!r} has lists of labels: that is {MULTI}, not {problem_type}")
         return _lists(values, column, tuple(names), checked=problem_type is None)
     numbers = _numbers(values)
-    if numbers is None:
-        chosen, remarks = problem_type or SINGLE, () if problem_type else _almost_numbers(values, column)
+    remarks: tuple[str, ...] = ()
+    if problem_type is not None:
+        chosen = problem_type
+    elif len(names) > 1:
+        chosen = SINGLE
+    elif numbers is None:
+        chosen, remarks = SINGLE, _almost_numbers(values, column)
     else:
-        chosen, remarks = _class_or_number(numbers, column, len(names), problem_type, gaps)
+        chosen, remarks = _class_or_number(numbers, column, gaps)
     if chosen == REGRESSION:
         if len(names) > 1:
             raise DataError(f"column {column!r} is one number to learn, not one of {len(names)} --labels")
@@ -164,17 +169,11 @@ def _is_whole(number: int | float) -> bool:
     return isinstance(number, int) or number.is_integer()
 
 
-def _class_or_number(
-    numbers: Sequence[int | float], column: str, given: int, asked: ProblemType | None, gaps: bool
-) -> tuple[ProblemType, tuple[str, ...]]:
+def _class_or_number(numbers: Sequence[int | float], column: str, gaps: bool) -> tuple[ProblemType, tuple[str, ...]]:
     """Whether numbers are classes or one number to learn, and the remark that says how to choose the other."""
     different = sorted(set(numbers))
-    if asked:
-        return asked, ()
     floats = any(isinstance(number, float) for number in numbers)
-    if not all(map(_is_whole, numbers)) and given > 1:
-        raise DataError(f"column {column!r} holds fractions: one number to learn, not one of --labels")
-    if floats and given < 2 and not (gaps and all(map(_is_whole, numbers))):
+    if floats and not (gaps and all(map(_is_whole, numbers))):
         few = len(different) <= _FEW and len(different) < len(numbers)
         remark = (
             f"column {column!r} has {len(different)} different values, written as floats ({listed(different)}): taken "
@@ -187,7 +186,7 @@ def _class_or_number(
         f"column {column!r} has {len(different)} different whole numbers from {different[0]} to {different[-1]}: taken "
         "as classes; if it is a number to learn, say --problem-type regression"
     )
-    return SINGLE, (remark,) if dense and given < 2 else ()
+    return SINGLE, (remark,) if dense else ()
 
 
 def _almost_numbers(values: Sequence[Any], column: str) -> tuple[str, ...]:
@@ -222,7 +221,10 @@ def _class_names(values: Sequence[Any], column: str, given: tuple[str, ...], *, 
     if given:
         find = label_finder(given)
         unknown = [value for value in values if find(value) is None]
-        if unknown and _numbers(unknown):
+        wrong = _numbers(unknown) or []
+        if not all(map(_is_whole, wrong)):
+            raise DataError(f"column {column!r} holds fractions: one number to learn, not one of {listed(given)}")
+        if wrong:
             digits = "" if find(0) == 0 else " (which are numbers themselves, so a number must be one of them)"
             raise DataError(
                 f"column {column!r} has label {unknown[0]}, but only {len(given)} names: {listed(given)}{digits}"

@@ -187,6 +187,16 @@ def test_given_names_for_numbers_with_gaps(tmp_path: Path) -> None:
     assert targets(data) == [0, 2] * 10
 
 
+def test_given_names_are_what_the_values_are(tmp_path: Path) -> None:
+    assert targets(load(tmp_path, [0.5, "1.50"] * 10, ".jsonl", labels=["1.5", "0.5"])) == [1, 0] * 10
+    data = load(tmp_path, [*[0.5, 1.5] * 10, "n/a"], labels=["0.5", "1.5", "n/a"])
+    assert targets(data) == [*[0, 1] * 10, 2]
+    many = load(tmp_path, list(range(1, 41)), labels=[str(i) for i in range(1, 41)])
+    assert len(many.labels) == 40 and not any("whole numbers" in remark for remark in many.remarks)
+    with pytest.raises(DataError, match="labels that --labels does not name: neg, pos; it has Neg, Pos"):
+        load(tmp_path, ["neg", "pos"] * 10, labels=["Neg", "Pos"])
+
+
 def class_labels(path: Path, names: list[str], values: list[Any], several: bool = False) -> str:
     import datasets
 

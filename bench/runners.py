@@ -325,7 +325,7 @@ def open_transformers(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     import transformers
 
     from nopad.export.reference import CLASSES, unread_keys
-    from nopad.model.checkpoint import open_tokenizer
+    from nopad.model.tokenizer import open_tokenizer
     from nopad.model.json_files import read_raw_config
 
     transformers.logging.disable_progress_bar()

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.model.checkpoint import open_tokenizer
+from nopad.model.tokenizer import open_tokenizer
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
 from nopad.runtime.types import FloatArray, Text

@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.model.tokenizer import open_tokenizer
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
+from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray, Text
 
 CLASSES = {
@@ -53,7 +53,7 @@ class Reference:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
-        self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
 

@@ -39,8 +39,8 @@ def write_tokenizer(source: Path, folder: Path, vocab_size: int | None) -> Bundl
     tokenizer = open_tokenizer(source)
     if not tokenizer.is_fast:
         raise CheckpointError(
-            f"the tokenizer of {source}, {type(tokenizer).__name__}, is Python code of transformers without a form that "
-            "the tokenizers library runs (tokenizer.json), so a bundle cannot carry it"
+            f"the tokenizer of {source}, {type(tokenizer).__name__}, is Python code of transformers without a form "
+            "that the tokenizers library runs (tokenizer.json), so a bundle cannot carry it"
         )
     backend = tokenizer.backend_tokenizer
     if vocab_size is not None:

@@ -65,7 +65,7 @@ def _vocabulary_of(folder: Path) -> Path:
 
 
 def _own_class(config: Mapping[str, Any], path: Path) -> Any:
-    """transformers' class of the name in `tokenizer_config.json`, for what AutoTokenizer does not open.
+    """Transformers' class of the name in `tokenizer_config.json`, for what AutoTokenizer does not open.
 
     transformers 5 takes the class that belongs to the model's type and then misses the vocabulary file of another;
     transformers 4 knows no class of a version 5 and no class that came with the folder, whose tokenizer.json the plain
@@ -102,18 +102,19 @@ def _reason(folder: Path, path: Path, config: Mapping[str, Any], error: Exceptio
 
     if config.get("auto_map") and "custom code" in str(error):
         return (
-            f"the tokenizer of {folder} is Python code of its own (auto_map in tokenizer_config.json), which nopad does "
-            "not run; save a tokenizer.json for it, or name one of transformers' classes as tokenizer_class"
+            f"the tokenizer of {folder} is Python code of its own (auto_map in tokenizer_config.json), which nopad "
+            "does not run; save a tokenizer.json for it, or name one of transformers' classes as tokenizer_class"
         )
     if path.suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
         return f"{path} is a SentencePiece model, which needs its library: pip install sentencepiece"
-    wanted = path.name if path.name == "tokenizer.json" or path.suffix in (".txt", ".model") else "the vocabulary"
     if _damaged(path):
         return f"{path} is damaged: {error}; copy the file again"
     named = config.get("tokenizer_class")
+    kind = f" for its tokenizer_class {named}" if named else ""
+    said = str(error).strip().splitlines()
     return (
-        f"transformers {transformers.__version__} cannot make a tokenizer of {folder} from {wanted}"
-        f"{f' for its tokenizer_class {named}' if named else ''}: {str(error).splitlines()[0] if str(error) else error!r}"
+        f"transformers {transformers.__version__} cannot make a tokenizer of {folder} from {path.name}{kind}: "
+        f"{said[0] if said else repr(error)}; save it with AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
     )
 
 

@@ -75,15 +75,15 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     if missing:
         raise CheckpointError(
             f"config.json: id2label has the ids {', '.join(map(str, sorted(by_id)))}, so transformers builds {count} "
-            f"outputs, 0 to {count - 1}, and {', '.join(map(str, missing))} of them has no name. Which output an id beyond "
-            "them means cannot be told: number the names from 0 without gaps, in the order of the outputs"
+            f"outputs, 0 to {count - 1}, of which {', '.join(map(str, missing))} would have no name. Which output the "
+            "ids beyond them mean cannot be told: number the names from 0 without gaps, in the order of the outputs"
         )
     labels = tuple(str(by_id[i]) for i in range(count))
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise CheckpointError(
-            f"config.json: id2label must name each label once, but {', '.join(map(repr, twice))} names several outputs, "
-            "and answers go by name; give each its own"
+            f"config.json: id2label must name each label once, but {', '.join(map(repr, twice))} is there more than "
+            "once, and answers go by name; give each output its own"
         )
     blank = [i for i, label in enumerate(labels) if not label.strip()]
     if not all(map(_is_unicode, labels)):

@@ -115,7 +115,7 @@ def explain(model: Model, reference: Reference, text: Text, got: Sequence[int], 
         f"token {first}: transformers {_named(want, first, theirs.convert_ids_to_tokens)}, "
         f"bundle {_named(got, first, ours.id_to_token)}"
     )
-    return f"{place}: {_reason(ours, theirs, text)}"
+    return f"{place}: {_reason(ours, theirs, text, model.manifest.max_length)}"
 
 
 def _named(ids: Sequence[int], place: int, name: Any) -> str:
@@ -127,15 +127,18 @@ def _short(text: Text) -> str:
     return shown if len(shown) < 60 else shown[:57] + "..."
 
 
-def _reason(ours: Tokenizer, theirs: Any, text: Text) -> str:
+def _reason(ours: Tokenizer, theirs: Any, text: Text, max_length: int) -> str:
     parts = text if isinstance(text, tuple) else (text,)
     for part in parts:
         if ours.encode(part, add_special_tokens=False).ids != theirs(part, add_special_tokens=False).input_ids:
             return _content_reason(ours, theirs, part)
-    if ours.encode(*parts).ids != theirs(*parts).input_ids:
+    whole = theirs(*parts).input_ids
+    if ours.encode(*parts).ids != whole:
         frames = " ".join(theirs.convert_ids_to_tokens(theirs("a").input_ids)), " ".join(ours.encode("a").tokens)
         return f"the template differs: of 'a', transformers makes {frames[0]!r}, the bundle {frames[1]!r}"
-    return f"truncation differs: transformers cuts at the {theirs.truncation_side}"
+    if len(whole) > max_length:
+        return f"truncation differs: transformers cuts at the {theirs.truncation_side}"
+    return "the text itself is the same; what is put before it (a prompt) or its special tokens' reading differs"
 
 
 def _content_reason(ours: Tokenizer, theirs: Any, part: str) -> str:

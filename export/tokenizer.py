@@ -119,8 +119,19 @@ def _limit(own: Any) -> int | None:
     return int(own) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else None
 
 
+def lower_case(file: Path) -> None:
+    """Make a bundle's tokenizer.json read every text in lower case, as sentence-transformers' `do_lower_case` does."""
+    from tokenizers import Tokenizer, normalizers
+
+    tokenizer = Tokenizer.from_file(str(file))
+    first = [normalizers.Lowercase()]
+    own = tokenizer.normalizer
+    tokenizer.normalizer = normalizers.Sequence(first if own is None else [*first, own])
+    tokenizer.save(str(file))
+
+
 def max_length_of(asked: int | None, limit: int | None, positions: int) -> int:
-    """The bundle's max length in tokens: as asked, else the tokenizer's own `limit`, at most the model's positions."""
+    """The bundle's max length in tokens: as asked, else the folder's own `limit`, at most the model's positions."""
     if asked is None:
         return min(limit or positions, positions)
     if not 3 <= asked <= positions:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
+from tokenizers import normalizers
 
 from nopad.export.errors import ExportError
 from nopad.model.tokenizer import open_tokenizer
@@ -77,13 +78,15 @@ def _installed() -> bool:
 def _follows(folder: Path) -> bool:
     """Whether the installed library does all that the folder says.
 
-    Before version 6 it passes over `truncate_dim`, and leaves a prompt's tokens out of some poolings only.
+    Before version 6 it passes over `truncate_dim`, leaves a prompt's tokens out of some poolings only, and lowers the
+    case of special tokens, too.
     """
     if int(_library_version()["sentence-transformers"].split(".")[0]) >= 6:
         return True
     paths = [module["path"] for module in json.loads((folder / "modules.json").read_text("utf-8"))]
     pooled = all(_json(folder / path / "config.json").get("include_prompt") is not False for path in paths)
-    return pooled and _json(folder / "config_sentence_transformers.json").get("truncate_dim") is None
+    cased = _settings(folder / paths[0]).get("do_lower_case") is not True
+    return pooled and cased and _json(folder / "config_sentence_transformers.json").get("truncate_dim") is None
 
 
 @contextmanager
@@ -198,6 +201,12 @@ def _json(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _settings(home: Path) -> dict[str, Any]:
+    """The settings of a Transformer module, under whichever name."""
+    kinds = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
+    return next((raw for kind in kinds if (raw := _json(home / f"sentence_{kind}_config.json"))), {})
+
+
 def _torch(name: str | None) -> torch.nn.Module | None:
     """An instance of a class of torch.nn, by its full name."""
     if name is None:
@@ -216,8 +225,7 @@ class Reading:
         self._modules = json.loads((folder / "modules.json").read_text("utf-8"))
         home = folder / self._modules[0]["path"]
         about = _json(folder / "config_sentence_transformers.json")
-        kinds = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
-        own = next((raw for kind in kinds if (raw := _json(home / f"sentence_{kind}_config.json"))), {})
+        own = _settings(home)
         options = {**_MODEL, "local_files_only": True}
         self._encoder: Any = transformers.AutoModel.from_pretrained(home, **options).float().eval()
         if hasattr(self._encoder.config, "reference_compile"):
@@ -226,7 +234,10 @@ class Reading:
         given = {**(own.get("tokenizer_args") or {}), **(own.get("processor_kwargs") or {})}
         limit = given.get("model_max_length") or own.get("max_seq_length") or self.tokenizer.model_max_length
         self.max_length = overrides.get("max_length") or min(limit, self._encoder.config.max_position_embeddings)
-        self._lower = own.get("do_lower_case") is True
+        if own.get("do_lower_case") is True:
+            backend = self.tokenizer.backend_tokenizer
+            parts = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+            backend.normalizer = normalizers.Sequence(parts)
         self.prompts: Mapping[str, str] = {"query": "", "document": ""} | {
             k: v or "" for k, v in (about.get("prompts") or {}).items()
         }
@@ -237,9 +248,8 @@ class Reading:
         self.versions: Mapping[str, str] = {}
 
     def _tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
-        texts = [text.lower() for text in texts] if self._lower else list(texts)
         return dict(
-            self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+            self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
         )
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:

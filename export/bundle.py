@@ -20,10 +20,11 @@ from nopad.export.artifacts import (
 )
 from nopad.export.errors import ExportError
 from nopad.export.parity import run_gate
+from nopad.export.plain import plain_folder
 from nopad.export.precision import Precision
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
-from nopad.export.reference import Reference
+from nopad.export.reference import CLASSES, Reference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
@@ -32,6 +33,7 @@ from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
+from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -50,6 +52,7 @@ class ExportResult:
     bundle: Bundle
     reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
     skipped: tuple[str, ...]  # what was not built or not gated here, and why
+    remarks: tuple[str, ...]  # what was left out of the checkpoint, or guessed
     engines: tuple[BuiltEngine, ...]
     export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
@@ -83,12 +86,14 @@ def export_checkpoint(
     max_length: int | None = None,
     parity: bool = True,
     threads: int | None = None,
+    base: str | Path | None = None,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
     engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name).
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
     nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
@@ -108,7 +113,7 @@ def export_checkpoint(
     checkpoint = None
     if exporter == "nopad":
         progress("loading the checkpoint")
-        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize, base=base)
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
@@ -140,12 +145,13 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, progress)
+            bundle, reports, ungated = _gate_all(bundle, folder, base, half_window, threads, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
         reports=reports,
         skipped=(*jobs.skipped, *ungated),
+        remarks=checkpoint.remarks if checkpoint is not None else (),
         engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
@@ -154,7 +160,12 @@ def export_checkpoint(
 
 
 def _gate_all(
-    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, progress: Progress
+    bundle: Bundle,
+    checkpoint: Path,
+    base: str | Path | None,
+    half_window: int,
+    threads: int | None,
+    progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
     reports: dict[str, dict[str, Any]] = {}
@@ -166,6 +177,7 @@ def _gate_all(
             report = gate_bundle(
                 bundle,
                 checkpoint,
+                base=base,
                 half_window=half_window,
                 engine=engine,
                 file=artifact.file,
@@ -203,10 +215,13 @@ def gate_bundle(
     precision: str | None = None,
     threads: int | None = None,
     allow_host_code: bool = False,
+    base: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle (or one file of it) against its checkpoint. `options` go to `run_gate`.
+
+    `base` is that of an adapter.
 
     Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
     answers for it.
@@ -223,8 +238,9 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
-        report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+        with plain_folder(checkpoint, manifest.task, CLASSES[manifest.task], base) as plain:
+            reference = Reference(plain, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
+            report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
             note = "int8 changes too many labels of the calibration texts; data with labels may prove it good (--data)"
@@ -250,7 +266,8 @@ def write_bundle(
     torch engine's weights, if it shall have any.
     """
     config = checkpoint.config
-    tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
+    origin = checkpoint.source or open_source(checkpoint.path)
+    tokenizer = copy_tokenizer(origin.tokenizer, folder, config.vocab_size)
     limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
     artifacts = []
     wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
@@ -273,7 +290,7 @@ def write_bundle(
         pad_token_id=config.pad_token_id or 0,
         mask_token=token_text(tokenizer.get("mask_token")),
         architecture=_summary(config),
-        source=source_of(checkpoint.path),
+        source=source_of(origin),
         created=created(),
         artifacts=tuple(artifacts),
         files=record_files(folder),

@@ -75,6 +75,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--pooling", type=click.Choice(["cls", "mean"]), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @common_options
 def export(
@@ -94,6 +95,7 @@ def export(
     pooling: Any,
     normalize: bool | None,
     max_length: int | None,
+    base: str | None,
     no_parity: bool,
     as_json: bool,
     quiet: bool,
@@ -130,11 +132,14 @@ def export(
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
+            base=base,
             parity=not no_parity,
             threads=threads,
             progress=progress,
         )
     manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
@@ -147,6 +152,7 @@ def export(
                 "bytes": result.bytes,
                 "engines": [dataclasses.asdict(engine) for engine in result.engines],
                 "skipped": result.skipped,
+                "remarks": result.remarks,
                 "parity": result.report,
                 "reports": result.reports,
             }
@@ -177,6 +183,7 @@ def export(
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -189,6 +196,7 @@ def parity(
     engine: str,
     precision: str | None,
     allow_host_code: bool,
+    base: str | None,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -203,14 +211,15 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
-    from nopad.model.json_files import read_raw_config
+    from nopad.model.source import open_source
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    same = is_source(opened, folder)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
     if not same:
         console.print(
             f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
@@ -220,12 +229,12 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(folder)
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(raw.get("local_attention") or 128) // 2,
+            half_window=int(source.raw_config.get("local_attention") or 128) // 2,
+            base=base,
             progress=progress,
             engine=engine,
             precision=precision,

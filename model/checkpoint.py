@@ -13,15 +13,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from nopad.model.adapter import merge
 from nopad.model.attention import AttentionFactory
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task
-from nopad.model.json_files import read_json, read_raw_config
+from nopad.model.json_files import read_json
 from nopad.model.read_config import read_config
 from nopad.model.sentence_transformers import read_modules
-from nopad.model.weights import load_weights, match_weights, weight_files
+from nopad.model.setfit import encoder_alone
+from nopad.model.source import Source, open_source
+from nopad.model.weights import lacking, load_weights
 
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
@@ -35,6 +38,8 @@ class Checkpoint:
     raw_config: dict[str, Any]  # config.json as it was read
     encoder: PackedEncoder
     missing: tuple[str, ...]  # weights the files did not hold (only with new_head=True)
+    source: Source | None = None  # the files it was read from; None for random weights
+    remarks: tuple[str, ...] = ()  # what its user should know of how it was read
 
     @property
     def config(self) -> EncoderConfig:
@@ -51,15 +56,19 @@ def load_checkpoint(
     config_changes: Mapping[str, Any] | None = None,
     new_head: bool = False,
     attention: AttentionFactory | None = None,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Build the encoder of a checkpoint folder and load its weights (fp32).
 
-    `config_changes` are laid over `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
-    pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error.
+    A LoRA adapter is merged into its base: the one that it names, or `base`. `config_changes` are laid over
+    `config.json`. With `new_head`, weights the files lack (a fresh classifier on a pre-trained encoder) are initialised
+    and listed in `Checkpoint.missing`; else they are an error.
     Raises `CheckpointError`.
     """
-    raw = read_raw_config(folder) | dict(config_changes or {})
+    source = open_source(folder, base)
+    raw = {**source.raw_config, **(config_changes or {})}
     config = read_config(raw, task=task, pooling=pooling, normalize=normalize)
+    remarks = (*source.remarks, *encoder_alone(folder, task))
     if config.task == "embeddings" and (folder / "modules.json").is_file():
         st_pooling, st_normalize = read_modules(folder)
         config = replace(
@@ -67,21 +76,21 @@ def load_checkpoint(
             pooling=pooling or st_pooling or config.pooling,
             normalize=st_normalize if normalize is None else normalize,
         )
-    files = weight_files(folder)
-    matches = match_weights(config, files)
+    matches = source.matches(config, other_head=new_head)
     encoder = build_encoder(config, attention)
     if new_head:
         initialize(encoder)
-    missing = load_weights(encoder, files, matches)
+    missing = load_weights(encoder, source.files, matches)
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
-        raise CheckpointError(
-            f"{files[0].name} in {folder} lacks {len(missing)} weights that {config.hf_class} needs, "
-            f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
-        )
+        raise CheckpointError(lacking(config, source.files, missing, head_only))
+    if source.adapter is not None:
+        merge(encoder, source.adapter, source.files, matches)
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing))
+    return Checkpoint(
+        path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing), source=source, remarks=remarks
+    )
 
 
 def initialize(encoder: PackedEncoder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nopad.model.errors import CheckpointError
+from nopad.model.folder_kind import name_file
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "1_Pooling/*"]
 
@@ -15,7 +16,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file; give the checkpoint's folder (config.json and model.safetensors)")
+        raise CheckpointError(name_file(path))
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise CheckpointError(f"no checkpoint at {path}: the folder does not exist")
     try:

@@ -156,6 +156,8 @@ def check_parts(
     """Refuse adapter weights that belong to nothing in the encoder, or that no adapter_config.json explains."""
     for name in stored:
         plain, part = plain_name(name)
+        if "pooler.dense." in plain:  # BERT's, which embeddings do not use
+            continue
         if part and adapter is None:
             raise CheckpointError(
                 f"the weights of {folder} are PEFT's own state dict ({name}): the adapter is not merged, and without "

@@ -33,7 +33,7 @@ _LORA_PART = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(weight|bias))?$"
 )
-_SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+\.")
+_SAVED_MODULE = re.compile(r"\.modules_to_save\.(?:(?!weight$|bias$)[^.]+\.)?")
 _T = TypeVar("_T")
 
 

@@ -12,7 +12,7 @@ from nopad.model.config import ARCHITECTURES
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Pickles that Trainer and others write beside the weights: nobody's weights, and never opened.
-_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*|model_head)\.\w+")
+_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*|model_head|openvino\w*)\.\w+")
 _OTHER_FORMATS = (
     ("*.gguf", "GGUF weights (llama.cpp)"),
     ("*.onnx", "an ONNX graph"),

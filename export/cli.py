@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
 from nopad.runtime.commands.console import common_options, emit, figure, messages, status
 from nopad.runtime.engines.base import ENGINES
@@ -72,7 +73,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="Of embeddings. [default: from the checkpoint]")
+@click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
 @click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")

@@ -42,7 +42,9 @@ def plain_folder(folder: Path, task: Task, model_class: str, base: str | Path | 
             yield folder
             return
     with tempfile.TemporaryDirectory(prefix="nopad-") as made:
-        plain = Path(made)
+        top = Path(made)
+        plain = top / source.home.relative_to(folder)
+        plain.mkdir(parents=True, exist_ok=True)
         if source.adapter is None:
             tensors = dict(read_tensors(source.weights, lambda opened, name: opened.get_tensor(name)))
             named = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in tensors.items()}
@@ -50,17 +52,17 @@ def plain_folder(folder: Path, task: Task, model_class: str, base: str | Path | 
             (plain / "config.json").write_text(json.dumps(source.raw_config), "utf-8")
         else:
             _merged(source, plain, task, model_class)
-        for origin in (folder, source.tokenizer):
+        for origin, copy in ((source.home, plain), (folder, top), (source.tokenizer, plain)):
             for path in origin.iterdir():
                 left_out = path.name.endswith(_WEIGHTS) or path.name.startswith(("adapter_", "checkpoint-"))
-                if not left_out and not (plain / path.name).exists():
-                    (plain / path.name).symlink_to(path.resolve())
-        yield plain
+                if not left_out and not (copy / path.name).exists():
+                    (copy / path.name).symlink_to(path.resolve())
+        yield top
 
 
 def _usual(source: Source) -> bool:
     """Whether the files have names that transformers looks for, and metadata that it asks for."""
-    if source.weights[0].name != "model.safetensors" and not (source.folder / "model.safetensors.index.json").is_file():
+    if source.weights[0].name != "model.safetensors" and not (source.home / "model.safetensors.index.json").is_file():
         return False
     from safetensors import safe_open
 
@@ -105,7 +107,7 @@ def _merged(source: Source, plain: Path, task: Task, model_class: str) -> None:
             )
             if wanted != own.vocab_size:
                 model.resize_token_embeddings(wanted, mean_resizing=False)
-            merged = peft.PeftModel.from_pretrained(model, source.folder).merge_and_unload()
+            merged = peft.PeftModel.from_pretrained(model, source.home).merge_and_unload()
         except Exception as error:  # what the two libraries raise for files they cannot take is of every kind
             raise ExportError(f"PEFT {peft.__version__} cannot merge {source.folder}: {error}") from error
         merged.save_pretrained(plain)

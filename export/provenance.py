@@ -10,6 +10,7 @@ from typing import Any
 
 from nopad.model.adapter import SETTINGS_FILE
 from nopad.model.files import sha256_of
+from nopad.model.sentence_transformers import module_files
 from nopad.model.source import Source
 from nopad.runtime.bundle import Bundle
 
@@ -17,20 +18,20 @@ _PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntim
 
 
 def source_of(source: Source) -> dict[str, Any]:
-    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json.
+    """Where a bundle comes from: the folder's name and the digest of each file that decides its answers.
 
     Of a LoRA adapter its own files, and those of its base under `base`.
     """
+    beside = [source.home / "config.json", *(source.folder / name for name in module_files(source.folder))]
     if source.base is None or source.adapter is None:
-        return _digests(source.folder, source.weights)
-    beside = [source.folder / name for name in (SETTINGS_FILE, "config.json")]
-    own = _digests(source.folder, [source.adapter.file, *(path for path in beside if path.is_file())], config=False)
-    return {**own, "base": _digests(source.base, source.weights)}
+        return _digests(source.folder, [*source.weights, *beside])
+    own = _digests(source.folder, [source.adapter.file, source.home / SETTINGS_FILE, *beside])
+    return {**own, "base": _digests(source.base, [*source.weights, source.base / "config.json"])}
 
 
-def _digests(folder: Path, files: Sequence[Path], *, config: bool = True) -> dict[str, Any]:
-    every = [*files, folder / "config.json"] if config else files
-    return {"name": folder.resolve().name, "sha256": {file.name: sha256_of(file) for file in every}}
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files if file.is_file()}
+    return {"name": folder.resolve().name, "sha256": digests}
 
 
 def created() -> dict[str, Any]:
@@ -47,8 +48,6 @@ def created() -> dict[str, Any]:
 def is_source(bundle: Bundle, source: Source) -> bool:
     """Whether `source` has the files that the bundle was exported from."""
     known = bundle.manifest.source
-    if not known.get("sha256"):
-        return True
     found = source_of(source)
-    base, theirs = known.get("base") or {}, found.get("base") or {}
-    return bool(known["sha256"] == found["sha256"] and base.get("sha256") == theirs.get("sha256"))
+    pairs = [(known, found), (known.get("base") or {}, found.get("base") or {})]
+    return all((ours.get("sha256") or {}).items() <= (theirs.get("sha256") or {}).items() for ours, theirs in pairs)

@@ -12,6 +12,7 @@ from nopad.model.config import EncoderConfig
 from nopad.model.errors import CheckpointError
 from nopad.model.folder_kind import unfit_architecture
 from nopad.model.json_files import read_raw_config
+from nopad.model.sentence_transformers import transformer_folder
 from nopad.model.weights import ADAPTER_FILE, Match, match_weights, plain_name, stored_weights, weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -22,7 +23,8 @@ class Source:
     """What a checkpoint is read from."""
 
     folder: Path  # as it was given
-    base: Path | None  # where `folder` is an adapter: the folder of the model that it belongs to
+    home: Path  # where its config.json, weights and tokenizer lie: `folder`, or a folder in it
+    base: Path | None  # where they are an adapter: the folder of the model that it belongs to
     raw_config: Mapping[str, Any]
     weights: tuple[Path, ...]  # of the base, or of `folder` itself
     adapter: Adapter | None
@@ -36,8 +38,8 @@ class Source:
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer: an adapter that was saved without one uses its base's."""
-        own = any((self.folder / name).is_file() for name in _TOKENIZER_FILES)
-        return self.folder if own or self.base is None else self.base
+        own = any((self.home / name).is_file() for name in _TOKENIZER_FILES)
+        return self.home if own or self.base is None else self.base
 
     def matches(self, config: EncoderConfig, *, other_head: bool = False) -> dict[str, Match]:
         """Which weight of the encoder each stored tensor is, or is a part of. Raises `CheckpointError`."""
@@ -56,28 +58,31 @@ def open_source(folder: Path, base: str | Path | None = None) -> Source:
 
     Raises `CheckpointError`.
     """
-    adapter = read_adapter(folder)
+    home = transformer_folder(folder)
+    adapter = read_adapter(home)
     if adapter is not None and adapter.file.is_file():
-        found = find_base(adapter, base)
+        found = transformer_folder(find_base(adapter, base))
         raw, remarks = adapted_config(adapter, _read_config(found))
         weights = tuple(weight_files(found))
-        return Source(folder=folder, base=found, raw_config=raw, weights=weights, adapter=adapter, remarks=remarks)
+        return Source(
+            folder=folder, home=home, base=found, raw_config=raw, weights=weights, adapter=adapter, remarks=remarks
+        )
     if base is not None:
-        raise CheckpointError(f"--base is for LoRA adapters, and {folder} has no {ADAPTER_FILE}")
-    if adapter is not None and (folder / "adapter_model.bin").is_file():
+        raise CheckpointError(f"--base is for LoRA adapters, and {home} has no {ADAPTER_FILE}")
+    if adapter is not None and (home / "adapter_model.bin").is_file():
         raise CheckpointError(
-            f"{folder} holds its adapter as a pickle (adapter_model.bin), which can run code when opened; nopad reads "
+            f"{home} holds its adapter as a pickle (adapter_model.bin), which can run code when opened; nopad reads "
             "safetensors only. Save it again, where you trust the file: "
             "AutoPeftModelFor...from_pretrained(DIR).save_pretrained(DIR)"
         )
-    if adapter is not None and not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} is a LoRA adapter ({SETTINGS_FILE}) without its {ADAPTER_FILE}; copy that, too"
-        )
-    raw = _read_config(folder)
-    weights = tuple(weight_files(folder))
+    if adapter is not None and not (home / "config.json").is_file():
+        raise CheckpointError(f"{home} is a LoRA adapter ({SETTINGS_FILE}) without its {ADAPTER_FILE}; copy that, too")
+    raw = _read_config(home)
+    weights = tuple(weight_files(home))
     merged = not any(plain_name(name)[1] for name in stored_weights(weights))
-    return Source(folder=folder, base=None, raw_config=raw, weights=weights, adapter=None if merged else adapter)
+    return Source(
+        folder=folder, home=home, base=None, raw_config=raw, weights=weights, adapter=None if merged else adapter
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

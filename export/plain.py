@@ -23,7 +23,7 @@ from nopad.export.errors import ExportError
 from nopad.model.checkpoint import load_checkpoint, write_checkpoint
 from nopad.model.head import Task
 from nopad.model.source import Source, open_source
-from nopad.model.weights import read_tensors, strip_prefix
+from nopad.model.weights import common_prefixes, read_tensors, strip_prefix
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".h5", ".msgpack")
 
@@ -75,14 +75,19 @@ def _usual(source: Source) -> bool:
 
 def _prefix(source: Source, model_class: str) -> str:
     """What has to be taken off all names so that they are those of transformers' own model."""
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        config = transformers.AutoConfig.for_model(**source.raw_config)
-        model = getattr(transformers, model_class).from_config(config)
+    names = [name for name, _ in read_tensors(source.weights, lambda opened, name: None)]
+    if len(common_prefixes(names)) == 1:
+        return ""
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            config = transformers.AutoConfig.for_model(**source.raw_config)
+            model = getattr(transformers, model_class).from_config(config)
+    except Exception:  # of every kind; whoever opens the folder says what is wrong with it
+        return ""
     known = set(model.state_dict())
     base = f"{model.base_model_prefix}."
     known |= {base + name for name in known} | {name.removeprefix(base) for name in known}
-    names = [name for name, _ in read_tensors(source.weights, lambda opened, name: None)]
     return strip_prefix(names, lambda name: name if name in known else None)
 
 

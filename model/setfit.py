@@ -20,7 +20,6 @@ def encoder_alone(folder: Path, task: Task | None) -> tuple[str, ...]:
     if task != "embeddings":
         raise CheckpointError(
             f"{folder} is a SetFit model: its classifier is {HEAD_FILE}, a pickle of scikit-learn, which can run code "
-            "when opened, so it is not read. --allow-pickle opens it, where you trust the file; --task embeddings "
-            "exports the encoder alone, without the classifier"
+            "when opened, so it is not read. --task embeddings exports the encoder alone, without the classifier"
         )
     return (f"{folder} is a SetFit model: its classifier ({HEAD_FILE}) is left out, the bundle gives embeddings",)

@@ -25,6 +25,7 @@ from nopad.export.precision import Precision
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
 from nopad.export.reference import CLASSES, Reference
+from nopad.export.reference_setfit import SetFitReference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import copy_tokenizer, lower_case, max_length_of, token_text
@@ -34,6 +35,7 @@ from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.sentence_transformers import Pipeline
+from nopad.model.setfit import classifier_of, is_setfit
 from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
@@ -88,13 +90,15 @@ def export_checkpoint(
     parity: bool = True,
     threads: int | None = None,
     base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
     engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
-    A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name).
+    A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
+    a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
     nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
@@ -114,7 +118,9 @@ def export_checkpoint(
     checkpoint = None
     if exporter == "nopad":
         progress("loading the checkpoint")
-        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize, base=base)
+        checkpoint = load_checkpoint(
+            folder, task=task, pooling=pooling, normalize=normalize, base=base, allow_pickle=allow_pickle
+        )
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
@@ -146,7 +152,7 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, base, half_window, threads, progress)
+            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
@@ -164,6 +170,7 @@ def _gate_all(
     bundle: Bundle,
     checkpoint: Path,
     base: str | Path | None,
+    allow_pickle: bool,
     half_window: int,
     threads: int | None,
     progress: Progress,
@@ -179,6 +186,7 @@ def _gate_all(
                 bundle,
                 checkpoint,
                 base=base,
+                allow_pickle=allow_pickle,
                 half_window=half_window,
                 engine=engine,
                 file=artifact.file,
@@ -217,12 +225,13 @@ def gate_bundle(
     threads: int | None = None,
     allow_host_code: bool = False,
     base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle (or one file of it) against its checkpoint. `options` go to `run_gate`.
 
-    `base` is that of an adapter.
+    `base` is that of an adapter; `allow_pickle` opens a SetFit model's classifier.
 
     Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
     answers for it.
@@ -239,8 +248,14 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        with plain_folder(checkpoint, manifest.task, CLASSES[manifest.task], base) as plain:
-            reference = Reference(plain, manifest.task, overrides=manifest.overrides)
+        setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
+        task: Task = "embeddings" if setfit else manifest.task
+        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+            reference = (
+                SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
+                if setfit
+                else Reference(plain, task, overrides=manifest.overrides)
+            )
             report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:

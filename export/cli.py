@@ -77,6 +77,11 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
 @click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @common_options
 def export(
@@ -97,6 +102,7 @@ def export(
     normalize: bool | None,
     max_length: int | None,
     base: str | None,
+    allow_pickle: bool,
     no_parity: bool,
     as_json: bool,
     quiet: bool,
@@ -134,6 +140,7 @@ def export(
             normalize=normalize,
             max_length=max_length,
             base=base,
+            allow_pickle=allow_pickle,
             parity=not no_parity,
             threads=threads,
             progress=progress,
@@ -185,6 +192,11 @@ def export(
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
 @click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -198,6 +210,7 @@ def parity(
     precision: str | None,
     allow_host_code: bool,
     base: str | None,
+    allow_pickle: bool,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -236,6 +249,7 @@ def parity(
             folder,
             half_window=int(source.raw_config.get("local_attention") or 128) // 2,
             base=base,
+            allow_pickle=allow_pickle,
             progress=progress,
             engine=engine,
             precision=precision,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nopad.model import setfit
 from nopad.model.adapter import SETTINGS_FILE
 from nopad.model.files import sha256_of
 from nopad.model.sentence_transformers import module_files
@@ -22,7 +23,8 @@ def source_of(source: Source) -> dict[str, Any]:
 
     Of a LoRA adapter its own files, and those of its base under `base`.
     """
-    beside = [source.home / "config.json", *(source.folder / name for name in module_files(source.folder))]
+    named = [*module_files(source.folder), setfit.SETTINGS_FILE, setfit.HEAD_FILE]
+    beside = [source.home / "config.json", *(source.folder / name for name in named)]
     if source.base is None or source.adapter is None:
         return _digests(source.folder, [*source.weights, *beside])
     own = _digests(source.folder, [source.adapter.file, source.home / SETTINGS_FILE, *beside])

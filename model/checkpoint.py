@@ -23,7 +23,7 @@ from nopad.model.head import Task, detect_task, json_object
 from nopad.model.json_files import read_json
 from nopad.model.read_config import read_config
 from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
-from nopad.model.setfit import encoder_alone
+from nopad.model.setfit import classifier_of
 from nopad.model.source import Source, open_source
 from nopad.model.weights import lacking, load_weights
 
@@ -56,7 +56,7 @@ class Checkpoint:
         if self.config.task not in ("rerank", "text-classification"):
             return None
         crosses, named = read_activation(self.raw_config, self.files / "config.json")
-        if self.pipeline is not None:
+        if self.pipeline is not None and self.pipeline.model_type == "CrossEncoder":
             crosses, named = True, self.pipeline.activation or named
         if not crosses and self.config.task != "rerank":
             return None
@@ -78,21 +78,25 @@ def load_checkpoint(
     new_head: bool = False,
     attention: AttentionFactory | None = None,
     base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Build the encoder of a checkpoint folder and load its weights (fp32).
 
     A LoRA adapter is merged into its base: the one that it names, or `base`. `config_changes` are laid over
     `config.json`. With `new_head`, weights the files lack (a fresh classifier on a pre-trained encoder) are initialised
-    and listed in `Checkpoint.missing`; else they are an error.
+    and listed in `Checkpoint.missing`; else they are an error. With `allow_pickle`, a SetFit model's classifier is
+    opened, which can run code.
     Raises `CheckpointError`.
     """
     source = open_source(folder, base)
     raw = {**source.raw_config, **(config_changes or {})}
-    remarks = (*source.remarks, *encoder_alone(folder, task))
+    classifier, remarks = classifier_of(folder, task, allow_pickle)
     pipeline = None
     if task is None or task in ("embeddings", "rerank", "text-classification"):
         pipeline = read_pipeline(folder)
-    config, pipeline = _read_config(raw, pipeline, task, pooling, normalize)
+    config, pipeline = _read_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
+    if classifier is not None:
+        config = classifier.extend(config, pipeline)
     matches = source.matches(config, other_head=new_head)
     encoder = build_encoder(config, attention)
     if new_head:
@@ -101,6 +105,8 @@ def load_checkpoint(
     if pipeline is not None and config.modules:
         load_modules(cast(nn.ModuleList, encoder.chain), folder, pipeline.weights)
         missing = [name for name in missing if not name.startswith("chain.")]
+    if classifier is not None:
+        classifier.fill(encoder)
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
@@ -114,7 +120,7 @@ def load_checkpoint(
         encoder=encoder,
         missing=tuple(missing),
         source=source,
-        remarks=remarks,
+        remarks=(*source.remarks, *remarks),
         pipeline=pipeline,
     )
 

@@ -12,7 +12,6 @@ import joblib
 import numpy as np
 import pytest
 import sentence_transformers
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
@@ -32,8 +31,7 @@ TEXTS = ["A dull story, badly told.", "good", "the film is a splendid one and I 
 def body(checkpoint: GetFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence-transformers folder."""
     folder = tmp_path_factory.mktemp("body") / "st"
-    transformer = Transformer(str(checkpoint("bert-embed-default")))
-    model = sentence_transformers.SentenceTransformer(modules=[transformer, Pooling(64)], device="cpu")
+    model = sentence_transformers.SentenceTransformer(str(checkpoint("bert-embed-default")), device="cpu")  # mean pooling
     model.max_seq_length = 32
     model.save_pretrained(str(folder))
     return folder

@@ -19,7 +19,7 @@ from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import CheckpointError
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
-from nopad.model.weights import ADAPTER_FILE, Match, StoredWeight, plain_name, read_tensors, stored_weights
+from nopad.model.weights import ADAPTER_FILE, Match, plain_name, read_tensors, stored_weights
 
 SETTINGS_FILE = "adapter_config.json"
 _SUFFIX = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification", "FEATURE_EXTRACTION": "Model"}
@@ -151,12 +151,16 @@ def adapted_config(adapter: Adapter, raw: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def check_parts(
-    adapter: Adapter | None, folder: Path, matches: Mapping[str, Match], stored: Mapping[str, StoredWeight]
+    adapter: Adapter | None, folder: Path, matches: Mapping[str, Match], files: Iterable[Path], *, other_head: bool
 ) -> None:
-    """Refuse adapter weights that belong to nothing in the encoder, or that no adapter_config.json explains."""
-    for name in stored:
+    """Refuse adapter weights that belong to nothing in the encoder, or that no adapter_config.json explains.
+
+    With `other_head` its classifier may have been left out.
+    """
+    for name in stored_weights(files):
         plain, part = plain_name(name)
-        if "pooler.dense." in plain:  # BERT's, which embeddings do not use
+        # BERT's pooler has no part in embeddings.
+        if "pooler.dense." in plain or (other_head and ".classifier." in plain and not part):
             continue
         if part and adapter is None:
             raise CheckpointError(

@@ -13,9 +13,8 @@ from nopad.model.errors import CheckpointError
 from nopad.model.folder_kind import unfit_architecture
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
+from nopad.model.tokenizer import VOCABULARIES
 from nopad.model.weights import ADAPTER_FILE, Match, match_weights, plain_name, stored_weights, weight_files
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +37,17 @@ class Source:
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer: an adapter that was saved without one uses its base's."""
-        own = any((self.home / name).is_file() for name in _TOKENIZER_FILES)
+        own = any(True for pattern in VOCABULARIES for _ in self.home.glob(pattern))
         return self.home if own or self.base is None else self.base
 
     def matches(self, config: EncoderConfig, *, other_head: bool = False) -> dict[str, Match]:
         """Which weight of the encoder each stored tensor is, or is a part of. Raises `CheckpointError`."""
         if self.base is None or self.adapter is None:
             found = match_weights(config, self.weights, other_head=other_head)
-            check_parts(self.adapter, self.folder, found, stored_weights(self.weights))
+            check_parts(self.adapter, self.folder, found, self.weights, other_head=other_head)
             return found
         own = match_weights(config, [self.adapter.file], other_head=other_head)
-        check_parts(self.adapter, self.folder, own, stored_weights([self.adapter.file]))
+        check_parts(self.adapter, self.folder, own, [self.adapter.file], other_head=other_head)
         replaced = {match.target for match in own.values() if not match.part}
         return match_weights(config, self.weights, other_head=other_head, replaced=replaced) | own
 

@@ -31,7 +31,9 @@ TEXTS = ["A dull story, badly told.", "good", "the film is a splendid one and I 
 def body(checkpoint: GetFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence-transformers folder."""
     folder = tmp_path_factory.mktemp("body") / "st"
-    model = sentence_transformers.SentenceTransformer(str(checkpoint("bert-embed-default")), device="cpu")  # mean pooling
+    model = sentence_transformers.SentenceTransformer(
+        str(checkpoint("bert-embed-default")), device="cpu"
+    )  # mean pooling
     model.max_seq_length = 32
     model.save_pretrained(str(folder))
     return folder

@@ -154,6 +154,15 @@ def test_half_precision_base_and_adapter_are_merged_in_fp32(base: Callable[[str]
     assert worst(tmp_path / "adapter", merged, base=half) <= 1e-6
 
 
+def test_a_new_head_on_an_adapter(base: Callable[[str], Path], tmp_path: Path) -> None:
+    adapted = make_adapter(tmp_path / "adapter", base("modernbert"), "modernbert", "SEQ_CLS", r=4)
+    loaded = load_checkpoint(tmp_path / "adapter", config_changes=labels(5), new_head=True)
+    assert loaded.missing == ("classifier.weight", "classifier.bias")
+    true = adapted.merge_and_unload().state_dict()
+    ours = loaded.encoder.state_dict()
+    assert all(torch.allclose(ours[name], true[name], atol=1e-6) for name in ours if not name.startswith("classifier"))
+
+
 # --- labels, base
 
 

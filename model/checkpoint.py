@@ -21,7 +21,13 @@ from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task, detect_task, json_object
 from nopad.model.read_config import read_config
-from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
+from nopad.model.sentence_transformers import (
+    Pipeline,
+    is_cross_encoder,
+    read_activation,
+    read_pipeline,
+    transformer_folder,
+)
 from nopad.model.setfit import classifier_of
 from nopad.model.source import Source, open_source
 from nopad.model.weights import lacking, load_weights
@@ -88,9 +94,8 @@ def load_checkpoint(
     source = open_source(folder, base)
     raw = {**source.raw_config, **(config_changes or {})}
     classifier, remarks = (None, ()) if new_head else classifier_of(folder, task, allow_pickle)
-    pipeline = None
-    if task is None or task in ("embeddings", "rerank", "text-classification"):
-        pipeline = read_pipeline(folder)
+    asks = task in (None, "embeddings") or classifier is not None or is_cross_encoder(folder)
+    pipeline = read_pipeline(folder) if asks else None  # another task takes the transformer alone
     config, pipeline = _read_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
     if classifier is not None:
         config = classifier.extend(config, pipeline)

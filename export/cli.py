@@ -76,6 +76,12 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @common_options
 def export(
@@ -95,6 +101,8 @@ def export(
     pooling: Any,
     normalize: bool | None,
     max_length: int | None,
+    base: str | None,
+    allow_pickle: bool,
     no_parity: bool,
     as_json: bool,
     quiet: bool,
@@ -131,11 +139,15 @@ def export(
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
+            base=base,
+            allow_pickle=allow_pickle,
             parity=not no_parity,
             threads=threads,
             progress=progress,
         )
     manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
@@ -148,6 +160,7 @@ def export(
                 "bytes": result.bytes,
                 "engines": [dataclasses.asdict(engine) for engine in result.engines],
                 "skipped": result.skipped,
+                "remarks": result.remarks,
                 "parity": result.report,
                 "reports": result.reports,
             }
@@ -182,6 +195,12 @@ def export(
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -194,6 +213,8 @@ def parity(
     engine: str,
     precision: str | None,
     allow_host_code: bool,
+    base: str | None,
+    allow_pickle: bool,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -208,15 +229,15 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
-    from nopad.model.json_files import read_raw_config
-    from nopad.model.sentence_transformers import transformer_folder
+    from nopad.model.source import open_source
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    same = is_source(opened, folder)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
     if not same:
         console.print(
             f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
@@ -226,12 +247,13 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(transformer_folder(folder))
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(raw.get("local_attention") or 128) // 2,
+            half_window=int(source.raw_config.get("local_attention") or 128) // 2,
+            base=base,
+            allow_pickle=allow_pickle,
             progress=progress,
             engine=engine,
             precision=precision,

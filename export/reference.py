@@ -185,6 +185,7 @@ def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         folder,
         config=config,
         attn_implementation="sdpa",
+        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

@@ -16,7 +16,7 @@ from nopad.model.json_files import read_json
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 # What a tokenizer's class makes its vocabulary from; a SentencePiece model has many names, all of them `*.model`.
 _FEWEST = 3  # tokens of the smallest vocabulary that says anything
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -54,7 +54,7 @@ def _open(kind: Any, folder: Path) -> Any:
 
 def _vocabulary_of(folder: Path) -> Path:
     """The file that the tokenizer is read from. Where there is none, transformers 5 would make up an empty one."""
-    for pattern in _VOCABULARIES:
+    for pattern in VOCABULARIES:
         for path in sorted(folder.glob(pattern)):
             if not path.read_bytes().strip():
                 raise CheckpointError(f"{path} is empty; copy the file again")

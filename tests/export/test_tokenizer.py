@@ -425,7 +425,10 @@ def test_checkpoints_that_people_use_pass_the_gate(name: str, task: str, tmp_pat
     assert manifest.pad_token_id == pad
     with load(tmp_path / "bundle", threads=1) as model:
         (tokens,) = model.encode(["Alice works in Paris"])
-        assert not isinstance(tokens, TextError) and (tokens.input_ids[0], tokens.input_ids[-1]) == ends
+        assert not isinstance(tokens, TextError)
+        assert tokens.input_ids == reference("", folder)("Alice works in Paris")["input_ids"]
+        if not (V4 and build is mmbert):  # whose class opens a text there, and does not close it
+            assert (tokens.input_ids[0], tokens.input_ids[-1]) == ends
         if task == "fill-mask":
             pipe = transformers.pipeline("fill-mask", model=str(folder), top_k=3)
             text = f"a good {manifest.mask_token} film"

@@ -90,7 +90,8 @@ def _prefix(source: Source, model_class: str) -> str:
         return ""
     known = set(model.state_dict())
     base = f"{model.base_model_prefix}."
-    known |= {base + name for name in known} | {name.removeprefix(base) for name in known}
+    bare = not any(name.startswith(base) for name in known)  # transformers adds or takes off the base's own prefix
+    known |= {base + name if bare else name.removeprefix(base) for name in known}
     return strip_prefix(names, lambda name: name if name in known else None)
 
 

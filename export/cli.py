@@ -281,7 +281,7 @@ def set_threads(threads: int | None) -> None:
 
 def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: bool = False) -> None:
     """The gate's figures as a table on stdout."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # texts and tokens may hold brackets: [/E1]
     rows = report["rows"]
     table = Table(box=None, pad_edge=False)
     for name in ("check", "cases", "worst", "bound", ""):
@@ -304,7 +304,8 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         console.print(lengths)
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
-            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}"
+            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}",
+            soft_wrap=True,
         )
     if report["evaluation"]:
         console.print(json.dumps({k: v for k, v in report["evaluation"].items() if v is not None}, indent=2))

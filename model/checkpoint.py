@@ -111,6 +111,7 @@ def load_checkpoint(
     if source.adapter is not None:
         merge(encoder, source.adapter, source.files, matches)
     encoder.eval()
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
     return Checkpoint(
         path=folder,
         raw_config=raw,
@@ -119,6 +120,7 @@ def load_checkpoint(
         source=source,
         remarks=(*source.remarks, *remarks),
         pipeline=pipeline,
+        overrides={name: value for name, value in asked.items() if value is not None},
     )
 
 

@@ -353,21 +353,3 @@ def test_resolve_takes_a_folder_and_refuses_what_is_none(folder: Path, tmp_path:
     for name in (tmp_path / "none", "./none", "~/none", "a/b/c"):
         with pytest.raises(CheckpointError, match="no checkpoint at .*the folder does not exist"):
             resolve_checkpoint(name)
-
-
-def test_resolve_asks_the_hub_for_other_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        if name == "who/nobody":
-            raise ConnectionError("no route\nsecond line")
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    assert resolve_checkpoint("answerdotai/ModernBERT-base") == tmp_path
-    assert asked[0][0] == "answerdotai/ModernBERT-base"
-    assert not [pattern for pattern in asked[0][1] if pattern.endswith((".bin", ".pt", ".py")) or pattern == "*"]
-    with pytest.raises(CheckpointError, match="Hub did not give 'who/nobody': ConnectionError: no route$"):
-        resolve_checkpoint("who/nobody")

@@ -74,8 +74,8 @@ def read_adapter(folder: Path) -> Adapter | None:
     if kind is None:
         model = settings.get("model_name") or base
         raise CheckpointError(
-            f"{folder} is an adapter ({SETTINGS_FILE} of {model}), but not one of PEFT (it names no peft_type); merge it "
-            "into its model with the library that made it, and give the merged model's folder"
+            f"{folder} is an adapter ({SETTINGS_FILE} of {model}), but not one of PEFT (it names no peft_type); merge "
+            "it into its model with the library that made it, and give the merged model's folder"
         )
     if "PROMPT" in str(kind) or str(kind) in ("PREFIX_TUNING", "P_TUNING"):
         raise CheckpointError(

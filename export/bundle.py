@@ -250,12 +250,13 @@ def gate_bundle(
     ) as model:
         setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
         task: Task = "embeddings" if setfit else manifest.task
-        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+        with plain_folder(checkpoint, task, CLASSES[task], base) as (plain, versions):
             reference = (
                 SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
                 if setfit
                 else Reference(plain, task, overrides=manifest.overrides)
             )
+            reference.versions |= versions
             report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:

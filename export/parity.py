@@ -20,10 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from nopad.export.bounds import BOUNDS, Bounds, Row
+from nopad.export.bounds import difference as _difference
+from nopad.export.bounds import scaled as _scaled
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
 from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
+from nopad.export.stress import stress
 from nopad.model.config import attention_block
 from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import EngineError, TextError
@@ -33,39 +37,6 @@ from nopad.runtime.types import FloatArray, Text
 # Longest length of the default grid: the reference is quadratic in it. `lengths=` asks for more.
 DEFAULT_LONGEST = 512
 _MIXED_LONGEST = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What a precision must keep. `logits` is multiplied by the largest reference logit where that is over 1."""
-
-    logits: float
-    probabilities: float
-    invariance: float
-    agreement: float  # share of equal labels, 0..1
-    accuracy_loss: float  # on labelled data, 0..1
-
-
-BOUNDS: dict[str, Bounds] = {
-    "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
-    "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
-    # 3 bits of mantissa fewer than fp16; 7.6e-3 was seen (export/precision.py).
-    "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
-    # Labels and accuracy decide; logits only tell that it is still the same model.
-    "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One check."""
-
-    check: str
-    case: str
-    value: float  # the largest difference, or a share
-    bound: float
-    passed: bool
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +86,12 @@ def run_gate(
     data: LabelledTexts | None = None,
     longest: int = DEFAULT_LONGEST,
     half_window: int = 64,
+    thorough: bool = False,
     progress: Progress = silent,
 ) -> ParityReport:
     """Compare `model` with `reference`, on `data` too if it is given.
 
+    `thorough` compares a text of full length with transformers itself, whatever that takes.
     A check that cannot be computed because the engine failed counts as failed.
     """
     bounds = BOUNDS[model.artifact.precision]
@@ -133,6 +106,7 @@ def run_gate(
         if data is not None:
             evaluation, more = _data(model, reference, data, bounds, progress)
             rows += more
+        rows += stress(model, reference, bounds, thorough=thorough, progress=progress)
     except EngineError as error:
         rows.append(Row(check="engine", case="runs", value=1.0, bound=0.0, passed=False, note=str(error)))
     return ParityReport(
@@ -143,16 +117,6 @@ def run_gate(
         versions=reference.versions,
         evaluation=evaluation,
     )
-
-
-def _difference(a: FloatArray, b: FloatArray) -> float:
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return float("inf")
-    return float(np.abs(a - b).max())
-
-
-def _scaled(bound: float, reference: FloatArray) -> float:
-    return bound * max(1.0, float(np.abs(reference).max()))
 
 
 def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -35,6 +35,7 @@ class Reference:
 
     def __init__(self, folder: Path, task: str, *, pooling: str | None = None, normalize: bool = False) -> None:
         transformers.logging.disable_progress_bar()
+        self.folder = folder
         self.task = task
         self.pooling = pooling
         self.normalize = normalize
@@ -89,6 +90,17 @@ class Reference:
         if token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([token_type_ids])
         out: FloatArray = self._forward(inputs)[0].numpy()
+        return out
+
+    def equal_length_logits(
+        self, sequences: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None
+    ) -> FloatArray:
+        """Logits of token id sequences of one length, so without padding: float32 [sequences, ...]."""
+        ids = torch.tensor(sequences)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor(token_type_ids)
+        out: FloatArray = self._forward(inputs).numpy()
         return out
 
     def batch_logits(

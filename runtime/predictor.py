@@ -21,7 +21,7 @@ from nopad.runtime.chain import Candidate, ChainStatus, EngineChain
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
-from nopad.runtime.profiles import plan_in_profiles
+from nopad.runtime.profiles import ShapeProfile, plan_in_profiles
 from nopad.runtime.selection import EngineChoice, find_candidates
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import (
@@ -172,6 +172,16 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of the logits."""
         return self.manifest.labels
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The shapes that the chosen engine takes; () for any."""
+        return self._chain.profiles
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
+        return self._token_budget or self._chain.token_budget
 
     @overload
     def predict(
@@ -355,21 +365,19 @@ class Model:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Micro-batches that suit the chosen engine."""
-        profiles = self._chain.profiles
-        if profiles:
+        if self.profiles:
             return plan_in_profiles(
                 lengths,
-                profiles,
+                self.profiles,
                 token_budget=self._token_budget,
                 max_sequences=WINDOW,
                 multiple=self.token_multiple,
             )
         padded = self.artifact.layout == "padded"
-        suits = self._chain.token_budget
         return plan_batches(
             lengths,
-            token_budget=self._token_budget or suits,
+            token_budget=self.token_budget,
             max_sequences=WINDOW,
             padded=padded,
-            square_budget=suits,
+            square_budget=self._chain.token_budget,
         )

@@ -98,6 +98,7 @@ def run_gate(
     rows: list[Row] = []
     # Blocks have edges in every graph, also where the stream needs no filler.
     lengths = length_grid(half_window, attention_block(half_window), model.manifest.max_length, longest)
+    lengths = [length for length in lengths if model.takes([length])]  # another engine answers the rest
     evaluation = None
     try:
         rows += _grid(model, reference, lengths, bounds, progress)
@@ -128,15 +129,22 @@ def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[in
         yield [first, *content, last][:length] if length > 1 else [first]
 
 
-def _mixed_batches(lengths: Sequence[int]) -> list[list[int]]:
+def _mixed_batches(model: Model, lengths: Sequence[int]) -> list[list[int]]:
     """Indices of the mixed batches: all lengths up to `_MIXED_LONGEST` in one, each longer one with a short text.
 
-    Attention in a batch is as large as its longest text squared, for every text in it.
+    Attention in a batch is as large as its longest text squared, for every text in it. What no profile of the engine
+    takes in one batch, is cut as the runtime would.
     """
     together = [i for i, length in enumerate(lengths) if length <= _MIXED_LONGEST]
     short = together[len(together) // 2] if together else 0
     longer = [[short, i] for i, length in enumerate(lengths) if length > _MIXED_LONGEST and i != short]
-    return [together, *longer] if together else [[0], *longer]
+    wanted = [together, *longer] if together else [[0], *longer]
+    batches = []
+    for members in wanted:
+        sizes = [lengths[i] for i in members]
+        parts = [range(len(members))] if model.takes(sizes) else model.plan(sizes)
+        batches += [[members[i] for i in part] for part in parts]
+    return batches
 
 
 def _grid(
@@ -149,7 +157,7 @@ def _grid(
         expected.append(reference.logits(ids))
         alone.append(model.run_ids([ids])[0])
     mixed: dict[int, FloatArray] = {}
-    for members in _mixed_batches(lengths):
+    for members in _mixed_batches(model, lengths):
         for i, row in zip(members, model.run_ids([sequences[i] for i in members]), strict=True):
             mixed.setdefault(i, row)
     for i, (length, want, one) in enumerate(zip(lengths, expected, alone, strict=True)):

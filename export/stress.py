@@ -47,8 +47,8 @@ def stress(model: Model, reference: Reference, bounds: Bounds, *, thorough: bool
         "large batch": lambda: _large(model, texts, most),
         "many short texts": lambda: _short(model, texts),
         "profile edges": lambda: _edges(model, texts, most),
-        "repeated calls": lambda: _repeated(texts, bounds),
-        "concurrent calls": lambda: _concurrent(texts, bounds),
+        "repeated calls": lambda: _repeated(model, texts, bounds),
+        "concurrent calls": lambda: _concurrent(model, texts, bounds),
         "full length": lambda: full_length(model, reference, texts, most, thorough=thorough, progress=progress),
     }
     for check in CHECKS:
@@ -108,16 +108,13 @@ def _batch(texts: KnownTexts, check: str, lengths: Sequence[int], where: str = "
 
 
 def _edges(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
-    multiple = model.token_multiple
     done: set[tuple[int, ...]] = set()
     for number, profile in enumerate(model.profiles, 1):
-        for edge, lengths in _edge_batches(profile, texts.typical, multiple):
-            total = -(-sum(lengths) // multiple) * multiple
-            fits = profile.admits(total, len(lengths), max(lengths)) and max(lengths) <= model.manifest.max_length
-            if not fits or sum(lengths) > most or tuple(lengths) in done:
-                continue
-            done.add(tuple(lengths))
-            yield _batch(texts, "profile edges", lengths, f"profile {number}, {edge}: ")
+        for edge, lengths in _edge_batches(profile, texts.typical, model.token_multiple):
+            fits = model.takes(lengths) and max(lengths) <= model.manifest.max_length and sum(lengths) <= most
+            if fits and tuple(lengths) not in done:
+                done.add(tuple(lengths))
+                yield _batch(texts, "profile edges", lengths, f"profile {number}, {edge}: ")
 
 
 def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) -> Iterator[tuple[str, list[int]]]:
@@ -140,15 +137,17 @@ def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) 
         yield f"a text of {length} tokens", [length, *[1] * (sequences[0] - 1)]
 
 
-def _pair(texts: KnownTexts) -> tuple[list[Ids], list[Ids]]:
+def _pair(model: Model, texts: KnownTexts) -> tuple[list[Ids], list[Ids]]:
     """Two batches of one shape, every text another one: what an engine keeps by shape, it may mix up."""
-    lengths = [*texts.typical[:3], 1, 2]
+    lengths = [*(min(length, model.manifest.max_length) for length in texts.typical[:3]), 1, 2]
+    while len(lengths) > 1 and not model.takes(lengths):
+        lengths.pop()
     both = texts.draw([length for length in lengths for _ in range(2)])
     return both[::2], both[1::2]
 
 
-def _repeated(texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
-    batches = dict(zip("AB", _pair(texts), strict=True))
+def _repeated(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
+    batches = dict(zip("AB", _pair(model, texts), strict=True))
     first: dict[str, list[FloatArray]] = {}
     changes: list[tuple[float, float]] = []
     for name in CALLS:
@@ -159,8 +158,8 @@ def _repeated(texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
     yield _same("repeated calls", f"{len(CALLS)} calls, two batches of one shape in turn", changes)
 
 
-def _concurrent(texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
-    one, other = _pair(texts)
+def _concurrent(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
+    one, other = _pair(model, texts)
     batches = [one, other, other[:1], one[::-1]][:THREADS]
     alone = [texts.run(batch) for batch in batches]
     changes = []

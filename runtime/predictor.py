@@ -183,6 +183,12 @@ class Model:
         """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
         return self._token_budget or self._chain.token_budget
 
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether the chosen engine answers texts of so many tokens in one micro-batch."""
+        tokens = -(-sum(lengths) // self.token_multiple) * self.token_multiple
+        shape = tokens, len(lengths), max(lengths)
+        return not self.profiles or any(profile.admits(*shape) for profile in self.profiles)
+
     @overload
     def predict(
         self, texts: Sequence[Text], *, top_k: int | None = ..., return_logits: bool = ...

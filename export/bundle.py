@@ -82,13 +82,15 @@ def export_checkpoint(
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
+    thorough: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
-    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
+    is the gate's (`nopad.export.parity.run_gate`).
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
     nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
@@ -140,7 +142,7 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, progress)
+            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, thorough, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
@@ -154,7 +156,7 @@ def export_checkpoint(
 
 
 def _gate_all(
-    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, progress: Progress
+    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, thorough: bool, progress: Progress
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
     reports: dict[str, dict[str, Any]] = {}
@@ -171,6 +173,7 @@ def _gate_all(
                 file=artifact.file,
                 threads=threads,
                 allow_host_code=True,  # we have just built it
+                thorough=thorough,
                 progress=progress,
             )
         except (EnvironmentProblem, BundleError) as error:

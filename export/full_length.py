@@ -44,7 +44,8 @@ def full_length(
     cost = _cost(model)
     # transformers computes local layers as global ones, under a mask.
     dense = dataclasses.replace(cost, local_layers=0, global_layers=cost.local_layers + cost.global_layers)
-    name, judge, real = "transformers", reference.logits, full
+    name, real = "transformers", full
+    judge: Callable[[Ids], FloatArray] = reference.logits
     if not thorough and _longest_within(full, TRANSFORMERS_FLOPS, dense) < full:
         packed = _packed(model, reference, texts)
         if packed is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.export.bundle import write_bundle
+from nopad.export.stress import CHECKS
 from nopad.model.attention import AttentionFactory
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
@@ -64,7 +65,8 @@ def failed_checks(report: Report) -> set[str]:
 
 def print_catch(name: str, report: Report) -> None:
     failed = [row for row in report["rows"] if not row["passed"]]
-    worst = max((row["value"] for row in failed if row["check"] == "logits" and row["value"]), default=float("nan"))
+    differences = [row["value"] for row in failed if row["check"] in ("logits", *CHECKS) and row["value"]]
+    worst = max(differences, default=float("nan"))
     counts = ", ".join(f"{check} {sum(r['check'] == check for r in failed)}" for check in sorted(failed_checks(report)))
     print(f"| {name} | {counts} | {worst:.1e} |")
 

@@ -17,7 +17,7 @@ from nopad.export.quantize import label_reader, quantize
 from nopad.export.samples import SAMPLES
 from nopad.export.targets import EngineJob
 from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
-from nopad.model.checkpoint import Checkpoint, write_checkpoint
+from nopad.model.checkpoint import Checkpoint, told_json, write_checkpoint
 from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
@@ -111,9 +111,8 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     made = folder / "torch"
     made.mkdir()
     config = checkpoint.config
-    # What transformers' own keys cannot say, or say ambiguously.
-    own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}
-    write_checkpoint(cast(checkpoint.encoder, precision), {**checkpoint.raw_config, "nopad": own}, made)
+    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
     return dataclasses.replace(
         like,
         file="torch/model.safetensors",

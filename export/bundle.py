@@ -26,12 +26,13 @@ from nopad.export.provenance import created, source_of
 from nopad.export.reference import Reference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
-from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
+from nopad.export.tokenizer import copy_tokenizer, lower_case, max_length_of, token_text
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
+from nopad.model.sentence_transformers import Pipeline
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -226,7 +227,7 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
+        reference = Reference(checkpoint, manifest.task, overrides=manifest.overrides)
         report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
@@ -253,8 +254,11 @@ def write_bundle(
     torch engine's weights, if it shall have any.
     """
     config = checkpoint.config
-    tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
-    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
+    said = checkpoint.pipeline or Pipeline()
+    tokenizer = copy_tokenizer(checkpoint.files, folder, config.vocab_size)
+    if said.do_lower_case:
+        lower_case(folder / "tokenizer.json")
+    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings, said.max_seq_length)
     artifacts = []
     wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
     for target, precision in wanted:
@@ -272,6 +276,13 @@ def write_bundle(
         problem_type=config.problem_type,
         pooling=config.pooling if config.task not in ("token-classification", "fill-mask") else None,
         normalize=config.normalize,
+        include_prompt=config.include_prompt,
+        truncate_dim=config.truncate_dim,
+        prompts=said.prompts,
+        default_prompt_name=said.default_prompt_name,
+        similarity_fn_name=said.similarity_fn_name,
+        activation=checkpoint.activation,
+        overrides={**checkpoint.overrides, **({} if max_length is None else {"max_length": max_length})},
         max_length=limit,
         pad_token_id=config.pad_token_id or 0,
         mask_token=token_text(tokenizer.get("mask_token")),

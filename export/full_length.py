@@ -113,9 +113,10 @@ def _cost(model: Model) -> CostModel:
 
 def _packed(model: Model, reference: Reference, texts: KnownTexts) -> Callable[[Ids], FloatArray] | None:
     """The packed encoder of the reference's checkpoint, if there is one and it answers as transformers."""
-    options: dict[str, Any] = {"task": model.task}
-    if model.task == "embeddings":
-        options |= {"pooling": model.manifest.pooling, "normalize": model.manifest.normalize}
+    asked = model.manifest.overrides if model.task == "embeddings" else {}
+    options: dict[str, Any] = {"task": model.task} | {
+        name: asked[name] for name in ("pooling", "normalize") if name in asked
+    }
     try:
         encoder = load_checkpoint(reference.folder, **options).encoder
     except NopadError:

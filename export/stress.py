@@ -26,9 +26,10 @@ from nopad.export.reference import Reference
 from nopad.runtime.engines.base import CPU_TOKENS
 from nopad.runtime.engines.buckets import LONGEST_STEP, TOKEN_BLOCKS
 from nopad.runtime.errors import EngineError
-from nopad.runtime.predictor import WINDOW, Model
+from nopad.runtime.predictor import Model
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
+from nopad.runtime.windows import WINDOW
 
 # Over the runtime's own choice of tokens, for whoever gives `load` a larger budget.
 MARGIN = 1.25

@@ -8,6 +8,7 @@ disk and asked through the runtime, as its users will ask it. Checks:
 - real sentences through both tokenizers: token ids, logits, label, probabilities
 - no NaN, no all-zero answer
 - on labelled data: accuracy and weighted F1 of both, label agreement
+- the largest batches, full length, repeated and concurrent calls: `nopad.export.stress`
 """
 
 from __future__ import annotations

@@ -164,7 +164,19 @@ def gate(engine: SuspectEngine, gated: tuple[Bundle, Reference], **options: Any)
         return run_gate(model, reference, half_window=half_window, **options).to_json()
 
 
-@pytest.mark.parametrize("name", ENGINE_FAULTS)
+# Their like is in the fast suite; make test-full has all.
+SLOW = {
+    "the 400th text of a batch",
+    "full length, last token",
+    "the third call with a batch",
+    "a profile's most texts",
+    "a profile's longest text",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ENGINE_FAULTS]
+)
 def test_the_gate_catches_what_its_first_half_misses(name: str, gated: Any) -> None:
     where, check, spoil, profiles = ENGINE_FAULTS[name]
     report = gate(SuspectEngine(spoil, profiles), gated(where))

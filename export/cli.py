@@ -84,6 +84,12 @@ _thorough = click.option(
 @click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @_thorough
 @common_options
@@ -104,6 +110,8 @@ def export(
     pooling: Any,
     normalize: bool | None,
     max_length: int | None,
+    base: str | None,
+    allow_pickle: bool,
     no_parity: bool,
     thorough: bool,
     as_json: bool,
@@ -141,12 +149,16 @@ def export(
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
+            base=base,
+            allow_pickle=allow_pickle,
             parity=not no_parity,
             thorough=thorough,
             threads=threads,
             progress=progress,
         )
     manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
@@ -159,6 +171,7 @@ def export(
                 "bytes": result.bytes,
                 "engines": [dataclasses.asdict(engine) for engine in result.engines],
                 "skipped": result.skipped,
+                "remarks": result.remarks,
                 "parity": result.report,
                 "reports": result.reports,
             }
@@ -184,11 +197,21 @@ def export(
     "--data", type=click.Path(path_type=Path), help="JSONL or CSV of texts, labelled if it has --label-field."
 )
 @click.option("--text-field", default="text", help="Field of the text in --data.")
-@click.option("--label-field", default="label", help="Field of the label: its name, or its number.")
+@click.option(
+    "--label-field",
+    default="label",
+    help="Field of the label: its name, or its number; or several, comma-separated, of zeros and ones.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @_thorough
 @common_options
@@ -202,6 +225,8 @@ def parity(
     engine: str,
     precision: str | None,
     allow_host_code: bool,
+    base: str | None,
+    allow_pickle: bool,
     longest: int,
     thorough: bool,
     as_json: bool,
@@ -217,15 +242,15 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
-    from nopad.model.json_files import read_raw_config
-    from nopad.model.sentence_transformers import transformer_folder
+    from nopad.model.source import open_source
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    same = is_source(opened, folder)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
     if not same:
         console.print(
             f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
@@ -235,12 +260,13 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(transformer_folder(folder))
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(raw.get("local_attention") or 128) // 2,
+            half_window=int(source.raw_config.get("local_attention") or 128) // 2,
+            base=base,
+            allow_pickle=allow_pickle,
             progress=progress,
             engine=engine,
             precision=precision,
@@ -269,7 +295,7 @@ def set_threads(threads: int | None) -> None:
 
 def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: bool = False) -> None:
     """The gate's figures as a table on stdout."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # texts and tokens may hold brackets: [/E1]
     rows = report["rows"]
     table = Table(box=None, pad_edge=False)
     for name in ("check", "cases", "worst", "bound", ""):
@@ -292,7 +318,8 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         console.print(lengths)
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
-            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}"
+            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}",
+            soft_wrap=True,
         )
     for row in rows:
         if row["passed"] and row["note"]:

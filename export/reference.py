@@ -18,10 +18,10 @@ import transformers
 
 from nopad.export.errors import ExportError
 from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
-from nopad.model.checkpoint import open_tokenizer
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
+from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray, Text
 
 CLASSES = {
@@ -70,7 +70,7 @@ class Reference:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
-        self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
         for used in (self.embedder, self.cross_encoder):
@@ -192,6 +192,7 @@ def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         folder,
         config=config,
         attn_implementation="sdpa",
+        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

@@ -88,6 +88,7 @@ def export_checkpoint(
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
+    thorough: bool = False,
     threads: int | None = None,
     base: str | Path | None = None,
     allow_pickle: bool = False,
@@ -96,7 +97,8 @@ def export_checkpoint(
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
-    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
+    is the gate's (`nopad.export.parity.run_gate`).
     A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
     a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
@@ -152,7 +154,8 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
+            asked = (base, allow_pickle, half_window, threads, thorough)
+            bundle, reports, ungated = _gate_all(bundle, folder, *asked, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
@@ -173,6 +176,7 @@ def _gate_all(
     allow_pickle: bool,
     half_window: int,
     threads: int | None,
+    thorough: bool,
     progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
@@ -192,6 +196,7 @@ def _gate_all(
                 file=artifact.file,
                 threads=threads,
                 allow_host_code=True,  # we have just built it
+                thorough=thorough,
                 progress=progress,
             )
         except (EnvironmentProblem, BundleError) as error:

@@ -42,6 +42,7 @@ class Reference:
 
     def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
         transformers.logging.disable_progress_bar()
+        self.folder = folder
         self.task = task
         asked = overrides or {}
         self.pooling = asked.get("pooling", "mean")
@@ -124,6 +125,12 @@ class Reference:
         if token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([token_type_ids])
         out: FloatArray = self._forward(inputs)[0].numpy()
+        return out
+
+    def equal_length_logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """Logits of token id sequences of one length, so without padding: float32 [sequences, ...]."""
+        ids = torch.tensor(sequences)
+        out: FloatArray = self._forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).numpy()
         return out
 
     def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:

@@ -93,7 +93,7 @@ def initialize(encoder: PackedEncoder) -> None:
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear):
             leaf = name.rsplit(".", 1)[-1]
-            if config.architecture == "bert":
+            if config.architecture != "modernbert":
                 nn.init.normal_(module.weight, std=std)
             else:
                 scale = config.hidden_size**-0.5 if leaf == "classifier" else std if leaf in ("Wqkv", "Wi") else out_std
@@ -102,11 +102,11 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            if config.architecture == "bert":
+            if config.architecture != "modernbert":
                 nn.init.normal_(module.weight, std=std)
             else:
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            if module.padding_idx is not None and config.architecture == "bert":
+            if module.padding_idx is not None and config.architecture != "modernbert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
 
@@ -144,16 +144,18 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
         out["label2id"] = {label: i for i, label in enumerate(config.labels)}
     if config.problem_type:
         out["problem_type"] = config.problem_type
+    if config.architecture != "bert" and config.task in ("text-classification", "rerank"):
+        bos = config.architecture == "eurobert" and config.pooling == "cls"
+        out["classifier_pooling"] = "bos" if bos else config.pooling
     if config.architecture == "modernbert":
-        if config.task in ("text-classification", "rerank"):
-            out["classifier_pooling"] = config.pooling
         out["layer_types"] = ["sliding_attention" if local else "full_attention" for local in config.local_layers]
-        out["global_rope_theta"] = config.global_rope_theta
-        out["local_rope_theta"] = config.local_rope_theta
-        out["rope_parameters"] = {
-            "full_attention": {"rope_type": "default", "rope_theta": config.global_rope_theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
-        }
+        out["global_rope_theta"] = config.global_rope.rope_theta
+        out["local_rope_theta"] = config.local_rope.rope_theta
+        ropes = {"full_attention": config.global_rope, "sliding_attention": config.local_rope}
+        out["rope_parameters"] = {kind: rope.to_json() for kind, rope in ropes.items()}
+        if config.global_rope.truncate is not None:  # which transformers reads beside them
+            out["rope_parameters"]["truncate"] = config.global_rope.truncate
+        out.pop("rope_scaling", None)  # it has gone into both
         for every in range(1, config.num_layers + 1):
             if tuple(bool(i % every) for i in range(config.num_layers)) == config.local_layers:
                 out["global_attn_every_n_layers"] = every

@@ -17,7 +17,7 @@ from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.json_files import read_json
 
-_BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
+_BASE_PREFIX = {"modernbert": "model.", "bert": "bert.", "eurobert": "model.", "ultrabert": "model."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")

@@ -152,7 +152,7 @@ NEW_SPELLING = {
 def test_new_spelling_is_read() -> None:
     config = read_config({**CASES_RAW, **NEW_SPELLING})
     assert config.local_layers == (True, False, True, True, False)
-    assert (config.global_rope_theta, config.local_rope_theta) == (70000.0, 3000.0)
+    assert (config.global_rope.rope_theta, config.local_rope.rope_theta) == (70000.0, 3000.0)
 
 
 CASES_RAW: dict[str, Any] = {

@@ -24,9 +24,9 @@ def frequencies(rope: Rope, head_size: int, *, long: bool = False) -> tuple[Tens
     return _FORMULAS[rope.rope_type](rope, head_size, long)
 
 
-def _wavelengths(rope: Rope, head_size: int) -> Tensor:
-    """Positions per radian of plain rotary positions (RoFormer, arXiv:2104.09864)."""
-    exponent = torch.arange(0, head_size, 2, dtype=torch.float) / head_size
+def _wavelengths(rope: Rope, head_size: int, pairs: int | None = None) -> Tensor:
+    """Positions per radian of plain rotary positions (RoFormer, arXiv:2104.09864), of the first `pairs` or of all."""
+    exponent = torch.arange(0, head_size if pairs is None else 2 * pairs, 2, dtype=torch.float) / head_size
     return torch.as_tensor(rope.rope_theta**exponent)
 
 
@@ -94,8 +94,9 @@ def _llama3(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
 def _proportional(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
     """A share of the frequencies, spread over the whole head; the others do not turn."""
     share = 1.0 if rope.partial_rotary_factor is None else rope.partial_rotary_factor
-    turns = torch.arange(head_size // 2) < int(share * head_size // 2)
-    return torch.where(turns, 1.0 / _wavelengths(rope, head_size), 0.0) / _factor(rope), 1.0
+    turned = int(share * head_size // 2)
+    plain = 1.0 / _wavelengths(rope, head_size, turned)
+    return torch.cat([plain, torch.zeros(head_size // 2 - turned)]) / _factor(rope), 1.0
 
 
 def _factor(rope: Rope) -> float:

@@ -20,6 +20,8 @@ from nopad.model.json_files import read_json
 _BASE_PREFIX = {"modernbert": "model.", "bert": "bert.", "eurobert": "model.", "ultrabert": "model."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
+# UltraBERT's files have names of their own (transformers' conversion_mapping.py).
+_OTHER_PREFIX = {"ultrabert": (("ultrabert.", "model."), ("cls.", "head.decoder."))}
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
 _T = TypeVar("_T")
 
@@ -72,6 +74,8 @@ def match_weights(config: EncoderConfig, files: list[Path]) -> dict[str, str]:
         name = source_name
         for old, new in _OLD_NAMES:
             name = name.removesuffix(old) + new if name.endswith(old) else name
+        for old, new in _OTHER_PREFIX.get(config.architecture, ()):
+            name = new + name.removeprefix(old) if name.startswith(old) else name
         name = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in target), "")
         if not name or source_name.endswith(_NOT_WEIGHTS):
             continue

@@ -28,10 +28,11 @@ from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
-from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
+from nopad.model.json_files import read_raw_config
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -39,8 +40,7 @@ from nopad.runtime.manifest import Manifest
 from nopad.runtime.predictor import load
 from nopad.runtime.profiles import ShapeProfile
 
-Exporter = Literal["nopad", "optimum"]
-EXPORTERS: tuple[Exporter, ...] = ("nopad", "optimum")
+Exporter = Literal["auto", "nopad", "padded", "optimum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class ExportResult:
     bundle: Bundle
     reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
     skipped: tuple[str, ...]  # what was not built or not gated here, and why
+    remarks: tuple[str, ...]  # what was chosen for the user
     engines: tuple[BuiltEngine, ...]
     export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
@@ -76,7 +77,7 @@ def export_checkpoint(
     profiles: Sequence[ShapeProfile] = (),
     calibrate: str | None = None,
     build: BuildOptions | None = None,
-    exporter: Exporter = "nopad",
+    exporter: Exporter = "auto",
     task: Task | None = None,
     pooling: Pooling | None = None,
     normalize: bool | None = None,
@@ -95,14 +96,18 @@ def export_checkpoint(
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
-    if exporter == "optimum" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
-        raise ExportError("--exporter optimum writes fp32 ONNX; the rest needs the packed exporter (--exporter nopad)")
     jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
     if "int8" in jobs.graphs and calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
         raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
+    exporter, remarks = _choose_exporter(exporter, folder)
+    if exporter != "nopad" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
+        raise ExportError(
+            f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines are for architectures "
+            f"that nopad packs: {', '.join(ARCHITECTURES)}"
+        )
     start = time.perf_counter()
     options = build or BuildOptions()
     checkpoint = None
@@ -113,12 +118,19 @@ def export_checkpoint(
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
         engines: list[BuiltEngine] = []
-        if checkpoint is None:
+        half_window = 64  # of the lengths that the gate asks
+        if exporter == "optimum":
             from nopad.export.optimum import write_optimum_bundle
 
             progress("exporting the graph with optimum")
             write_optimum_bundle(folder, made, task=task, max_length=max_length)
-            half_window = 64
+        elif checkpoint is None:
+            from nopad.export.padded import write_padded_bundle
+
+            progress("exporting the padded graph")
+            write_padded_bundle(
+                folder, made, task=task, pooling=pooling, normalize=normalize, max_length=max_length
+            )
         else:
             write_bundle(
                 checkpoint,
@@ -146,11 +158,26 @@ def export_checkpoint(
         bundle=dataclasses.replace(bundle, path=output),
         reports=reports,
         skipped=(*jobs.skipped, *ungated),
+        remarks=remarks,
         engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
         bytes=sum(record.bytes for record in bundle.manifest.files.values()),
     )
+
+
+def _choose_exporter(exporter: Exporter, folder: Path) -> tuple[Exporter, tuple[str, ...]]:
+    """The packed exporter where the architecture has a packed encoder, else the padded one, with a remark."""
+    if exporter != "auto":
+        return exporter, ()
+    kind = read_raw_config(folder).get("model_type")
+    if not isinstance(kind, str) or kind in ARCHITECTURES:
+        return "nopad", ()
+    remark = (
+        f"{kind} has no packed encoder in nopad, so the bundle is padded (--exporter padded): the same answers, but "
+        "short texts are filled up to the longest of their batch; fp32 only"
+    )
+    return "padded", (remark,)
 
 
 def _gate_all(

@@ -66,9 +66,12 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--hardware-compatible", is_flag=True, help="Engines that Ampere and every newer GPU runs; not T4.")
 @click.option(
     "--exporter",
-    type=click.Choice(["nopad", "optimum"]),
-    default="nopad",
-    help="nopad: packed ModernBERT and BERT. optimum: any architecture of optimum-onnx, padded.",
+    type=click.Choice(["auto", "nopad", "padded", "optimum"]),
+    default="auto",
+    show_default=True,
+    help="nopad: packed (ModernBERT, BERT, EuroBERT, UltraBERT). padded: any encoder that transformers opens and torch "
+    "exports (RoBERTa, XLM-R, DistilBERT, ELECTRA, DeBERTa, ...). auto: packed where nopad can, else padded. "
+    "optimum: padded, by optimum-onnx (transformers 4.57).",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
@@ -135,6 +138,8 @@ def export(
             progress=progress,
         )
     manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
@@ -147,6 +152,7 @@ def export(
                 "bytes": result.bytes,
                 "engines": [dataclasses.asdict(engine) for engine in result.engines],
                 "skipped": result.skipped,
+                "remarks": result.remarks,
                 "parity": result.report,
                 "reports": result.reports,
             }

@@ -1,11 +1,11 @@
-"""Packed encoder -> one ONNX file, through torch's dynamo exporter."""
+"""An encoder -> one ONNX file, through torch's dynamo exporter."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from nopad.export.cpu import cpu_attention, rearrange
 from nopad.export.errors import ExportError
@@ -65,37 +66,54 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     own = cpu_attention if cpu else graph_attention
     attention, encoder.attention = encoder.attention, encoder.attention or own
     try:
+        program = trace(encoder, arguments, shapes)
+    finally:
+        encoder.attention = attention
+    if cpu:
+        rearrange(program.model)
+    _name_dimensions(program.model.graph, {str(tokens): "tokens", f"{block}*blocks": "tokens"})
+    return write(program, encoder, path, token_multiple=multiple)
+
+
+def trace(module: nn.Module, arguments: tuple[Tensor, ...], shapes: Mapping[str, Mapping[int, Any]]) -> Any:
+    """`module` as torch's ONNX program with one output, `logits`; `shapes` names the inputs and what varies in them.
+
+    Raises `ExportError`.
+    """
+    try:
         with _quiet():
             program = torch.onnx.export(
-                encoder.eval(),
+                module.eval(),
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=shapes,
+                dynamic_shapes=tuple(dict(one) for one in shapes.values()),
                 input_names=list(shapes),
                 output_names=["logits"],
                 verbose=False,
             )
-        assert program is not None
-        names = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
-        size = sum(p.numel() * p.element_size() for p in encoder.parameters())
-        if cpu:
-            rearrange(program.model)
-        _name_nodes(program.model.graph)
-        _name_dimensions(program.model.graph, names)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch {torch.__version__} could not export this encoder: {error}") from error
+    assert program is not None
+    return program
+
+
+def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 1) -> Graph:
+    """Write what `trace` made of `module`, and check the file. Raises `ExportError`."""
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    graph = program.model.graph
+    _name_nodes(graph)
+    try:
         program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path))
-    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"torch {torch.__version__} could not export this encoder: {error}") from error
-    finally:
-        encoder.attention = attention
-    graph = program.model.graph
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"torch {torch.__version__} has exported a graph that is no valid ONNX: {error}") from error
     return Graph(
         file=path,
         opset=OPSET,
         inputs={value.name or "": _shape(value) for value in graph.inputs},
         outputs={value.name or "": _shape(value) for value in graph.outputs},
-        token_multiple=multiple,
+        token_multiple=token_multiple,
     )
 
 

@@ -41,12 +41,7 @@ class Reference:
         raw = read_raw_config(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                config, model = _open(folder, task, raw)
-            except NopadError:
-                raise
-            except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
-                raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+            config, model = open_model(folder, task, raw)
             self.tokenizer = open_tokenizer(folder)
         self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
         if self.tokenizer.pad_token is None:  # any token will do, it is masked
@@ -120,30 +115,53 @@ class Reference:
         return tensor.softmax(-1).numpy()
 
 
-def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
-    """Configuration and model, every weight of it from the checkpoint."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """transformers' configuration and model for a task, every weight of it from the checkpoint; no code of its own.
+
+    Raises `ExportError`.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _refuse_unread(folder, raw, config)
+        if hasattr(config, "reference_compile"):
+            config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
+        try:
+            model, loading = _load(folder, task, config, "sdpa")
+        except ValueError as error:
+            if "attn_implementation" not in str(error) and "attention implementation" not in str(error):
+                raise
+            model, loading = _load(folder, task, config, "eager")  # DeBERTa and others have nothing else
+    except NopadError:
+        raise
+    except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
+        raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+    # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
+    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
+    if missing:
+        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
+    return config, model
+
+
+def _load(folder: Path, task: str, config: Any, attention: str) -> tuple[Any, dict[str, Any]]:
+    loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
+        folder,
+        config=config,
+        attn_implementation=attention,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    return loaded
+
+
+def _refuse_unread(folder: Path, raw: dict[str, Any], config: Any) -> None:
     unread = unread_keys(raw, config)
     if unread:
         raise ExportError(
             f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
             "another model and cannot be the reference; use transformers 5"
         )
-    if hasattr(config, "reference_compile"):
-        config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
-    model, loading = getattr(transformers, CLASSES[task]).from_pretrained(
-        folder,
-        config=config,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    # transformers makes up what is missing. BERT's pooler has no part in embeddings.
-    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
-    if missing:
-        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
-    return config, model
 
 
 def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
@@ -153,7 +171,13 @@ def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
     for index, kind in enumerate(raw.get("layer_types") or ()):
         if (kind == "full_attention") != (index % config.global_attn_every_n_layers == 0):
             return "layer_types"
+    if raw.get("sliding_window") is not None:
+        return "sliding_window"
     rope = raw.get("rope_parameters") or {}
+    # Version 4 has other formulas for some kinds, and the same one for both kinds of layer.
+    for key, entries in (("rope_scaling", [raw.get("rope_scaling")]), ("rope_parameters", rope.values())):
+        if any(isinstance(e, dict) and e.get("rope_type", e.get("type", "default")) != "default" for e in entries):
+            return key
     for kind, theta in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
         if (rope.get(kind) or {}).get("rope_theta", getattr(config, theta)) != getattr(config, theta):
             return "rope_parameters"

@@ -11,13 +11,14 @@ from typing import Literal
 
 from nopad.export.int8_cpu import quantize_cpu
 from nopad.export.onnx import export_graph
+from nopad.export.padded import PaddedEncoder, export_padded
 from nopad.export.precision import Precision, cast
 from nopad.export.progress import Progress
 from nopad.export.quantize import label_reader, quantize
 from nopad.export.samples import SAMPLES
 from nopad.export.targets import EngineJob
 from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
-from nopad.model.checkpoint import Checkpoint, write_checkpoint
+from nopad.model.checkpoint import Checkpoint, told_json, write_checkpoint
 from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
@@ -40,16 +41,21 @@ GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU op
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
     """Write the graph of a `target` in `precision` into the bundle's folder."""
     file = folder / _graph_name(precision, target)
-    graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
+    padded = isinstance(checkpoint.encoder, PaddedEncoder)
+    if isinstance(checkpoint.encoder, PaddedEncoder):
+        graph = export_padded(checkpoint.encoder, file)
+    else:
+        graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
     return Artifact(
         file=graph.file.name,
         target=target,
         precision=precision,
-        layout="packed",
+        layout="padded" if padded else "packed",
         inputs=graph.inputs,
         outputs=graph.outputs,
         token_multiple=graph.token_multiple,
         opset=graph.opset,
+        exporter="padded" if padded else "nopad",
     )
 
 
@@ -111,9 +117,8 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     made = folder / "torch"
     made.mkdir()
     config = checkpoint.config
-    # What transformers' own keys cannot say, or say ambiguously.
-    own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}
-    write_checkpoint(cast(checkpoint.encoder, precision), {**checkpoint.raw_config, "nopad": own}, made)
+    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
     return dataclasses.replace(
         like,
         file="torch/model.safetensors",

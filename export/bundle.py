@@ -19,6 +19,7 @@ from nopad.export.artifacts import (
     write_torch,
 )
 from nopad.export.errors import ExportError
+from nopad.export.padded import load_padded
 from nopad.export.parity import run_gate
 from nopad.export.precision import Precision
 from nopad.export.progress import Progress, silent
@@ -26,13 +27,14 @@ from nopad.export.provenance import created, source_of
 from nopad.export.reference import Reference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
-from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
+from nopad.export.tokenizer import copy_tokenizer, lower_case, max_length_of, token_text
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_raw_config
+from nopad.model.sentence_transformers import Pipeline, transformer_folder
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -111,32 +113,26 @@ def export_checkpoint(
     start = time.perf_counter()
     options = build or BuildOptions()
     checkpoint = None
-    if exporter == "nopad":
+    if exporter != "optimum":
         progress("loading the checkpoint")
-        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+        opener = load_padded if exporter == "padded" else load_checkpoint
+        checkpoint = opener(folder, task=task, pooling=pooling, normalize=normalize)
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
         engines: list[BuiltEngine] = []
-        half_window = 64  # of the lengths that the gate asks
-        if exporter == "optimum":
+        half_window = 64  # without windows, these lengths are as good as others
+        if checkpoint is None:
             from nopad.export.optimum import write_optimum_bundle
 
             progress("exporting the graph with optimum")
             write_optimum_bundle(folder, made, task=task, max_length=max_length)
-        elif checkpoint is None:
-            from nopad.export.padded import write_padded_bundle
-
-            progress("exporting the padded graph")
-            write_padded_bundle(
-                folder, made, task=task, pooling=pooling, normalize=normalize, max_length=max_length
-            )
         else:
             write_bundle(
                 checkpoint,
                 made,
-                cpu=jobs.cpu,
-                graphs=jobs.graphs,
+                cpu=jobs.cpu if exporter == "nopad" else (),
+                graphs=jobs.graphs if exporter == "nopad" else ("fp32",),
                 torch=jobs.torch,
                 max_length=max_length,
                 calibrate=calibrate,
@@ -146,7 +142,7 @@ def export_checkpoint(
             for job in jobs.engines:
                 written, built = add_engine(written, job, profiles, options, progress)
                 engines.append(built)
-            half_window = checkpoint.config.half_window
+            half_window = checkpoint.config.half_window if exporter == "nopad" else half_window
         exported = time.perf_counter()
         bundle = open_bundle(made)
         reports: dict[str, dict[str, Any]] = {}
@@ -170,7 +166,7 @@ def _choose_exporter(exporter: Exporter, folder: Path) -> tuple[Exporter, tuple[
     """The packed exporter where the architecture has a packed encoder, else the padded one, with a remark."""
     if exporter != "auto":
         return exporter, ()
-    kind = read_raw_config(folder).get("model_type")
+    kind = read_raw_config(transformer_folder(folder)).get("model_type")
     if not isinstance(kind, str) or kind in ARCHITECTURES:
         return "nopad", ()
     remark = (
@@ -250,7 +246,7 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
+        reference = Reference(checkpoint, manifest.task, overrides=manifest.overrides)
         report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
@@ -277,8 +273,11 @@ def write_bundle(
     torch engine's weights, if it shall have any.
     """
     config = checkpoint.config
-    tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
-    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
+    said = checkpoint.pipeline or Pipeline()
+    tokenizer = copy_tokenizer(checkpoint.files, folder, config.vocab_size)
+    if said.do_lower_case:
+        lower_case(folder / "tokenizer.json")
+    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings, said.max_seq_length)
     artifacts = []
     wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
     for target, precision in wanted:
@@ -296,10 +295,17 @@ def write_bundle(
         problem_type=config.problem_type,
         pooling=config.pooling if config.task not in ("token-classification", "fill-mask") else None,
         normalize=config.normalize,
+        include_prompt=config.include_prompt,
+        truncate_dim=config.truncate_dim,
+        prompts=said.prompts,
+        default_prompt_name=said.default_prompt_name,
+        similarity_fn_name=said.similarity_fn_name,
+        activation=checkpoint.activation,
+        overrides={**checkpoint.overrides, **({} if max_length is None else {"max_length": max_length})},
         max_length=limit,
         pad_token_id=config.pad_token_id or 0,
         mask_token=token_text(tokenizer.get("mask_token")),
-        architecture=_summary(config),
+        architecture=_summary(config, checkpoint.raw_config.get("model_type")),
         source=source_of(checkpoint.path),
         created=created(),
         artifacts=tuple(artifacts),
@@ -308,7 +314,10 @@ def write_bundle(
     return write_manifest(folder, manifest)
 
 
-def _summary(config: EncoderConfig) -> dict[str, Any]:
+def _summary(config: EncoderConfig, model_type: Any) -> dict[str, Any]:
+    if config.architecture == "other":
+        positions = config.max_position_embeddings
+        return {"model_type": model_type, "hidden_size": config.hidden_size, "max_position_embeddings": positions}
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "local_attention")
     summary: dict[str, Any] = {name: getattr(config, name) for name in names}
     return {

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
 from nopad.runtime.commands.console import common_options, emit, figure, messages, status
 from nopad.runtime.engines.base import ENGINES
@@ -75,7 +76,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="Of embeddings. [default: from the checkpoint]")
+@click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
@@ -210,6 +211,7 @@ def parity(
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
     from nopad.model.json_files import read_raw_config
+    from nopad.model.sentence_transformers import transformer_folder
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
@@ -226,7 +228,7 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(folder)
+    raw = read_raw_config(transformer_folder(folder))
     with status(console) as progress:
         report = gate_bundle(
             opened,

@@ -50,13 +50,13 @@ class Evaluation:
 def read_labelled(
     path: Path, manifest: Manifest, *, text_field: str = "text", label_field: str = "label", limit: int | None = None
 ) -> LabelledTexts:
-    """Read a JSONL or CSV file for the classifier that `manifest` describes.
+    """Read a JSONL or CSV file for the classifier that `manifest` describes; for embeddings, its texts alone.
 
     A label is a name or its number; a list of those, or of zeros and ones, where a text has several labels; a number
     for regression. Raises `InputFileError`, `UsageError`.
     """
-    if manifest.task != "text-classification":
-        raise UsageError(f"--data is for text-classification, this bundle does {manifest.task}")
+    if manifest.task not in ("text-classification", "embeddings"):
+        raise UsageError(f"--data is for text-classification and embeddings, this bundle does {manifest.task}")
     texts: list[str] = []
     labels: list[Any] = []
     numbers: list[int] = []
@@ -70,7 +70,7 @@ def read_labelled(
     if not texts:
         raise InputFileError(f"{path} holds no texts")
     missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
-    if len(missing) == len(texts):
+    if len(missing) == len(texts) or manifest.task == "embeddings":
         return LabelledTexts(texts=texts)
     if missing:
         raise InputFileError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,9 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
 
     `cpu`: in ONNX Runtime's own CPU operators (`nopad.export.cpu`), instead of plain ONNX.
 
-    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`
-    and, for BERT, `token_type_ids[tokens]`; `tokens` is a multiple of the attention block (with `cpu`, any number).
+    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`;
+    for BERT `token_type_ids[tokens]`; where a prompt is not pooled `prompt_lengths[sequences]`. `tokens` is a multiple
+    of the attention block (with `cpu`, any number).
     Output: fp32 `logits`.
     Raises `ExportError`.
     """
@@ -62,11 +63,16 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     shapes["pad_index"] = {0: sequences, 1: longest}
     if config.type_vocab_size:
         shapes["token_type_ids"] = {0: tokens}
-    arguments = tuple(torch.from_numpy(getattr(example, name)) for name in shapes)
+    names = list(shapes)
+    if not config.include_prompt:
+        names.append("prompt_lengths")
+        shapes.setdefault("token_type_ids", {})  # the encoder takes them before, BERT or not
+        shapes["prompt_lengths"] = {0: sequences}
+    arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
     own = cpu_attention if cpu else graph_attention
     attention, encoder.attention = encoder.attention, encoder.attention or own
     try:
-        program = trace(encoder, arguments, shapes)
+        program = trace(encoder, arguments, list(shapes.values()), names)
     finally:
         encoder.attention = attention
     if cpu:
@@ -75,25 +81,28 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     return write(program, encoder, path, token_multiple=multiple)
 
 
-def trace(module: nn.Module, arguments: tuple[Tensor, ...], shapes: Mapping[str, Mapping[int, Any]]) -> Any:
-    """`module` as torch's ONNX program with one output, `logits`; `shapes` names the inputs and what varies in them.
+def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequence[Any], names: Sequence[str]) -> Any:
+    """`module` as torch's ONNX program: `names` of its inputs, one output, `logits`.
 
-    Raises `ExportError`.
+    `shapes` says of each parameter which of its dimensions vary, as `torch.export` takes it; an argument that is None
+    is no input. Raises `ExportError`.
     """
     try:
         with _quiet():
             program = torch.onnx.export(
                 module.eval(),
-                arguments,
+                tuple(arguments),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple(dict(one) for one in shapes.values()),
-                input_names=list(shapes),
+                dynamic_shapes=tuple(shapes),
+                input_names=list(names),
                 output_names=["logits"],
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch {torch.__version__} could not export this encoder: {error}") from error
+        # torch prints pages of advice around what is wrong.
+        reason = str(error).partition("## Exception summary")[2].strip() or str(error)
+        raise ExportError(f"torch {torch.__version__} could not export this encoder: {reason[:1000]}") from error
     assert program is not None
     return program
 

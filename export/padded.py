@@ -1,4 +1,4 @@
-"""Padded bundles: any encoder that transformers opens and torch exports, for architectures without a packed encoder.
+"""Padded graphs of any encoder that transformers opens and torch exports, for architectures without a packed encoder.
 
 The graph is transformers' own model, with the task's head, over a matrix of texts filled up to the longest. The same
 runtime serves it and the same gate judges it; what it lacks is everything that follows from packing.
@@ -6,9 +6,11 @@ runtime serves it and the same gate judges it; what it lacks is everything that 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,157 +18,146 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from nopad.export.onnx import trace, write
-from nopad.export.provenance import created, source_of
-from nopad.export.reference import open_model
-from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
-from nopad.model.checkpoint import open_tokenizer
-from nopad.model.head import Task, detect_task, read_head
+from nopad.export.onnx import Graph, trace, write
+from nopad.export.reference import open_config, open_model
+from nopad.model.attention import PackedLayout
+from nopad.model.checkpoint import Checkpoint, folder_config, open_tokenizer
+from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.embedding import build_modules, embed, load_modules
+from nopad.model.encoder import PackedEncoder
+from nopad.model.head import Task
 from nopad.model.json_files import read_raw_config
+from nopad.model.read_config import read_other
+from nopad.model.sentence_transformers import read_pipeline, transformer_folder
 from nopad.model.weights import weight_files
-from nopad.runtime.bundle import Bundle, record_files, write_manifest
-from nopad.runtime.manifest import Artifact, Manifest
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_NO_TABLE = 512  # positions of a model that states none
 
 
-class _Padded(nn.Module):
-    """A model of transformers with one output: logits, fp32."""
+class PaddedEncoder(PackedEncoder):
+    """A model of transformers. Its inputs are matrices [B, S], those of `inputs`; the output is a packed encoder's, but
+    for tasks per token: [B, S, ...].
+    """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, config: EncoderConfig, model: nn.Module, inputs: Sequence[str]) -> None:
+        super().__init__(config)
         self.model = model
-        self.names = tuple(names)
+        self.inputs = tuple(inputs)
+        self.chain = build_modules(config)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return out.float()
-
-
-class _PaddedEmbedder(_Padded):
-    """The bare model, pooled to one row a text."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str], pooling: str, normalize: bool) -> None:
-        super().__init__(model, names)
-        self.pooling = pooling
-        self.normalize = normalize
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        named = dict(zip(self.names, inputs, strict=True))
-        hidden: Tensor = self.model(**named).last_hidden_state.float()
-        mask = named["attention_mask"].unsqueeze(-1).float()
-        rows = (hidden * mask).sum(1) / mask.sum(1) if self.pooling == "mean" else hidden[:, 0]
-        return nn.functional.normalize(rows, dim=-1) if self.normalize else rows
+    def forward(self, *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits, fp32; of embeddings the vectors."""
+        given = dict(zip(self.inputs, matrices, strict=True))
+        prompt_lengths = given.pop("prompt_lengths", None)
+        out: Any = self.model(**given)
+        if self.encoder_config.task != "embeddings":
+            logits: Tensor = out.logits
+            return logits.float()
+        hidden: Tensor = out.last_hidden_state
+        layout = _layout(given["attention_mask"], prompt_lengths)
+        return embed(hidden.flatten(0, 1), layout, self.encoder_config, self.chain)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """A checkpoint as transformers opens it."""
+def _layout(mask: Tensor, prompt_lengths: Tensor | None) -> PackedLayout:
+    """Where the tokens of a padded batch stand in the stream that its rows make one after the other."""
+    batch, longest = mask.shape
+    rows, places = torch.arange(batch).unsqueeze(1), torch.arange(longest).unsqueeze(0)
+    return PackedLayout(
+        position_ids=places.expand(batch, -1).flatten(),
+        sequence_ids=rows.expand(-1, longest).flatten(),
+        pad_index=torch.where(mask > 0, rows * longest + places, -1),
+        half_window=-1,
+        block=1,
+        prompt_lengths=prompt_lengths,
+    )
 
-    config: Any
-    model: nn.Module
-    inputs: tuple[str, ...]
-    positions: int  # the longest text, in tokens
 
-
-def write_padded_bundle(
-    checkpoint: Path,
+def load_padded(
     folder: Path,
     *,
-    task: Task | None,
-    pooling: str | None,
-    normalize: bool | None,
-    max_length: int | None,
-) -> Bundle:
-    """Export `checkpoint` into an existing, empty folder (no parity gate).
+    task: Task | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+) -> Checkpoint:
+    """Open a checkpoint of any architecture with transformers, as `load_checkpoint` opens those that nopad packs.
 
-    Raises `CheckpointError`, and `ExportError` for what transformers cannot open or torch cannot export.
+    Raises `CheckpointError`, and `ExportError` for what transformers cannot open.
     """
-    raw = read_raw_config(checkpoint)
-    weight_files(checkpoint)  # refuses pickles
-    head = read_head(raw, task or detect_task(raw))
-    opened = _open(checkpoint, head.task, raw)
-    tokenizer = copy_tokenizer(checkpoint, folder, int(raw.get("vocab_size", 1 << 31)))
-    module = _Padded(opened.model, opened.inputs)
-    if head.task == "embeddings":
-        pooling = pooling or "mean"
-        module = _PaddedEmbedder(opened.model, opened.inputs, pooling, bool(normalize))
-    artifact = _write_graph(module, folder / "model.onnx", _padding(opened.config), per_token=head.task in _PER_TOKEN)
-    manifest = Manifest(
-        task=head.task,
-        labels=head.labels,
-        problem_type=head.problem_type,
-        pooling=pooling if head.task == "embeddings" else None,
-        normalize=bool(normalize) and head.task == "embeddings",
-        max_length=max_length_of(max_length, tokenizer, opened.positions),
-        pad_token_id=_padding(opened.config),
-        mask_token=token_text(tokenizer.get("mask_token")),
-        architecture={
-            "model_type": raw.get("model_type"),
-            "hidden_size": getattr(opened.config, "hidden_size", 0),
-            "max_position_embeddings": opened.positions,
-        },
-        source=source_of(checkpoint),
-        created=created(),
-        artifacts=(artifact,),
-        files=record_files(folder),
-    )
-    return write_manifest(folder, manifest)
+    home = transformer_folder(folder)
+    raw = read_raw_config(home)
+    weight_files(home)  # refuses pickles
+    pipeline = read_pipeline(folder) if task in (None, "embeddings", "rerank", "text-classification") else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = functools.partial(read_other, sizes=_sizes(open_config(home, raw)))
+        config, pipeline = folder_config(raw, pipeline, task, pooling, normalize, read=read)
+        theirs, model = open_model(home, config.task, raw)
+        inputs = _inputs(theirs, model, open_tokenizer(home).model_input_names)
+    config = dataclasses.replace(config, max_position_embeddings=_positions(theirs, model))
+    encoder = PaddedEncoder(config, model.float(), inputs if config.include_prompt else [*inputs, "prompt_lengths"])
+    if pipeline is not None and config.modules:
+        load_modules(encoder.chain, folder, pipeline.weights)
+    encoder.eval()
+    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=(), pipeline=pipeline)
 
 
-_PER_TOKEN = ("token-classification", "fill-mask")
+def _sizes(theirs: Any) -> dict[str, int]:
+    """What `EncoderConfig` asks of every encoder, by the names that transformers gives it in all architectures."""
+    names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+    wanted = ("hidden_size", "vocab_size", "intermediate_size", "num_layers", "num_heads")
+    sizes = {name: getattr(theirs, names.get(name, name), None) or 1 for name in wanted}
+    # RoBERTa's kind counts positions by config.json's padding id, or its class's, whatever the tokenizer's is.
+    pad = theirs.pad_token_id
+    known = isinstance(pad, int) and 0 <= pad < sizes["vocab_size"]
+    heads = sizes["num_heads"] if sizes["hidden_size"] % sizes["num_heads"] == 0 else 1
+    return {**sizes, "num_heads": heads, "pad_token_id": pad if known else 0, "max_position_embeddings": _NO_TABLE}
 
 
-def _open(checkpoint: Path, task: str, raw: dict[str, Any]) -> _Opened:
-    config, model = open_model(checkpoint, task, raw)
+def _inputs(theirs: Any, model: nn.Module, told: Sequence[str]) -> list[str]:
+    """The inputs that matter: token types only where there are several, and where the tokenizer tells them."""
     takes = inspect.signature(model.forward).parameters
-    given = open_tokenizer(checkpoint).model_input_names
-    names = [name for name in _INPUTS if name in takes]
-    # Token types matter where the model has more than one, and where its tokenizer tells them.
-    if "token_type_ids" not in given or (getattr(config, "type_vocab_size", None) or 0) < 2:
-        names = [name for name in names if name != "token_type_ids"]
-    return _Opened(config=config, model=model.float().eval(), inputs=tuple(names), positions=_positions(config, model))
+    types = "token_type_ids" in told and (getattr(theirs, "type_vocab_size", None) or 0) > 1
+    return [name for name in _INPUTS if name in takes and (types or name != "token_type_ids")]
 
 
-def _padding(config: Any) -> int:
-    """The id that RoBERTa's kind counts positions by: config.json's or the class's default, whatever the tokenizer's."""
-    return config.pad_token_id if isinstance(config.pad_token_id, int) and config.pad_token_id >= 0 else 0
-
-
-def _positions(config: Any, model: nn.Module) -> int:
+def _positions(theirs: Any, model: nn.Module) -> int:
     """Tokens of the longest text. RoBERTa's kind begins to count behind the padding id: 514 rows are 512 positions."""
     tables = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings"
     ]
-    declared = getattr(config, "max_position_embeddings", None)
-    stated = [declared] if isinstance(declared, int) and declared > 0 and not tables else []
-    return min([*tables, *stated], default=512)
+    declared = getattr(theirs, "max_position_embeddings", None)
+    if not tables and isinstance(declared, int) and declared > 0:
+        return declared
+    return min(tables, default=_NO_TABLE)
 
 
-def _write_graph(module: _Padded, path: Path, pad: int, *, per_token: bool) -> Artifact:
-    """Texts and their lengths are free; traced on two texts of different lengths."""
-    batch, longest = 2, 7
-    ids = torch.full((batch, longest), pad + 1)
+def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
+    """Write `encoder` to `path`, with batch and length free, and check the file.
+
+    Inputs, int64 [batch, sequence]: `input_ids`, `attention_mask`, `token_type_ids` where they matter; [batch]:
+    `prompt_lengths` where prompts are not pooled. Output: fp32 `logits`. Raises `ExportError`.
+    """
+    config = encoder.encoder_config
+    filler = config.pad_token_id or 0
+    ids = torch.full((2, 7), (filler + 1) % config.vocab_size)
     mask = torch.ones_like(ids)
-    ids[1, 5:], mask[1, 5:] = pad, 0
-    example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    program = trace(module, tuple(example[name] for name in module.names), {name: free for name in module.names})
+    ids[1, 5:], mask[1, 5:] = filler, 0
+    example = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(ids),
+        "prompt_lengths": torch.tensor([1, 0]),
+    }
+    arguments = [example[name] for name in encoder.inputs]
+    free = tuple(dict.fromkeys(range(one.ndim), torch.export.Dim.DYNAMIC) for one in arguments)
+    program = trace(encoder, arguments, [free], encoder.inputs)
     names = ("batch", "sequence")
     for value in program.model.graph.inputs:
-        value.shape = ir.Shape(names)
+        value.shape = ir.Shape(names[: len(value.shape)])
     (logits,) = program.model.graph.outputs
+    per_token = config.task in ("token-classification", "fill-mask")
     logits.shape = ir.Shape((*names[: 1 + per_token], logits.shape[-1]))
-    graph = write(program, module, path)
-    return Artifact(
-        file=path.name,
-        target="onnx",
-        precision="fp32",
-        layout="padded",
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        opset=graph.opset,
-        exporter="padded",
-    )
+    return write(program, encoder, path)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
+from nopad.export.parity_texts import compare_texts
 from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
@@ -130,6 +131,7 @@ def run_gate(
         rows += _grid(model, reference, lengths, bounds, progress)
         progress("parity: sentences")
         rows += _sentences(model, reference, bounds)
+        rows += _texts(model, reference, bounds)
         if data is not None:
             evaluation, more = _data(model, reference, data, bounds, progress)
             rows += more
@@ -221,7 +223,7 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         if "token_type_ids" in model.artifact.inputs:
             wrong = sum(a != b for a, b in zip(tokens.token_type_ids, types or [0] * len(ids), strict=True))
             yield Row(check="token types", case=case, value=float(wrong), bound=0.0, passed=wrong == 0)
-        want = reference.logits(ids, types)
+        want = reference.answer(text, ids, types)
         value = _difference(got, want)
         bound = _scaled(bounds.logits, want)
         yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
@@ -244,6 +246,14 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         yield Row(check="label names", case="all", value=float(passed), bound=1.0, passed=passed, note=note)
 
 
+def _texts(model: Model, reference: Reference, bounds: Bounds) -> Iterator[Row]:
+    for one in compare_texts(model, reference):
+        bound = bounds.logits * max(1.0, one.scale) if one.scale else 0.0
+        passed = one.value <= bound
+        note = "" if passed else one.note
+        yield Row(check=one.check, case=one.case, value=one.value, bound=bound, passed=passed, note=note)
+
+
 def _data(
     model: Model, reference: Reference, data: LabelledTexts, bounds: Bounds, progress: Progress
 ) -> tuple[Evaluation | None, list[Row]]:
@@ -264,7 +274,7 @@ def _data(
     case = f"{count} texts"
     value, bound = _difference(served, trained), _scaled(bounds.logits, trained)
     rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
-    if served.shape != trained.shape:
+    if served.shape != trained.shape or model.task == "embeddings":
         return None, rows
     evaluation = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
     if evaluation.agreement is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.files import sha256_of
+from nopad.model.sentence_transformers import module_files, transformer_folder
 from nopad.model.weights import weight_files
 from nopad.runtime.bundle import Bundle
 
@@ -15,9 +16,11 @@ _PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntim
 
 
 def source_of(checkpoint: Path) -> dict[str, Any]:
-    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json."""
-    files = [*weight_files(checkpoint), checkpoint / "config.json"]
-    return {"name": checkpoint.resolve().name, "sha256": {file.name: sha256_of(file) for file in files}}
+    """Where a bundle comes from: the folder's name and the digest of each file that decides its answers."""
+    home = transformer_folder(checkpoint)
+    files = [*weight_files(home), home / "config.json", *(checkpoint / name for name in module_files(checkpoint))]
+    digests = {file.relative_to(checkpoint).as_posix(): sha256_of(file) for file in files if file.is_file()}
+    return {"name": checkpoint.resolve().name, "sha256": digests}
 
 
 def created() -> dict[str, Any]:
@@ -34,4 +37,4 @@ def created() -> dict[str, Any]:
 def is_source(bundle: Bundle, checkpoint: Path) -> bool:
     """Whether `checkpoint` has the files that the bundle was exported from."""
     known = bundle.manifest.source.get("sha256") or {}
-    return not known or known == source_of(checkpoint)["sha256"]
+    return bool(known.items() <= source_of(checkpoint)["sha256"].items())

@@ -51,14 +51,29 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, Any
     return config
 
 
+def lower_case(file: Path) -> None:
+    """Make a bundle's tokenizer.json read every text in lower case, as sentence-transformers' `do_lower_case` does."""
+    from tokenizers import Tokenizer, normalizers
+
+    tokenizer = Tokenizer.from_file(str(file))
+    first = [normalizers.Lowercase()]
+    own = tokenizer.normalizer
+    tokenizer.normalizer = normalizers.Sequence(first if own is None else [*first, own])
+    tokenizer.save(str(file))
+
+
 def token_text(value: Any) -> str | None:
     """A special token as `tokenizer_config.json` stores it: a string, or an object with its `content`."""
     return value.get("content") if isinstance(value, Mapping) else value
 
 
-def max_length_of(asked: int | None, tokenizer: Mapping[str, Any], positions: int) -> int:
-    """The bundle's max length in tokens: as asked, else the tokenizer's own limit, at most the model's positions."""
-    own = tokenizer.get("model_max_length")
+def max_length_of(
+    asked: int | None, tokenizer: Mapping[str, Any], positions: int, max_seq_length: int | None = None
+) -> int:
+    """The bundle's max length in tokens: as asked, else sentence-transformers' `max_seq_length`, else the tokenizer's
+    own limit; at most the model's positions.
+    """
+    own = max_seq_length or tokenizer.get("model_max_length")
     limit = min(int(own), positions) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else positions
     if asked is None:
         return limit

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from nopad.model.attention import AttentionFactory
-from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.config import EmbeddingModule, EncoderConfig, Pooling
+from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task
+from nopad.model.head import Task, detect_task, json_object
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.read_config import read_config
-from nopad.model.sentence_transformers import read_modules
+from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
 from nopad.model.weights import load_weights, match_weights, weight_files
 
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+_EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,25 @@ class Checkpoint:
     raw_config: dict[str, Any]  # config.json as it was read
     encoder: PackedEncoder
     missing: tuple[str, ...]  # weights the files did not hold (only with new_head=True)
+    pipeline: Pipeline | None = None  # what the files of sentence-transformers say, where the task asks them
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling and normalize of embeddings, as asked for
+
+    @property
+    def files(self) -> Path:
+        """Where config.json, weights and tokenizer lie: `path`, or a folder in it."""
+        return transformer_folder(self.path)
+
+    @property
+    def activation(self) -> str | None:
+        """What makes a cross-encoder's scores of its logits; None for other models. Raises `CheckpointError`."""
+        if self.config.task not in ("rerank", "text-classification"):
+            return None
+        crosses, named = read_activation(self.raw_config, self.files / "config.json")
+        if self.pipeline is not None:
+            crosses, named = True, self.pipeline.activation or named
+        if not crosses and self.config.task != "rerank":
+            return None
+        return named or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
 
     @property
     def config(self) -> EncoderConfig:
@@ -58,21 +79,21 @@ def load_checkpoint(
     pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error.
     Raises `CheckpointError`.
     """
-    raw = read_raw_config(folder) | dict(config_changes or {})
-    config = read_config(raw, task=task, pooling=pooling, normalize=normalize)
-    if config.task == "embeddings" and (folder / "modules.json").is_file():
-        st_pooling, st_normalize = read_modules(folder)
-        config = replace(
-            config,
-            pooling=pooling or st_pooling or config.pooling,
-            normalize=st_normalize if normalize is None else normalize,
-        )
-    files = weight_files(folder)
+    home = transformer_folder(folder)
+    raw = read_raw_config(home) | dict(config_changes or {})
+    pipeline = None
+    if task is None or task in ("embeddings", "rerank", "text-classification"):
+        pipeline = read_pipeline(folder)
+    config, pipeline = folder_config(raw, pipeline, task, pooling, normalize)
+    files = weight_files(home)
     matches = match_weights(config, files)
     encoder = build_encoder(config, attention)
     if new_head:
         initialize(encoder)
     missing = load_weights(encoder, files, matches)
+    if pipeline is not None and config.modules:
+        load_modules(cast(nn.ModuleList, encoder.chain), folder, pipeline.weights)
+        missing = [name for name in missing if not name.startswith("chain.")]
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
@@ -81,7 +102,59 @@ def load_checkpoint(
             f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
         )
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing))
+    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing), pipeline=pipeline)
+
+
+def folder_config(
+    raw: Mapping[str, Any],
+    pipeline: Pipeline | None,
+    task: Task | None,
+    pooling: Pooling | None,
+    normalize: bool | None,
+    read: Callable[..., EncoderConfig] = read_config,
+) -> tuple[EncoderConfig, Pipeline | None]:
+    """The configuration that config.json and the files of sentence-transformers make together.
+
+    `read` reads config.json alone, as `read_config` does.
+    """
+    told = json_object(raw, "nopad")  # of `write_checkpoint`, which has no other files
+    task = task or told.get("task")
+    if task is None and pipeline is not None:
+        task = (
+            "embeddings"
+            if pipeline.model_type == "SentenceTransformer"
+            else detect_task({**raw, "sentence_transformers": {}})
+        )
+    classifies = pooling in ("cls", "mean", "pooler", "late")
+    config = read(raw, task=task, pooling=pooling if classifies else None, normalize=normalize)
+    if config.task != "embeddings":
+        if pooling is not None and not classifies:
+            raise CheckpointError(f"pooling {pooling!r} is for embeddings; {config.task} has cls and mean")
+        ours = pipeline is not None and pipeline.model_type == "CrossEncoder"
+        return config, pipeline if ours and config.task != "token-classification" else None
+    fields: dict[str, Any] = {}
+    if pipeline is not None and pipeline.model_type == "SentenceTransformer":
+        fields = {name: getattr(pipeline, name) for name in _EMBEDDING_FIELDS}
+        if normalize is False:  # without the modules that normalise at the end
+            while fields["modules"] and fields["modules"][-1].kind == "Normalize":
+                fields["modules"] = fields["modules"][:-1]
+    elif told:
+        fields = {name: told[name] for name in _EMBEDDING_FIELDS if name in told}
+        fields["modules"] = tuple(EmbeddingModule(**one) for one in told.get("modules") or ())
+    else:
+        pipeline = None
+    fields |= {"pooling": pooling} if pooling is not None else {}
+    fields |= {"normalize": normalize} if normalize is not None else {}
+    config = replace(config, **fields)
+    check_modules(config)
+    return config, pipeline
+
+
+def told_json(config: EncoderConfig) -> dict[str, Any]:
+    """The key `nopad` of config.json: what `load_checkpoint` must be told besides transformers' own keys."""
+    return {"task": config.task, **{name: getattr(config, name) for name in _EMBEDDING_FIELDS}} | {
+        "modules": [asdict(module) for module in config.modules]
+    }
 
 
 def initialize(encoder: PackedEncoder) -> None:

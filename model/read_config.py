@@ -2,7 +2,8 @@
 
 Both spellings of ModernBERT's configuration are read: transformers 4 (`global_attn_every_n_layers`,
 `global_rope_theta`, `local_rope_theta`) and transformers 5 (`layer_types`, `rope_parameters`). EuroBERT's and
-UltraBERT's first checkpoints come with code of their own (`auto_map`); their older keys are read as transformers 5 does.
+UltraBERT's first checkpoints come with code of their own (`auto_map`); their older keys are read as transformers 5
+reads them.
 """
 
 from __future__ import annotations
@@ -227,10 +228,10 @@ def _head_size(raw: Mapping[str, Any]) -> int:
 def _pooling(raw: Mapping[str, Any], task: Task, asked: str | None, known: Mapping[str, Pooling], default: str) -> Any:
     """Of embeddings as asked, mean by default; of a classifier as config.json says."""
     if task == "embeddings":
-        name, allowed = asked or "mean", ("cls", "mean")
+        name, allowed = asked or "mean", ["cls", "mean"]
     else:
         stated = raw.get("classifier_pooling", default)
-        name, allowed = asked or known.get(stated, stated), tuple(known.values())
+        name, allowed = asked or known.get(stated, stated), list(known.values())
     if name not in allowed:
         raise CheckpointError(
             f"pooling {name!r} is not {raw['model_type']}'s for {task}; it has {', '.join(dict.fromkeys(allowed))}"
@@ -291,7 +292,9 @@ def _read_ultrabert(
     if kinds is None:  # the global layer is the last of three
         kinds = [LAYER_KINDS[1] if (i + 1) % 3 else LAYER_KINDS[0] for i in range(layers)]
     if json_object(raw, "rope_scaling"):
-        raise CheckpointError("config.json: UltraBERT has no rope_scaling; write rope_parameters for each kind of layer")
+        raise CheckpointError(
+            "config.json: UltraBERT has no rope_scaling; it has rope_parameters for each kind of layer"
+        )
     parameters, thetas = json_object(raw, "rope_parameters"), raw.get("rope_theta")
     if not parameters and thetas is not None:
         parameters = {kind: {"rope_theta": theta} for kind, theta in zip(kinds, thetas, strict=False)}
@@ -317,6 +320,32 @@ def _read_ultrabert(
         pooling=_pooling(raw, fields["task"], pooling, known, "cls"),
         normalize=bool(normalize),
         decoder_bias=False,
+        **fields,
+    )
+
+
+def read_other(
+    raw: Mapping[str, Any],
+    *,
+    task: Task | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    sizes: Mapping[str, int],
+) -> EncoderConfig:
+    """An architecture that transformers computes: the head is read, layers are its own affair.
+
+    `sizes`: hidden_size, vocab_size, num_layers, num_heads, intermediate_size, max_position_embeddings and
+    pad_token_id, which every architecture spells in its own way. Raises `CheckpointError`.
+    """
+    fields = {**_task_fields(raw, task), **sizes}
+    if pooling is not None and fields["task"] != "embeddings":
+        raise CheckpointError(f"pooling {pooling!r} is for embeddings; a {raw.get('model_type')} pools in its own way")
+    return EncoderConfig(
+        architecture="other",
+        norm_eps=0.0,
+        local_layers=(False,) * sizes["num_layers"],
+        pooling=pooling or "mean",
+        normalize=bool(normalize),
         **fields,
     )
 

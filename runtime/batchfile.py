@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nopad.runtime.growing import growing_file, output_file, partial_file
-from nopad.runtime.predictor import Model, windows
+from nopad.runtime.predictor import Model
 from nopad.runtime.textfile import Row, read_rows
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
+from nopad.runtime.windows import windows
 
 
 @dataclass(frozen=True, kw_only=True)

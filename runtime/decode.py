@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from nopad.runtime.errors import BundleError
@@ -23,8 +25,29 @@ def sigmoid(logits: FloatArray) -> FloatArray:
     return out
 
 
+def _softplus(logits: FloatArray) -> FloatArray:
+    out: FloatArray = np.logaddexp(logits, np.float32(0.0))
+    return out
+
+
+# SCORE_ACTIVATIONS, as torch.nn computes them.
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "Identity": lambda logits: logits,
+    "Sigmoid": sigmoid,
+    "Tanh": np.tanh,
+    "ReLU": lambda logits: np.maximum(logits, np.float32(0.0)),
+    "LogSigmoid": lambda logits: -_softplus(-logits),
+    "Softplus": _softplus,
+    "Softmax": softmax,
+}
+
+
 def probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
-    """Scores of the labels: softmax, sigmoid (several labels, rerank) or the raw values (regression)."""
+    """Scores of the labels: softmax, sigmoid (several labels, rerank), the raw values (regression), or what a
+    cross-encoder's folder says.
+    """
+    if manifest.activation is not None:
+        return _ACTIVATIONS[manifest.activation](logits)
     if manifest.task == "rerank" or manifest.problem_type == "multi_label_classification":
         return sigmoid(logits)
     if manifest.problem_type == "regression":

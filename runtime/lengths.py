@@ -16,9 +16,9 @@ from nopad.model.errors import CheckpointError
 from nopad.model.read_config import read_config
 from nopad.runtime.bundle import MANIFEST, open_bundle
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
-from nopad.runtime.predictor import windows
 from nopad.runtime.textfile import Row, read_rows
 from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.windows import windows
 
 _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 _GIB = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

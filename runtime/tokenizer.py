@@ -24,6 +24,7 @@ class Tokens:
     offsets: list[tuple[int, int]]  # character positions of each token
     special: list[int]  # 1 for [CLS], [SEP] and the like
     pieces: list[str]  # the tokens as text
+    prompt_length: int = 0  # tokens of the prompt at the beginning
 
     @property
     def used(self) -> int:
@@ -46,6 +47,8 @@ class TextEncoder:
         side, self._typed = _read_config(config) if config else ("right", True)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, direction=side)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
@@ -56,13 +59,28 @@ class TextEncoder:
         """One token as readable text."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).strip()
 
-    def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
-        """Tokens of each text, or the error that says why it has none, in its place."""
+    def encode(self, texts: Sequence[Text], prompt: str = "") -> list[Tokens | TextError]:
+        """Tokens of each text, or the error that says why it has none, in its place.
+
+        `prompt` is put before each text, and before the first of a pair.
+        """
         out: list[Tokens | TextError | None] = [self._check(text) for text in texts]
         good = [index for index, error in enumerate(out) if error is None]
-        for index, encoding in zip(good, self._tokenizer.encode_batch([texts[i] for i in good]), strict=True):
-            out[index] = self._tokens(texts[index], encoding)
+        whole = [_prompted(texts[index], prompt) for index in good]
+        length = self.prompt_length(prompt)
+        for index, text, encoding in zip(good, whole, self._tokenizer.encode_batch(whole), strict=True):
+            out[index] = self._tokens(text, encoding, length)
         return [item for item in out if item is not None]
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt as sentence-transformers counts them: a special one at its end is not the prompt's.
+
+        (`_get_prompt_length` of its `base/modules/transformer.py`.)
+        """
+        if not prompt:
+            return 0
+        ids = self._tokenizer.encode(prompt).ids
+        return len(ids) - (ids[-1] in self._special if ids else 0)
 
     def _check(self, text: object) -> TextError | None:
         parts = text if isinstance(text, tuple) else (text,)
@@ -79,7 +97,7 @@ class TextEncoder:
             return TextError(f"a pair must hold two texts, not {len(text)}")
         return None
 
-    def _tokens(self, text: Text, encoding: Encoding) -> Tokens | TextError:
+    def _tokens(self, text: Text, encoding: Encoding, prompt_length: int) -> Tokens | TextError:
         total = len(encoding.ids)
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
@@ -96,6 +114,7 @@ class TextEncoder:
             offsets=encoding.offsets,
             special=encoding.special_tokens_mask,
             pieces=encoding.tokens,
+            prompt_length=prompt_length,
         )
 
     def _count(self, text: Text) -> int:
@@ -106,6 +125,12 @@ class TextEncoder:
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
             total += len(encoding.ids) + sum(len(rest.ids) for rest in encoding.overflowing)
         return total
+
+
+def _prompted(text: Text, prompt: str) -> Text:
+    if isinstance(text, tuple):
+        return prompt + text[0], text[1]
+    return prompt + text
 
 
 def _read_config(path: Path) -> tuple[str, bool]:

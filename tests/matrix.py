@@ -239,7 +239,7 @@ def _packed() -> list[Shape]:
             files=_sentence_transformers("cls_token", 96, normalize=True),
         ),
         Shape(
-            name="granite-embedding-97m-multilingual-r2", exercises="SiLU in the layers; 32,768 positions; bf16 weights",
+            name="granite-embedding-97m-multilingual-r2", exercises="SiLU in layers; 32,768 positions; bf16 weights",
             tokenizer="Gemma 2 BPE", task="embeddings", dtype="bfloat16",
             config=_modernbert(
                 **_GEMMA_IDS, hidden_activation="silu", max_position_embeddings=32768, dtype="bfloat16",
@@ -322,8 +322,8 @@ def _packed() -> list[Shape]:
             files=_sentence_transformers("mean_tokens", 96, max_seq_length=128),
         ),
         Shape(
-            name="EuroBERT-210m", exercises="RMS norm, SwiGLU, theta 250 k, late pooling; `auto_map`", since=5, fast=True,
-            tokenizer="Llama 3 BPE", task=_CLASSES, dtype="bfloat16",
+            name="EuroBERT-210m", exercises="RMS norm, SwiGLU, theta 250 k, late pooling; `auto_map`", since=5,
+            fast=True, tokenizer="Llama 3 BPE", task=_CLASSES, dtype="bfloat16",
             config=_encoder(
                 "eurobert", 2, 64, layers=3, num_key_value_heads=2, head_dim=64, rope_theta=250000, rope_scaling=None,
                 max_position_embeddings=8192, pad_token_id=1, bos_token_id=0, eos_token_id=1, mask_token_id=2,
@@ -335,7 +335,8 @@ def _packed() -> list[Shape]:
             name="EuroBERT-610m", exercises="three heads of queries to one of keys; masked LM", since=5,
             tokenizer="Llama 3 BPE", task=_MASKS, shards=True,
             config=_encoder(
-                "eurobert", 6, 32, num_key_value_heads=2, rope_parameters={"rope_theta": 250000, "rope_type": "default"},
+                "eurobert", 6, 32, num_key_value_heads=2,
+                rope_parameters={"rope_theta": 250000, "rope_type": "default"},
                 max_position_embeddings=8192, pad_token_id=1, bos_token_id=0, eos_token_id=1, mask_token_id=2,
             ),
         ),
@@ -371,7 +372,7 @@ def _padded() -> list[Shape]:
             tokenizer="XLM-R unigram", task=_MASKS, config=_encoder("xlm-roberta", **roberta),
         ),
         Shape(
-            name="multilingual-e5-small", exercises="XLM-R in a sentence-transformers folder, mean pooling, unit length",
+            name="multilingual-e5-small", exercises="XLM-R in a sentence-transformers folder, mean pooling",
             padded=True, tokenizer="XLM-R unigram", task="embeddings", config=_encoder("xlm-roberta", **roberta),
             files=_sentence_transformers("mean_tokens", 64, normalize=True),
         ),
@@ -437,7 +438,9 @@ def _padded() -> list[Shape]:
         Shape(
             name="albert-base-v2", exercises="layers that share their weights; masked LM", padded=True,
             tokenizer="WordPiece", task=_MASKS,
-            config=_encoder("albert", embedding_size=48, max_position_embeddings=512, pad_token_id=0, type_vocab_size=2),
+            config=_encoder(
+                "albert", embedding_size=48, max_position_embeddings=512, pad_token_id=0, type_vocab_size=2,
+            ),
         ),
         Shape(
             name="nomic-embed-text-v1.5", exercises="rotary positions; native in transformers 5", padded=True, since=5,

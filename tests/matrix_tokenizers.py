@@ -100,7 +100,9 @@ def _unigram(special: Sequence[str], unknown: str, size: int = SIZE) -> Tokenize
     tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(show_progress=False, vocab_size=size, special_tokens=list(special), unk_token=unknown)
+    trainer = trainers.UnigramTrainer(
+        show_progress=False, vocab_size=size, special_tokens=list(special), unk_token=unknown
+    )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     return tokenizer
 
@@ -136,7 +138,9 @@ def _wordpiece(folder: Path, special: dict[str, str], kind: str, limit: int, **m
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     first, last = special["cls_token"], special["sep_token"]
-    second = f"{last} $B:1 {last}:1" if kind.startswith(("Bert", "Electra", "PreTrained")) else f"{last} {last} $B {last}"
+    second = (
+        f"{last} $B:1 {last}:1" if kind.startswith(("Bert", "Electra", "PreTrained")) else f"{last} {last} $B {last}"
+    )
     _template(tokenizer, f"{first} $A {last}", f"{first} $A {second}", (first, last))
     (folder / "vocab.txt").write_text("\n".join(entries) + "\n", "utf-8")
     _write(folder, tokenizer, kind, special, model_max_length=limit, do_lower_case=True, **more)

@@ -104,7 +104,12 @@ def labels(count: int) -> dict[str, Any]:
     return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
-_POOLING = {"modernbert": ("cls", "mean"), "bert": ("",), "eurobert": ("bos", "mean", "late"), "ultrabert": ("cls", "mean")}
+_POOLING = {
+    "modernbert": ("cls", "mean"),
+    "bert": ("",),
+    "eurobert": ("bos", "mean", "late"),
+    "ultrabert": ("cls", "mean"),
+}
 
 
 def _cases(architecture: str) -> list[Case]:

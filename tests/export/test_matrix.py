@@ -1,4 +1,4 @@
-"""The shapes of checkpoints that people use, through export, both CPU graphs, the gate and predict (tests/matrix.py)."""
+"""The shapes of checkpoints that people use (tests/matrix.py) through export, both CPU graphs, gate and predict."""
 
 from pathlib import Path
 

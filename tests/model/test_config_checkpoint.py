@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rope word": ({"rope_parameters": "x"}, "rope_parameters is a str, expected an object"),
     "rope entry": ({"rope_parameters": {"full_attention": [1]}}, "full_attention is a list, expected an object"),
     "rope_scaling": ({"rope_scaling": "x"}, "rope_scaling is a str, expected an object"),
-    "rope type": ({"rope_scaling": {"rope_type": "mrope"}}, "rope_type 'mrope' of full_attention.*default, linear, dyn"),
+    "rope type": ({"rope_scaling": {"rope_type": "mrope"}}, "rope_type 'mrope' of full_attention.*default, linear"),
     "old rope type": ({"rope_parameters": {"full_attention": {"type": "xpos"}}}, "rope_type 'xpos' of full_attention"),
     "yarn by its old name": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling says type 'yarn'"),
     "linear without factor": ({"rope_scaling": {"rope_type": "linear"}}, "'linear' of full_attention lacks factor"),

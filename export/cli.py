@@ -210,8 +210,6 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
-    from nopad.model.json_files import read_raw_config
-    from nopad.model.sentence_transformers import transformer_folder
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
@@ -228,12 +226,12 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(transformer_folder(folder))
+    window = int(opened.manifest.architecture.get("local_attention", 128))
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(raw.get("local_attention") or 128) // 2,
+            half_window=window // 2,
             progress=progress,
             engine=engine,
             precision=precision,

@@ -26,11 +26,11 @@ activations, keys of config.json, declared length, kind of tokenizer, special id
 small vocabulary. It is exported for both graphs (`--target cpu` and `--target onnx`; padded bundles have one), passes
 the parity gate, and its answers to {texts} are compared
 with those that transformers or, for a folder of its own, sentence-transformers gives for the same folder.
-`tests/matrix.py` has the shapes, `tests/export/test_matrix.py` runs them, `scripts/checkpoint_table.py` wrote this page.
+`tests/matrix.py` has the shapes, `tests/export/test_matrix.py` runs them, `scripts/checkpoint_table.py` wrote this.
 
 Figures are the worst differences of logits or vectors: absolute, divided by the largest of the reference where that is
-over 1. A shape is verified at 1e-5 and below. *packed*: `nopad export` packs it; *padded*: it takes the padded exporter,
-and says so.
+over 1. A shape is verified at 1e-5 and below. *packed*: `nopad export` packs it; *padded*: it takes the padded
+exporter, and says so.
 """
 
 

@@ -7,7 +7,6 @@ The formulas that the values go into are in `nopad.model.rope`. Both spellings a
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -131,5 +130,5 @@ def _check(rope: Rope, where: str, head_size: int) -> None:
                 f"config.json: high_freq_factor {high} of {where} must be larger than low_freq_factor {low}, and both "
                 "positive"
             )
-    if rope.rope_type == "yarn" and (rope.rope_theta == 1 or not math.isfinite(math.log(rope.rope_theta))):
-        raise CheckpointError(f"config.json: rope_theta {rope.rope_theta} of {where} has no YaRN range")
+    if rope.rope_type == "yarn" and rope.rope_theta == 1:  # every frequency is the same: there is no ramp
+        raise CheckpointError(f"config.json: rope_theta of {where} must not be 1 for rope_type 'yarn'")

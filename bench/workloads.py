@@ -20,7 +20,7 @@ from nopad.export.labelled import Targets, read_labelled
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.textfile import read_records
-from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.tokenizer import open_encoder
 
 # name -> texts, and tokens of each (fixed) or at most (ragged)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
@@ -82,11 +82,7 @@ class Source:
         self.folder = folder
         self.remarks: list[str] = []
         manifest = bundle.manifest
-        config = bundle.file(manifest.tokenizer).with_name("tokenizer_config.json")
-        known = config.name in manifest.files
-        self._encoder = TextEncoder(
-            bundle.file(manifest.tokenizer), manifest.max_length, config=config if known else None
-        )
+        self._encoder = open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, manifest=manifest)
         self._specials = sum(self._tokens("a")[1])
         if folder is None:
             self.remarks.append(f"no folder of real texts (--data-folder): {GENERATED} of like lengths stand in")

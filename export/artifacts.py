@@ -29,7 +29,7 @@ from nopad.runtime.manifest import Artifact, FileRecord
 from nopad.runtime.planning import default_profiles
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.textfile import read_rows
-from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.tokenizer import open_encoder
 from nopad.runtime.types import Text
 
 # Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
@@ -95,7 +95,7 @@ def write_int8_graph(
 def _calibration_batches(
     checkpoint: Checkpoint, folder: Path, source: str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
-    encoder = TextEncoder(folder / "tokenizer.json", max_length)
+    encoder = open_encoder(folder / "tokenizer.json", max_length)
     rows: Iterable[Text] = SAMPLES
     if source is not None:
         rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)

@@ -27,7 +27,7 @@ from nopad.export.provenance import created, source_of
 from nopad.export.reference import Reference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
-from nopad.export.tokenizer import copy_tokenizer, lower_case, max_length_of, token_text
+from nopad.export.tokenizer import lower_case, max_length_of, write_tokenizer
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
@@ -274,10 +274,10 @@ def write_bundle(
     """
     config = checkpoint.config
     said = checkpoint.pipeline or Pipeline()
-    tokenizer = copy_tokenizer(checkpoint.files, folder, config.vocab_size)
+    tokenizer = write_tokenizer(checkpoint.files, folder, config.vocab_size)
     if said.do_lower_case:
         lower_case(folder / "tokenizer.json")
-    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings, said.max_seq_length)
+    limit = max_length_of(max_length, said.max_seq_length or tokenizer.limit, config.max_position_embeddings)
     artifacts = []
     wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
     for target, precision in wanted:
@@ -303,8 +303,8 @@ def write_bundle(
         activation=checkpoint.activation,
         overrides={**checkpoint.overrides, **({} if max_length is None else {"max_length": max_length})},
         max_length=limit,
-        pad_token_id=config.pad_token_id or 0,
-        mask_token=token_text(tokenizer.get("mask_token")),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id or 0,
+        mask_token=tokenizer.mask_token,
         architecture=_summary(config, checkpoint.raw_config.get("model_type")),
         source=source_of(checkpoint.path),
         created=created(),

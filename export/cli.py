@@ -179,7 +179,11 @@ def export(
     "--data", type=click.Path(path_type=Path), help="JSONL or CSV of texts, labelled if it has --label-field."
 )
 @click.option("--text-field", default="text", help="Field of the text in --data.")
-@click.option("--label-field", default="label", help="Field of the label: its name, or its number.")
+@click.option(
+    "--label-field",
+    default="label",
+    help="Field of the label: its name, or its number; or several, comma-separated, of zeros and ones.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import ProblemType
+from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.textfile import read_records
@@ -52,20 +53,21 @@ def read_labelled(
 ) -> LabelledTexts:
     """Read a JSONL or CSV file for the classifier that `manifest` describes; for embeddings, its texts alone.
 
-    A label is a name or its number; a list of those, or of zeros and ones, where a text has several labels; a number
-    for regression. Raises `InputFileError`, `UsageError`.
+    A label is a name or, where no name consists of digits, its number (`nopad.model.labels`, as in training); a list of
+    those, or of zeros and ones, where a text has several labels; a number for regression. `label_field` may be several
+    with commas between them: zeros and ones for each label. Raises `InputFileError`, `UsageError`.
     """
     if manifest.task not in ("text-classification", "embeddings"):
         raise UsageError(f"--data is for text-classification and embeddings, this bundle does {manifest.task}")
     texts: list[str] = []
-    labels: list[Any] = []
+    labels: list[Any] = []  # None where a row has no label
     numbers: list[int] = []
     for number, record in islice(read_records(str(path)), limit):
-        text, label = record.get(text_field), record.get(label_field)
+        text = record.get(text_field)
         if not isinstance(text, str) or not text.strip():
             raise InputFileError(f"{path}, line {number}: no text in field {text_field!r}; name one with --text-field")
         texts.append(text)
-        labels.append(label)
+        labels.append(_label(record, label_field, manifest.labels))
         numbers.append(number)
     if not texts:
         raise InputFileError(f"{path} holds no texts")
@@ -77,37 +79,65 @@ def read_labelled(
             f"{path}, line {missing[0]}: no label in field {label_field!r} ({len(missing)} of {len(texts)} rows have "
             "none); label all rows or none"
         )
-    hot = manifest.problem_type == "multi_label_classification" and _is_hot(labels, len(manifest.labels))
+    target = _target_of(labels, manifest.labels, manifest.problem_type)
     rows = []
     for number, label in zip(numbers, labels, strict=True):
         try:
-            rows.append(label if hot else _target(label, manifest.labels, manifest.problem_type))
-        except (TypeError, ValueError, OverflowError) as error:
+            rows.append(target(label))
+        except (ValueError, OverflowError) as error:
             raise InputFileError(f"{path}, line {number}: {error}") from None
     return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
 
 
-def _is_hot(labels: Sequence[Any], width: int) -> bool:
-    """Whether every label is a row of zeros and ones (the rule of nopad.training.data)."""
-    return all(isinstance(label, list) and len(label) == width and all(x in (0, 1) for x in label) for label in labels)
+def _label(record: Mapping[str, Any], field: str, names: Sequence[str]) -> Any:
+    """The label of a row, None where it has none; of several columns a tuple of the cells, in the order of `names`."""
+    columns = split_columns(field, list(record))
+    cells = [record.get(column) for column in columns]
+    cells = [None if cell != cell or (isinstance(cell, str) and not cell.strip()) else cell for cell in cells]
+    if len(columns) == 1:
+        return cells[0]
+    if sorted(columns) == sorted(names):
+        cells = [cells[columns.index(name)] for name in names]
+    return None if None in cells else tuple(cells)
 
 
-def _target(label: Any, names: Sequence[str], problem_type: ProblemType | None) -> list[float]:
-    if problem_type == "regression":
-        numbers = [float(one) for one in (label if isinstance(label, list) else [label])]
-        if len(numbers) != len(names) or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
-        return numbers
-    row = [0.0] * len(names)
+def _target_of(
+    labels: Sequence[Any], names: Sequence[str], problem_type: ProblemType | None
+) -> Callable[[Any], list[float]]:
+    """The function that makes a label a row of targets, or raises `ValueError` with the reason."""
+    find = label_finder(names)
     several = problem_type == "multi_label_classification"
-    for one in label if several and isinstance(label, list) else [label]:
-        if str(one) in names:
-            row[names.index(str(one))] = 1.0
-        elif str(one).isdigit() and int(one) < len(names):
-            row[int(one)] = 1.0
-        else:
-            raise ValueError(f"label {one!r} is not among {', '.join(names)}")
-    return row
+
+    def numbers(label: Any) -> list[float]:
+        found = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
+        if len(found) != len(names) or any(item is None or not math.isfinite(item) for item in found):
+            raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
+        return [float(item) for item in found if item is not None]
+
+    def ones(label: Any) -> list[float]:
+        cells = label if isinstance(label, list | tuple) else [label]
+        if len(cells) != len(names):
+            raise ValueError(f"{len(cells)} cells for {len(names)} labels: {listed(names)}")
+        try:
+            return [zero_or_one(cell) for cell in cells]
+        except ValueError as error:
+            raise ValueError(f"label {label!r:.80} {error}") from None
+
+    def classes(label: Any) -> list[float]:
+        row = [0.0] * len(names)
+        for item in label if several and isinstance(label, list) else [label]:
+            if (index := find(item)) is None:
+                raise ValueError(f"label {item!r} is not among {listed(names)}")
+            row[index] = 1.0
+        return row
+
+    if problem_type == "regression":
+        return numbers
+    columns = all(isinstance(label, tuple) for label in labels)
+    alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
+    if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
+        return ones
+    return classes
 
 
 def decide(logits: FloatArray, problem_type: ProblemType | None) -> Targets | None:

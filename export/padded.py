@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nopad.export.onnx import Graph, trace, write
 from nopad.export.reference import open_config, open_model
 from nopad.model.attention import PackedLayout
-from nopad.model.checkpoint import Checkpoint, folder_config, open_tokenizer
+from nopad.model.checkpoint import Checkpoint, folder_config
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.embedding import build_modules, embed, load_modules
 from nopad.model.encoder import PackedEncoder
@@ -29,6 +29,7 @@ from nopad.model.head import Task
 from nopad.model.json_files import read_raw_config
 from nopad.model.read_config import read_other
 from nopad.model.sentence_transformers import read_pipeline, transformer_folder
+from nopad.model.tokenizer import open_tokenizer
 from nopad.model.weights import weight_files
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -25,6 +25,7 @@ from nopad.export.parity_texts import compare_texts
 from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
+from nopad.export.token_ids import compare, differing, explain, marked_sentences
 from nopad.model.config import attention_block
 from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import EngineError, TextError
@@ -206,8 +207,13 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
     texts: list[Text] = list(PAIRS) if model.task == "rerank" else list(SAMPLES)
     if model.task == "text-classification":
         texts += PAIRS
+        texts += marked_sentences(reference.tokenizer, model.manifest.architecture.get("vocab_size"))
     if model.task == "fill-mask":
         texts = [f"{text} {model.manifest.mask_token}" for text in SAMPLES]
+    for one in compare(model, reference):
+        yield Row(
+            check="token ids", case=one.case, value=float(one.wrong), bound=0.0, passed=not one.wrong, note=one.note
+        )
     encoded = [item for item in model.encode(texts) if not isinstance(item, TextError)]
     answers = model.logits(texts)
     names = reference.labels
@@ -216,8 +222,9 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         case = repr(text if len(str(text)) < 40 else str(text)[:37] + "...")
         ids, types = reference.encode(text, model.manifest.max_length)
         same = tokens.input_ids == ids
-        wrong = sum(a != b for a, b in zip(tokens.input_ids, ids, strict=False)) + abs(len(ids) - tokens.used)
-        yield Row(check="token ids", case=case, value=float(wrong), bound=0.0, passed=same)
+        wrong = differing(tokens.input_ids, ids)
+        note = "" if same else explain(model, reference, text, tokens.input_ids, ids)
+        yield Row(check="token ids", case=case, value=float(wrong), bound=0.0, passed=same, note=note)
         if not same:
             continue
         if "token_type_ids" in model.artifact.inputs:

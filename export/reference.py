@@ -18,9 +18,9 @@ import transformers
 
 from nopad.export.errors import ExportError
 from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
-from nopad.model.checkpoint import open_tokenizer
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
+from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray, Text
 
 CLASSES = {
@@ -63,7 +63,7 @@ class Reference:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
-        self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
         for used in (self.embedder, self.cross_encoder):

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.model.checkpoint import open_tokenizer
+from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray
 
 

@@ -19,13 +19,11 @@ from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task, detect_task, json_object
-from nopad.model.json_files import read_json, read_raw_config
+from nopad.model.json_files import read_raw_config
 from nopad.model.read_config import read_config
 from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
 from nopad.model.weights import load_weights, match_weights, weight_files
 
-# The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
-_NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 _EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
 
@@ -182,29 +180,6 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.padding_idx is not None and config.architecture != "modernbert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder for transformers, whichever version wrote it. Raises `CheckpointError`."""
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if _NEW_CLASS in str(error):  # unknown to transformers 4, whose own class reads the same files
-            return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot open the tokenizer of {folder}: {error}"
-        ) from error
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer of transformers so that transformers 4 and 5 both open it."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    raw = read_json(path, dict)
-    if raw.get("tokenizer_class") == _NEW_CLASS:
-        path.write_text(json.dumps(raw | {"tokenizer_class": _OLD_CLASS}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.profiles import plan_in_profiles
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.selection import EngineChoice, find_candidates
-from nopad.runtime.tokenizer import TextEncoder, Tokens
+from nopad.runtime.tokenizer import TextEncoder, Tokens, open_encoder
 from nopad.runtime.types import (
     Failure,
     FloatArray,
@@ -95,21 +95,14 @@ def load(
         file=file,
         allow_unverified=allow_unverified,
     )
-    tokenizer = bundle.file(bundle.manifest.tokenizer)
-    config = tokenizer.with_name("tokenizer_config.json")
-    encoder = TextEncoder(
-        tokenizer,
-        bundle.manifest.max_length,
-        truncation,
-        config=config if config.relative_to(bundle.path).as_posix() in bundle.manifest.files else None,
-    )
+    manifest = bundle.manifest
     return Model(
         bundle=bundle,
         candidates=candidates,
-        encoder=encoder,
+        encoder=open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, truncation, manifest=manifest),
         token_budget=token_budget,
         fallback=fallback,
-        prompt=resolve_prompt(bundle.manifest, prompt_name, prompt),
+        prompt=resolve_prompt(manifest, prompt_name, prompt),
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tokenizers import Encoding, Tokenizer
 
 from nopad.runtime.errors import BundleError, TextError
+from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import Text, Truncation
+
+CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +35,47 @@ class Tokens:
         return len(self.input_ids)
 
 
+def open_encoder(
+    tokenizer: Path, max_length: int, truncation: Truncation = "truncate", *, manifest: Manifest | None = None
+) -> TextEncoder:
+    """The encoder of a `tokenizer.json`, with what `tokenizer_config.json` beside it says. Raises `BundleError`.
+
+    Of a bundle, give the `manifest`: a configuration that it does not list is not read, and a text with a token that
+    the model has no embedding for is refused.
+    """
+    config = tokenizer.with_name(CONFIG)
+    if manifest is None:
+        known, vocab_size = config.is_file(), None
+    else:
+        known = str(PurePosixPath(manifest.tokenizer).with_name(CONFIG)) in manifest.files
+        vocab_size = manifest.architecture.get("vocab_size")
+    return TextEncoder(tokenizer, max_length, truncation, config=config if known else None, vocab_size=vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What `tokenizer_config.json` says and `tokenizer.json` does not."""
+
+    side: str = "right"  # which end of a long text is cut
+    typed: bool = True  # the second text of a pair has token types of its own
+    split_special: bool = False  # a special token that a text spells is text
+
+
 class TextEncoder:
-    """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads."""
+    """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads.
+
+    Its ids are those of transformers' `tokenizer(*text, truncation=True, max_length=max_length)`. Where transformers
+    would go over the max length, because special tokens alone are more, the text is refused.
+    """
 
     def __init__(
-        self, path: Path, max_length: int, truncation: Truncation = "truncate", *, config: Path | None = None
+        self,
+        path: Path,
+        max_length: int,
+        truncation: Truncation = "truncate",
+        *,
+        config: Path | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -44,9 +83,12 @@ class TextEncoder:
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
         self._max_length = max_length
         self._truncation = truncation
-        side, self._typed = _read_config(config) if config else ("right", True)
+        self._vocab_size = vocab_size
+        said = _read_config(config) if config else _Config()
+        self._typed = said.typed
+        self._tokenizer.encode_special_tokens = said.split_special
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, direction=side)
+        self._tokenizer.enable_truncation(max_length, direction=said.side)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
 
@@ -98,7 +140,19 @@ class TextEncoder:
         return None
 
     def _tokens(self, text: Text, encoding: Encoding, prompt_length: int) -> Tokens | TextError:
-        total = len(encoding.ids)
+        ids = encoding.ids
+        total = len(ids)
+        if not ids:
+            return TextError("the text holds nothing that the tokenizer makes a token of (control characters, perhaps)")
+        if total > self._max_length:  # so the library does where special tokens alone are more
+            special = sum(encoding.special_tokens_mask)
+            return TextError(
+                f"the model's max length of {self._max_length} tokens has no room for this text beside its {special} "
+                "special tokens; export the bundle with a larger --max-length"
+            )
+        if self._vocab_size is not None and max(ids) >= self._vocab_size:
+            beyond = encoding.tokens[ids.index(max(ids))]
+            return TextError(f"the text holds {beyond!r}, a token of which the model has no embedding; leave it out")
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
             if self._truncation == "error":
@@ -108,8 +162,8 @@ class TextEncoder:
                 )
         return Tokens(
             text=text,
-            input_ids=encoding.ids,
-            token_type_ids=encoding.type_ids if self._typed else [0] * len(encoding.ids),
+            input_ids=ids,
+            token_type_ids=encoding.type_ids if self._typed else [0] * len(ids),
             tokens=total,
             offsets=encoding.offsets,
             special=encoding.special_tokens_mask,
@@ -133,16 +187,15 @@ def _prompted(text: Text, prompt: str) -> Text:
     return prompt + text
 
 
-def _read_config(path: Path) -> tuple[str, bool]:
-    """What `tokenizer_config.json` says: which end of a long text is cut (`right` or `left`), and whether the second
-    text of a pair has token types of its own (unless `model_input_names` leaves them out).
-    """
+def _read_config(path: Path) -> _Config:
+    """Read `tokenizer_config.json`. Token types are left out where `model_input_names` leaves them out."""
     try:
-        config = json.loads(path.read_text("utf-8"))
-        side, names = config.get("truncation_side", "right"), config.get("model_input_names")
+        raw = json.loads(path.read_text("utf-8"))
+        side, names = raw.get("truncation_side", "right"), raw.get("model_input_names")
         typed = names is None or "token_type_ids" in names
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        split = raw.get("split_special_tokens") is True
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); export the bundle again") from None
     if side not in ("left", "right"):
         raise BundleError(f"{path}: truncation_side is {side!r}, expected left or right")
-    return side, typed
+    return _Config(side=side, typed=typed, split_special=split)

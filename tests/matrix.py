@@ -479,7 +479,8 @@ def make(shape: Shape, folder: Path) -> Any:
     for name, content in shape.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content), "utf-8")
-    return made.float().eval()
+    # Opened again: a model that was cast to bf16 keeps rotary frequencies of that precision.
+    return auto.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def reference(shape: Shape, folder: Path, model: Any, texts: list[Any], limit: int) -> list[np.ndarray[Any, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.commands.console import common_options, emit, messages
 
 
@@ -28,8 +29,22 @@ from nopad.runtime.commands.console import common_options, emit, messages
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @click.option("--text-column", help="Column of the text. [default: text, sentence, content or review]")
-@click.option("--label-column", help="Column of the label. [default: label, labels or score]")
-@click.option("--labels", help="Label names, comma-separated, in the order of their numbers.")
+@click.option(
+    "--label-column",
+    help="Column of the label; or several, comma-separated, of zeros and ones: one for each label. "
+    "[default: label, labels or score]",
+)
+@click.option(
+    "--labels",
+    help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column holds; "
+    "LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
+)
+@click.option(
+    "--problem-type",
+    type=click.Choice(PROBLEM_TYPES),
+    help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists several "
+    "labels at once]",
+)
 @click.option("--learning-rate", type=float, default=8e-5, help="Highest learning rate.")
 @click.option("--adam-beta1", type=float, default=0.9, help="Decay of AdamW's mean of gradients.")
 @click.option("--adam-beta2", type=float, default=0.98, help="Decay of AdamW's mean of squared gradients.")
@@ -58,6 +73,7 @@ def train(
     text_column: str | None,
     label_column: str | None,
     labels: str | None,
+    problem_type: ProblemType | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -67,7 +83,7 @@ def train(
     """Fine-tune a text classifier; the best epoch becomes the checkpoint at --output.
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
-    (regression) follow from the label column.
+    (regression) follow from the label column; the command prints what it has understood before it trains.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
@@ -93,10 +109,14 @@ def train(
         text_column=text_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
+        problem_type=problem_type,
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
     console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
+    console.print(data.understood)
+    for remark in data.remarks:
+        console.print(f"note: {remark}", style="yellow")
     try:
         result = run(
             data,

@@ -104,7 +104,8 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _from_dataset(part: Any, file: str) -> Rows:
-    names = {name: tuple(feature.names) for name, feature in part.features.items() if getattr(feature, "names", None)}
+    features = {name: getattr(feature, "feature", feature) for name, feature in part.features.items()}  # of lists, too
+    names = {name: tuple(feature.names) for name, feature in features.items() if getattr(feature, "names", None)}
     places = [f"{file}row {number}" for number in range(1, len(part) + 1)]
     return Rows(records=part.to_list(), places=places, class_names=names, untyped=False)
 

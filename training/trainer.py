@@ -20,14 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
-from nopad.model.checkpoint import (
-    Checkpoint,
-    initialize,
-    load_checkpoint,
-    open_tokenizer,
-    save_tokenizer,
-    write_checkpoint,
-)
+from nopad.model.checkpoint import Checkpoint, initialize, load_checkpoint, write_checkpoint
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
@@ -36,6 +29,7 @@ from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
 from nopad.model.read_config import read_config
+from nopad.model.tokenizer import open_tokenizer, save_tokenizer
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError

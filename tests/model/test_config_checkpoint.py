@@ -39,10 +39,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "head activation": ({"classifier_activation": "tanhh"}, "activation 'tanhh' is not supported"),
     "layer type": ({"layer_types": ["full_attention"] * 3 + ["chunked"]}, r"unknown layer_types \['chunked'\]"),
     "layer count": ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for num_hidden_layers 4"),
-    "label ids": ({"id2label": {"0": "a", "2": "b"}}, r"id2label has ids \[0, 2\], expected 0\.\.1"),
-    "label list": ({"id2label": ["a", "b"]}, "id2label"),
-    "label twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "must name each label once, it has 'a', 'b', 'a'"),
-    "blank label": ({"id2label": {"0": "a", "1": " "}}, "must name each label once, it has 'a', ' '"),
     "one class": (
         {**labels(1), "problem_type": "single_label_classification"},
         "single_label_classification needs two labels, this has one",

@@ -92,7 +92,8 @@ def gemma(folder: Path) -> None:
     _template(tokenizer, "<bos> $A <eos>", "<bos> $A <eos> $B <eos>", ("<bos>", "<eos>"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "cls_token": "<eos>", "sep_token": "<eos>"}
     names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=8192)
+    framed = {"add_bos_token": True, "add_eos_token": True}
+    _write(folder, tokenizer, "GemmaTokenizerFast", names, model_max_length=8192, **framed)
 
 
 def _unigram(special: Sequence[str], unknown: str, size: int = SIZE) -> Tokenizer:
@@ -114,7 +115,7 @@ def unigram(folder: Path) -> None:
     _template(tokenizer, "<cls> $A <sep>", "<cls> $A <sep> $B <sep>", ("<cls>", "<sep>"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     names |= {"sep_token": "<sep>", "mask_token": "<mask>", "cls_token": "<cls>"}
-    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=10**30)
+    _write(folder, tokenizer, "LlamaTokenizerFast", names, model_max_length=10**30)
 
 
 def characters(folder: Path) -> None:

@@ -62,8 +62,8 @@ def run(names: list[str]) -> int:
         failed += not good
         said = mine[name].get("failed") or ", ".join(f"{graph} {gap:.1e}" for graph, gap in worst.items())
         print(f"{'ok  ' if good else 'FAIL'} {name}: {said} ({time.perf_counter() - start:.1f} s)", flush=True)
-    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", "utf-8")
-    TABLE.write_text(table(figures), "utf-8")
+        FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", "utf-8")
+        TABLE.write_text(table(figures), "utf-8")
     return 1 if failed else 0
 
 

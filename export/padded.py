@@ -100,7 +100,9 @@ def load_padded(
     if pipeline is not None and config.modules:
         load_modules(encoder.chain, folder, pipeline.weights)
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=(), pipeline=pipeline)
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    overrides = {name: value for name, value in asked.items() if value is not None}
+    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=(), pipeline=pipeline, overrides=overrides)
 
 
 def _sizes(theirs: Any) -> dict[str, int]:

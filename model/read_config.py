@@ -76,6 +76,11 @@ def _layer_ropes(raw: Mapping[str, Any], thetas: Mapping[str, Any], positions: i
         )
     scaling = json_object(raw, "rope_scaling")
     head_size = int(raw["hidden_size"]) // max(1, int(raw["num_attention_heads"]))
+    if raw.get("head_dim") not in (None, head_size):  # transformers turns by the one and projects by the other
+        raise CheckpointError(
+            f"config.json: head_dim {raw['head_dim']} is not hidden_size / num_attention_heads, {head_size}, as "
+            "ModernBERT's heads are"
+        )
     ropes = {}
     for layer, theta in thetas.items():
         # transformers lays rope_scaling over the entry of either kind, which has a rope_type by then.

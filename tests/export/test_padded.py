@@ -132,7 +132,8 @@ def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
     model = getattr(transformers, f"Electra{kind}")(config).eval()
     model.save_pretrained(tmp_path / "c")
     options: Any = {"pooling": pooling, "normalize": True} if task == "embeddings" else {}
-    result = export_checkpoint(tmp_path / "c", tmp_path / "b", parity=task != "embeddings", **options)
+    # transformers has no pooling to be the gate's reference for several modes in one.
+    result = export_checkpoint(tmp_path / "c", tmp_path / "b", parity=pooling == "cls", **options)
     assert result.passed
     ids = [[5, 9, 30, 31], [40, 41]]
     with load(tmp_path / "b", allow_unverified=True) as served, torch.no_grad():

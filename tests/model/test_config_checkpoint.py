@@ -33,6 +33,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pooling": ({"classifier_pooling": "max"}, "pooling 'max' is not ModernBERT's; it has cls and mean"),
     "head size": ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
     "odd head": ({"hidden_size": 66, "num_attention_heads": 22}, "head size 3 is odd"),
+    "head_dim": ({"head_dim": 16}, "head_dim 16 is not hidden_size / num_attention_heads, 32"),
     "no heads": ({"num_attention_heads": 0}, "num_attention_heads"),
     "layer pattern 0": ({"global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
     "activation": ({"hidden_activation": "mish"}, "activation 'mish' is not supported; known ones: gelu, gelu_new"),

@@ -121,6 +121,25 @@ def test_a_checkpoint_moves_both_ways(name: str, tmp_path: Path) -> None:
         assert hasattr(transformers, again.config.hf_class)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "fresh"),
+    [
+        ("eurobert-mlm", "text-classification", {"dense.weight", "dense.bias", "classifier.weight", "classifier.bias"}),
+        ("eurobert-embed-default", "token-classification", {"classifier.weight", "classifier.bias"}),
+        ("ultrabert-mlm", "text-classification", {"classifier.weight", "classifier.bias"}),
+    ],
+)
+@needs_5
+def test_a_classifier_is_trained_on_a_pretrained_encoder(name: str, task: Any, fresh: set[str], tmp_path: Path) -> None:
+    made = make_reference(EURO_CASES[name], tmp_path)
+    checkpoint = load_checkpoint(tmp_path, task=task, new_head=True)
+    assert set(checkpoint.missing) == fresh
+    theirs = {key.removeprefix("model."): value for key, value in made.model.named_parameters()}
+    for key, value in checkpoint.encoder.named_parameters():
+        if key not in fresh:
+            assert torch.equal(value, theirs[key.removeprefix("model.")]), key
+
+
 def test_norms_and_logits_stay_fp32_in_half_precision() -> None:
     encoder = build_encoder(read_config({**ULTRA, **labels(3)}))
     initialize(encoder)

@@ -97,6 +97,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head-64": {"hidden_size": 128, "num_attention_heads": 2},
     "every-2": {"global_attn_every_n_layers": 2},
     "all-global": {"global_attn_every_n_layers": 1},
+    "no-neighbours": {"local_attention": 0},
     "thetas": {"global_rope_theta": 80000.0, "local_rope_theta": 500.0},
     "norm-eps": {"norm_eps": 1e-2},
     "relu": {"hidden_activation": "relu", "classifier_activation": "silu"},

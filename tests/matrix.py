@@ -55,7 +55,7 @@ class Shape:
     fast: bool = False  # part of the fast suite
 
 
-def _modernbert(heads: int = 2, size: int = 64, layers: int = 4, **more: Any) -> dict[str, Any]:
+def _modernbert(heads: int = 2, size: int = 64, layers: int = 3, **more: Any) -> dict[str, Any]:
     """ModernBERT's base as its config.json has it, with the sizes cut."""
     return {
         "model_type": "modernbert",
@@ -139,7 +139,7 @@ def _packed() -> list[Shape]:
         Shape(
             name="ModernBERT-large", exercises="transformers 5's keys; sharded weights; several labels at once",
             tokenizer="byte-level BPE", task=_CLASSES, shards=True,
-            config=_modernbert(**_NEW, **labels(4), problem_type="multi_label_classification", dtype="float32"),
+            config=_modernbert(layers=4, **_NEW, **labels(4), problem_type="multi_label_classification", dtype="float32"),
         ),
         Shape(
             name="ModernBERT-base, MLM", exercises="a tied decoder that is missing from the file; `sparse_prediction`",
@@ -167,10 +167,10 @@ def _packed() -> list[Shape]:
             config=_modernbert(**labels(1), sentence_transformers={"version": "4.1.0"}),
         ),
         Shape(
-            name="ettin-encoder-17m", exercises="true width; one theta of 160 k for all layers; 7,999 positions",
+            name="ettin-encoder-17m", exercises="heads of 64 at true width; one theta of 160 k for all layers; 7,999 positions",
             tokenizer="byte-level BPE", task=_CLASSES,
             config=_modernbert(
-                4, layers=7, **_FLAN, local_rope_theta=160000.0, max_position_embeddings=7999, **labels(2),
+                4, layers=4, **_FLAN, local_rope_theta=160000.0, max_position_embeddings=7999, **labels(2),
             ),
         ),
         Shape(
@@ -298,7 +298,7 @@ def _packed() -> list[Shape]:
             tokenizer="byte-level BPE", task=_MASKS,
             config=_modernbert(
                 attention_bias=True, mlp_bias=True, norm_bias=True, decoder_bias=False, classifier_bias=True,
-                tie_word_embeddings=False, local_attention=101, global_attn_every_n_layers=2,
+                tie_word_embeddings=False, local_attention=101, global_attn_every_n_layers=2, layers=4,
             ),
         ),
         Shape(
@@ -480,7 +480,8 @@ def make(shape: Shape, folder: Path) -> Any:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content), "utf-8")
     # Opened again: a model that was cast to bf16 keeps rotary frequencies of that precision.
-    return auto.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=False).eval()
+    exact = {"torch_dtype" if TRANSFORMERS_4 else "dtype": torch.float32}
+    return auto.from_pretrained(folder, trust_remote_code=False, **exact).eval()
 
 
 def reference(shape: Shape, folder: Path, model: Any, texts: list[Any], limit: int) -> list[np.ndarray[Any, Any]]:

@@ -139,7 +139,7 @@ def _packed() -> list[Shape]:
         Shape(
             name="ModernBERT-large", exercises="transformers 5's keys; sharded weights; several labels at once",
             tokenizer="byte-level BPE", task=_CLASSES, shards=True,
-            config=_modernbert(layers=4, **_NEW, **labels(4), problem_type="multi_label_classification", dtype="float32"),
+            config=_modernbert(layers=4, **_NEW, **labels(4), problem_type="multi_label_classification"),
         ),
         Shape(
             name="ModernBERT-base, MLM", exercises="a tied decoder that is missing from the file; `sparse_prediction`",
@@ -167,7 +167,7 @@ def _packed() -> list[Shape]:
             config=_modernbert(**labels(1), sentence_transformers={"version": "4.1.0"}),
         ),
         Shape(
-            name="ettin-encoder-17m", exercises="heads of 64 at true width; one theta of 160 k for all layers; 7,999 positions",
+            name="ettin-encoder-17m", exercises="true width; one theta of 160 k for all layers; 7,999 positions",
             tokenizer="byte-level BPE", task=_CLASSES,
             config=_modernbert(
                 4, layers=4, **_FLAN, local_rope_theta=160000.0, max_position_embeddings=7999, **labels(2),

@@ -21,10 +21,12 @@ from nopad.export.artifacts import (
 from nopad.export.errors import ExportError
 from nopad.export.padded import load_padded
 from nopad.export.parity import run_gate
+from nopad.export.plain import plain_folder
 from nopad.export.precision import Precision
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
-from nopad.export.reference import Reference
+from nopad.export.reference import CLASSES, Reference
+from nopad.export.reference_setfit import SetFitReference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import lower_case, max_length_of, write_tokenizer
@@ -33,8 +35,9 @@ from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
-from nopad.model.json_files import read_raw_config
-from nopad.model.sentence_transformers import Pipeline, transformer_folder
+from nopad.model.sentence_transformers import Pipeline
+from nopad.model.setfit import classifier_of, is_setfit
+from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
@@ -52,7 +55,7 @@ class ExportResult:
     bundle: Bundle
     reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
     skipped: tuple[str, ...]  # what was not built or not gated here, and why
-    remarks: tuple[str, ...]  # what was chosen for the user
+    remarks: tuple[str, ...]  # what was chosen for the user, left out of the checkpoint, or guessed
     engines: tuple[BuiltEngine, ...]
     export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
@@ -86,12 +89,16 @@ def export_checkpoint(
     max_length: int | None = None,
     parity: bool = True,
     threads: int | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
     engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
+    a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
     nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
@@ -104,7 +111,7 @@ def export_checkpoint(
     if calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
         raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
-    exporter, remarks = _choose_exporter(exporter, folder)
+    exporter, remarks = _choose_exporter(exporter, folder, base)
     if exporter != "nopad" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
         raise ExportError(
             f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines are for architectures "
@@ -116,7 +123,9 @@ def export_checkpoint(
     if exporter != "optimum":
         progress("loading the checkpoint")
         opener = load_padded if exporter == "padded" else load_checkpoint
-        checkpoint = opener(folder, task=task, pooling=pooling, normalize=normalize)
+        checkpoint = opener(
+            folder, task=task, pooling=pooling, normalize=normalize, base=base, allow_pickle=allow_pickle
+        )
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
@@ -148,13 +157,13 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, progress)
+            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
         reports=reports,
         skipped=(*jobs.skipped, *ungated),
-        remarks=remarks,
+        remarks=(*remarks, *(checkpoint.remarks if checkpoint is not None else ())),
         engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
@@ -162,11 +171,11 @@ def export_checkpoint(
     )
 
 
-def _choose_exporter(exporter: Exporter, folder: Path) -> tuple[Exporter, tuple[str, ...]]:
+def _choose_exporter(exporter: Exporter, folder: Path, base: str | Path | None) -> tuple[Exporter, tuple[str, ...]]:
     """The packed exporter where the architecture has a packed encoder, else the padded one, with a remark."""
     if exporter != "auto":
         return exporter, ()
-    kind = read_raw_config(transformer_folder(folder)).get("model_type")
+    kind = open_source(folder, base).raw_config.get("model_type")
     if not isinstance(kind, str) or kind in ARCHITECTURES:
         return "nopad", ()
     remark = (
@@ -177,7 +186,13 @@ def _choose_exporter(exporter: Exporter, folder: Path) -> tuple[Exporter, tuple[
 
 
 def _gate_all(
-    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, progress: Progress
+    bundle: Bundle,
+    checkpoint: Path,
+    base: str | Path | None,
+    allow_pickle: bool,
+    half_window: int,
+    threads: int | None,
+    progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
     reports: dict[str, dict[str, Any]] = {}
@@ -189,6 +204,8 @@ def _gate_all(
             report = gate_bundle(
                 bundle,
                 checkpoint,
+                base=base,
+                allow_pickle=allow_pickle,
                 half_window=half_window,
                 engine=engine,
                 file=artifact.file,
@@ -226,10 +243,14 @@ def gate_bundle(
     precision: str | None = None,
     threads: int | None = None,
     allow_host_code: bool = False,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle (or one file of it) against its checkpoint. `options` go to `run_gate`.
+
+    `base` is that of an adapter; `allow_pickle` opens a SetFit model's classifier.
 
     Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
     answers for it.
@@ -246,8 +267,15 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        reference = Reference(checkpoint, manifest.task, overrides=manifest.overrides)
-        report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+        setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
+        task: Task = "embeddings" if setfit else manifest.task
+        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+            reference = (
+                SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
+                if setfit
+                else Reference(plain, task, overrides=manifest.overrides)
+            )
+            report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
             note = "int8 changes too many labels of the calibration texts; data with labels may prove it good (--data)"
@@ -306,7 +334,7 @@ def write_bundle(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id or 0,
         mask_token=tokenizer.mask_token,
         architecture=_summary(config, checkpoint.raw_config.get("model_type")),
-        source=source_of(checkpoint.path),
+        source=source_of(checkpoint.source or open_source(checkpoint.path)),
         created=created(),
         artifacts=tuple(artifacts),
         files=record_files(folder),

@@ -79,6 +79,12 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @common_options
 def export(
@@ -98,6 +104,8 @@ def export(
     pooling: Any,
     normalize: bool | None,
     max_length: int | None,
+    base: str | None,
+    allow_pickle: bool,
     no_parity: bool,
     as_json: bool,
     quiet: bool,
@@ -134,6 +142,8 @@ def export(
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
+            base=base,
+            allow_pickle=allow_pickle,
             parity=not no_parity,
             threads=threads,
             progress=progress,
@@ -188,6 +198,12 @@ def export(
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -200,6 +216,8 @@ def parity(
     engine: str,
     precision: str | None,
     allow_host_code: bool,
+    base: str | None,
+    allow_pickle: bool,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -214,13 +232,15 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
+    from nopad.model.source import open_source
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    same = is_source(opened, folder)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
     if not same:
         console.print(
             f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
@@ -236,6 +256,8 @@ def parity(
             opened,
             folder,
             half_window=window // 2,
+            base=base,
+            allow_pickle=allow_pickle,
             progress=progress,
             engine=engine,
             precision=precision,
@@ -263,7 +285,7 @@ def set_threads(threads: int | None) -> None:
 
 def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: bool = False) -> None:
     """The gate's figures as a table on stdout."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # texts and tokens may hold brackets: [/E1]
     rows = report["rows"]
     table = Table(box=None, pad_edge=False)
     for name in ("check", "cases", "worst", "bound", ""):
@@ -286,7 +308,8 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         console.print(lengths)
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
-            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}"
+            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}",
+            soft_wrap=True,
         )
     if report["evaluation"]:
         console.print(json.dumps({k: v for k, v in report["evaluation"].items() if v is not None}, indent=2))

@@ -59,14 +59,16 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if cpu else block * torch.export.Dim("blocks", max=1 << 20)
     sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
     longest = torch.export.Dim("longest", min=1, max=1 << 20)
-    shapes: dict[str, dict[int, Any]] = {name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")}
+    shapes: dict[str, dict[int, Any] | None] = {
+        name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")
+    }
     shapes["pad_index"] = {0: sequences, 1: longest}
     if config.type_vocab_size:
         shapes["token_type_ids"] = {0: tokens}
     names = list(shapes)
     if not config.include_prompt:
         names.append("prompt_lengths")
-        shapes.setdefault("token_type_ids", {})  # the encoder takes them before, BERT or not
+        shapes.setdefault("token_type_ids", None)  # the encoder takes them before, BERT or not
         shapes["prompt_lengths"] = {0: sequences}
     arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
     own = cpu_attention if cpu else graph_attention

@@ -12,7 +12,7 @@ from nopad.export.provenance import created, source_of
 from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.head import Task, detect_task, read_head
 from nopad.model.json_files import read_raw_config
-from nopad.model.weights import weight_files
+from nopad.model.source import open_source
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
 from nopad.runtime.manifest import Artifact, Manifest
 
@@ -38,7 +38,9 @@ def write_optimum_bundle(checkpoint: Path, folder: Path, *, task: Task | None, m
             "environment of its own: pip install 'nopad[optimum]'"
         ) from None
     raw = read_raw_config(checkpoint)
-    weight_files(checkpoint)  # refuses pickles
+    source = open_source(checkpoint)  # refuses pickles
+    if source.adapter is not None:
+        raise ExportError(f"--exporter optimum merges no adapters; merge {checkpoint} with PEFT first")
     task = task or detect_task(raw)
     if task not in _TASKS:
         raise ExportError(f"--exporter optimum has no {task}; it has {', '.join(_TASKS)}")
@@ -82,7 +84,7 @@ def write_optimum_bundle(checkpoint: Path, folder: Path, *, task: Task | None, m
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else raw.get("pad_token_id") or 0,
         mask_token=tokenizer.mask_token,
         architecture={"model_type": raw.get("model_type"), "max_position_embeddings": positions},
-        source=source_of(checkpoint),
+        source=source_of(source),
         created=created(),
         artifacts=(artifact,),
         files=record_files(folder),

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from nopad.export.onnx import Graph, trace, write
-from nopad.export.reference import open_config, open_model
+from nopad.export.plain import plain_folder
+from nopad.export.reference import CLASSES, open_model, own_config
 from nopad.model.attention import PackedLayout
 from nopad.model.checkpoint import Checkpoint, folder_config
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.embedding import build_modules, embed, load_modules
 from nopad.model.encoder import PackedEncoder
 from nopad.model.head import Task
-from nopad.model.json_files import read_raw_config
 from nopad.model.read_config import read_other
 from nopad.model.sentence_transformers import read_pipeline, transformer_folder
+from nopad.model.setfit import classifier_of
+from nopad.model.source import open_source
 from nopad.model.tokenizer import open_tokenizer
-from nopad.model.weights import weight_files
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _NO_TABLE = 512  # positions of a model that states none
@@ -46,13 +47,14 @@ class PaddedEncoder(PackedEncoder):
         self.model = model
         self.inputs = tuple(inputs)
         self.chain = build_modules(config)
+        self.embeds = config.task == "embeddings" or bool(config.modules)  # the last may be a SetFit classifier
 
     def forward(self, *matrices: Tensor) -> Tensor:  # type: ignore[override]
         """Logits, fp32; of embeddings the vectors."""
         given = dict(zip(self.inputs, matrices, strict=True))
         prompt_lengths = given.pop("prompt_lengths", None)
         out: Any = self.model(**given)
-        if self.encoder_config.task != "embeddings":
+        if not self.embeds:
             logits: Tensor = out.logits
             return logits.float()
         hidden: Tensor = out.last_hidden_state
@@ -80,29 +82,45 @@ def load_padded(
     task: Task | None = None,
     pooling: Pooling | None = None,
     normalize: bool | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of any architecture with transformers, as `load_checkpoint` opens those that nopad packs.
 
     Raises `CheckpointError`, and `ExportError` for what transformers cannot open.
     """
-    home = transformer_folder(folder)
-    raw = read_raw_config(home)
-    weight_files(home)  # refuses pickles
+    source = open_source(folder, base)
+    raw = dict(source.raw_config)
+    classifier, remarks = classifier_of(folder, task, allow_pickle)
     pipeline = read_pipeline(folder) if task in (None, "embeddings", "rerank", "text-classification") else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        read = functools.partial(read_other, sizes=_sizes(open_config(home, raw)))
-        config, pipeline = folder_config(raw, pipeline, task, pooling, normalize, read=read)
-        theirs, model = open_model(home, config.task, raw)
-        inputs = _inputs(theirs, model, open_tokenizer(home).model_input_names)
+        read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
+        wanted = "embeddings" if classifier else task
+        config, pipeline = folder_config(raw, pipeline, wanted, pooling, normalize, read=read)
+        with plain_folder(folder, config.task, CLASSES[config.task], base) as plain:
+            theirs, model = open_model(transformer_folder(plain), config.task, raw)
+        inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
+    if classifier is not None:
+        config = classifier.extend(config, pipeline)
     config = dataclasses.replace(config, max_position_embeddings=_positions(theirs, model))
     encoder = PaddedEncoder(config, model.float(), inputs if config.include_prompt else [*inputs, "prompt_lengths"])
     if pipeline is not None and config.modules:
         load_modules(encoder.chain, folder, pipeline.weights)
+    if classifier is not None:
+        classifier.fill(encoder)
     encoder.eval()
     asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
-    overrides = {name: value for name, value in asked.items() if value is not None}
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=(), pipeline=pipeline, overrides=overrides)
+    return Checkpoint(
+        path=folder,
+        raw_config=raw,
+        encoder=encoder,
+        missing=(),
+        source=source,
+        remarks=(*source.remarks, *remarks),
+        pipeline=pipeline,
+        overrides={name: value for name, value in asked.items() if value is not None},
+    )
 
 
 def _sizes(theirs: Any) -> dict[str, int]:

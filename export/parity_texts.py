@@ -40,12 +40,10 @@ def compare_texts(model: Model, reference: Reference) -> Iterator[Difference]:
         yield from _scores(model, reference)
 
 
-def _telling(limit: int) -> list[str]:
-    texts = [*SAMPLES[:4], "ok", "NO", SAMPLES[0].upper(), *(sample for sample in SAMPLES[4:] if not sample.isascii())]
-    if limit <= _LONGEST:  # every word is a token at least
-        words = " ".join(SAMPLES).split()
-        texts.append(" ".join(words[i % len(words)] for i in range(limit + 8)))
-    return texts
+def _long(limit: int) -> str:
+    """More than `limit` tokens: every word is one at least."""
+    words = " ".join(SAMPLES).split()
+    return " ".join(words[i % len(words)] for i in range(limit + 8))
 
 
 def _embeddings(model: Model, reference: Reference) -> Iterator[Difference]:
@@ -59,10 +57,13 @@ def _embeddings(model: Model, reference: Reference) -> Iterator[Difference]:
     ):
         note = "" if ours == theirs else f"bundle {ours!r}, sentence-transformers {theirs!r}"
         yield Difference(check=check, case="manifest", value=float(ours != theirs), note=note)
-    texts = _telling(embedder.max_length)
-    asked: list[dict[str, str]] = [{}, {"prompt": _FREE_PROMPT}, *({"prompt_name": name} for name in embedder.prompts)]
-    for named in asked:
-        case = "without a word on prompts" if not named else " ".join(f"{key} {text!r}" for key, text in named.items())
+    short = ["ok", "NO", SAMPLES[0], SAMPLES[0].upper()]
+    asked: list[tuple[str, Sequence[str], dict[str, str]]] = [("as it is", [*short, *SAMPLES], {})]
+    if embedder.max_length <= _LONGEST:  # alone: the library would fill up all others to its length
+        asked.append(("a text over the limit", [_long(embedder.max_length)], {}))
+    asked.append((f"prompt {_FREE_PROMPT!r}", short, {"prompt": _FREE_PROMPT}))
+    asked += [(f"prompt_name {name!r}", short, {"prompt_name": name}) for name in embedder.prompts]
+    for case, texts, named in asked:
         try:
             got = model.embed(texts, **named)
         except NopadError as error:
@@ -76,16 +77,17 @@ def _embeddings(model: Model, reference: Reference) -> Iterator[Difference]:
 def _scores(model: Model, reference: Reference) -> Iterator[Difference]:
     crosses = reference.cross_encoder
     assert crosses is not None
-    long = " ".join(SAMPLES)
     pairs = [*PAIRS, ("OK", "ok"), ("ok", "NOT BAD"), *((PAIRS[0][0], sample) for sample in SAMPLES)]
-    pairs += [(PAIRS[0][0], long), (long, PAIRS[0][1])] if model.manifest.max_length <= _LONGEST else []
-    answers = model.predict(pairs)
-    got = np.array([[answer.scores[label] for label in model.labels] for answer in answers], dtype=np.float32)
-    want = crosses.predict(pairs)
-    value, note = _worst(got, want, [f"{one} | {other}" for one, other in pairs])
-    yield Difference(
-        check="predict", case=f"{len(pairs)} pairs", value=value, scale=float(np.abs(want).max()), note=note
-    )
+    asked = [(f"{len(pairs)} pairs", pairs)]
+    if model.manifest.max_length <= _LONGEST:
+        long = _long(model.manifest.max_length)
+        asked.append(("pairs over the limit", [(PAIRS[0][0], long), (long, PAIRS[0][1])]))
+    for case, given in asked:
+        answers = model.predict(given)
+        got = np.array([[answer.scores[label] for label in model.labels] for answer in answers], dtype=np.float32)
+        want = crosses.predict(given)
+        value, note = _worst(got, want, [f"{one} | {other}" for one, other in given])
+        yield Difference(check="predict", case=case, value=value, scale=float(np.abs(want).max()), note=note)
     if model.task == "rerank":
         ranked = [one.index for one in model.rerank(PAIRS[0][0], SAMPLES)]
         logits = [float(row[0]) for row in reference.pair_logits(PAIRS[0][0], SAMPLES, model.manifest.max_length)]

@@ -18,6 +18,7 @@ import transformers
 
 from nopad.export.errors import ExportError
 from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
+from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
 from nopad.model.tokenizer import open_tokenizer
@@ -169,14 +170,16 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
 
     Raises `ExportError`.
     """
-    config = open_config(folder, raw)
     try:
+        config = _open_config(folder, raw)
         try:
             model, loading = _load(folder, task, config, "sdpa")
         except ValueError as error:
             if "attention implementation" not in str(error):
                 raise
             model, loading = _load(folder, task, config, "eager")  # DeBERTa and others have nothing else
+    except NopadError:
+        raise
     except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
         raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
     # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
@@ -191,6 +194,7 @@ def _load(folder: Path, task: str, config: Any, attention: str) -> tuple[Any, di
         folder,
         config=config,
         attn_implementation=attention,
+        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -199,12 +203,19 @@ def _load(folder: Path, task: str, config: Any, attention: str) -> tuple[Any, di
     return loaded
 
 
-def open_config(folder: Path, raw: dict[str, Any]) -> Any:
-    """Transformers' configuration. Raises `ExportError`, also where it would compute another model than `raw` says."""
+def own_config(raw: dict[str, Any]) -> Any:
+    """Transformers' configuration of a config.json. Raises `ExportError` where it has none of that kind."""
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+        return transformers.AutoConfig.for_model(**raw)
+    except Exception as error:  # of every kind
+        raise ExportError(
+            f"transformers {transformers.__version__} cannot open a config.json of model_type "
+            f"{raw.get('model_type')!r}: {error}"
+        ) from error
+
+
+def _open_config(folder: Path, raw: dict[str, Any]) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
     unread = unread_keys(raw, config)

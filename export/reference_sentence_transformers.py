@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
+from tokenizers import normalizers
 
 from nopad.export.errors import ExportError
 from nopad.model.tokenizer import open_tokenizer
@@ -60,7 +62,7 @@ class CrossEncoder(Protocol):
 def open_embedder(folder: Path, overrides: Mapping[str, Any]) -> Embedder:
     """The reference of an embedding model's folder; `overrides` are the manifest's. Raises `ExportError`."""
     with _quiet(folder):
-        return Library(folder, overrides) if _installed() else Reading(folder, overrides)
+        return Library(folder, overrides) if _installed() and _follows(folder) else Reading(folder, overrides)
 
 
 def open_cross_encoder(folder: Path) -> CrossEncoder:
@@ -71,6 +73,20 @@ def open_cross_encoder(folder: Path) -> CrossEncoder:
 
 def _installed() -> bool:
     return importlib.util.find_spec("sentence_transformers") is not None
+
+
+def _follows(folder: Path) -> bool:
+    """Whether the installed library does all that the folder says.
+
+    Before version 6 it passes over `truncate_dim`, leaves a prompt's tokens out of some poolings only, and lowers the
+    case of special tokens, too.
+    """
+    if int(_library_version()["sentence-transformers"].split(".")[0]) >= 6:
+        return True
+    paths = [module["path"] for module in json.loads((folder / "modules.json").read_text("utf-8"))]
+    pooled = all(_json(folder / path / "config.json").get("include_prompt") is not False for path in paths)
+    cased = _settings(folder / paths[0]).get("do_lower_case") is not True
+    return pooled and cased and _json(folder / "config_sentence_transformers.json").get("truncate_dim") is None
 
 
 @contextmanager
@@ -129,7 +145,8 @@ class Library:
             if type(module).__name__ == "Pooling" and "pooling" in overrides:
                 size = self._model[0].auto_model.config.hidden_size
                 kept = {"include_prompt": module.include_prompt}
-                modules[name] = type(module)(size, pooling_mode=overrides["pooling"], **kept)
+                modes = overrides["pooling"].split("+")
+                modules[name] = type(module)(size, pooling_mode=modes if len(modes) > 1 else modes[0], **kept)
         while overrides.get("normalize") is False and type(modules[next(reversed(modules))]).__name__ == "Normalize":
             del modules[next(reversed(modules))]
 
@@ -184,6 +201,12 @@ def _json(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _settings(home: Path) -> dict[str, Any]:
+    """The settings of a Transformer module, under whichever name."""
+    kinds = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
+    return next((raw for kind in kinds if (raw := _json(home / f"sentence_{kind}_config.json"))), {})
+
+
 def _torch(name: str | None) -> torch.nn.Module | None:
     """An instance of a class of torch.nn, by its full name."""
     if name is None:
@@ -202,8 +225,7 @@ class Reading:
         self._modules = json.loads((folder / "modules.json").read_text("utf-8"))
         home = folder / self._modules[0]["path"]
         about = _json(folder / "config_sentence_transformers.json")
-        kinds = "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
-        own = next((raw for kind in kinds if (raw := _json(home / f"sentence_{kind}_config.json"))), {})
+        own = _settings(home)
         options = {**_MODEL, "local_files_only": True}
         self._encoder: Any = transformers.AutoModel.from_pretrained(home, **options).float().eval()
         if hasattr(self._encoder.config, "reference_compile"):
@@ -212,7 +234,10 @@ class Reading:
         given = {**(own.get("tokenizer_args") or {}), **(own.get("processor_kwargs") or {})}
         limit = given.get("model_max_length") or own.get("max_seq_length") or self.tokenizer.model_max_length
         self.max_length = overrides.get("max_length") or min(limit, self._encoder.config.max_position_embeddings)
-        self._lower = own.get("do_lower_case") is True
+        if own.get("do_lower_case") is True:
+            backend = self.tokenizer.backend_tokenizer
+            parts = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+            backend.normalizer = normalizers.Sequence(parts)
         self.prompts: Mapping[str, str] = {"query": "", "document": ""} | {
             k: v or "" for k, v in (about.get("prompts") or {}).items()
         }
@@ -223,9 +248,8 @@ class Reading:
         self.versions: Mapping[str, str] = {}
 
     def _tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
-        texts = [text.lower() for text in texts] if self._lower else list(texts)
         return dict(
-            self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+            self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
         )
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
@@ -241,7 +265,7 @@ class Reading:
 
     def rows(self, inputs: dict[str, Any], skip: int = 0) -> torch.Tensor:
         """Embeddings of what the tokenizer made; `skip`: tokens of the prompt."""
-        takes = self._encoder.forward.__code__.co_varnames
+        takes = inspect.signature(self._encoder.forward).parameters
         mask = inputs["attention_mask"]
         with torch.inference_mode():
             given = {name: value for name, value in inputs.items() if name in takes}
@@ -334,7 +358,7 @@ class ReadingCrossEncoder:
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
         """One pair at a time."""
-        takes = self._model.forward.__code__.co_varnames
+        takes = inspect.signature(self._model.forward).parameters
         before = self.prompts.get(self.default_prompt_name or "", "")
         scores = []
         for one, other in pairs:

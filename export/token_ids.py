@@ -110,6 +110,7 @@ def explain(model: Model, reference: Reference, text: Text, got: Sequence[int], 
     ours.no_truncation()
     ours.no_padding()
     theirs = reference.tokenizer
+    ours.encode_special_tokens = getattr(theirs, "split_special_tokens", False)
     first = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
     place = (
         f"token {first}: transformers {_named(want, first, theirs.convert_ids_to_tokens)}, "
@@ -138,7 +139,7 @@ def _reason(ours: Tokenizer, theirs: Any, text: Text, max_length: int) -> str:
         return f"the template differs: of 'a', transformers makes {frames[0]!r}, the bundle {frames[1]!r}"
     if len(whole) > max_length:
         return f"truncation differs: transformers cuts at the {theirs.truncation_side}"
-    return "the text itself is the same; what is put before it (a prompt) or its special tokens' reading differs"
+    return "tokenizer.json is the same; what tokenizer_config.json says, or a prompt before the text, differs"
 
 
 def _content_reason(ours: Tokenizer, theirs: Any, part: str) -> str:

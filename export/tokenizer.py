@@ -68,6 +68,8 @@ def _config_of(tokenizer: Any) -> dict[str, Any]:
     }
     if getattr(tokenizer, "split_special_tokens", False):  # a special token in a text is text
         config["split_special_tokens"] = True
+    if isinstance(getattr(tokenizer, "add_prefix_space", None), bool):  # transformers 4 lays it over tokenizer.json
+        config["add_prefix_space"] = tokenizer.add_prefix_space
     limit = _limit(tokenizer.model_max_length)
     if limit is not None:
         config["model_max_length"] = limit

@@ -13,16 +13,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from nopad.model.adapter import merge
 from nopad.model.attention import AttentionFactory
 from nopad.model.config import EmbeddingModule, EncoderConfig, Pooling
 from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task, detect_task, json_object
-from nopad.model.json_files import read_raw_config
 from nopad.model.read_config import read_config
 from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
-from nopad.model.weights import load_weights, match_weights, weight_files
+from nopad.model.setfit import classifier_of
+from nopad.model.source import Source, open_source
+from nopad.model.weights import lacking, load_weights
 
 _EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
@@ -35,13 +37,15 @@ class Checkpoint:
     raw_config: dict[str, Any]  # config.json as it was read
     encoder: PackedEncoder
     missing: tuple[str, ...]  # weights the files did not hold (only with new_head=True)
+    source: Source | None = None  # the files it was read from; None for random weights
+    remarks: tuple[str, ...] = ()  # what its user should know of how it was read
     pipeline: Pipeline | None = None  # what the files of sentence-transformers say, where the task asks them
     overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling and normalize of embeddings, as asked for
 
     @property
     def files(self) -> Path:
-        """Where config.json, weights and tokenizer lie: `path`, or a folder in it."""
-        return transformer_folder(self.path)
+        """Where the tokenizer lies: `path`, a folder in it, or an adapter's base."""
+        return self.source.tokenizer if self.source else transformer_folder(self.path)
 
     @property
     def activation(self) -> str | None:
@@ -49,7 +53,7 @@ class Checkpoint:
         if self.config.task not in ("rerank", "text-classification"):
             return None
         crosses, named = read_activation(self.raw_config, self.files / "config.json")
-        if self.pipeline is not None:
+        if self.pipeline is not None and self.pipeline.model_type == "CrossEncoder":
             crosses, named = True, self.pipeline.activation or named
         if not crosses and self.config.task != "rerank":
             return None
@@ -70,37 +74,54 @@ def load_checkpoint(
     config_changes: Mapping[str, Any] | None = None,
     new_head: bool = False,
     attention: AttentionFactory | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Build the encoder of a checkpoint folder and load its weights (fp32).
 
-    `config_changes` are laid over `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
-    pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error.
+    A LoRA adapter is merged into its base: the one that it names, or `base`. `config_changes` are laid over
+    `config.json`. With `new_head`, weights the files lack (a fresh classifier on a pre-trained encoder) are initialised
+    and listed in `Checkpoint.missing`; else they are an error. With `allow_pickle`, a SetFit model's classifier is
+    opened, which can run code.
     Raises `CheckpointError`.
     """
-    home = transformer_folder(folder)
-    raw = read_raw_config(home) | dict(config_changes or {})
+    source = open_source(folder, base)
+    raw = {**source.raw_config, **(config_changes or {})}
+    classifier, remarks = (None, ()) if new_head else classifier_of(folder, task, allow_pickle)
     pipeline = None
     if task is None or task in ("embeddings", "rerank", "text-classification"):
         pipeline = read_pipeline(folder)
-    config, pipeline = folder_config(raw, pipeline, task, pooling, normalize)
-    files = weight_files(home)
-    matches = match_weights(config, files)
+    config, pipeline = folder_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
+    if classifier is not None:
+        config = classifier.extend(config, pipeline)
+    matches = source.matches(config, other_head=new_head)
     encoder = build_encoder(config, attention)
     if new_head:
         initialize(encoder)
-    missing = load_weights(encoder, files, matches)
+    missing = load_weights(encoder, source.files, matches)
     if pipeline is not None and config.modules:
         load_modules(cast(nn.ModuleList, encoder.chain), folder, pipeline.weights)
         missing = [name for name in missing if not name.startswith("chain.")]
+    if classifier is not None:
+        classifier.fill(encoder)
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
-        raise CheckpointError(
-            f"{files[0].name} in {folder} lacks {len(missing)} weights that {config.hf_class} needs, "
-            f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
-        )
+        raise CheckpointError(lacking(config, source.files, missing, head_only))
+    if source.adapter is not None:
+        merge(encoder, source.adapter, source.files, matches)
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing), pipeline=pipeline)
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    return Checkpoint(
+        path=folder,
+        raw_config=raw,
+        encoder=encoder,
+        missing=tuple(missing),
+        source=source,
+        remarks=(*source.remarks, *remarks),
+        pipeline=pipeline,
+        overrides={name: value for name, value in asked.items() if value is not None},
+    )
 
 
 def folder_config(

@@ -346,7 +346,8 @@ def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = No
     Raises `CheckpointError` if it is too large for the memory.
     """
     try:
-        return _HEADS[config.architecture].get(config.task, _CLASSIFIERS[config.architecture])(config, attention)
+        task = "embeddings" if config.modules else config.task  # a classifier may be the last of an embedder's modules
+        return _HEADS[config.architecture].get(task, _CLASSIFIERS[config.architecture])(config, attention)
     except RuntimeError as error:  # what PyTorch raises for memory it does not get, or for sizes that overflow
         raise CheckpointError(
             f"config.json: no memory for an encoder of its sizes ({str(error).splitlines()[0]}); check hidden_size, "

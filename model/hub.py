@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from nopad.model.errors import CheckpointError
+from nopad.model.folder_kind import name_file
 from nopad.model.json_files import read_json
 from nopad.model.sentence_transformers import module_files, transformer_folder
 
@@ -35,7 +36,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise CheckpointError(f"{path} is a file; give the checkpoint's folder (config.json and model.safetensors)")
+        raise CheckpointError(name_file(path))
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise CheckpointError(f"no checkpoint at {path}: the folder does not exist")
     try:

@@ -15,7 +15,8 @@ from nopad.model.json_files import read_json
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 # What a tokenizer's class makes its vocabulary from; a SentencePiece model has many names, all of them `*.model`.
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_FEWEST = 3  # tokens of the smallest vocabulary that says anything
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -53,7 +54,7 @@ def _open(kind: Any, folder: Path) -> Any:
 
 def _vocabulary_of(folder: Path) -> Path:
     """The file that the tokenizer is read from. Where there is none, transformers 5 would make up an empty one."""
-    for pattern in _VOCABULARIES:
+    for pattern in VOCABULARIES:
         for path in sorted(folder.glob(pattern)):
             if not path.read_bytes().strip():
                 raise CheckpointError(f"{path} is empty; copy the file again")
@@ -85,13 +86,14 @@ def _own_class(config: Mapping[str, Any], path: Path) -> Any:
 
 
 def _sound(tokenizer: Any, folder: Path) -> Any:
-    """The tokenizer, unless transformers has made it of nothing but special tokens: the vocabulary was not read."""
-    special = set(tokenizer.all_special_tokens)
-    if len(special) >= len(tokenizer) and special >= set(tokenizer.get_vocab()):
+    """The tokenizer, unless it knows hardly more than its special tokens: transformers has not read the vocabulary.
+
+    transformers 5 makes up a vocabulary where its class finds no file, transformers 4 reads any as lines of text.
+    """
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < _FEWEST:
         raise CheckpointError(
-            f"transformers finds no vocabulary for {type(tokenizer).__name__} in {folder}, only its special tokens; "
-            "copy the tokenizer's files again, or save them with AutoTokenizer.from_pretrained(MODEL)"
-            ".save_pretrained(DIR)"
+            f"transformers finds no vocabulary for {type(tokenizer).__name__} in {folder}, only special tokens; copy "
+            "the tokenizer's files again, or save them with AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
         )
     return tokenizer
 

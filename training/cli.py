@@ -18,6 +18,9 @@ from nopad.runtime.commands.console import common_options, emit, messages
     type=click.Path(exists=True, path_type=Path),
     help="Random weights from this config.json instead of --model.",
 )
+@click.option(
+    "--base", help="Folder or Hub name of the base, where --model is a LoRA adapter. [default: the one it names]"
+)
 @click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
 @click.option("--train", "train_data", required=True, help="Hub name, CSV, TSV, JSONL, Parquet, or a folder of them.")
 @click.option("--eval", "eval_data", help="As --train. [default: its validation or test split, else --eval-fraction]")
@@ -65,6 +68,7 @@ from nopad.runtime.commands.console import common_options, emit, messages
 def train(
     model: str | None,
     from_scratch: Path | None,
+    base: str | None,
     tokenizer: str | None,
     train_data: str,
     eval_data: str | None,
@@ -123,6 +127,7 @@ def train(
             output,
             model=model,
             from_scratch=from_scratch,
+            base=base,
             tokenizer=tokenizer,
             recipe=settings,
             resume=resume,

@@ -17,7 +17,13 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
+from nopad.export.reference_sentence_transformers import (
+    CrossEncoder,
+    Embedder,
+    model_options,
+    open_cross_encoder,
+    open_embedder,
+)
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
@@ -166,22 +172,25 @@ def _is_cross_encoder(folder: Path, raw: Mapping[str, Any]) -> bool:
 
 
 def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
-    """Transformers' configuration and model for a task, every weight of it from the checkpoint; no code of its own.
+    """The configuration and the model that transformers has for a task, every weight of it from the checkpoint.
 
     Raises `ExportError`.
     """
     try:
         config = _open_config(folder, raw)
-        try:
-            model, loading = _load(folder, task, config, "sdpa")
-        except ValueError as error:
-            if "attention implementation" not in str(error):
-                raise
-            model, loading = _load(folder, task, config, "eager")  # DeBERTa and others have nothing else
+        loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **model_options(folder),
+        )
     except NopadError:
         raise
     except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
         raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+    model, loading = loaded
     # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
     missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
     if missing:
@@ -189,22 +198,8 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     return config, model
 
 
-def _load(folder: Path, task: str, config: Any, attention: str) -> tuple[Any, dict[str, Any]]:
-    loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
-        folder,
-        config=config,
-        attn_implementation=attention,
-        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    return loaded
-
-
 def own_config(raw: dict[str, Any]) -> Any:
-    """Transformers' configuration of a config.json. Raises `ExportError` where it has none of that kind."""
+    """The configuration that transformers makes of a config.json. Raises `ExportError` where it has none of that kind."""
     try:
         return transformers.AutoConfig.for_model(**raw)
     except Exception as error:  # of every kind

@@ -17,6 +17,7 @@ from matrix import SHAPES, make, reference
 from nopad.export.bundle import export_checkpoint
 from nopad.export.errors import ExportError
 from nopad.export.padded import load_padded
+from nopad.model.errors import CheckpointError
 from nopad.runtime import load
 from nopad.runtime.cli import main
 
@@ -183,7 +184,7 @@ def test_remote_code_is_not_run(roberta: tuple[Path, Path, Any], tmp_path: Path)
     raw |= {"model_type": "own_encoder", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "own.py").write_text("raise SystemExit('remote code has run')")
-    with pytest.raises(ExportError, match="cannot open"):
+    with pytest.raises(CheckpointError, match="nopad runs no remote code"):
         load_padded(folder)
 
 
@@ -191,3 +192,42 @@ def test_the_graph_is_plain_onnx(roberta: tuple[Path, Path, Any]) -> None:
     graph = onnx.load(roberta[1] / "model.onnx")
     assert {entry.domain for entry in graph.opset_import} <= {"", "ai.onnx"}
     assert not any(node.metadata_props for node in graph.graph.node)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_its_base(roberta: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    import peft
+
+    base, _, _ = roberta
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    settings = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = export_checkpoint(tmp_path / "adapter", tmp_path / "bundle", base=base)
+    assert result.passed and "roberta has no packed encoder" in result.remarks[0]
+    merged = adapted.merge_and_unload().eval()
+    ids = [0, 30, 40, 50, 2]
+    with load(tmp_path / "bundle", threads=1) as served, torch.no_grad():
+        want = merged(input_ids=torch.tensor([ids])).logits[0].numpy()
+        assert np.abs(served.run_ids([ids])[0] - want).max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_setfit_classifier_on_mpnet(tmp_path: Path) -> None:
+    import joblib
+    from sentence_transformers import SentenceTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    folder = tmp_path / "setfit"
+    make(SHAPES["all-mpnet-base-v2"], folder)
+    texts = ["a dull film", "splendid", "the worst hour of my life", "tender and sharply written"]
+    vectors = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    head = LogisticRegression().fit(vectors, [0, 1, 0, 1])
+    joblib.dump(head, folder / "model_head.pkl")
+    (folder / "config_setfit.json").write_text('{"normalize_embeddings": false, "labels": ["bad", "good"]}')
+    result = export_checkpoint(folder, tmp_path / "bundle", allow_pickle=True)
+    assert result.passed
+    with load(tmp_path / "bundle") as served:
+        assert served.labels == ("bad", "good")
+        scores = np.array([[answer.scores[label] for label in served.labels] for answer in served.predict(texts)])
+    assert np.abs(scores - head.predict_proba(vectors)).max() <= 1e-5

@@ -75,9 +75,12 @@ _thorough = click.option(
 @click.option("--hardware-compatible", is_flag=True, help="Engines that Ampere and every newer GPU runs; not T4.")
 @click.option(
     "--exporter",
-    type=click.Choice(["nopad", "optimum"]),
-    default="nopad",
-    help="nopad: packed ModernBERT and BERT. optimum: any architecture of optimum-onnx, padded.",
+    type=click.Choice(["auto", "nopad", "padded", "optimum"]),
+    default="auto",
+    show_default=True,
+    help="nopad: packed (ModernBERT, BERT, EuroBERT, UltraBERT). padded: any encoder that transformers opens and torch "
+    "exports (RoBERTa, XLM-R, DistilBERT, ELECTRA, DeBERTa, ...). auto: packed where nopad can, else padded. "
+    "optimum: padded, by optimum-onnx (transformers 4.57).",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
@@ -260,11 +263,12 @@ def parity(
     rows = None
     if data is not None:
         rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+    window = int(opened.manifest.architecture.get("local_attention", 128))
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(source.raw_config.get("local_attention") or 128) // 2,
+            half_window=window // 2,
             base=base,
             allow_pickle=allow_pickle,
             progress=progress,

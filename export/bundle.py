@@ -33,6 +33,7 @@ from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
+from nopad.runtime.data.table import Source
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
@@ -74,7 +75,7 @@ def export_checkpoint(
     precision: Precision | Sequence[Precision] | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
-    calibrate: str | None = None,
+    calibrate: Source | str | None = None,
     build: BuildOptions | None = None,
     exporter: Exporter = "nopad",
     task: Task | None = None,
@@ -241,7 +242,7 @@ def write_bundle(
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
-    calibrate: str | None = None,
+    calibrate: Source | str | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).

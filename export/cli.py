@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.model.head import TASKS
-from nopad.runtime.commands.console import common_options, emit, figure, messages, status
+from nopad.runtime.commands.console import FILES, common_options, emit, figure, messages, reading_options, status
+from nopad.runtime.data.table import Source
 from nopad.runtime.engines.base import ENGINES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -52,8 +53,9 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help="Texts (JSONL, CSV: field `text`) that int8 scales are found on. [default for cpu: scales of each token]",
+    help=f"Texts that int8 scales are found on: {FILES}. [default for cpu: scales of each token]",
 )
+@reading_options
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
 @click.option(
     "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"
@@ -84,6 +86,8 @@ def export(
     arch: str | None,
     profiles: Path | None,
     calibrate: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
     timing_cache: Path | None,
     workspace: int | None,
     version_compatible: bool,
@@ -118,7 +122,7 @@ def export(
             precision=precision,
             archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
             profiles=shapes,
-            calibrate=calibrate,
+            calibrate=Source(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
             build=BuildOptions(
                 timing_cache=timing_cache,
                 workspace_bytes=workspace << 20 if workspace else None,
@@ -168,11 +172,10 @@ def export(
 @click.command()
 @click.argument("bundle")
 @click.option("--reference", "-r", required=True, help="The checkpoint the bundle was exported from.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="JSONL or CSV of texts, labelled if it has --label-field."
-)
-@click.option("--text-field", default="text", help="Field of the text in --data.")
-@click.option("--label-field", default="label", help="Field of the label: its name, or its number.")
+@click.option("--data", metavar="FILE", help=f"Texts, labelled or not: {FILES}.")
+@reading_options
+@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
+@click.option("--label-field", help="The same of the label: its name, or its number. [default: the usual names]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
@@ -182,9 +185,11 @@ def export(
 def parity(
     bundle: str,
     reference: str,
-    data: Path | None,
-    text_field: str,
-    label_field: str,
+    data: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
+    text_field: str | None,
+    label_field: str | None,
     limit: int | None,
     engine: str,
     precision: str | None,
@@ -219,7 +224,8 @@ def parity(
         )
     rows = None
     if data is not None:
-        rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+        source = Source(path=data, encoding=encoding, columns=columns)
+        rows = read_labelled(source, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
     raw = read_raw_config(folder)
     with status(console) as progress:
         report = gate_bundle(

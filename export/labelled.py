@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import ProblemType
+from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
+from nopad.runtime.data.records import open_table
+from nopad.runtime.data.table import Source, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
-from nopad.runtime.textfile import read_records
 from nopad.runtime.types import FloatArray
 
 # Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
@@ -48,43 +50,72 @@ class Evaluation:
 
 
 def read_labelled(
-    path: Path, manifest: Manifest, *, text_field: str = "text", label_field: str = "label", limit: int | None = None
+    source: Source | str | Path,
+    manifest: Manifest,
+    *,
+    text_field: str | None = None,
+    label_field: str | None = None,
+    limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a JSONL or CSV file for the classifier that `manifest` describes.
+    """Read a file or folder (`nopad.runtime.data`) for the classifier that `manifest` describes.
 
     A label is a name or its number; a list of those, or of zeros and ones, where a text has several labels; a number
-    for regression. Raises `InputFileError`, `UsageError`.
+    for regression. Without the fields, the usual names are looked for. Raises `InputFileError`, `UsageError`.
     """
     if manifest.task != "text-classification":
         raise UsageError(f"--data is for text-classification, this bundle does {manifest.task}")
+    source = str(source) if isinstance(source, Path) else source
     texts: list[str] = []
     labels: list[Any] = []
-    numbers: list[int] = []
-    for number, record in islice(read_records(str(path)), limit):
-        text, label = record.get(text_field), record.get(label_field)
-        if not isinstance(text, str) or not text.strip():
-            raise InputFileError(f"{path}, line {number}: no text in field {text_field!r}; name one with --text-field")
-        texts.append(text)
-        labels.append(label)
-        numbers.append(number)
-    if not texts:
-        raise InputFileError(f"{path} holds no texts")
-    missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
-    if len(missing) == len(texts):
+    places: list[str] = []
+    with open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS) as table:
+        label_of = Field(table, label_field, LABEL_COLUMNS, "--label-field", required=label_field is not None)
+        for place, text, record in _texts(table, text_field, limit):
+            try:
+                label = label_of.value(record)
+            except ValueError as error:
+                raise InputFileError(f"{place}: {error}; name one with --label-field") from None
+            texts.append(text)
+            labels.append(None if label is MISSING or (table.untyped and not label.strip()) else label)
+            places.append(place)
+    missing = [place for place, label in zip(places, labels, strict=True) if label is None]
+    if len(missing) == len(texts) and (label_field is None or table.columns is not None):
         return LabelledTexts(texts=texts)
     if missing:
         raise InputFileError(
-            f"{path}, line {missing[0]}: no label in field {label_field!r} ({len(missing)} of {len(texts)} rows have "
-            "none); label all rows or none"
+            f"{missing[0]}: no label in field {label_of.name!r} ({len(missing)} of {len(texts)} rows have none); label "
+            "all rows or none"
         )
     hot = manifest.problem_type == "multi_label_classification" and _is_hot(labels, len(manifest.labels))
     rows = []
-    for number, label in zip(numbers, labels, strict=True):
+    for place, label in zip(places, labels, strict=True):
         try:
             rows.append(label if hot else _target(label, manifest.labels, manifest.problem_type))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputFileError(f"{path}, line {number}: {error}") from None
+            raise InputFileError(f"{place}: {error}") from None
     return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
+
+
+def read_texts(source: Source | str, *, text_field: str | None = None, limit: int | None = None) -> list[str]:
+    """The texts of a source, whatever labels it has. Raises `InputFileError` at the first row that has none."""
+    with open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS) as table:
+        return [text for _, text, _ in _texts(table, text_field, limit)]
+
+
+def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place, text and record of each row."""
+    text_of = Field(table, text_field, TEXT_COLUMNS, "--text-field")
+    for number, record in islice(table.items, limit):
+        place = table.place(number)
+        if isinstance(record, str):
+            raise InputFileError(f"{place}: {record}")
+        try:
+            text = text_of.text(record)
+        except ValueError as error:
+            raise InputFileError(f"{place}: {error}") from None
+        if not text.strip():
+            raise InputFileError(f"{place}: no text in field {text_of.name!r}; name one with --text-field")
+        yield place, text, record
 
 
 def _is_hot(labels: Sequence[Any], width: int) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.runtime.data.table import Source
 
 
 @click.command()
@@ -18,7 +20,7 @@ from nopad.runtime.commands.console import common_options, emit, messages
     help="Random weights from this config.json instead of --model.",
 )
 @click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
-@click.option("--train", "train_data", required=True, help="Hub name, CSV, TSV, JSONL, Parquet, or a folder of them.")
+@click.option("--train", "train_data", required=True, help=f"Hub name, or {FILES}.")
 @click.option("--eval", "eval_data", help="As --train. [default: its validation or test split, else --eval-fraction]")
 @click.option(
     "--eval-fraction",
@@ -27,8 +29,11 @@ from nopad.runtime.commands.console import common_options, emit, messages
     help="Share of --train to hold out where nothing else is there to evaluate on.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
-@click.option("--text-column", help="Column of the text. [default: text, sentence, content or review]")
-@click.option("--label-column", help="Column of the label. [default: label, labels or score]")
+@reading_options
+@click.option(
+    "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
+)
+@click.option("--label-column", help=f"The same of the label. [default: {', '.join(LABEL_COLUMNS[:4])}, ...]")
 @click.option("--labels", help="Label names, comma-separated, in the order of their numbers.")
 @click.option("--learning-rate", type=float, default=8e-5, help="Highest learning rate.")
 @click.option("--adam-beta1", type=float, default=0.9, help="Decay of AdamW's mean of gradients.")
@@ -55,6 +60,8 @@ def train(
     eval_data: str | None,
     eval_fraction: float,
     output: Path,
+    encoding: str | None,
+    columns: tuple[str, ...],
     text_column: str | None,
     label_column: str | None,
     labels: str | None,
@@ -88,14 +95,16 @@ def train(
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     data = load_data(
-        train_data,
-        eval_data,
+        Source(path=train_data, encoding=encoding, columns=columns),
+        Source(path=eval_data, encoding=encoding, columns=columns) if eval_data is not None else None,
         text_column=text_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
+    for remark in data.remarks:
+        console.print(remark)
     console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
     try:
         result = run(

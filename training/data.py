@@ -11,12 +11,11 @@ from typing import Any
 import datasets
 
 from nopad.model.head import ProblemType
+from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.runtime.data.table import Source
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.sources import Rows, find_splits, read_rows
-
-_TEXT_COLUMNS = ("text", "sentence", "content", "review")
-_LABEL_COLUMNS = ("label", "labels", "score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,7 @@ class TrainingData:
     evaluation: Any
     labels: tuple[str, ...]
     problem_type: ProblemType
+    remarks: tuple[str, ...] = ()  # what was left out of the data, or chosen of several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class _Example:
 
 
 def load_data(
-    source: str,
-    evaluation: str | None = None,
+    source: Source | str,
+    evaluation: Source | str | None = None,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -62,17 +62,16 @@ def load_data(
     if held_out is None and evaluation is not None:
         held_out = next(iter(parts.values()))
 
-    text = _column(rows, text_column, _TEXT_COLUMNS, "--text-column")
-    label = _column(rows, label_column, _LABEL_COLUMNS, "--label-column")
+    text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
+    label = rows.column(label_column, LABEL_COLUMNS, "--label-column")
     examples = _examples(rows, text, label, "training")
     names, problem_type, encode = _label_encoder(rows, examples, label, labels)
     train = _encoded(examples, label, encode)
     if held_out is not None:
         held_rows = read_rows(held_out)
-        for column in (text, label):
-            if column not in held_rows.columns:
-                raise DataError(f"evaluation data has no column {column!r}; it has {', '.join(held_rows.columns)}")
-        made = _encoded(_examples(held_rows, text, label, "evaluation"), label, encode)
+        held_text = held_rows.column(text, (), "--text-column", what="evaluation data")
+        held_label = held_rows.column(label, (), "--label-column", what="evaluation data")
+        made = _encoded(_examples(held_rows, held_text, held_label, "evaluation"), held_label, encode)
     else:
         count = math.ceil(eval_fraction * len(train)) if 0 < eval_fraction < 1 else 0
         if not 0 < count < len(train):
@@ -82,24 +81,14 @@ def load_data(
             )
         halves = train.train_test_split(test_size=count, seed=seed)
         train, made = halves["train"], halves["test"]
-    return TrainingData(train=train, evaluation=made, labels=names, problem_type=problem_type)
-
-
-def _column(rows: Rows, given: str | None, known: Sequence[str], option: str) -> str:
-    for name in [given] if given else known:
-        if name in rows.columns:
-            return name
-    wanted = repr(given) if given else " or ".join(known)
-    raise DataError(
-        f"the training data has no column {wanted}; it has {', '.join(rows.columns)}: name one with {option}"
-    )
+    return TrainingData(train=train, evaluation=made, labels=names, problem_type=problem_type, remarks=rows.remarks)
 
 
 def _examples(rows: Rows, text: str, label: str, name: str) -> list[_Example]:
     """The rows that have a text; each must have a label, too."""
     examples = []
     for record, place in zip(rows.records, rows.places, strict=True):
-        value, answer = record.get(text), record.get(label)
+        value, answer = rows.text(record, text), record.get(label)
         if not isinstance(value, str) or not value.strip():
             continue
         if answer is None or answer == "":

@@ -52,7 +52,7 @@ class Rows:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
         if given is not None and self._put(given):
             return given
-        wanted = repr(given) if given is not None else " or ".join(known)
+        wanted = repr(given) if given is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
         raise DataError(f"the {what} has no column {wanted}; it has {listed(self.columns)}: {hint}")
 

@@ -46,7 +46,7 @@ def find_parts(folder: Path) -> dict[str, Part]:
     parts = _parts(folder, 0)
     if not parts:
         raise InputFileError(
-            f"{folder} holds no data: expected files of one kind of {', '.join(SUFFIXES)}, a folder for each split or "
+            f"{folder} holds no data: expected one kind of {', '.join(SUFFIXES)}, a folder for each split or "
             "class, or what save_to_disk wrote; found 0 file(s) to read"
         )
     order = [name for name in dict.fromkeys(_SPLITS.values()) if name in parts]

@@ -36,7 +36,10 @@ def open_json(lines: Lines, source: Source, suffix: str, names: Collection[str])
         array = first.lstrip().startswith("[")
         document = array or (suffix not in (".jsonl", ".ndjson") and _BEGINNING.fullmatch(first) is not None)
     else:
-        document = not source.columns and _is_last(lines)
+        holds_all = not isinstance(parsed, dict) or (
+            not _is_record(parsed, names) and _layout(parsed, names) is not None
+        )
+        document = holds_all and not source.columns and _is_last(lines)
     if not document:
         return Table(name=source.path, kind="JSON Lines", items=_lines(lines, source))
     items = ((number, _record(value, "the item")) for number, value in enumerate(_whole(lines, source, names), 1))

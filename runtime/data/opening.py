@@ -230,4 +230,4 @@ def not_decoded(encoding: str | None) -> str:
     """Why a line has no text, and what to do."""
     if encoding is not None:
         return f"the line is not valid {encoding}; name another --encoding"
-    return "the line is not valid UTF-8; name its encoding (--encoding cp1252 for most files of Windows), or mend it"
+    return "the line is not valid UTF-8; name its encoding (--encoding cp1252 for most files of Windows)"

@@ -90,7 +90,8 @@ class Field:
         if table.columns is None:
             if given is None:
                 names = [name for record in table.sample if (name := self._choose(record)) is not None]
-                self._found = max(dict.fromkeys(names), key=names.count) if names else None
+                ranked = sorted(set(names), key=lambda name: known.index(plain_name(name)))
+                self._found = max(ranked, key=names.count) if names else None
             return
         found = self._choose(table.columns)
         if found is None and given is not None and any(one in table.columns for one in _stems(given, table.columns)):

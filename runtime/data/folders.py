@@ -78,14 +78,14 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
             parts[split] = part
     if parts or depth > 2:
         return parts
-    classes = _classes(folder)
-    if classes is not None:
-        return {"train": classes}
     # Where a data set lies one folder deeper: data/ and configurations of the Hub, an unpacked archive.
-    inner = [found for one in below if one not in named and (found := _parts(one, depth + 1))]
+    inner = {one: found for one in below if one not in named and (found := _parts(one, depth + 1))}
     if len(inner) > 1:
-        raise InputFileError(f"{folder} holds several data sets ({', '.join(one.name for one in below)}); name one")
-    return inner[0] if inner else {}
+        raise InputFileError(f"{folder} holds several data sets ({', '.join(one.name for one in inner)}); name one")
+    if inner:
+        return next(iter(inner.values()))
+    classes = _classes(folder)
+    return {"train": classes} if classes is not None else {}
 
 
 def _inside(folder: Path) -> Part | None:

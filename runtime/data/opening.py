@@ -41,6 +41,7 @@ _REFUSED = {
 }
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+_LONE_CR = re.compile(rb"\r(?!\n)")
 # What a file that is damaged raises while it is read.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
 # Bytes that the encoding does not have, as the error handler `surrogateescape` shows them.
@@ -63,12 +64,14 @@ def open_bytes(path: str, stack: ExitStack) -> Opened:
         raise InputFileError("cannot read stdin: it is closed; name a file")
     try:
         opened = open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-")  # noqa: SIM115
-        file, head = _look(stack.enter_context(opened))
+        again = opened.seekable()
+        file, head = _look(stack.enter_context(opened), again)
         for _ in range(3):
             method = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
             if method is None:
                 break
-            file, head = _look(stack.enter_context(_decompressed(file, method, path)))
+            again = again and method != "zstd"
+            file, head = _look(stack.enter_context(_decompressed(file, method, path)), again)
     except DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputFileError(f"cannot read {path}: {reason}") from None
@@ -92,10 +95,10 @@ def seekable(file: IO[bytes]) -> IO[bytes]:
     return file if file.seekable() else io.BytesIO(file.read())
 
 
-def _look(file: Any) -> tuple[IO[bytes], bytes]:
-    """The file at its beginning, and its first bytes."""
+def _look(file: Any, again: bool) -> tuple[IO[bytes], bytes]:
+    """The file at its beginning, and its first bytes; `again`: whether they can be read twice."""
     head = file.read(_HEAD)
-    if file.seekable():
+    if again:
         file.seek(0)
         return file, head
     return io.BufferedReader(_Rejoined(head, file)), head
@@ -135,7 +138,7 @@ def _decompressed(file: IO[bytes], method: str, path: str) -> Any:
 class Lines:
     """Lines of a text with their ends, numbered; some can be looked at first, or put back.
 
-    A line ends in LF or CRLF; in a text that has no LF in its beginning, in CR.
+    A line ends in LF or CRLF; in a text whose first lines end in CR alone, in that.
     """
 
     def __init__(self, lines: Iterator[str]) -> None:
@@ -194,11 +197,19 @@ def text_lines(opened: Opened, path: str, encoding: str | None, stack: ExitStack
     if encoding is None and (found := _wide_encoding(opened.head)):
         raise InputFileError(f"{path} is {found.upper()}, not UTF-8: read it with --encoding {found}")
     codec = "utf-8-sig" if encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    newline = "\r" if b"\r" in opened.head and b"\n" not in opened.head else "\n"
+    newline = "\r" if _lines_end_in_cr(opened.head) else "\n"
     # surrogateescape: a line that cannot be decoded is seen as such below, without ending the file.
     stream = io.TextIOWrapper(opened.file, codec, errors="surrogateescape", newline=newline)
     stack.enter_context(stream)
     return Lines(_decoded(stream, path, encoding or "UTF-8"))
+
+
+def _lines_end_in_cr(head: bytes) -> bool:
+    """Whether the first line ends in CR alone (the old Mac), and more lines do than in LF."""
+    head = head.replace(b"\0", b"")  # of UTF-16
+    first = _LONE_CR.search(head)
+    ends = head.count(b"\n") - head.count(b"\r\n")
+    return first is not None and b"\n" not in head[: first.start()] and len(_LONE_CR.findall(head)) > ends
 
 
 def _decoded(stream: Iterator[str], path: str, encoding: str) -> Iterator[str]:

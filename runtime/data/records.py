@@ -168,10 +168,10 @@ def _open_file(source: Source, wanted: Sequence[str], stack: ExitStack) -> Table
 def _open_text(lines: Lines, source: Source, suffix: str, wanted: Sequence[str]) -> Table:
     texts = {plain_name(name) for name in wanted}
     known = texts | set(LABEL_COLUMNS)
-    if suffix in (".csv", ".tsv", ".tab") or source.columns:
-        return delimited.open_delimited(lines, source, suffix, known)
     if suffix in json_texts.SUFFIXES:
         return json_texts.open_json(lines, source, suffix, texts)
+    if suffix in (".csv", ".tsv", ".tab") or source.columns:
+        return delimited.open_delimited(lines, source, suffix, known)
     if suffix in (".parquet", ".arrow", ".feather", ".xlsx"):
         raise InputFileError(f"cannot read {source.path}: it is not what its name says; copy or write the file again")
     first = lines.first_text()

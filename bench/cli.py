@@ -246,7 +246,7 @@ def _cache(output: Path | None) -> Iterator[Path]:
 
 def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
     from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
-    from nopad.runtime.data.table import Source as FileSource
+    from nopad.runtime.data.table import DataSource
 
     longest, remarks = bundle.manifest.max_length, []
     names = list(options.workload_names)
@@ -265,7 +265,7 @@ def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
     made = [source.named(name) for name in names]
     if options.data is not None:
         own = OwnTexts(
-            source=FileSource(path=options.data, encoding=options.encoding, columns=options.columns),
+            source=DataSource(path=options.data, encoding=options.encoding, columns=options.columns),
             text_field=options.text_field,
             label_field=options.label_field,
             limit=options.limit,

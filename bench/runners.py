@@ -325,8 +325,8 @@ def open_transformers(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     import transformers
 
     from nopad.export.reference import CLASSES, unread_keys
-    from nopad.model.checkpoint import open_tokenizer
     from nopad.model.json_files import read_raw_config
+    from nopad.model.tokenizer import open_tokenizer
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

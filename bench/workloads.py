@@ -18,9 +18,9 @@ from nopad.bench.results import Workload
 from nopad.bench.work import flops_of
 from nopad.export.labelled import Targets, read_labelled, read_texts
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.data.table import Source as FileSource
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, TextError, UsageError
-from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.tokenizer import open_encoder
 
 # name -> texts, and tokens of each (fixed) or at most (ragged)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
@@ -48,7 +48,7 @@ class Texts:
 class OwnTexts:
     """A file of the user's."""
 
-    source: FileSource
+    source: DataSource
     text_field: str | None = None
     label_field: str | None = None
     limit: int = 256
@@ -82,11 +82,7 @@ class Source:
         self.folder = folder
         self.remarks: list[str] = []
         manifest = bundle.manifest
-        config = bundle.file(manifest.tokenizer).with_name("tokenizer_config.json")
-        known = config.name in manifest.files
-        self._encoder = TextEncoder(
-            bundle.file(manifest.tokenizer), manifest.max_length, config=config if known else None
-        )
+        self._encoder = open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, manifest=manifest)
         self._specials = sum(self._tokens("a")[1])
         if folder is None:
             self.remarks.append(f"no folder of real texts (--data-folder): {GENERATED} of like lengths stand in")

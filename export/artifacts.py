@@ -17,19 +17,19 @@ from nopad.export.quantize import label_reader, quantize
 from nopad.export.samples import SAMPLES
 from nopad.export.targets import EngineJob
 from nopad.export.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
-from nopad.model.checkpoint import Checkpoint, write_checkpoint
+from nopad.model.checkpoint import Checkpoint, told_json, write_checkpoint
 from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import Bundle, write_manifest
 from nopad.runtime.data.records import read_rows
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.trtlib import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
 from nopad.runtime.planning import default_profiles
 from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.tokenizer import open_encoder
 from nopad.runtime.types import Text
 
 # Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
@@ -63,7 +63,7 @@ def write_int8_graph(
     checkpoint: Checkpoint,
     folder: Path,
     target: GraphTarget,
-    calibrate: Source | str | None,
+    calibrate: DataSource | str | None,
     max_length: int,
     progress: Progress,
 ) -> Artifact:
@@ -88,15 +88,15 @@ def write_int8_graph(
 
 
 def _calibration_batches(
-    checkpoint: Checkpoint, folder: Path, source: Source | str | None, max_length: int, multiple: int
+    checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
-    encoder = TextEncoder(folder / "tokenizer.json", max_length)
+    encoder = open_encoder(folder / "tokenizer.json", max_length)
     rows: Iterable[Text] = SAMPLES
     if source is not None:
         rows = (row.text for row in read_rows(source) if row.error is None)
     encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
     if not encoded:
-        name = source.path if isinstance(source, Source) else source
+        name = source.path if isinstance(source, DataSource) else source
         raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
     lengths = [one.used for one in encoded]
     batches = []
@@ -113,9 +113,8 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     made = folder / "torch"
     made.mkdir()
     config = checkpoint.config
-    # What transformers' own keys cannot say, or say ambiguously.
-    own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}
-    write_checkpoint(cast(checkpoint.encoder, precision), {**checkpoint.raw_config, "nopad": own}, made)
+    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
     return dataclasses.replace(
         like,
         file="torch/model.safetensors",

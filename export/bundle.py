@@ -20,20 +20,25 @@ from nopad.export.artifacts import (
 )
 from nopad.export.errors import ExportError
 from nopad.export.parity import run_gate
+from nopad.export.plain import plain_folder
 from nopad.export.precision import Precision
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
-from nopad.export.reference import Reference
+from nopad.export.reference import CLASSES, Reference
+from nopad.export.reference_setfit import SetFitReference
 from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
-from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
+from nopad.export.tokenizer import lower_case, max_length_of, write_tokenizer
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
+from nopad.model.sentence_transformers import Pipeline
+from nopad.model.setfit import classifier_of, is_setfit
+from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
@@ -51,6 +56,7 @@ class ExportResult:
     bundle: Bundle
     reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
     skipped: tuple[str, ...]  # what was not built or not gated here, and why
+    remarks: tuple[str, ...]  # what was left out of the checkpoint, or guessed
     engines: tuple[BuiltEngine, ...]
     export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
@@ -75,7 +81,7 @@ def export_checkpoint(
     precision: Precision | Sequence[Precision] | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
-    calibrate: Source | str | None = None,
+    calibrate: DataSource | str | None = None,
     build: BuildOptions | None = None,
     exporter: Exporter = "nopad",
     task: Task | None = None,
@@ -84,12 +90,16 @@ def export_checkpoint(
     max_length: int | None = None,
     parity: bool = True,
     threads: int | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
     engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
+    a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
     nothing is left at `output` that was not there before.
     Raises `CheckpointError`, `ExportError`, `OutputError`, `UsageError`, `EnvironmentProblem`.
@@ -109,7 +119,9 @@ def export_checkpoint(
     checkpoint = None
     if exporter == "nopad":
         progress("loading the checkpoint")
-        checkpoint = load_checkpoint(folder, task=task, pooling=pooling, normalize=normalize)
+        checkpoint = load_checkpoint(
+            folder, task=task, pooling=pooling, normalize=normalize, base=base, allow_pickle=allow_pickle
+        )
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
@@ -141,12 +153,13 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, half_window, threads, progress)
+            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
         reports=reports,
         skipped=(*jobs.skipped, *ungated),
+        remarks=checkpoint.remarks if checkpoint is not None else (),
         engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
@@ -155,7 +168,13 @@ def export_checkpoint(
 
 
 def _gate_all(
-    bundle: Bundle, checkpoint: Path, half_window: int, threads: int | None, progress: Progress
+    bundle: Bundle,
+    checkpoint: Path,
+    base: str | Path | None,
+    allow_pickle: bool,
+    half_window: int,
+    threads: int | None,
+    progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
     reports: dict[str, dict[str, Any]] = {}
@@ -167,6 +186,8 @@ def _gate_all(
             report = gate_bundle(
                 bundle,
                 checkpoint,
+                base=base,
+                allow_pickle=allow_pickle,
                 half_window=half_window,
                 engine=engine,
                 file=artifact.file,
@@ -204,10 +225,14 @@ def gate_bundle(
     precision: str | None = None,
     threads: int | None = None,
     allow_host_code: bool = False,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Run the parity gate on a bundle (or one file of it) against its checkpoint. `options` go to `run_gate`.
+
+    `base` is that of an adapter; `allow_pickle` opens a SetFit model's classifier.
 
     Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
     answers for it.
@@ -224,8 +249,15 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        reference = Reference(checkpoint, manifest.task, pooling=manifest.pooling, normalize=manifest.normalize)
-        report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
+        setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
+        task: Task = "embeddings" if setfit else manifest.task
+        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+            reference = (
+                SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
+                if setfit
+                else Reference(plain, task, overrides=manifest.overrides)
+            )
+            report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
             note = "int8 changes too many labels of the calibration texts; data with labels may prove it good (--data)"
@@ -242,7 +274,7 @@ def write_bundle(
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
-    calibrate: Source | str | None = None,
+    calibrate: DataSource | str | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
@@ -251,8 +283,11 @@ def write_bundle(
     torch engine's weights, if it shall have any.
     """
     config = checkpoint.config
-    tokenizer = copy_tokenizer(checkpoint.path, folder, config.vocab_size)
-    limit = max_length_of(max_length, tokenizer, config.max_position_embeddings)
+    said = checkpoint.pipeline or Pipeline()
+    tokenizer = write_tokenizer(checkpoint.files, folder, config.vocab_size)
+    if said.do_lower_case:
+        lower_case(folder / "tokenizer.json")
+    limit = max_length_of(max_length, said.max_seq_length or tokenizer.limit, config.max_position_embeddings)
     artifacts = []
     wanted: list[tuple[GraphTarget, Precision]] = [*(("cpu", one) for one in cpu), *(("onnx", one) for one in graphs)]
     for target, precision in wanted:
@@ -270,11 +305,18 @@ def write_bundle(
         problem_type=config.problem_type,
         pooling=config.pooling if config.task not in ("token-classification", "fill-mask") else None,
         normalize=config.normalize,
+        include_prompt=config.include_prompt,
+        truncate_dim=config.truncate_dim,
+        prompts=said.prompts,
+        default_prompt_name=said.default_prompt_name,
+        similarity_fn_name=said.similarity_fn_name,
+        activation=checkpoint.activation,
+        overrides={**checkpoint.overrides, **({} if max_length is None else {"max_length": max_length})},
         max_length=limit,
-        pad_token_id=config.pad_token_id or 0,
-        mask_token=token_text(tokenizer.get("mask_token")),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id or 0,
+        mask_token=tokenizer.mask_token,
         architecture=_summary(config),
-        source=source_of(checkpoint.path),
+        source=source_of(checkpoint.source or open_source(checkpoint.path)),
         created=created(),
         artifacts=tuple(artifacts),
         files=record_files(folder),

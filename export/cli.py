@@ -12,9 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
 from nopad.runtime.commands.console import FILES, common_options, emit, figure, messages, reading_options, status
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -74,9 +75,15 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="Of embeddings. [default: from the checkpoint]")
+@click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @common_options
 def export(
@@ -98,6 +105,8 @@ def export(
     pooling: Any,
     normalize: bool | None,
     max_length: int | None,
+    base: str | None,
+    allow_pickle: bool,
     no_parity: bool,
     as_json: bool,
     quiet: bool,
@@ -122,7 +131,7 @@ def export(
             precision=precision,
             archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
             profiles=shapes,
-            calibrate=Source(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
+            calibrate=DataSource(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
             build=BuildOptions(
                 timing_cache=timing_cache,
                 workspace_bytes=workspace << 20 if workspace else None,
@@ -134,11 +143,15 @@ def export(
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
+            base=base,
+            allow_pickle=allow_pickle,
             parity=not no_parity,
             threads=threads,
             progress=progress,
         )
     manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
@@ -151,6 +164,7 @@ def export(
                 "bytes": result.bytes,
                 "engines": [dataclasses.asdict(engine) for engine in result.engines],
                 "skipped": result.skipped,
+                "remarks": result.remarks,
                 "parity": result.report,
                 "reports": result.reports,
             }
@@ -175,11 +189,21 @@ def export(
 @click.option("--data", metavar="FILE", help=f"Texts, labelled or not: {FILES}.")
 @reading_options
 @click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
-@click.option("--label-field", help="The same of the label: its name, or its number. [default: the usual names]")
+@click.option(
+    "--label-field",
+    help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
+    "[default: the usual names]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@click.option("--base", help="Folder or Hub name of a LoRA adapter's base. [default: the one that the adapter names]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open the classifier of a SetFit model: a pickle, which can run code. Only for files that you trust.",
+)
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @common_options
 def parity(
@@ -194,6 +218,8 @@ def parity(
     engine: str,
     precision: str | None,
     allow_host_code: bool,
+    base: str | None,
+    allow_pickle: bool,
     longest: int,
     as_json: bool,
     quiet: bool,
@@ -208,14 +234,15 @@ def parity(
     from nopad.export.labelled import read_labelled
     from nopad.export.provenance import is_source
     from nopad.model.hub import resolve_checkpoint
-    from nopad.model.json_files import read_raw_config
+    from nopad.model.source import open_source
     from nopad.runtime.bundle import open_bundle, record_parity
 
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
     folder = resolve_checkpoint(reference)
-    same = is_source(opened, folder)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
     if not same:
         console.print(
             f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
@@ -224,14 +251,15 @@ def parity(
         )
     rows = None
     if data is not None:
-        source = Source(path=data, encoding=encoding, columns=columns)
-        rows = read_labelled(source, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    raw = read_raw_config(folder)
+        own = DataSource(path=data, encoding=encoding, columns=columns)
+        rows = read_labelled(own, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=int(raw.get("local_attention") or 128) // 2,
+            half_window=int(source.raw_config.get("local_attention") or 128) // 2,
+            base=base,
+            allow_pickle=allow_pickle,
             progress=progress,
             engine=engine,
             precision=precision,
@@ -259,7 +287,7 @@ def set_threads(threads: int | None) -> None:
 
 def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: bool = False) -> None:
     """The gate's figures as a table on stdout."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # texts and tokens may hold brackets: [/E1]
     rows = report["rows"]
     table = Table(box=None, pad_edge=False)
     for name in ("check", "cases", "worst", "bound", ""):
@@ -282,7 +310,8 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
         console.print(lengths)
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
-            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}"
+            f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}",
+            soft_wrap=True,
         )
     if report["evaluation"]:
         console.print(json.dumps({k: v for k, v in report["evaluation"].items() if v is not None}, indent=2))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import ProblemType
+from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
 from nopad.runtime.data.records import open_table
-from nopad.runtime.data.table import Source, Table
+from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import FloatArray
@@ -50,56 +52,63 @@ class Evaluation:
 
 
 def read_labelled(
-    source: Source | str | Path,
+    source: DataSource | str | Path,
     manifest: Manifest,
     *,
     text_field: str | None = None,
     label_field: str | None = None,
     limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a file or folder (`nopad.runtime.data`) for the classifier that `manifest` describes.
+    """Read a file or folder for the classifier that `manifest` describes; for embeddings, its texts alone.
 
-    A label is a name or its number; a list of those, or of zeros and ones, where a text has several labels; a number
-    for regression. Without the fields, the usual names are looked for. Raises `InputFileError`, `UsageError`.
+    A label is a name or, where no name consists of digits, its number (`nopad.model.labels`, as in training); a list of
+    those, or of zeros and ones, where a text has several labels; a number for regression. `label_field` may be several
+    with commas between them: zeros and ones for each label. Without the fields, the usual names are looked for
+    (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
     """
-    if manifest.task != "text-classification":
-        raise UsageError(f"--data is for text-classification, this bundle does {manifest.task}")
-    source = str(source) if isinstance(source, Path) else source
+    if manifest.task not in ("text-classification", "embeddings"):
+        raise UsageError(f"--data is for text-classification and embeddings, this bundle does {manifest.task}")
+    if manifest.task == "embeddings":
+        return LabelledTexts(texts=read_texts(source, text_field=text_field, limit=limit))
     texts: list[str] = []
-    labels: list[Any] = []
+    labels: list[Any] = []  # None where a row has no label
     places: list[str] = []
-    with open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS) as table:
-        label_of = Field(table, label_field, LABEL_COLUMNS, "--label-field", required=label_field is not None)
+    with _open(source, text_field) as table:
+        fields = _label_fields(table, label_field, manifest.labels)
         for place, text, record in _texts(table, text_field, limit):
-            try:
-                label = label_of.value(record)
-            except ValueError as error:
-                raise InputFileError(f"{place}: {error}; name one with --label-field") from None
             texts.append(text)
-            labels.append(None if label is MISSING or (table.untyped and not label.strip()) else label)
+            labels.append(_label(record, fields, place))
             places.append(place)
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if len(missing) == len(texts) and (label_field is None or table.columns is not None):
         return LabelledTexts(texts=texts)
     if missing:
+        named = ", ".join(repr(field.name) for field in fields)
         raise InputFileError(
-            f"{missing[0]}: no label in field {label_of.name!r} ({len(missing)} of {len(texts)} rows have none); label "
-            "all rows or none"
+            f"{missing[0]}: no label in field {named} ({len(missing)} of {len(texts)} rows have none); label all rows "
+            "or none"
         )
-    hot = manifest.problem_type == "multi_label_classification" and _is_hot(labels, len(manifest.labels))
+    target = _target_of(labels, manifest.labels, manifest.problem_type)
     rows = []
     for place, label in zip(places, labels, strict=True):
         try:
-            rows.append(label if hot else _target(label, manifest.labels, manifest.problem_type))
-        except (TypeError, ValueError, OverflowError) as error:
+            rows.append(target(label))
+        except (ValueError, OverflowError) as error:
             raise InputFileError(f"{place}: {error}") from None
     return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
 
 
-def read_texts(source: Source | str, *, text_field: str | None = None, limit: int | None = None) -> list[str]:
+def read_texts(
+    source: DataSource | str | Path, *, text_field: str | None = None, limit: int | None = None
+) -> list[str]:
     """The texts of a source, whatever labels it has. Raises `InputFileError` at the first row that has none."""
-    with open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS) as table:
+    with _open(source, text_field) as table:
         return [text for _, text, _ in _texts(table, text_field, limit)]
+
+
+def _open(source: DataSource | str | Path, text_field: str | None) -> AbstractContextManager[Table]:
+    source = str(source) if isinstance(source, Path) else source
+    return open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS)
 
 
 def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -118,27 +127,66 @@ def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[
         yield place, text, record
 
 
-def _is_hot(labels: Sequence[Any], width: int) -> bool:
-    """Whether every label is a row of zeros and ones (the rule of nopad.training.data)."""
-    return all(isinstance(label, list) and len(label) == width and all(x in (0, 1) for x in label) for label in labels)
+def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -> list[Field]:
+    """The field of the label; of several columns those of the cells, in the order of `names`."""
+    have = table.columns if table.columns is not None else [name for record in table.sample for name in record]
+    columns = split_columns(label_field, list(have)) if label_field is not None else [None]
+    if len(columns) > 1 and sorted(map(str, columns)) == sorted(names):
+        columns = list(names)
+    required = label_field is not None
+    return [Field(table, column, LABEL_COLUMNS, "--label-field", required=required) for column in columns]
 
 
-def _target(label: Any, names: Sequence[str], problem_type: ProblemType | None) -> list[float]:
-    if problem_type == "regression":
-        numbers = [float(one) for one in (label if isinstance(label, list) else [label])]
-        if len(numbers) != len(names) or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
-        return numbers
-    row = [0.0] * len(names)
+def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> Any:
+    """The label of a row, None where it has none; of several columns a tuple of the cells."""
+    try:
+        cells = [field.value(record) for field in fields]
+    except ValueError as error:
+        raise InputFileError(f"{place}: {error}; name one with --label-field") from None
+    blank = [cell is MISSING or cell != cell or (isinstance(cell, str) and not cell.strip()) for cell in cells]
+    cells = [None if none else cell for cell, none in zip(cells, blank, strict=True)]
+    if len(cells) == 1:
+        return cells[0]
+    return None if None in cells else tuple(cells)
+
+
+def _target_of(
+    labels: Sequence[Any], names: Sequence[str], problem_type: ProblemType | None
+) -> Callable[[Any], list[float]]:
+    """The function that makes a label a row of targets, or raises `ValueError` with the reason."""
+    find = label_finder(names)
     several = problem_type == "multi_label_classification"
-    for one in label if several and isinstance(label, list) else [label]:
-        if str(one) in names:
-            row[names.index(str(one))] = 1.0
-        elif str(one).isdigit() and int(one) < len(names):
-            row[int(one)] = 1.0
-        else:
-            raise ValueError(f"label {one!r} is not among {', '.join(names)}")
-    return row
+
+    def numbers(label: Any) -> list[float]:
+        found = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
+        if len(found) != len(names) or any(item is None or not math.isfinite(item) for item in found):
+            raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
+        return [float(item) for item in found if item is not None]
+
+    def ones(label: Any) -> list[float]:
+        cells = label if isinstance(label, list | tuple) else [label]
+        if len(cells) != len(names):
+            raise ValueError(f"{len(cells)} cells for {len(names)} labels: {listed(names)}")
+        try:
+            return [zero_or_one(cell) for cell in cells]
+        except ValueError as error:
+            raise ValueError(f"label {label!r:.80} {error}") from None
+
+    def classes(label: Any) -> list[float]:
+        row = [0.0] * len(names)
+        for item in label if several and isinstance(label, list) else [label]:
+            if (index := find(item)) is None:
+                raise ValueError(f"label {item!r} is not among {listed(names)}")
+            row[index] = 1.0
+        return row
+
+    if problem_type == "regression":
+        return numbers
+    columns = all(isinstance(label, tuple) for label in labels)
+    alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
+    if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
+        return ones
+    return classes
 
 
 def decide(logits: FloatArray, problem_type: ProblemType | None) -> Targets | None:

@@ -44,8 +44,9 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
 
     `cpu`: in ONNX Runtime's own CPU operators (`nopad.export.cpu`), instead of plain ONNX.
 
-    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`
-    and, for BERT, `token_type_ids[tokens]`; `tokens` is a multiple of the attention block (with `cpu`, any number).
+    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`;
+    for BERT `token_type_ids[tokens]`; where a prompt is not pooled `prompt_lengths[sequences]`. `tokens` is a multiple
+    of the attention block (with `cpu`, any number).
     Output: fp32 `logits`.
     Raises `ExportError`.
     """
@@ -57,11 +58,18 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if cpu else block * torch.export.Dim("blocks", max=1 << 20)
     sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
     longest = torch.export.Dim("longest", min=1, max=1 << 20)
-    shapes: dict[str, dict[int, Any]] = {name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")}
+    shapes: dict[str, dict[int, Any] | None] = {
+        name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")
+    }
     shapes["pad_index"] = {0: sequences, 1: longest}
     if config.type_vocab_size:
         shapes["token_type_ids"] = {0: tokens}
-    arguments = tuple(torch.from_numpy(getattr(example, name)) for name in shapes)
+    names = list(shapes)
+    if not config.include_prompt:
+        names.append("prompt_lengths")
+        shapes.setdefault("token_type_ids", None)  # the encoder takes them before, BERT or not
+        shapes["prompt_lengths"] = {0: sequences}
+    arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
     own = cpu_attention if cpu else graph_attention
     attention, encoder.attention = encoder.attention, encoder.attention or own
     try:
@@ -72,17 +80,17 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=shapes,
-                input_names=list(shapes),
+                input_names=names,
                 output_names=["logits"],
                 verbose=False,
             )
         assert program is not None
-        names = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
+        sizes = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
         size = sum(p.numel() * p.element_size() for p in encoder.parameters())
         if cpu:
             rearrange(program.model)
         _name_nodes(program.model.graph)
-        _name_dimensions(program.model.graph, names)
+        _name_dimensions(program.model.graph, sizes)
         program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from nopad.export.errors import ExportError, MissingPackage
 from nopad.export.provenance import created, source_of
-from nopad.export.tokenizer import copy_tokenizer, max_length_of, token_text
+from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.head import Task, detect_task, read_head
 from nopad.model.json_files import read_raw_config
-from nopad.model.weights import weight_files
+from nopad.model.source import open_source
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
 from nopad.runtime.manifest import Artifact, Manifest
 
@@ -38,12 +38,14 @@ def write_optimum_bundle(checkpoint: Path, folder: Path, *, task: Task | None, m
             "environment of its own: pip install 'nopad[optimum]'"
         ) from None
     raw = read_raw_config(checkpoint)
-    weight_files(checkpoint)  # refuses pickles
+    source = open_source(checkpoint)  # refuses pickles
+    if source.adapter is not None:
+        raise ExportError(f"--exporter optimum merges no adapters; merge {checkpoint} with PEFT first")
     task = task or detect_task(raw)
     if task not in _TASKS:
         raise ExportError(f"--exporter optimum has no {task}; it has {', '.join(_TASKS)}")
     head = read_head(raw, task)
-    tokenizer = copy_tokenizer(checkpoint, folder, int(raw.get("vocab_size", 1 << 31)))
+    tokenizer = write_tokenizer(checkpoint, folder, raw.get("vocab_size"))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
             with warnings.catch_warnings():
@@ -78,11 +80,11 @@ def write_optimum_bundle(checkpoint: Path, folder: Path, *, task: Task | None, m
         task=task,
         labels=head.labels,
         problem_type=head.problem_type,
-        max_length=max_length_of(max_length, tokenizer, positions),
-        pad_token_id=raw.get("pad_token_id") or 0,
-        mask_token=token_text(tokenizer.get("mask_token")),
+        max_length=max_length_of(max_length, tokenizer.limit, positions),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else raw.get("pad_token_id") or 0,
+        mask_token=tokenizer.mask_token,
         architecture={"model_type": raw.get("model_type"), "max_position_embeddings": positions},
-        source=source_of(checkpoint),
+        source=source_of(source),
         created=created(),
         artifacts=(artifact,),
         files=record_files(folder),

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
+from nopad.export.parity_texts import compare_texts
 from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
+from nopad.export.token_ids import compare, differing, explain, marked_sentences
 from nopad.model.config import attention_block
 from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import EngineError, TextError
@@ -130,6 +132,7 @@ def run_gate(
         rows += _grid(model, reference, lengths, bounds, progress)
         progress("parity: sentences")
         rows += _sentences(model, reference, bounds)
+        rows += _texts(model, reference, bounds)
         if data is not None:
             evaluation, more = _data(model, reference, data, bounds, progress)
             rows += more
@@ -204,8 +207,13 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
     texts: list[Text] = list(PAIRS) if model.task == "rerank" else list(SAMPLES)
     if model.task == "text-classification":
         texts += PAIRS
+        texts += marked_sentences(reference.tokenizer, model.manifest.architecture.get("vocab_size"))
     if model.task == "fill-mask":
         texts = [f"{text} {model.manifest.mask_token}" for text in SAMPLES]
+    for one in compare(model, reference):
+        yield Row(
+            check="token ids", case=one.case, value=float(one.wrong), bound=0.0, passed=not one.wrong, note=one.note
+        )
     encoded = [item for item in model.encode(texts) if not isinstance(item, TextError)]
     answers = model.logits(texts)
     names = reference.labels
@@ -214,14 +222,15 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         case = repr(text if len(str(text)) < 40 else str(text)[:37] + "...")
         ids, types = reference.encode(text, model.manifest.max_length)
         same = tokens.input_ids == ids
-        wrong = sum(a != b for a, b in zip(tokens.input_ids, ids, strict=False)) + abs(len(ids) - tokens.used)
-        yield Row(check="token ids", case=case, value=float(wrong), bound=0.0, passed=same)
+        wrong = differing(tokens.input_ids, ids)
+        note = "" if same else explain(model, reference, text, tokens.input_ids, ids)
+        yield Row(check="token ids", case=case, value=float(wrong), bound=0.0, passed=same, note=note)
         if not same:
             continue
         if "token_type_ids" in model.artifact.inputs:
             wrong = sum(a != b for a, b in zip(tokens.token_type_ids, types or [0] * len(ids), strict=True))
             yield Row(check="token types", case=case, value=float(wrong), bound=0.0, passed=wrong == 0)
-        want = reference.logits(ids, types)
+        want = reference.answer(text, ids, types)
         value = _difference(got, want)
         bound = _scaled(bounds.logits, want)
         yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
@@ -244,6 +253,14 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         yield Row(check="label names", case="all", value=float(passed), bound=1.0, passed=passed, note=note)
 
 
+def _texts(model: Model, reference: Reference, bounds: Bounds) -> Iterator[Row]:
+    for one in compare_texts(model, reference):
+        bound = bounds.logits * max(1.0, one.scale) if one.scale else 0.0
+        passed = one.value <= bound
+        note = "" if passed else one.note
+        yield Row(check=one.check, case=one.case, value=one.value, bound=bound, passed=passed, note=note)
+
+
 def _data(
     model: Model, reference: Reference, data: LabelledTexts, bounds: Bounds, progress: Progress
 ) -> tuple[Evaluation | None, list[Row]]:
@@ -264,7 +281,7 @@ def _data(
     case = f"{count} texts"
     value, bound = _difference(served, trained), _scaled(bounds.logits, trained)
     rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
-    if served.shape != trained.shape:
+    if served.shape != trained.shape or model.task == "embeddings":
         return None, rows
     evaluation = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
     if evaluation.agreement is not None:

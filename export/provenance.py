@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nopad.model import setfit
+from nopad.model.adapter import SETTINGS_FILE
 from nopad.model.files import sha256_of
-from nopad.model.weights import weight_files
+from nopad.model.sentence_transformers import module_files
+from nopad.model.source import Source
 from nopad.runtime.bundle import Bundle
 
 _PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "optimum-onnx")
 
 
-def source_of(checkpoint: Path) -> dict[str, Any]:
-    """Where a bundle comes from: the folder's name and the digest of each weight file and of config.json."""
-    files = [*weight_files(checkpoint), checkpoint / "config.json"]
-    return {"name": checkpoint.resolve().name, "sha256": {file.name: sha256_of(file) for file in files}}
+def source_of(source: Source) -> dict[str, Any]:
+    """Where a bundle comes from: the folder's name and the digest of each file that decides its answers.
+
+    Of a LoRA adapter its own files, and those of its base under `base`.
+    """
+    named = [*module_files(source.folder), setfit.SETTINGS_FILE, setfit.HEAD_FILE]
+    beside = [source.home / "config.json", *(source.folder / name for name in named)]
+    if source.base is None or source.adapter is None:
+        return _digests(source.folder, [*source.weights, *beside])
+    own = _digests(source.folder, [source.adapter.file, source.home / SETTINGS_FILE, *beside])
+    return {**own, "base": _digests(source.base, [*source.weights, source.base / "config.json"])}
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files if file.is_file()}
+    return {"name": folder.resolve().name, "sha256": digests}
 
 
 def created() -> dict[str, Any]:
@@ -31,7 +47,9 @@ def created() -> dict[str, Any]:
     return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
-def is_source(bundle: Bundle, checkpoint: Path) -> bool:
-    """Whether `checkpoint` has the files that the bundle was exported from."""
-    known = bundle.manifest.source.get("sha256") or {}
-    return not known or known == source_of(checkpoint)["sha256"]
+def is_source(bundle: Bundle, source: Source) -> bool:
+    """Whether `source` has the files that the bundle was exported from."""
+    known = bundle.manifest.source
+    found = source_of(source)
+    pairs = [(known, found), (known.get("base") or {}, found.get("base") or {})]
+    return all((ours.get("sha256") or {}).items() <= (theirs.get("sha256") or {}).items() for ours, theirs in pairs)

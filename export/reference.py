@@ -1,4 +1,5 @@
-"""The reference of the parity gate: transformers' own model and tokenizer, one text at a time.
+"""The reference of the parity gate: transformers' own model and tokenizer, one text at a time; for a folder of
+sentence-transformers, that library (`nopad.export.reference_sentence_transformers`).
 
 Deliberately shares no code with nopad's encoder, runtime or decoding, so that a fault there cannot hide here.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.model.checkpoint import open_tokenizer
+from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
+from nopad.model.sentence_transformers import transformer_folder
+from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray, Text
 
 CLASSES = {
@@ -31,31 +34,46 @@ CLASSES = {
 
 
 class Reference:
-    """A checkpoint opened with transformers (fp32, SDPA, CPU)."""
+    """A checkpoint opened with transformers (fp32, SDPA, CPU), and with sentence-transformers where that made it.
 
-    def __init__(self, folder: Path, task: str, *, pooling: str | None = None, normalize: bool = False) -> None:
+    `overrides` (the manifest's) are what the export was asked for against the folder. `embedder` and `cross_encoder`
+    are what a user would have called on it, None for other folders.
+    """
+
+    def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
         transformers.logging.disable_progress_bar()
         self.task = task
-        self.pooling = pooling
-        self.normalize = normalize
-        raw = read_raw_config(folder)
+        asked = overrides or {}
+        self.pooling = asked.get("pooling", "mean")
+        self.normalize = asked.get("normalize") is True
+        home = transformer_folder(folder)
+        raw = read_raw_config(home)
+        self.embedder: Embedder | None = None
+        self.cross_encoder: CrossEncoder | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                config, model = _open(folder, task, raw)
+                config, model = _open(home, task, raw)
             except NopadError:
                 raise
             except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
                 raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
-            self.tokenizer = open_tokenizer(folder)
-        self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
+            if task == "embeddings" and (folder / "modules.json").is_file():
+                self.embedder = open_embedder(folder, asked)
+            elif task == "rerank" or (task == "text-classification" and _is_cross_encoder(folder, raw)):
+                self.cross_encoder = open_cross_encoder(folder)
+            self.tokenizer = self.embedder.tokenizer if self.embedder else open_tokenizer(home)
+        if self.embedder is None:
+            self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
         if self.tokenizer.pad_token is None:  # any token will do, it is masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
         self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
-        self.labels: tuple[str, ...] = tuple(config.id2label[i] for i in range(len(config.id2label)))
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
+        for used in (self.embedder, self.cross_encoder):
+            self.versions |= used.versions if used else {}
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -65,15 +83,32 @@ class Reference:
 
     def content_ids(self, text: str) -> list[int]:
         """Token ids without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def encode(self, text: Text, max_length: int) -> tuple[list[int], list[int] | None]:
         """Token ids and token types as transformers would feed them; None where its tokenizer makes no types."""
-        parts = text if isinstance(text, tuple) else (text,)
+        parts = list(text) if isinstance(text, tuple) else [text]
+        parts[0] = self._prompt() + parts[0]
         encoded = self.tokenizer(*parts, truncation=True, max_length=max_length)
         return list(encoded["input_ids"]), encoded.get("token_type_ids")
 
+    def _prompt(self) -> str:
+        prompted = self.embedder or self.cross_encoder
+        name = prompted.default_prompt_name if prompted else None
+        return prompted.prompts[name] if prompted and name is not None else ""
+
+    def answer(self, text: Text, ids: Sequence[int], token_type_ids: Sequence[int] | None) -> FloatArray:
+        """What the checkpoint answers to a text, of which `encode` has made `ids`: `encode` of sentence-transformers
+        where there is one, else `logits`.
+        """
+        if self.embedder is not None and isinstance(text, str):
+            row: FloatArray = self.embedder.encode([text])[0]
+            return row
+        return self.logits(ids, token_type_ids)
+
     def _forward(self, inputs: dict[str, Any]) -> Any:
+        if self.embedder is not None:
+            return self.embedder.rows(inputs)
         with torch.inference_mode():
             out = self.model(**{name: value for name, value in inputs.items() if name in self._takes})
         if self.task != "embeddings":
@@ -91,6 +126,10 @@ class Reference:
         out: FloatArray = self._forward(inputs)[0].numpy()
         return out
 
+    def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:
+        """Logits of one text paired with each of others."""
+        return [self.logits(*self.encode((first, second), max_length)) for second in seconds]
+
     def batch_logits(
         self,
         texts: Sequence[str],
@@ -102,6 +141,9 @@ class Reference:
         rows = []
         for start in range(0, len(texts), batch_size):
             progress(start)
+            if self.embedder is not None:
+                rows.append(self.embedder.encode(texts[start : start + batch_size]))
+                continue
             batch = self.tokenizer(
                 list(texts[start : start + batch_size]),
                 truncation=True, max_length=max_length, padding=True, return_tensors="pt",
@@ -112,12 +154,20 @@ class Reference:
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Scores as transformers' pipeline makes them for the checkpoint's `problem_type`."""
         tensor = torch.from_numpy(np.array(logits))
+        if self.cross_encoder is not None:
+            return self.cross_encoder.activate(tensor.unsqueeze(0))[0].numpy()
         if self.task in ("text-classification", "rerank"):
             if self.problem_type == "regression" and self.task != "rerank":
                 return logits
             if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
                 return tensor.sigmoid().numpy()
         return tensor.softmax(-1).numpy()
+
+
+def _is_cross_encoder(folder: Path, raw: Mapping[str, Any]) -> bool:
+    """Whether sentence-transformers saved it as one; version 6 writes modules.json, older ones a key of config.json."""
+    own = "sentence_transformers" in raw or "sbert_ce_default_activation_function" in raw
+    return own or (folder / "modules.json").is_file()
 
 
 def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
@@ -135,6 +185,7 @@ def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         folder,
         config=config,
         attn_implementation="sdpa",
+        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

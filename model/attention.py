@@ -34,6 +34,7 @@ class PackedLayout:
     pad_index: Tensor  # [B, S] int64, -1 past a sequence's end
     half_window: int
     block: int
+    prompt_lengths: Tensor | None = None  # [B] int64, tokens that are not pooled (embeddings alone)
 
 
 # Added to the scores of keys that may not be seen: survives fp16 (largest 65504) and still zeroes a softmax term.

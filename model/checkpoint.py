@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from nopad.model.adapter import merge
 from nopad.model.attention import AttentionFactory
-from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.config import EmbeddingModule, EncoderConfig, Pooling
+from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task
-from nopad.model.json_files import read_json, read_raw_config
+from nopad.model.head import Task, detect_task, json_object
 from nopad.model.read_config import read_config
-from nopad.model.sentence_transformers import read_modules
-from nopad.model.weights import load_weights, match_weights, weight_files
+from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
+from nopad.model.setfit import classifier_of
+from nopad.model.source import Source, open_source
+from nopad.model.weights import lacking, load_weights
 
-# The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
-_NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+_EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,27 @@ class Checkpoint:
     raw_config: dict[str, Any]  # config.json as it was read
     encoder: PackedEncoder
     missing: tuple[str, ...]  # weights the files did not hold (only with new_head=True)
+    source: Source | None = None  # the files it was read from; None for random weights
+    remarks: tuple[str, ...] = ()  # what its user should know of how it was read
+    pipeline: Pipeline | None = None  # what the files of sentence-transformers say, where the task asks them
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling and normalize of embeddings, as asked for
+
+    @property
+    def files(self) -> Path:
+        """Where the tokenizer lies: `path`, a folder in it, or an adapter's base."""
+        return self.source.tokenizer if self.source else transformer_folder(self.path)
+
+    @property
+    def activation(self) -> str | None:
+        """What makes a cross-encoder's scores of its logits; None for other models. Raises `CheckpointError`."""
+        if self.config.task not in ("rerank", "text-classification"):
+            return None
+        crosses, named = read_activation(self.raw_config, self.files / "config.json")
+        if self.pipeline is not None and self.pipeline.model_type == "CrossEncoder":
+            crosses, named = True, self.pipeline.activation or named
+        if not crosses and self.config.task != "rerank":
+            return None
+        return named or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
 
     @property
     def config(self) -> EncoderConfig:
@@ -51,37 +74,102 @@ def load_checkpoint(
     config_changes: Mapping[str, Any] | None = None,
     new_head: bool = False,
     attention: AttentionFactory | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Build the encoder of a checkpoint folder and load its weights (fp32).
 
-    `config_changes` are laid over `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
-    pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error.
+    A LoRA adapter is merged into its base: the one that it names, or `base`. `config_changes` are laid over
+    `config.json`. With `new_head`, weights the files lack (a fresh classifier on a pre-trained encoder) are initialised
+    and listed in `Checkpoint.missing`; else they are an error. With `allow_pickle`, a SetFit model's classifier is
+    opened, which can run code.
     Raises `CheckpointError`.
     """
-    raw = read_raw_config(folder) | dict(config_changes or {})
-    config = read_config(raw, task=task, pooling=pooling, normalize=normalize)
-    if config.task == "embeddings" and (folder / "modules.json").is_file():
-        st_pooling, st_normalize = read_modules(folder)
-        config = replace(
-            config,
-            pooling=pooling or st_pooling or config.pooling,
-            normalize=st_normalize if normalize is None else normalize,
-        )
-    files = weight_files(folder)
-    matches = match_weights(config, files)
+    source = open_source(folder, base)
+    raw = {**source.raw_config, **(config_changes or {})}
+    classifier, remarks = (None, ()) if new_head else classifier_of(folder, task, allow_pickle)
+    pipeline = None
+    if task is None or task in ("embeddings", "rerank", "text-classification"):
+        pipeline = read_pipeline(folder)
+    config, pipeline = _read_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
+    if classifier is not None:
+        config = classifier.extend(config, pipeline)
+    matches = source.matches(config, other_head=new_head)
     encoder = build_encoder(config, attention)
     if new_head:
         initialize(encoder)
-    missing = load_weights(encoder, files, matches)
+    missing = load_weights(encoder, source.files, matches)
+    if pipeline is not None and config.modules:
+        load_modules(cast(nn.ModuleList, encoder.chain), folder, pipeline.weights)
+        missing = [name for name in missing if not name.startswith("chain.")]
+    if classifier is not None:
+        classifier.fill(encoder)
     head_only = [name for name in missing if not name.startswith(("model.", "bert.", "embeddings.", "layers."))]
     head_only += [name for name in missing if name.startswith("bert.pooler.")]
     if missing and not (new_head and len(head_only) == len(missing)):
-        raise CheckpointError(
-            f"{files[0].name} in {folder} lacks {len(missing)} weights that {config.hf_class} needs, "
-            f"first {missing[0]!r}: the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
-        )
+        raise CheckpointError(lacking(config, source.files, missing, head_only))
+    if source.adapter is not None:
+        merge(encoder, source.adapter, source.files, matches)
     encoder.eval()
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=tuple(missing))
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    return Checkpoint(
+        path=folder,
+        raw_config=raw,
+        encoder=encoder,
+        missing=tuple(missing),
+        source=source,
+        remarks=(*source.remarks, *remarks),
+        pipeline=pipeline,
+        overrides={name: value for name, value in asked.items() if value is not None},
+    )
+
+
+def _read_config(
+    raw: Mapping[str, Any],
+    pipeline: Pipeline | None,
+    task: Task | None,
+    pooling: Pooling | None,
+    normalize: bool | None,
+) -> tuple[EncoderConfig, Pipeline | None]:
+    """The configuration that config.json and the files of sentence-transformers make together."""
+    told = json_object(raw, "nopad")  # of `write_checkpoint`, which has no other files
+    task = task or told.get("task")
+    if task is None and pipeline is not None:
+        task = (
+            "embeddings"
+            if pipeline.model_type == "SentenceTransformer"
+            else detect_task({**raw, "sentence_transformers": {}})
+        )
+    classifies = pooling in ("cls", "mean", "pooler")
+    config = read_config(raw, task=task, pooling=pooling if classifies else None, normalize=normalize)
+    if config.task != "embeddings":
+        if pooling is not None and not classifies:
+            raise CheckpointError(f"pooling {pooling!r} is for embeddings; {config.task} has cls and mean")
+        ours = pipeline is not None and pipeline.model_type == "CrossEncoder"
+        return config, pipeline if ours and config.task != "token-classification" else None
+    fields: dict[str, Any] = {}
+    if pipeline is not None and pipeline.model_type == "SentenceTransformer":
+        fields = {name: getattr(pipeline, name) for name in _EMBEDDING_FIELDS}
+        if normalize is False:  # without the modules that normalise at the end
+            while fields["modules"] and fields["modules"][-1].kind == "Normalize":
+                fields["modules"] = fields["modules"][:-1]
+    elif told:
+        fields = {name: told[name] for name in _EMBEDDING_FIELDS if name in told}
+        fields["modules"] = tuple(EmbeddingModule(**one) for one in told.get("modules") or ())
+    else:
+        pipeline = None
+    fields |= {"pooling": pooling} if pooling is not None else {}
+    fields |= {"normalize": normalize} if normalize is not None else {}
+    config = replace(config, **fields)
+    check_modules(config)
+    return config, pipeline
+
+
+def told_json(config: EncoderConfig) -> dict[str, Any]:
+    """The key `nopad` of config.json: what `load_checkpoint` must be told besides transformers' own keys."""
+    return {"task": config.task, **{name: getattr(config, name) for name in _EMBEDDING_FIELDS}} | {
+        "modules": [asdict(module) for module in config.modules]
+    }
 
 
 def initialize(encoder: PackedEncoder) -> None:
@@ -109,29 +197,6 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.padding_idx is not None and config.architecture == "bert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder for transformers, whichever version wrote it. Raises `CheckpointError`."""
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if _NEW_CLASS in str(error):  # unknown to transformers 4, whose own class reads the same files
-            return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot open the tokenizer of {folder}: {error}"
-        ) from error
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Save a tokenizer of transformers so that transformers 4 and 5 both open it."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    raw = read_json(path, dict)
-    if raw.get("tokenizer_class") == _NEW_CLASS:
-        path.write_text(json.dumps(raw | {"tokenizer_class": _OLD_CLASS}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:

@@ -9,9 +9,19 @@ from nopad.model.errors import CheckpointError
 from nopad.model.head import CLASS_SUFFIX, ProblemType, Task
 
 Architecture = Literal["modernbert", "bert"]
-Pooling = Literal["cls", "mean", "pooler"]
+# How one row is made of a text's tokens: `pooler` is BERT's classifier's, the others are sentence-transformers' modes
+# (its `modules/pooling.py`); several joined with "+" are concatenated.
+Pooling = str
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+# Activations of a Dense module: classes of torch.nn, as they are without arguments.
+DENSE_ACTIVATIONS = (
+    "Identity", "Tanh", "Sigmoid", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish",
+    "Softplus", "Softsign", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish", "Tanhshrink",
+)  # fmt: skip
+# Activations of a cross-encoder's scores, classes of torch.nn, too. None of them changes the order of two scores.
+SCORE_ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "LogSigmoid", "Softplus", "Softmax")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 _CLASS_PREFIX: dict[Architecture, str] = {"modernbert": "ModernBert", "bert": "Bert"}
@@ -20,6 +30,19 @@ _CLASS_PREFIX: dict[Architecture, str] = {"modernbert": "ModernBert", "bert": "B
 def attention_block(half_window: int) -> int:
     """Tokens of one block of local attention: the multiple of 64 that covers the half window."""
     return max(1, -(-half_window // 64)) * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingModule:
+    """One module of sentence-transformers around the pooling, named as there; sizes are counts of elements."""
+
+    kind: Literal["Dense", "LayerNorm", "Normalize"]
+    of_tokens: bool = False  # before the pooling, on every token's hidden state
+    in_features: int = 0
+    out_features: int = 0  # of LayerNorm: the same
+    bias: bool = True
+    activation: str = "Identity"  # of DENSE_ACTIVATIONS
+    residual: bool = False  # Dense: its input is added (through a matrix of its own, where the sizes differ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +84,11 @@ class EncoderConfig:
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     pooling: Pooling = "cls"
-    normalize: bool = False
+    # Embeddings alone: what stands between the pooling and the vector, in this order.
+    include_prompt: bool = True  # whether a prompt's tokens are pooled
+    modules: tuple[EmbeddingModule, ...] = ()
+    truncate_dim: int | None = None  # only the first elements are kept
+    normalize: bool = False  # at the end: unit length
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make an encoder, in the words of `config.json`."""
@@ -107,6 +134,17 @@ class EncoderConfig:
     def head_size(self) -> int:
         """Elements of one attention head."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def embedding_size(self) -> int:
+        """Elements of an embedding."""
+        size = self.hidden_size
+        for module in (one for one in self.modules if one.of_tokens):
+            size = module.out_features or size
+        size *= len(self.pooling.split("+"))
+        for module in (one for one in self.modules if not one.of_tokens):
+            size = module.out_features or size
+        return min(size, self.truncate_dim or size)
 
     @property
     def num_labels(self) -> int:

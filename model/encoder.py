@@ -7,23 +7,13 @@ state dict moves between the two without a mapping. Nothing here knows files, en
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
 from nopad.model.backbone import ACTIVATIONS, BertBackbone, Linear, ModernBertBackbone, layer_norm
 from nopad.model.config import EncoderConfig
+from nopad.model.embedding import build_modules, embed, pool
 from nopad.model.errors import CheckpointError
-
-
-def pool(hidden: Tensor, layout: PackedLayout, pooling: str) -> Tensor:
-    """One fp32 row per sequence, [B, hidden_size]: its first token (`cls`, `pooler`) or the mean of its tokens."""
-    hidden = hidden.float()
-    if pooling != "mean":
-        return hidden[layout.pad_index[:, 0]]
-    valid = (layout.pad_index >= 0).unsqueeze(-1).to(hidden.dtype)
-    rows = hidden[layout.pad_index.clamp(min=0)] * valid
-    return rows.sum(1) / valid.sum(1)
 
 
 class PackedEncoder(nn.Module):
@@ -44,10 +34,11 @@ class PackedEncoder(nn.Module):
         sequence_ids: Tensor,
         pad_index: Tensor,
         token_type_ids: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
     ) -> Tensor:
         """Logits of the stream (arguments: `nopad.model.packing`, int64).
 
-        Returns fp32: [B, num_labels] for text-classification and rerank, [B, hidden_size] for embeddings,
+        Returns fp32: [B, num_labels] for text-classification and rerank, [B, embedding_size] for embeddings,
         [T, num_labels] for token-classification, [T, vocab_size] for fill-mask.
         """
         layout = PackedLayout(
@@ -56,6 +47,7 @@ class PackedEncoder(nn.Module):
             pad_index=pad_index,
             half_window=self.encoder_config.half_window if any(self.encoder_config.local_layers) else -1,
             block=self.encoder_config.block,
+            prompt_lengths=prompt_lengths,
         )
         dropout = self.training and self.encoder_config.attention_dropout > 0
         if self.attention is not None:
@@ -129,17 +121,13 @@ class ModernBertMaskedLM(_ModernBertHead):
         return self.decoder(self.head(hidden.float()))
 
 
-def _embedding(hidden: Tensor, layout: PackedLayout, config: EncoderConfig) -> Tensor:
-    rows = pool(hidden, layout, config.pooling)
-    return F.normalize(rows, dim=-1) if config.normalize else rows
-
-
 class ModernBertEmbedder(PackedEncoder, ModernBertBackbone):
     """ModernBertModel, pooled to one vector per sequence."""
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         ModernBertBackbone.__init__(self, config)
         self.attention = attention
+        self.chain = build_modules(config)
 
     def backbone(self) -> ModernBertBackbone:
         """Itself: the bare model has no head, so its weights carry no prefix."""
@@ -147,7 +135,7 @@ class ModernBertEmbedder(PackedEncoder, ModernBertBackbone):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """The embedding of each sequence."""
-        return _embedding(hidden, layout, self.encoder_config)
+        return embed(hidden, layout, self.encoder_config, self.chain)
 
 
 class BertClassifier(PackedEncoder):
@@ -223,6 +211,7 @@ class BertEmbedder(PackedEncoder, BertBackbone):
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         BertBackbone.__init__(self, config)
         self.attention = attention
+        self.chain = build_modules(config)
 
     def backbone(self) -> BertBackbone:
         """Itself: the bare model has no head, so its weights carry no prefix."""
@@ -230,7 +219,7 @@ class BertEmbedder(PackedEncoder, BertBackbone):
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """The embedding of each sequence."""
-        return _embedding(hidden, layout, self.encoder_config)
+        return embed(hidden, layout, self.encoder_config, self.chain)
 
 
 _HEADS: dict[str, dict[str, type[PackedEncoder]]] = {
@@ -246,7 +235,8 @@ def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = No
     Raises `CheckpointError` if it is too large for the memory.
     """
     try:
-        return _HEADS[config.architecture].get(config.task, _CLASSIFIERS[config.architecture])(config, attention)
+        task = "embeddings" if config.modules else config.task  # a classifier may be the last of an embedder's modules
+        return _HEADS[config.architecture].get(task, _CLASSIFIERS[config.architecture])(config, attention)
     except RuntimeError as error:  # what PyTorch raises for memory it does not get, or for sizes that overflow
         raise CheckpointError(
             f"config.json: no memory for an encoder of its sizes ({str(error).splitlines()[0]}); check hidden_size, "

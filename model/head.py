@@ -48,17 +48,63 @@ def detect_task(raw: Mapping[str, Any]) -> Task:
 
 
 def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    id2label = json_object(raw, "id2label")
+    """Names of the outputs, as text, by transformers' rules: `id2label` alone names them, `label2id` does not.
+
+    Answers are keyed by name, so names that repeat are refused, and what transformers 4 and 5 read differently.
+    """
+    id2label, num_labels = json_object(raw, "id2label"), raw.get("num_labels")
     if not id2label:
-        # transformers leaves the default out of config.json: two labels, LABEL_0 and LABEL_1.
-        return tuple(f"LABEL_{i}" for i in range(int(raw.get("num_labels") or 2)))
-    by_id = {int(key): str(value) for key, value in id2label.items()}
-    if sorted(by_id) != list(range(len(by_id))):
-        raise CheckpointError(f"config.json: id2label has ids {sorted(by_id)}, expected 0..{len(by_id) - 1}")
-    labels = tuple(by_id[i] for i in range(len(by_id)))
-    if len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
-        raise CheckpointError(f"config.json: id2label must name each label once, it has {', '.join(map(repr, labels))}")
+        return _unnamed(raw, num_labels)
+    if num_labels is not None and num_labels != len(id2label):
+        raise CheckpointError(
+            f"config.json: id2label names {len(id2label)} labels, num_labels says {num_labels}; take out the wrong one"
+        )
+    by_id: dict[int, Any] = {}
+    for key, name in id2label.items():
+        try:
+            by_id[int(key)] = name
+        except ValueError:
+            turned = "; it looks like label2id" if isinstance(name, int) else ""
+            raise CheckpointError(
+                f"config.json: id2label has the key {key!r}, expected the number of an output{turned}"
+            ) from None
+        if name is None or isinstance(name, list | dict):
+            raise CheckpointError(f"config.json: id2label names output {key} {name!r}, expected a text or a number")
+    count = len(id2label)
+    missing = sorted(set(range(count)) - by_id.keys())
+    if missing:
+        raise CheckpointError(
+            f"config.json: id2label has the ids {', '.join(map(str, sorted(by_id)))}, so transformers builds {count} "
+            f"outputs, 0 to {count - 1}, of which {', '.join(map(str, missing))} would have no name. Which output the "
+            "ids beyond them mean cannot be told: number the names from 0 without gaps, in the order of the outputs"
+        )
+    labels = tuple(str(by_id[i]) for i in range(count))
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise CheckpointError(
+            f"config.json: id2label must name each label once, but {', '.join(map(repr, twice))} is there more than "
+            "once, and answers go by name; give each output its own"
+        )
+    blank = [i for i, label in enumerate(labels) if not label.strip()]
+    if not all(map(_is_unicode, labels)):
+        raise CheckpointError("config.json: a name in id2label holds a lone surrogate, so it is not valid Unicode")
+    if blank:
+        raise CheckpointError(f"config.json: id2label gives output {blank[0]} a blank name; give it one that is seen")
     return labels
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _unnamed(raw: Mapping[str, Any], num_labels: Any) -> tuple[str, ...]:
+    """Without `id2label`, transformers counts two outputs, or `num_labels`, and calls them LABEL_0, LABEL_1..."""
+    if num_labels is None and len(json_object(raw, "label2id")) not in (0, 2):
+        raise CheckpointError(
+            f"config.json: label2id names {len(raw['label2id'])} labels, but there is no id2label, which is what "
+            "transformers reads: it would build 2 outputs. Write id2label too"
+        )
+    return tuple(f"LABEL_{i}" for i in range(int(num_labels or 2)))
 
 
 @dataclass(frozen=True, kw_only=True)

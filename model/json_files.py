@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.errors import CheckpointError
+from nopad.model.folder_kind import no_config
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json: it is not a checkpoint folder") from None
+        raise CheckpointError(no_config(folder)) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
     if not isinstance(raw, dict):

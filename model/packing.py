@@ -7,6 +7,10 @@ block. Four arrays describe it completely; every engine and the encoder itself t
 - `position_ids[T]`: place of each token in its own sequence, 0 for filler
 - `sequence_ids[T]`: which sequence a token belongs to, -1 for filler
 - `pad_index[B, S]`: stream index of token s of sequence b, -1 past its end; S is the longest length
+
+Encoders that do not pool a prompt's tokens (sentence-transformers' `include_prompt` false) take one more:
+
+- `prompt_lengths[B]`: tokens of the prompt at the beginning of each sequence, 0 without a prompt
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ class PackedBatch:
     sequence_ids: IntArray
     pad_index: IntArray
     cu_seqlens: IntArray  # [B + 1], cumulative lengths without the filler
+    prompt_lengths: IntArray
 
     @property
     def lengths(self) -> IntArray:
@@ -48,6 +53,7 @@ def pack(
     *,
     multiple: int = 64,
     filler_id: int = 0,
+    prompt_lengths: Sequence[int] | None = None,
 ) -> PackedBatch:
     """Pack token id sequences into one stream whose length is a multiple of `multiple`.
 
@@ -78,6 +84,7 @@ def pack(
         sequence_ids=sequence_ids,
         pad_index=pad_index,
         cu_seqlens=cu_seqlens,
+        prompt_lengths=np.asarray(prompt_lengths or np.zeros_like(lengths), dtype=np.int64),
     )
 
 

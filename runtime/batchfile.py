@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from nopad.runtime.answertable import AnswerTable, kept_columns, kept_name, table_kind
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.records import Row, read_rows, source_columns, source_files
-from nopad.runtime.data.table import Source, source_of
+from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import UsageError
 from nopad.runtime.growing import growing_file, output_file, partial_file
-from nopad.runtime.predictor import Model, windows
+from nopad.runtime.predictor import Model
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
+from nopad.runtime.windows import windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 def answer_file(
     model: Model,
-    source: Source | str,
+    source: DataSource | str,
     output: Path | None,
     *,
     field: str | None = None,
@@ -138,7 +139,7 @@ def answer_file(
 
 
 def _table(
-    model: Model, kind: str, keep: Sequence[str], scores: bool, source: Source, field: str | None
+    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None
 ) -> AnswerTable:
     columns = None
     if "*" in keep and source.path != "-":
@@ -173,7 +174,7 @@ def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.update(bar, advance=1)
 
 
-def _inputs(model: Model, source: Source) -> dict[str, Any]:
+def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
     """What tells one job from another: the bundle's files, and the input as it is now."""
     files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
     return {

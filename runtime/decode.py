@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from nopad.runtime.errors import BundleError
+from nopad.runtime.entities import entities, read_tags
+from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import TextEncoder, Tokens
-from nopad.runtime.types import Embedding, Entity, FloatArray, MaskFill, Prediction, Tagging
+from nopad.runtime.types import Embedding, FloatArray, MaskFill, Prediction, Tagging
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -23,8 +26,29 @@ def sigmoid(logits: FloatArray) -> FloatArray:
     return out
 
 
+def _softplus(logits: FloatArray) -> FloatArray:
+    out: FloatArray = np.logaddexp(logits, np.float32(0.0))
+    return out
+
+
+# SCORE_ACTIVATIONS, as torch.nn computes them.
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "Identity": lambda logits: logits,
+    "Sigmoid": sigmoid,
+    "Tanh": np.tanh,
+    "ReLU": lambda logits: np.maximum(logits, np.float32(0.0)),
+    "LogSigmoid": lambda logits: -_softplus(-logits),
+    "Softplus": _softplus,
+    "Softmax": softmax,
+}
+
+
 def probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
-    """Scores of the labels: softmax, sigmoid (several labels, rerank) or the raw values (regression)."""
+    """Scores of the labels: softmax, sigmoid (several labels, rerank), the raw values (regression), or what a
+    cross-encoder's folder says.
+    """
+    if manifest.activation is not None:
+        return _ACTIVATIONS[manifest.activation](logits)
     if manifest.task == "rerank" or manifest.problem_type == "multi_label_classification":
         return sigmoid(logits)
     if manifest.problem_type == "regression":
@@ -65,42 +89,24 @@ def prediction(
 def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, keep_logits: bool) -> Tagging:
     """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
     _check_width(logits, manifest)
+    if not isinstance(tokens.text, str):
+        raise TextError("a tagger reads one text, this is a pair; give its parts one by one")
     scores = softmax(logits)
     best = scores.argmax(axis=-1)
     kept = [i for i, special in enumerate(tokens.special) if not special]
     labels = [manifest.labels[best[i]] for i in kept]
     values = [float(scores[i, best[i]]) for i in kept]
-    text = tokens.text if isinstance(tokens.text, str) else tokens.text[0]
+    tags = read_tags(manifest.labels)
     return Tagging(
         tokens_text=tuple(tokens.pieces[i] for i in kept),
         labels=tuple(labels),
         scores=tuple(values),
-        entities=_entities(labels, values, [tokens.offsets[i] for i in kept], text),
+        entities=entities([tags[best[i]] for i in kept], values, [tokens.offsets[i] for i in kept], tokens.text),
         logits=logits if keep_logits else None,
         tokens=tokens.tokens,
         tokens_used=tokens.used,
         engine=engine,
     )
-
-
-def _entities(labels: list[str], scores: list[float], offsets: list[tuple[int, int]], text: str) -> tuple[Entity, ...]:
-    """Runs of one label; `B-` begins a new run, `I-` continues one of the same kind, `O` is none (IOB2)."""
-    runs: list[tuple[str, list[int]]] = []
-    for i, label in enumerate(labels):
-        kind = label[2:] if label[:2] in ("B-", "I-") else label
-        if label == "O":
-            continue
-        if runs and runs[-1][0] == kind and runs[-1][1][-1] == i - 1 and not label.startswith("B-"):
-            runs[-1][1].append(i)
-        else:
-            runs.append((kind, [i]))
-    entities = []
-    for kind, members in runs:
-        start, end = offsets[members[0]][0], offsets[members[-1]][1]
-        start += len(text[start:end]) - len(text[start:end].lstrip())  # byte-level tokens begin with their space
-        score = float(np.mean([scores[i] for i in members]))
-        entities.append(Entity(label=kind, score=score, start=start, end=end, text=text[start:end]))
-    return tuple(entities)
 
 
 def mask_fill(

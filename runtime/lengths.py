@@ -16,12 +16,12 @@ from nopad.model.errors import CheckpointError
 from nopad.model.read_config import read_config
 from nopad.runtime.bundle import MANIFEST, open_bundle
 from nopad.runtime.data.records import Row, read_rows
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
-from nopad.runtime.predictor import windows
-from nopad.runtime.tokenizer import TextEncoder
+from nopad.runtime.tokenizer import TextEncoder, open_encoder
+from nopad.runtime.windows import windows
 
-_CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _GIB = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -34,7 +34,6 @@ class PlannedModel:
     block: int  # tokens of an attention block
     max_length: int  # tokens
     tokenizer: Path
-    tokenizer_config: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +62,12 @@ def open_model(path: str | None) -> PlannedModel:
         raise CheckpointError(f"{folder / _CONFIG} is a JSON {type(raw).__name__}, expected an object")
     # Whatever the head is: it changes neither lengths nor costs, and an untrained checkpoint may have none.
     config = read_config(raw, task="embeddings")
-    typed = folder / _TOKENIZER_CONFIG
     return PlannedModel(
         name=str(folder),
         architecture=config,
         block=config.block,
         max_length=config.max_position_embeddings,
         tokenizer=folder / _TOKENIZER,
-        tokenizer_config=typed if typed.is_file() else None,
     )
 
 
@@ -79,7 +76,6 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
     manifest = bundle.manifest
     if not any(artifact.layout == "packed" for artifact in manifest.artifacts):
         raise UsageError(f"{bundle.path} is a padded bundle (--exporter optimum): it has no profiles to plan")
-    typed = bundle.file(manifest.tokenizer).with_name(_TOKENIZER_CONFIG)
     window = manifest.architecture.get("local_attention")  # a graph for CPUs alone says nothing of engines' streams
     return PlannedModel(
         name=str(bundle.path) if folder else "the embedded model",
@@ -87,13 +83,12 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
         block=attention_block(window // 2 if isinstance(window, int) else 0),
         max_length=manifest.max_length,
         tokenizer=bundle.file(manifest.tokenizer),
-        tokenizer_config=typed if typed.is_file() else None,
     )
 
 
 def lengths_of_texts(
     model: PlannedModel,
-    source: Source | str,
+    source: DataSource | str,
     field: str | None = None,
     second_field: str | None = None,
     *,
@@ -108,7 +103,7 @@ def lengths_of_texts(
         raise BundleError(
             f"{model.tokenizer} is missing; save the tokenizer there, or give token lengths with --lengths"
         )
-    encoder = TextEncoder(model.tokenizer, model.max_length, config=model.tokenizer_config)
+    encoder = open_encoder(model.tokenizer, model.max_length)
     counts: Counter[int] = Counter()
     cut = failed = rows = 0
     first: str | None = None

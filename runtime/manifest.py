@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
-from nopad.model.config import Pooling
+from nopad.model.config import SCORE_ACTIVATIONS, Pooling
 from nopad.model.head import PROBLEM_TYPES, TASKS, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
@@ -73,8 +73,15 @@ class Manifest:
     files: Mapping[str, FileRecord]  # every file but the manifest
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
-    pooling: Pooling | None = None
+    pooling: Pooling | None = None  # several modes are joined with "+"
     normalize: bool = False
+    include_prompt: bool = True  # whether a prompt's tokens are pooled
+    truncate_dim: int | None = None  # elements that are left of a longer embedding
+    prompts: Mapping[str, str] = field(default_factory=dict)  # name -> what is put before a text
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None  # what embeddings are compared with: cosine, dot, euclidean, manhattan
+    activation: str | None = None  # of a cross-encoder's scores: one of SCORE_ACTIVATIONS
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling, normalize, max_length as asked of the export
     tokenizer: str = "tokenizer.json"
     pad_token_id: int = 0
     mask_token: str | None = None
@@ -155,10 +162,12 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
     **dict.fromkeys(("artifacts", "labels"), list),
     **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity"), dict),
+    **dict.fromkeys(("prompts", "overrides"), dict),
+    **dict.fromkeys(("default_prompt_name", "similarity_fn_name", "activation"), (str, type(None))),
     **dict.fromkeys(("evaluation", "quantized"), (dict, type(None))),
-    **dict.fromkeys(("opset",), (int, type(None))),
+    **dict.fromkeys(("opset", "truncate_dim"), (int, type(None))),
     **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm", "built_with", "platform"), (str, type(None))),
-    **dict.fromkeys(("normalize", "version_compatible"), bool),
+    **dict.fromkeys(("normalize", "include_prompt", "version_compatible"), bool),
 }
 
 
@@ -206,6 +215,11 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         raise ValueError(f"the labels are not distinct names: {', '.join(map(str, labels))}")
     if not labels and fields["task"] in ("text-classification", "token-classification", "rerank"):
         raise ValueError("it has no labels")
+    prompts, default = fields.get("prompts", {}), fields.get("default_prompt_name")
+    if not all(isinstance(prompt, str) for prompt in prompts.values()) or default not in (None, *prompts):
+        raise ValueError(f"the prompts are not name -> text, or the default {default!r} is none of them")
+    if fields.get("activation") not in (None, *SCORE_ACTIVATIONS):
+        raise BundleError(f"the manifest's activation {fields['activation']!r} is unknown to this nopad")
     if fields["max_length"] < 1:
         raise ValueError(f"max_length is {fields['max_length']}")
     return Manifest(**fields, extra=cast(Mapping[str, Any], extra))

@@ -22,10 +22,10 @@ from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.profiles import plan_in_profiles
+from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.selection import EngineChoice, find_candidates
-from nopad.runtime.tokenizer import TextEncoder, Tokens
+from nopad.runtime.tokenizer import TextEncoder, Tokens, open_encoder
 from nopad.runtime.types import (
-    Embedding,
     Failure,
     FloatArray,
     MaskFill,
@@ -36,10 +36,8 @@ from nopad.runtime.types import (
     Text,
     Truncation,
 )
+from nopad.runtime.windows import WINDOW, windows
 
-# Texts looked at together: enough to sort by length, few enough that a stream of any length fits in memory.
-WINDOW = 512
-WINDOW_CHARACTERS = 2_000_000  # fewer texts where they are long: the tokenizer needs 50 bytes a character
 PROBE = "a film"  # what an engine is asked before it is trusted
 R = TypeVar("R")
 T = TypeVar("T")
@@ -57,6 +55,8 @@ def load(
     threads: int | None = None,
     truncation: Truncation = "truncate",
     token_budget: int | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     allow_unverified: bool = False,
     allow_host_code: bool = False,
     verify: bool = True,
@@ -73,6 +73,8 @@ def load(
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
     (`tokens`, `tokens_used`); `error` refuses it.
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
+    `prompt_name`, `prompt`: what is put before every text, by its name in the manifest's `prompts` or as it is; None
+    takes the bundle's default prompt.
     `allow_unverified`: open a bundle that has not passed the parity gate.
     `allow_host_code`: run the native code that a version-compatible TensorRT engine carries: only from those you trust.
     `verify`: check the SHA-256 of every file first.
@@ -93,32 +95,20 @@ def load(
         file=file,
         allow_unverified=allow_unverified,
     )
-    tokenizer = bundle.file(bundle.manifest.tokenizer)
-    config = tokenizer.with_name("tokenizer_config.json")
-    encoder = TextEncoder(
-        tokenizer,
-        bundle.manifest.max_length,
-        truncation,
-        config=config if config.relative_to(bundle.path).as_posix() in bundle.manifest.files else None,
+    manifest = bundle.manifest
+    return Model(
+        bundle=bundle,
+        candidates=candidates,
+        encoder=open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, truncation, manifest=manifest),
+        token_budget=token_budget,
+        fallback=fallback,
+        prompt=resolve_prompt(manifest, prompt_name, prompt),
     )
-    return Model(bundle=bundle, candidates=candidates, encoder=encoder, token_budget=token_budget, fallback=fallback)
 
 
-def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:
-    """`items` in lists of at most `WINDOW`, and of about `WINDOW_CHARACTERS` characters of what `text` says of each."""
-    window: list[T] = []
-    characters = 0
-    for item in items:
-        window.append(item)
-        parts = text(item)
-        characters += sum(
-            len(part) for part in (parts if isinstance(parts, tuple) else (parts,)) if isinstance(part, str)
-        )
-        if len(window) == WINDOW or characters >= WINDOW_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
+def _logit(answer: Prediction) -> float:
+    assert answer.logits is not None
+    return float(answer.logits[0])
 
 
 class Model:
@@ -132,10 +122,12 @@ class Model:
         encoder: TextEncoder,
         token_budget: int | None = None,
         fallback: bool = True,
+        prompt: str = "",
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._encoder = encoder
+        self._prompt = prompt
         self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
         (probe,) = encoder.encode([PROBE])
         if isinstance(probe, TextError):
@@ -216,30 +208,48 @@ class Model:
         self._require("fill", "fill-mask")
         return list(self._raising(self._stream(texts, self._fill_one(top_k))))
 
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        """Embeddings, float32 [len(texts), hidden_size]."""
+    def embed(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
+        """Embeddings, float32 [len(texts), embedding size].
+
+        `prompt_name`, `prompt`: what is put before each text; without, the bundle's default prompt, if it has one.
+        """
         self._require("embed", "embeddings")
         if not texts:
-            return np.zeros((0, int(self.manifest.architecture.get("hidden_size", 0))), dtype=np.float32)
-        return np.stack([one.vector for one in self._raising(self._stream(texts, self._embed_one))])
+            size = list(self.artifact.outputs.values())[0][-1]
+            return np.zeros((0, int(size) if size.isdigit() else 0), dtype=np.float32)
+        before = self._prompt_of(prompt_name, prompt)
+        return np.stack([one.vector for one in self._raising(self._stream(texts, decode.embedding, before))])
 
-    def rerank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
-        """Passages by relevance to the query, best first."""
+    def rerank(
+        self, query: str, passages: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> list[Ranked]:
+        """Passages by relevance to the query, best first; prompts as for `embed`, before the query."""
         self._require("rerank", "rerank")
         if isinstance(passages, str):
             raise UsageError("give a list of passages; put a single one in brackets: [passage]")
-        answers = self.predict([(query, passage) for passage in passages])
-        ranked = [Ranked(index=i, score=a.score, text=passages[i]) for i, a in enumerate(answers)]
-        return sorted(ranked, key=lambda one: -one.score)
+        pairs = [(query, passage) for passage in passages]
+        one = self._predict_one(None, True)
+        answers = list(self._raising(self._stream(pairs, one, self._prompt_of(prompt_name, prompt))))
+        # By logit: where a sigmoid gives 1.0 to several, they still have an order.
+        best = sorted(range(len(answers)), key=lambda i: -_logit(answers[i]))
+        return [Ranked(index=i, score=answers[i].score, text=passages[i]) for i in best]
 
-    def results(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[Result | Failure]:
+    def results(
+        self,
+        texts: Iterable[Text],
+        *,
+        top_k: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Iterator[Result | Failure]:
         """Answers of whatever the task is, lazily and in order; a `Failure` in the place of a bad text."""
         one: dict[str, Decoder[Result]] = {
             "token-classification": self._tag_one(False),
             "fill-mask": self._fill_one(top_k or 5),
-            "embeddings": self._embed_one,
+            "embeddings": decode.embedding,
         }
-        return self._stream(texts, one.get(self.task, self._predict_one(top_k, False)))
+        before = self._prompt_of(prompt_name, prompt)
+        return self._stream(texts, one.get(self.task, self._predict_one(top_k, False)), before)
 
     def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Raw logits of each text: [num_labels], or [tokens_used, ...] for tasks per token. The parity gate's view."""
@@ -250,8 +260,8 @@ class Model:
         return self._raising(self._stream(texts, lambda logits, tokens, name: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
-        """The texts as the model reads them."""
-        return self._encoder.encode(texts)
+        """The texts as the model reads them, with the default prompt if there is one."""
+        return self._encoder.encode(texts, self._prompt)
 
     def run_ids(
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
@@ -259,15 +269,21 @@ class Model:
         """Logits of token id sequences, all in one micro-batch."""
         return self._run(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
 
-    def _pack(self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]) -> PackedBatch:
-        return pack(sequences, token_types, multiple=self.token_multiple, filler_id=self.manifest.pad_token_id)
+    def _prompt_of(self, prompt_name: str | None, prompt: str | None) -> str:
+        return self._prompt if prompt_name is prompt is None else resolve_prompt(self.manifest, prompt_name, prompt)
+
+    def _pack(
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
+    ) -> PackedBatch:
+        filler = self.manifest.pad_token_id
+        return pack(sequences, types, multiple=self.token_multiple, filler_id=filler, prompt_lengths=prompts)
 
     def _run(
-        self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]
+        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
     ) -> tuple[list[FloatArray], str]:
         """Logits of each sequence, and the name of the engine that answered."""
         self._require_open()
-        batch = self._pack(sequences, token_types)
+        batch = self._pack(sequences, types, prompts)
         answer = self._chain.run(batch)
         out = answer.logits
         if self._per_token:
@@ -303,9 +319,6 @@ class Model:
 
         return one
 
-    def _embed_one(self, logits: FloatArray, tokens: Tokens, name: str) -> Embedding:
-        return decode.embedding(logits, tokens, name)
-
     def _answer(self, texts: Any, one: Decoder[R], on_error: OnError) -> Any:
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
@@ -322,17 +335,17 @@ class Model:
                 raise answer.error
             yield answer
 
-    def _stream(self, texts: Iterable[Text], one: Decoder[R]) -> Iterator[R | Failure]:
+    def _stream(self, texts: Iterable[Text], one: Decoder[R], prompt: str | None = None) -> Iterator[R | Failure]:
         if isinstance(texts, str):  # which would be read letter by letter
             raise UsageError("give a list of texts; put a single one in brackets: [text]")
         start = 0
         for window in windows(texts, lambda text: text):
             self._require_open()
-            yield from self._window(window, start, one)
+            yield from self._window(window, start, one, self._prompt if prompt is None else prompt)
             start += len(window)
 
-    def _window(self, texts: Sequence[Text], start: int, one: Decoder[R]) -> list[R | Failure]:
-        encoded = self._encoder.encode(texts)
+    def _window(self, texts: Sequence[Text], start: int, one: Decoder[R], prompt: str) -> list[R | Failure]:
+        encoded = self._encoder.encode(texts, prompt)
         answers: dict[int, R | Failure] = {
             i: Failure(index=start + i, error=item) for i, item in enumerate(encoded) if isinstance(item, TextError)
         }
@@ -342,7 +355,8 @@ class Model:
         for batch in plan:
             members = [tokens[index[i]] for i in batch]
             try:
-                rows, name = self._run([m.input_ids for m in members], [m.token_type_ids for m in members])
+                prompts = [m.prompt_length for m in members]
+                rows, name = self._run([m.input_ids for m in members], [m.token_type_ids for m in members], prompts)
             except EngineError as error:  # costs this batch alone
                 answers |= {index[i]: Failure(index=start + index[i], error=error) for i in batch}
                 continue

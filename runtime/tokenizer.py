@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tokenizers import Encoding, Tokenizer
 
 from nopad.runtime.errors import BundleError, TextError
+from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import Text, Truncation
+
+CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Tokens:
     offsets: list[tuple[int, int]]  # character positions of each token
     special: list[int]  # 1 for [CLS], [SEP] and the like
     pieces: list[str]  # the tokens as text
+    prompt_length: int = 0  # tokens of the prompt at the beginning
 
     @property
     def used(self) -> int:
@@ -31,11 +35,47 @@ class Tokens:
         return len(self.input_ids)
 
 
+def open_encoder(
+    tokenizer: Path, max_length: int, truncation: Truncation = "truncate", *, manifest: Manifest | None = None
+) -> TextEncoder:
+    """The encoder of a `tokenizer.json`, with what `tokenizer_config.json` beside it says. Raises `BundleError`.
+
+    Of a bundle, give the `manifest`: a configuration that it does not list is not read, and a text with a token that
+    the model has no embedding for is refused.
+    """
+    config = tokenizer.with_name(CONFIG)
+    if manifest is None:
+        known, vocab_size = config.is_file(), None
+    else:
+        known = str(PurePosixPath(manifest.tokenizer).with_name(CONFIG)) in manifest.files
+        vocab_size = manifest.architecture.get("vocab_size")
+    return TextEncoder(tokenizer, max_length, truncation, config=config if known else None, vocab_size=vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What `tokenizer_config.json` says and `tokenizer.json` does not."""
+
+    side: str = "right"  # which end of a long text is cut
+    typed: bool = True  # the second text of a pair has token types of its own
+    split_special: bool = False  # a special token that a text spells is text
+
+
 class TextEncoder:
-    """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads."""
+    """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads.
+
+    Its ids are those of transformers' `tokenizer(*text, truncation=True, max_length=max_length)`. Where transformers
+    would go over the max length, because special tokens alone are more, the text is refused.
+    """
 
     def __init__(
-        self, path: Path, max_length: int, truncation: Truncation = "truncate", *, config: Path | None = None
+        self,
+        path: Path,
+        max_length: int,
+        truncation: Truncation = "truncate",
+        *,
+        config: Path | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -43,9 +83,14 @@ class TextEncoder:
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
         self._max_length = max_length
         self._truncation = truncation
-        side, self._typed = _read_config(config) if config else ("right", True)
+        self._vocab_size = vocab_size
+        said = _read_config(config) if config else _Config()
+        self._typed = said.typed
+        self._tokenizer.encode_special_tokens = said.split_special
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, direction=side)
+        self._tokenizer.enable_truncation(max_length, direction=said.side)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
@@ -56,13 +101,28 @@ class TextEncoder:
         """One token as readable text."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).strip()
 
-    def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
-        """Tokens of each text, or the error that says why it has none, in its place."""
+    def encode(self, texts: Sequence[Text], prompt: str = "") -> list[Tokens | TextError]:
+        """Tokens of each text, or the error that says why it has none, in its place.
+
+        `prompt` is put before each text, and before the first of a pair.
+        """
         out: list[Tokens | TextError | None] = [self._check(text) for text in texts]
         good = [index for index, error in enumerate(out) if error is None]
-        for index, encoding in zip(good, self._tokenizer.encode_batch([texts[i] for i in good]), strict=True):
-            out[index] = self._tokens(texts[index], encoding)
+        whole = [_prompted(texts[index], prompt) for index in good]
+        length = self.prompt_length(prompt)
+        for index, text, encoding in zip(good, whole, self._tokenizer.encode_batch(whole), strict=True):
+            out[index] = self._tokens(text, encoding, length)
         return [item for item in out if item is not None]
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt as sentence-transformers counts them: a special one at its end is not the prompt's.
+
+        (`_get_prompt_length` of its `base/modules/transformer.py`.)
+        """
+        if not prompt:
+            return 0
+        ids = self._tokenizer.encode(prompt).ids
+        return len(ids) - (ids[-1] in self._special if ids else 0)
 
     def _check(self, text: object) -> TextError | None:
         parts = text if isinstance(text, tuple) else (text,)
@@ -79,8 +139,20 @@ class TextEncoder:
             return TextError(f"a pair must hold two texts, not {len(text)}")
         return None
 
-    def _tokens(self, text: Text, encoding: Encoding) -> Tokens | TextError:
-        total = len(encoding.ids)
+    def _tokens(self, text: Text, encoding: Encoding, prompt_length: int) -> Tokens | TextError:
+        ids = encoding.ids
+        total = len(ids)
+        if not ids:
+            return TextError("the text holds nothing that the tokenizer makes a token of (control characters, perhaps)")
+        if total > self._max_length:  # so the library does where special tokens alone are more
+            special = sum(encoding.special_tokens_mask)
+            return TextError(
+                f"the model's max length of {self._max_length} tokens has no room for this text beside its {special} "
+                "special tokens; export the bundle with a larger --max-length"
+            )
+        if self._vocab_size is not None and max(ids) >= self._vocab_size:
+            beyond = encoding.tokens[ids.index(max(ids))]
+            return TextError(f"the text holds {beyond!r}, a token of which the model has no embedding; leave it out")
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
             if self._truncation == "error":
@@ -90,12 +162,13 @@ class TextEncoder:
                 )
         return Tokens(
             text=text,
-            input_ids=encoding.ids,
-            token_type_ids=encoding.type_ids if self._typed else [0] * len(encoding.ids),
+            input_ids=ids,
+            token_type_ids=encoding.type_ids if self._typed else [0] * len(ids),
             tokens=total,
             offsets=encoding.offsets,
             special=encoding.special_tokens_mask,
             pieces=encoding.tokens,
+            prompt_length=prompt_length,
         )
 
     def _count(self, text: Text) -> int:
@@ -108,16 +181,21 @@ class TextEncoder:
         return total
 
 
-def _read_config(path: Path) -> tuple[str, bool]:
-    """What `tokenizer_config.json` says: which end of a long text is cut (`right` or `left`), and whether the second
-    text of a pair has token types of its own (unless `model_input_names` leaves them out).
-    """
+def _prompted(text: Text, prompt: str) -> Text:
+    if isinstance(text, tuple):
+        return prompt + text[0], text[1]
+    return prompt + text
+
+
+def _read_config(path: Path) -> _Config:
+    """Read `tokenizer_config.json`. Token types are left out where `model_input_names` leaves them out."""
     try:
-        config = json.loads(path.read_text("utf-8"))
-        side, names = config.get("truncation_side", "right"), config.get("model_input_names")
+        raw = json.loads(path.read_text("utf-8"))
+        side, names = raw.get("truncation_side", "right"), raw.get("model_input_names")
         typed = names is None or "token_type_ids" in names
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        split = raw.get("split_special_tokens") is True
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); export the bundle again") from None
     if side not in ("left", "right"):
         raise BundleError(f"{path}: truncation_side is {side!r}, expected left or right")
-    return side, typed
+    return _Config(side=side, typed=typed, split_special=split)

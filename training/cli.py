@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 
 
 @click.command()
@@ -18,6 +19,9 @@ from nopad.runtime.data.table import Source
     "--from-scratch",
     type=click.Path(exists=True, path_type=Path),
     help="Random weights from this config.json instead of --model.",
+)
+@click.option(
+    "--base", help="Folder or Hub name of the base, where --model is a LoRA adapter. [default: the one it names]"
 )
 @click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
 @click.option("--train", "train_data", required=True, help=f"Hub name, or {FILES}.")
@@ -33,8 +37,22 @@ from nopad.runtime.data.table import Source
 @click.option(
     "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
 )
-@click.option("--label-column", help=f"The same of the label. [default: {', '.join(LABEL_COLUMNS[:4])}, ...]")
-@click.option("--labels", help="Label names, comma-separated, in the order of their numbers.")
+@click.option(
+    "--label-column",
+    help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "
+    f"[default: {', '.join(LABEL_COLUMNS[:4])}, ...]",
+)
+@click.option(
+    "--labels",
+    help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column holds; "
+    "LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
+)
+@click.option(
+    "--problem-type",
+    type=click.Choice(PROBLEM_TYPES),
+    help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists several "
+    "labels at once]",
+)
 @click.option("--learning-rate", type=float, default=8e-5, help="Highest learning rate.")
 @click.option("--adam-beta1", type=float, default=0.9, help="Decay of AdamW's mean of gradients.")
 @click.option("--adam-beta2", type=float, default=0.98, help="Decay of AdamW's mean of squared gradients.")
@@ -55,6 +73,7 @@ from nopad.runtime.data.table import Source
 def train(
     model: str | None,
     from_scratch: Path | None,
+    base: str | None,
     tokenizer: str | None,
     train_data: str,
     eval_data: str | None,
@@ -65,6 +84,7 @@ def train(
     text_column: str | None,
     label_column: str | None,
     labels: str | None,
+    problem_type: ProblemType | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -74,7 +94,7 @@ def train(
     """Fine-tune a text classifier; the best epoch becomes the checkpoint at --output.
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
-    (regression) follow from the label column.
+    (regression) follow from the label column; the command prints what it has understood before it trains.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
@@ -95,23 +115,26 @@ def train(
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     data = load_data(
-        Source(path=train_data, encoding=encoding, columns=columns),
-        Source(path=eval_data, encoding=encoding, columns=columns) if eval_data is not None else None,
+        DataSource(path=train_data, encoding=encoding, columns=columns),
+        DataSource(path=eval_data, encoding=encoding, columns=columns) if eval_data is not None else None,
         text_column=text_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
+        problem_type=problem_type,
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
-    for remark in data.remarks:
-        console.print(remark)
     console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
+    console.print(data.understood)
+    for remark in data.remarks:
+        console.print(f"note: {remark}", style="yellow")
     try:
         result = run(
             data,
             output,
             model=model,
             from_scratch=from_scratch,
+            base=base,
             tokenizer=tokenizer,
             recipe=settings,
             resume=resume,

@@ -1,20 +1,24 @@
-"""Training data: texts, and labels made into targets."""
+"""Training data: rows with a text and a label become texts and targets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import datasets
+import numpy as np
 
-from nopad.model.head import ProblemType
+from nopad.model.head import PROBLEM_TYPES, ProblemType
+from nopad.model.labels import listed, split_columns
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
+from nopad.training.labels import MULTI, LabelColumn, describe, remarks_on_classes, understand_labels, zeros_and_ones
 from nopad.training.sources import Rows, find_splits, read_rows
 
 
@@ -26,7 +30,8 @@ class TrainingData:
     evaluation: Any
     labels: tuple[str, ...]
     problem_type: ProblemType
-    remarks: tuple[str, ...] = ()  # what was left out of the data, or chosen of several
+    understood: str  # the classes and their rows, or the number to learn
+    remarks: tuple[str, ...]  # rows left out, labels that may be meant otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +42,27 @@ class _Example:
 
 
 def load_data(
-    source: Source | str,
-    evaluation: Source | str | None = None,
+    source: DataSource | str,
+    evaluation: DataSource | str | None = None,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
+    problem_type: ProblemType | None = None,
     eval_fraction: float = 0.1,
     seed: int = 42,
 ) -> TrainingData:
     """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the labels.
 
-    The problem type follows from the labels of the training rows that have a text: integers or strings are classes,
-    floats a regression target, lists several labels at once. Raises `DataError`, and `UsageError` for bad `labels`.
+    `label_column` may be several with commas between them: a column of zeros and ones for each label. Unless
+    `problem_type` says it, it follows from the labels of the training rows that have a text (docs/labels.md).
+    Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
     """
     for name in labels or ():
         if not name.strip() or list(labels or ()).count(name) > 1:
             raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
     parts = find_splits(source)
     rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))))
     if evaluation is not None:
@@ -63,134 +72,127 @@ def load_data(
         held_out = next(iter(parts.values()))
 
     text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
-    label = rows.column(label_column, LABEL_COLUMNS, "--label-column")
-    examples = _examples(rows, text, label, "training")
-    names, problem_type, encode = _label_encoder(rows, examples, label, labels)
-    train = _encoded(examples, label, encode)
-    if held_out is not None:
-        held_rows = read_rows(held_out)
-        held_text = held_rows.column(text, (), "--text-column", what="evaluation data")
-        held_label = held_rows.column(label, (), "--label-column", what="evaluation data")
-        made = _encoded(_examples(held_rows, held_text, held_label, "evaluation"), held_label, encode)
-    else:
-        count = math.ceil(eval_fraction * len(train)) if 0 < eval_fraction < 1 else 0
-        if not 0 < count < len(train):
-            raise DataError(
-                f"{len(train)} text(s) cannot be divided into some to train on and --eval-fraction {eval_fraction} "
-                "to evaluate on; give more, another fraction, or --eval"
-            )
+    columns = [
+        rows.column(name, LABEL_COLUMNS, "--label-column")
+        for name in (split_columns(label_column, rows.columns) if label_column else [None])
+    ]
+    held_rows = None if held_out is None else read_rows(held_out)
+    if held_rows is not None:
+        held_rows.provide(text, "--text-column")
+        for name in columns:
+            held_rows.provide(name, "--label-column")
+    examples, remarks = _examples(rows, text, columns, "training", labels)
+    count = _rows_to_hold_out(len(examples), eval_fraction) if held_rows is None else 0
+    learned = _understand(rows, examples, columns, labels, problem_type)
+    train = _encoded(examples, columns, learned, "training")
+    targets = np.asarray(train.with_format("numpy")["target"][:])
+    remarks = [*rows.remarks, *remarks, *learned.remarks, *remarks_on_classes(learned, targets)]
+    if held_rows is None:
         halves = train.train_test_split(test_size=count, seed=seed)
         train, made = halves["train"], halves["test"]
-    return TrainingData(train=train, evaluation=made, labels=names, problem_type=problem_type, remarks=rows.remarks)
+    else:
+        held, more = _examples(held_rows, text, columns, "evaluation", labels)
+        made = _encoded(held, columns, learned, "evaluation")
+        remarks += more
+    return TrainingData(
+        train=train,
+        evaluation=made,
+        labels=learned.names,
+        problem_type=learned.problem_type,
+        understood=describe(learned, targets),
+        remarks=tuple(remarks),
+    )
 
 
-def _examples(rows: Rows, text: str, label: str, name: str) -> list[_Example]:
-    """The rows that have a text; each must have a label, too."""
+def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
+    count = math.ceil(eval_fraction * rows) if 0 < eval_fraction < 1 else 0
+    if not 0 < count < rows:
+        raise DataError(
+            f"{rows} text(s) cannot be divided into some to train on and --eval-fraction {eval_fraction} "
+            "to evaluate on; give more, another fraction, or --eval"
+        )
+    return count
+
+
+def _examples(
+    rows: Rows, text: str, columns: Sequence[str], part: str, given: Sequence[str] | None
+) -> tuple[list[_Example], list[str]]:
+    """The rows that have a text, each with its label (of several columns, a list), and a remark on those left out."""
     examples = []
+    own = rows.class_names if len(columns) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
-        value, answer = rows.text(record, text), record.get(label)
+        value = rows.text(record, text)
         if not isinstance(value, str) or not value.strip():
             continue
-        if answer is None or answer == "":
-            raise DataError(f"{place}: column {label!r} has no value; fill it in, or remove the row")
-        for item in answer if isinstance(answer, list) else [answer]:
-            if not isinstance(item, str | int | float):
-                raise DataError(f"{place}: column {label!r}: {answer!r:.80} is not a text, a number or a list of them")
+        cells = [_label(record.get(name), name, place, own.get(name, ()), given) for name in columns]
         try:
             value.encode()
         except UnicodeEncodeError:
             raise DataError(f"{place}: column {text!r} holds half a character (a lone surrogate); mend it") from None
-        examples.append(_Example(text=value, label=answer, place=place))
+        examples.append(_Example(text=value, label=cells if len(cells) > 1 else cells[0], place=place))
     if not examples:
-        raise DataError(f"the {name} data has no row with text in column {text!r}")
-    return examples
+        raise DataError(f"the {part} data has no row with text in column {text!r}")
+    without = len(rows.records) - len(examples)
+    remark = f"{without:,} of {len(rows.records):,} rows of the {part} data have no text in column {text!r}: left out"
+    return examples, [remark] if without else []
 
 
-def _encoded(examples: list[_Example], column: str, encode: Callable[[Any], Any]) -> Any:
-    targets = []
+def _label(value: Any, column: str, place: str, own: Sequence[str], given: Sequence[str] | None) -> Any:
+    """A cell's label, or list of labels; the numbers of a column that brings its `own` class names become these."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{place}: column {column!r} has no value; fill it in, or remove the row")
+    made = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, Decimal):  # a database's numbers, in Parquet
+            item = int(item) if item == item.to_integral_value() else float(item)
+        if not isinstance(item, str | int | float):
+            raise DataError(f"{place}: column {column!r}: {value!r:.80} is not a text, a number or a list of them")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise DataError(f"{place}: column {column!r}: label {item!r} is not finite")
+        if own and isinstance(item, int):
+            if not 0 <= item < len(own):
+                raise DataError(
+                    f"{place}: column {column!r}: label {item} is no number of the data's own {listed(own)}"
+                )
+            # Where --labels has other names, they are new ones for the same numbers.
+            item = own[item] if not given or set(own) <= set(given) else item
+        made.append(item)
+    return made if isinstance(value, list) else made[0]
+
+
+def _understand(
+    rows: Rows,
+    examples: Sequence[_Example],
+    columns: Sequence[str],
+    given: Sequence[str] | None,
+    problem_type: ProblemType | None,
+) -> LabelColumn:
+    values = [example.label for example in examples]
+    if len(columns) > 1 and problem_type not in (None, MULTI):
+        raise UsageError(f"several columns in --label-column are {MULTI}, not {problem_type}")
+    if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in values)):
+        return zeros_and_ones(columns, given or ())
+    (column,) = columns
+    # pandas stores a column of integers as floats where a row has none.
+    gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
+    names = given or rows.class_names.get(column, ())
+    return understand_labels(values, column, names=names, problem_type=problem_type, gaps=gaps)
+
+
+def _encoded(examples: Sequence[_Example], columns: Sequence[str], learned: LabelColumn, part: str) -> Any:
+    targets: list[Any] = []
+    wrong: list[tuple[_Example, Exception]] = []
     for example in examples:
         try:
-            targets.append(encode(example.label))
+            targets.append(learned.encode(example.label))
         except (ValueError, OverflowError) as error:
-            reason = f"label {example.label!r:.80} {error}"
-            raise DataError(f"{example.place}: column {column!r}: {reason}") from None
+            wrong.append((example, error))
+    if wrong:
+        first, reason = wrong[0]
+        message = f"{first.place}: column {','.join(columns)!r}: label {first.label!r:.80} {reason}"
+        if len(wrong) > 1:
+            counts = Counter(f"{example.label!r:.40}" for example, _ in wrong).most_common()
+            rows = listed([f"{label} ({count:,} rows)" for label, count in counts])
+            message += f"; in all {len(wrong):,} rows of the {part} data: {rows}"
+        raise DataError(f"{message}; mend or remove them")
     return datasets.Dataset.from_dict({"text": [example.text for example in examples], "target": targets})
-
-
-def _number(value: Any) -> Any:
-    """The number that a text spells; anything else as it is."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            if isinstance(value, str) and "_" not in value:  # Python reads 1_0 as 10
-                return kind(value)
-    return value
-
-
-def _label_encoder(
-    rows: Rows, examples: list[_Example], column: str, given: Sequence[str] | None
-) -> tuple[tuple[str, ...], ProblemType, Callable[[Any], Any]]:
-    """Names, problem type, and the function that makes a label a target or raises `ValueError` with the reason."""
-    names = tuple(given) if given else rows.class_names.get(column, ())
-    values = [example.label for example in examples]
-    if rows.untyped and all(isinstance(_number(value), int | float) for value in values):
-        values = [_number(value) for value in values]
-    several = any(isinstance(value, list) for value in values)
-    flat = {item for value in values for item in (value if isinstance(value, list) else [value])}
-    if not flat:
-        raise DataError(f"column {column!r}: every list of labels is empty, so there is nothing to learn")
-    numbers = all(isinstance(value, int | float) for value in flat)
-    whole = numbers and all(isinstance(value, int) or value.is_integer() for value in flat)
-
-    if numbers and not several and any(isinstance(value, float) for value in values):
-        # pandas stores a column of integers as floats where a row has none.
-        gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
-        if not (whole and (gaps or len(names) > 1)):
-            if len(names) > 1:
-                raise DataError(f"column {column!r} holds fractions: one number to learn, not one of --labels")
-            return names or (column,), "regression", _finite
-    width = len(values[0]) if several and isinstance(values[0], list) else 0
-    if width and all(isinstance(value, list) and len(value) == width and set(value) <= {0, 1} for value in values):
-        names = names or tuple(f"LABEL_{i}" for i in range(width))
-        if len(names) != width:
-            raise DataError(f"column {column!r} has lists of {width} zeros and ones, but there are {len(names)} names")
-
-        def ones(hot: Any) -> list[float]:
-            if not isinstance(hot, list) or len(hot) != width or not set(hot) <= {0, 1}:
-                raise ValueError(f"is not a list of {width} zeros and ones")
-            return [float(x) for x in hot]
-
-        return names, "multi_label_classification", ones
-
-    key: Callable[[Any], Any] = _number if whole else str
-    if whole:  # bool is an int too: False 0, True 1
-        highest, lowest = int(max(flat)), int(min(flat))
-        names = names or tuple(f"LABEL_{i}" for i in range(highest + 1))
-        if lowest < 0 or highest >= len(names):
-            wrong = lowest if lowest < 0 else highest
-            raise DataError(f"column {column!r} has label {wrong}, but only {len(names)} names: {', '.join(names)}")
-        index: dict[Any, int] = {i: i for i in range(len(names))}
-    else:
-        found = {str(value) for value in flat}
-        names = names or tuple(sorted(found))
-        index = {name: i for i, name in enumerate(names)}
-        if unknown := found - set(names):
-            raise DataError(f"column {column!r} has labels that --labels does not name: {', '.join(sorted(unknown))}")
-
-    def encode(value: Any) -> Any:
-        if isinstance(value, list) is not several:
-            raise ValueError("is not a list, as others are" if several else "is a list, unlike the training data's")
-        found = [index.get(key(item)) for item in (value if several else [value])]
-        if None in found:
-            raise ValueError(f"is not among {', '.join(names)}")
-        return [float(i in found) for i in range(len(names))] if several else found[0]
-
-    return names, "multi_label_classification" if several else "single_label_classification", encode
-
-
-def _finite(value: Any) -> float:
-    number = _number(value)
-    if not isinstance(number, int | float):
-        raise ValueError("is not a number")
-    if not math.isfinite(number):
-        raise ValueError("is not finite")
-    return float(number)

@@ -14,7 +14,7 @@ from nopad.runtime.data.fields import MISSING, as_cell, find_column, listed, val
 from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
-from nopad.runtime.data.table import Source, source_of
+from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import InputFileError
 from nopad.training.errors import DataError
 
@@ -41,9 +41,10 @@ class Rows:
 
         The values at a dotted path are put into the records under that path. Raises `DataError`.
         """
+        columns = self.columns
         try:
             for name in [given] if given is not None else known:
-                found = find_column(self.columns, name)
+                found = find_column(columns, name)
                 if found in self.repeated:
                     raise DataError(f"the {what} has several columns {found!r}; rename all but the right one")
                 if found is not None:
@@ -54,7 +55,14 @@ class Rows:
             return given
         wanted = repr(given) if given is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
-        raise DataError(f"the {what} has no column {wanted}; it has {listed(self.columns)}: {hint}")
+        raise DataError(f"the {what} has no column {wanted}; it has {listed(columns)}: {hint}")
+
+    def provide(self, name: str, option: str) -> None:
+        """Have the column `name` in evaluation data, also where it differs in case there. Raises `DataError`."""
+        found = self.column(name, (), option, what="evaluation data")
+        if found != name:
+            for record in self.records:
+                record[name] = record.get(found)
 
     def _put(self, path: str) -> bool:
         values = [value_at(record, path) for record in self.records]
@@ -75,10 +83,10 @@ class _Split:
     """A split on disk, and how it is to be read."""
 
     part: Part
-    source: Source
+    source: DataSource
 
 
-def find_splits(source: Source | str) -> dict[str, Any]:
+def find_splits(source: DataSource | str) -> dict[str, Any]:
     """What `source` holds under `train`, `validation`, `test` (or other names of the Hub's), for `read_rows`.
 
     Raises `DataError`.
@@ -143,6 +151,7 @@ def read_rows(part: Any) -> Rows:
 
 
 def _from_dataset(part: Any) -> Rows:
-    names = {name: tuple(feature.names) for name, feature in part.features.items() if getattr(feature, "names", None)}
+    features = {name: getattr(feature, "feature", feature) for name, feature in part.features.items()}  # of lists, too
+    names = {name: tuple(feature.names) for name, feature in features.items() if getattr(feature, "names", None)}
     places = [f"row {number}" for number in range(1, len(part) + 1)]
     return Rows(records=part.to_list(), places=places, class_names=names, untyped=False)

@@ -20,14 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
-from nopad.model.checkpoint import (
-    Checkpoint,
-    initialize,
-    load_checkpoint,
-    open_tokenizer,
-    save_tokenizer,
-    write_checkpoint,
-)
+from nopad.model.checkpoint import Checkpoint, initialize, load_checkpoint, write_checkpoint
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
@@ -36,6 +29,7 @@ from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
 from nopad.model.read_config import read_config
+from nopad.model.tokenizer import open_tokenizer, save_tokenizer
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
@@ -130,9 +124,17 @@ def metrics_for(problem_type: ProblemType) -> Any:
 
 
 def open_model(
-    model: str | None, data: TrainingData, *, from_scratch: Path | None, tokenizer: str | None, recipe: Recipe
+    model: str | None,
+    data: TrainingData,
+    *,
+    from_scratch: Path | None,
+    tokenizer: str | None,
+    recipe: Recipe,
+    base: str | None = None,
 ) -> tuple[Checkpoint, Any]:
     """The encoder to train (pre-trained with a new head, or random from a config file) and its tokenizer.
+
+    `base` is that of a LoRA adapter, if not the one that it names.
 
     Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
     """
@@ -150,7 +152,11 @@ def open_model(
         checkpoint = Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=())
     elif model is not None:
         folder = resolve_checkpoint(model)
-        checkpoint = load_checkpoint(folder, task="text-classification", config_changes=changes, new_head=True)
+        checkpoint = load_checkpoint(
+            folder, task="text-classification", config_changes=changes, new_head=True, base=base
+        )
+        if checkpoint.source is not None:
+            folder = checkpoint.source.tokenizer
     else:
         raise UsageError("give one of --model and --from-scratch")
     source = resolve_checkpoint(tokenizer) if tokenizer else folder
@@ -177,6 +183,7 @@ def train(
     *,
     model: str | None = None,
     from_scratch: Path | None = None,
+    base: str | None = None,
     tokenizer: str | None = None,
     recipe: Recipe | None = None,
     resume: bool = False,
@@ -193,7 +200,9 @@ def train(
     """
     recipe = recipe or Recipe()
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
-    checkpoint, loaded = open_model(model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe)
+    checkpoint, loaded = open_model(
+        model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
+    )
     with epochs_kept(output, resume) as (work, last):
         trainer = _make_trainer(checkpoint, loaded, data, work, recipe, extra_arguments or {})
         progress = RichProgress(console or Console(quiet=True))

@@ -38,7 +38,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 
 
 def reading_options(command: F) -> F:
-    """`--encoding`, `--columns`: how a command's files of texts are read, as fields of `Source`."""
+    """`--encoding`, `--columns`: how a command's files of texts are read, as fields of `DataSource`."""
     options = [
         click.option("--encoding", help="Of text files: utf-16, cp1252, latin-1, ... [default: utf-8]"),
         click.option(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options, status
 from nopad.runtime.data.fields import TEXT_COLUMNS
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def plan(
             show(f"counting tokens of {source}")
             found = lengths_of_texts(
                 opened,
-                Source(path=source, encoding=encoding, columns=columns),
+                DataSource(path=source, encoding=encoding, columns=columns),
                 field,
                 second_field,
                 limit=limit,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
 from nopad.runtime.data.fields import TEXT_COLUMNS
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import BundleError, UsageError
 
@@ -58,6 +58,8 @@ from nopad.runtime.errors import BundleError, UsageError
 @click.option(
     "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
 )
+@click.option("--prompt-name", help="Put this prompt of the bundle's before each text. [default: the bundle's own]")
+@click.option("--prompt", help="Put these words before each text, instead of a prompt of the bundle's.")
 @click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
 @click.option(
     "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
@@ -79,6 +81,8 @@ def predict(
     top_k: int | None,
     truncation: Any,
     token_budget: int | None,
+    prompt_name: str | None,
+    prompt: str | None,
     allow_unverified: bool,
     allow_host_code: bool,
     resume: bool,
@@ -117,13 +121,15 @@ def predict(
         threads=threads,
         truncation=truncation,
         token_budget=token_budget,
+        prompt_name=prompt_name,
+        prompt=prompt,
         allow_unverified=allow_unverified,
         allow_host_code=allow_host_code,
     ) as model:
         if source is not None:
             outcome = answer_file(
                 model,
-                Source(path=source, encoding=encoding, columns=columns),
+                DataSource(path=source, encoding=encoding, columns=columns),
                 output,
                 field=field,
                 second_field=second_field,
@@ -135,6 +141,7 @@ def predict(
                     "precision": precision,
                     "truncation": truncation,
                     "token_budget": token_budget,
+                    **({"prompt_name": prompt_name, "prompt": prompt} if prompt_name or prompt else {}),
                 },
                 resume=resume,
                 console=console,

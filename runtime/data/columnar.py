@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.runtime.data.opening import Opened, seekable
-from nopad.runtime.data.table import Item, Source, Table, need, unreadable
+from nopad.runtime.data.table import DataSource, Item, Table, need, unreadable
 from nopad.runtime.errors import InputFileError
 
 # Rows that are made Python objects at once.
@@ -17,7 +17,7 @@ _ROWS = 1024
 _STATE, _INFO = "state.json", "dataset_info.json"
 
 
-def open_columnar(opened: Opened, source: Source, stack: ExitStack) -> Table:
+def open_columnar(opened: Opened, source: DataSource, stack: ExitStack) -> Table:
     """The rows of a Parquet file, or of Arrow's file or stream format (Feather version 2 is the former).
 
     Raises `InputFileError`, `EnvironmentProblem`.

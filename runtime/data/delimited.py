@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from nopad.runtime.data.fields import plain_name
 from nopad.runtime.data.opening import Lines, not_decoded, undecodable
-from nopad.runtime.data.table import Item, Source, Table
+from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
 # Characters of one cell: what a quote that is never closed may take before it is seen to be so.
@@ -35,7 +35,7 @@ def is_table(line: str, names: Collection[str]) -> bool:
     return len(cells) > 1 and any(plain_name(cell) in names for cell in cells)
 
 
-def open_delimited(lines: Lines, source: Source, suffix: str, names: Collection[str]) -> Table:
+def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
     """The table that the lines hold. `names` are those that a header may have, `suffix` the ending of the file's name.
 
     Raises `InputFileError` if it has no header that can be read.
@@ -81,7 +81,7 @@ def _distinct(header: list[str]) -> list[str]:
     return names
 
 
-def _items(rows: _Rows, columns: list[str], source: Source) -> Iterator[Item]:
+def _items(rows: _Rows, columns: list[str], source: DataSource) -> Iterator[Item]:
     unnamed = "" in columns
     for number, cells in rows.read():
         if isinstance(cells, str):

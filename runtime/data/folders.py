@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nopad.runtime.data.columnar import is_saved_dataset, saved_files, saved_splits
 from nopad.runtime.data.opening import suffix_of
-from nopad.runtime.data.table import Item, Source, Table, unreadable
+from nopad.runtime.data.table import DataSource, Item, Table, unreadable
 from nopad.runtime.errors import InputFileError
 
 # Kinds of files that are taken for data wherever they lie in a folder.
@@ -173,7 +173,7 @@ def _pieces(name: str) -> list[str]:
     return [piece for piece in re.split(r"([0-9]+)", name) if piece]
 
 
-def class_table(part: Part, source: Source) -> Table:
+def class_table(part: Part, source: DataSource) -> Table:
     """The texts of class folders: columns `text`, `label` (the folder's name) and `file`."""
     return Table(
         name=source.path,

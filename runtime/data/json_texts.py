@@ -9,7 +9,7 @@ from typing import Any
 
 from nopad.runtime.data.fields import plain_name, value_at
 from nopad.runtime.data.opening import Lines, not_decoded, undecodable
-from nopad.runtime.data.table import Item, Source, Table
+from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -25,7 +25,7 @@ def is_json(line: str, suffix: str) -> bool:
     return line.lstrip().startswith("{") and (not suffix or isinstance(_parse(line), dict))
 
 
-def open_json(lines: Lines, source: Source, suffix: str, names: Collection[str]) -> Table:
+def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
     """The records of a text of JSON: a line each, or one document. `names` are those that a text may have.
 
     Raises `InputFileError` if a document is broken; a broken line is an error of its own.
@@ -58,7 +58,7 @@ def _is_last(lines: Lines) -> bool:
     return last
 
 
-def _lines(lines: Lines, source: Source) -> Iterator[Item]:
+def _lines(lines: Lines, source: DataSource) -> Iterator[Item]:
     for line in lines:
         if undecodable(line):
             yield lines.number, not_decoded(source.encoding)
@@ -82,7 +82,7 @@ def _record(value: Any, what: str) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"{what} is a JSON {type(value).__name__}, expected an object"
 
 
-def _whole(lines: Lines, source: Source, names: Collection[str]) -> list[Any]:
+def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
     text = "".join(lines)
     if undecodable(text):
         reason = not_decoded(source.encoding).replace("the line", "it", 1)

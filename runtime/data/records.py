@@ -17,7 +17,7 @@ from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Fiel
 from nopad.runtime.data.folders import Part, class_table, find_parts
 from nopad.runtime.data.opening import DAMAGED, Lines, not_decoded, open_bytes, text_lines, undecodable
 from nopad.runtime.data.spreadsheet import open_spreadsheet
-from nopad.runtime.data.table import Item, Source, Table, source_of, unreadable
+from nopad.runtime.data.table import DataSource, Item, Table, source_of, unreadable
 from nopad.runtime.errors import InputFileError
 from nopad.runtime.types import Text
 
@@ -36,7 +36,7 @@ class Row:
 
 
 @contextmanager
-def open_table(source: Source | str, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
+def open_table(source: DataSource | str, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
     """Open a file, a folder or stdin. `wanted` are the names that the text may have: they tell a header from a text.
 
     Raises `InputFileError` if it cannot be read, is of another kind, or has no rows, and
@@ -53,14 +53,14 @@ def open_table(source: Source | str, *, wanted: Sequence[str] = TEXT_COLUMNS) ->
 
 
 @contextmanager
-def open_part(part: Part, source: Source, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
+def open_part(part: Part, source: DataSource, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
     """Open one of the splits that `folders.find_parts` has found. As `open_table`."""
     with ExitStack() as stack:
         yield _begun(_open_part(part, source, wanted, stack))
 
 
 def read_rows(
-    source: Source | str,
+    source: DataSource | str,
     field: str | None = None,
     second_field: str | None = None,
     *,
@@ -96,13 +96,13 @@ def read_rows(
                 yield Row(line=number, text=(texts[0], texts[1]) if len(texts) == 2 else texts[0], kept=columns)
 
 
-def source_columns(source: Source | str, wanted: Sequence[str] = TEXT_COLUMNS) -> tuple[str, ...] | None:
+def source_columns(source: DataSource | str, wanted: Sequence[str] = TEXT_COLUMNS) -> tuple[str, ...] | None:
     """The columns of a table; None where every record has names of its own. Raises what `open_table` does."""
     with open_table(source, wanted=wanted) as table:
         return table.columns
 
 
-def source_files(source: Source | str) -> list[Path]:
+def source_files(source: DataSource | str) -> list[Path]:
     """The files that are read for a source; none for stdin. Raises `InputFileError`."""
     path, part = source_of(source).location()
     if path == "-":
@@ -120,7 +120,7 @@ def _named(parts: Mapping[str, Part], path: str, name: str | None) -> Part:
     return parts[name]
 
 
-def _open_part(part: Part, source: Source, wanted: Sequence[str], stack: ExitStack) -> Table:
+def _open_part(part: Part, source: DataSource, wanted: Sequence[str], stack: ExitStack) -> Table:
     if part.classes:
         return class_table(part, source)
     first = _open_file(replace(source, path=str(part.files[0])), wanted, stack)
@@ -149,7 +149,7 @@ def _open_part(part: Part, source: Source, wanted: Sequence[str], stack: ExitSta
     return replace(first, name=source.path, items=items(), class_names=names, where=where)
 
 
-def _open_file(source: Source, wanted: Sequence[str], stack: ExitStack) -> Table:
+def _open_file(source: DataSource, wanted: Sequence[str], stack: ExitStack) -> Table:
     path, part = source.location()
     opened = open_bytes(path, stack)
     if opened.kind == "zip":
@@ -165,7 +165,7 @@ def _open_file(source: Source, wanted: Sequence[str], stack: ExitStack) -> Table
         raise unreadable(path, error) from None
 
 
-def _open_text(lines: Lines, source: Source, suffix: str, wanted: Sequence[str]) -> Table:
+def _open_text(lines: Lines, source: DataSource, suffix: str, wanted: Sequence[str]) -> Table:
     texts = {plain_name(name) for name in wanted}
     known = texts | set(LABEL_COLUMNS)
     if suffix in json_texts.SUFFIXES:

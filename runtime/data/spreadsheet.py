@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from typing import IO, Any
 
 from nopad.runtime.data.opening import Opened, seekable
-from nopad.runtime.data.table import Item, Source, Table, need, unreadable
+from nopad.runtime.data.table import DataSource, Item, Table, need, unreadable
 from nopad.runtime.errors import InputFileError
 
 _DAMAGED = (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, EOFError, SyntaxError)
 
 
-def open_spreadsheet(opened: Opened, source: Source, sheet: str | None, stack: ExitStack) -> Table:
+def open_spreadsheet(opened: Opened, source: DataSource, sheet: str | None, stack: ExitStack) -> Table:
     """The rows of a sheet, the first visible one if none is named. Raises `InputFileError`, `EnvironmentProblem`."""
     path, file = source.location()[0], seekable(opened.file)
     _check_kind(file, path)

@@ -16,7 +16,7 @@ Item = tuple[int, dict[str, Any] | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """A file or folder of the user's, `-` for stdin, and how to read it.
 
     `path` may end in `#NAME`: a sheet of a spreadsheet, a split of a folder. `encoding` is that of text files (None:
@@ -68,9 +68,9 @@ class Table:
         return self.where(number) if self.where is not None else f"{self.name}, {self.unit} {number}"
 
 
-def source_of(source: Source | str) -> Source:
+def source_of(source: DataSource | str) -> DataSource:
     """A path as a source that is read as it says itself."""
-    return Source(path=source) if isinstance(source, str) else source
+    return DataSource(path=source) if isinstance(source, str) else source
 
 
 def need(package: str, what: str) -> Any:

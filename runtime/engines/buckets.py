@@ -41,6 +41,7 @@ def bucketed(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, 
         position_ids=stream(batch.position_ids, 0),
         sequence_ids=stream(batch.sequence_ids, -1),
         pad_index=pad_index,
+        prompt_lengths=np.pad(batch.prompt_lengths, (0, rows)),
     )
 
 

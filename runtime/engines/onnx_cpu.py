@@ -92,7 +92,8 @@ class OnnxEngine:
     def _packed_feeds(self, batch: PackedBatch) -> dict[str, IntArray]:
         end = None if self._filler else batch.num_tokens  # packed for an engine beside it that wants filler
         stream = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-        return {**{name: getattr(batch, name)[:end] for name in stream}, "pad_index": batch.pad_index}
+        rows = {"pad_index": batch.pad_index, "prompt_lengths": batch.prompt_lengths}
+        return {**{name: getattr(batch, name)[:end] for name in stream}, **rows}
 
     def close(self) -> None:
         """Drop the session."""

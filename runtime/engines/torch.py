@@ -2,7 +2,7 @@
 
 The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU every
 weight runs in the type it is stored in, so that the file carries the precision policy; on a CPU all of them in fp32.
-`config.json` may say under `nopad` what transformers' own keys cannot: `task`, `pooling`, `normalize`.
+`config.json` may say under `nopad` what transformers' own keys cannot: the task, and what makes an embedding.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
-_INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
+_INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids", "prompt_lengths")
 _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
-_OWN_KEYS = ("task", "pooling", "normalize")
 
 
 class TorchEngine:
@@ -46,7 +45,6 @@ class TorchEngine:
                 f"engine torch needs torch and safetensors ({error}): pip install 'nopad[export]'"
             ) from None
         from nopad.model.checkpoint import load_checkpoint
-        from nopad.model.json_files import read_raw_config
 
         torch = self._torch
         if options.threads is not None:
@@ -56,8 +54,7 @@ class TorchEngine:
         if self._device.type == "cuda":
             _require_precision(artifact.precision, sm_of(*torch.cuda.get_device_capability(self._device)))
         try:
-            told = read_raw_config(path.parent).get("nopad") or {}
-            encoder = load_checkpoint(path.parent, **{key: told[key] for key in _OWN_KEYS if key in told}).encoder
+            encoder = load_checkpoint(path.parent).encoder
         except CheckpointError as error:
             raise BundleError(f"engine torch cannot open {path.parent}: {error}") from None
         stored = stored_types(path)

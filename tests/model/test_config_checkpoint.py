@@ -41,10 +41,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "head activation": ({"classifier_activation": "tanhh"}, "activation 'tanhh' is not supported"),
     "layer type": ({"layer_types": ["full_attention"] * 3 + ["chunked"]}, r"unknown layer_types \['chunked'\]"),
     "layer count": ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for num_hidden_layers 4"),
-    "label ids": ({"id2label": {"0": "a", "2": "b"}}, r"id2label has ids \[0, 2\], expected 0\.\.1"),
-    "label list": ({"id2label": ["a", "b"]}, "id2label"),
-    "label twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "must name each label once, it has 'a', 'b', 'a'"),
-    "blank label": ({"id2label": {"0": "a", "1": " "}}, "must name each label once, it has 'a', ' '"),
     "one class": (
         {**labels(1), "problem_type": "single_label_classification"},
         "single_label_classification needs two labels, this has one",
@@ -193,7 +189,7 @@ def test_errors_are_bad_input_for_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "has no config.json: it is not a checkpoint folder"),
+        (None, "has weights .model.safetensors. but no config.json, so it is not a checkpoint folder"),
         (b'{"model_type": "modernb', "config.json is not valid JSON"),
         (b"\xff\xfe\x00", "config.json is not valid JSON"),
         (b"[1, 2]", "config.json holds a JSON list, expected an object"),
@@ -310,7 +306,7 @@ def test_tied_weights_stored_twice(name: str, decoder: str, reference: GetRefere
 
 
 def test_classifier_of_another_size(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks 2 weights .*'classifier.*not fine-tuned for text-classif"):
+    with pytest.raises(CheckpointError, match="has 3 outputs .*config.json names 7 labels"):
         load_checkpoint(folder, config_changes=labels(7))
     loaded = load_checkpoint(folder, config_changes=labels(7), new_head=True)
     assert loaded.missing == ("classifier.weight", "classifier.bias")
@@ -357,21 +353,3 @@ def test_resolve_takes_a_folder_and_refuses_what_is_none(folder: Path, tmp_path:
     for name in (tmp_path / "none", "./none", "~/none", "a/b/c"):
         with pytest.raises(CheckpointError, match="no checkpoint at .*the folder does not exist"):
             resolve_checkpoint(name)
-
-
-def test_resolve_asks_the_hub_for_other_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        if name == "who/nobody":
-            raise ConnectionError("no route\nsecond line")
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    assert resolve_checkpoint("answerdotai/ModernBERT-base") == tmp_path
-    assert asked[0][0] == "answerdotai/ModernBERT-base"
-    assert not [pattern for pattern in asked[0][1] if pattern.endswith((".bin", ".pt", ".py")) or pattern == "*"]
-    with pytest.raises(CheckpointError, match="Hub did not give 'who/nobody': ConnectionError: no route$"):
-        resolve_checkpoint("who/nobody")

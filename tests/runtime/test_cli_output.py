@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from predict_command import NOPAD, command
 
-from nopad.runtime.predictor import WINDOW, Model
+from nopad.runtime.predictor import Model
+from nopad.runtime.windows import WINDOW
 
 NAME = "modernbert-single-mean"
 Bundles = Callable[[str], Path]

@@ -20,7 +20,8 @@ from nopad.runtime.batchfile import answers
 from nopad.runtime.bundle import open_bundle, write_manifest
 from nopad.runtime.cli import run
 from nopad.runtime.data.records import Row
-from nopad.runtime.predictor import WINDOW, WINDOW_CHARACTERS, load, windows
+from nopad.runtime.predictor import load
+from nopad.runtime.windows import WINDOW, WINDOW_CHARACTERS, windows
 
 NAME = "modernbert-single-mean"
 KEYS = {"label", "score", "scores", "tokens", "tokens_used", "engine"}

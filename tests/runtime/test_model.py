@@ -19,8 +19,8 @@ from nopad.model.packing import PackedBatch
 from nopad.runtime import Failure, Model, load
 from nopad.runtime.engines.fake import FakeEngine
 from nopad.runtime.errors import EngineError, TextError, UsageError
-from nopad.runtime.predictor import WINDOW
 from nopad.runtime.types import FloatArray
+from nopad.runtime.windows import WINDOW
 
 NAME = "modernbert-single-mean"
 POOL = [*SAMPLES, "x", " ".join(SAMPLES[:6]), " ".join(SAMPLES), "again and " * 150]

@@ -411,9 +411,9 @@ def test_labels_that_do_not_fit_the_names(tmp_path: Path) -> None:
         load_data(write(tmp_path / "n.csv", labelled([0, 1, 2] * 9)), labels=["no", "yes"])
 
 
-def test_a_negative_label_is_the_one_named(tmp_path: Path) -> None:
+def test_a_negative_label_is_no_number_of_a_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label -1"):
-        load_data(write(tmp_path / "n.csv", labelled([-1, 1] * 9)))
+        load_data(write(tmp_path / "n.csv", labelled([-1, 1] * 9)), labels=["no", "yes"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reading import outcome, records, texts
 
 from nopad.runtime.data.records import open_table
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, UsageError
 
 # No half characters, which UTF-8 cannot hold; and no CR alone for pandas, which writes one unquoted and cannot read it.
@@ -192,10 +192,10 @@ def test_a_file_without_a_header_says_so_and_can_be_given_one(tmp_path: Path) ->
     path.write_text('"a film, dull",0\nsplendid,1\n')
     with pytest.raises(InputFileError, match=r"it has: a film, dull, 0\); .* first line is a row .* --columns"):
         texts(path)
-    named = Source(path=str(path), columns=("text", "label"))
+    named = DataSource(path=str(path), columns=("text", "label"))
     assert records(named) == [{"text": "a film, dull", "label": "0"}, {"text": "splendid", "label": "1"}]
     with pytest.raises(UsageError, match="each column once"):
-        Source(path=str(path), columns=("a", "a"))
+        DataSource(path=str(path), columns=("a", "a"))
 
 
 def test_characters_that_files_have_by_accident(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from reading import outcome, records, texts
 
 from nopad.runtime.data.folders import find_parts
 from nopad.runtime.data.records import open_table
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError
 
 
@@ -87,7 +87,7 @@ def test_class_folders_of_texts(tmp_path: Path) -> None:
     bad.write_bytes("caf\xe9".encode("latin-1"))
     message = outcome(tmp_path / "aclImdb" / "test")[4]
     assert message.startswith(f"! {bad} is not valid UTF-8") and "--encoding latin-1" in message
-    assert texts(Source(path=str(tmp_path / "aclImdb" / "test"), encoding="latin-1"))[3] == "café"
+    assert texts(DataSource(path=str(tmp_path / "aclImdb" / "test"), encoding="latin-1"))[3] == "café"
 
 
 def test_folders_that_are_no_data_or_several(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas
 import pytest
 from reading import outcome, records, texts
 
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError
 
 ROWS = [{"text": "a film", "label": 1}, {"text": 'so "so"\n', "label": 0}, {"text": "naïve", "label": 1}]
@@ -45,7 +45,7 @@ def test_lines_and_other_layouts(tmp_path: Path) -> None:
     path.write_text(json.dumps({"7": {"body": "a"}, "9": {"body": "b"}}))  # by ids
     assert texts(path) == ["a", "b"]
     path.write_text('["a film", 1]\n["dull", 0]\n')
-    named = Source(path=str(path), columns=("text", "n"))
+    named = DataSource(path=str(path), columns=("text", "n"))
     assert records(named) == [{"text": "a film", "n": 1}, {"text": "dull", "n": 0}]
 
 

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from reading import outcome, records, texts
 
-from nopad.runtime.data.table import Source
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import EnvironmentProblem, InputFileError, UsageError
 
 CSV = 'text,n\n"a film, dull",1\nnaïve,2\n'
@@ -61,7 +61,7 @@ def test_wide_encodings_are_named_with_the_fix(encoding: str, fix: str, name: st
     (tmp_path / name).write_bytes(content[name].encode(encoding))
     with pytest.raises(InputFileError, match=f"read it with --encoding {fix}$"):
         texts(tmp_path / name)
-    assert texts(Source(path=str(tmp_path / name), encoding=fix)) == ["a film, dull", "naïve"]
+    assert texts(DataSource(path=str(tmp_path / name), encoding=fix)) == ["a film, dull", "naïve"]
 
 
 def test_rows_that_are_not_utf8_fail_alone_and_name_the_fix(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_rows_that_are_not_utf8_fail_alone_and_name_the_fix(tmp_path: Path) -> N
     path.write_bytes("text,n\nplain,1\ncaf\xe9 \x93so\x94,2\nna\u00efve,3\n".encode("latin-1"))
     found = outcome(path)
     assert found[2] == "plain" and all("--encoding cp1252" in found[line] for line in (3, 4))
-    assert texts(Source(path=str(path), encoding="cp1252")) == ["plain", "café “so”", "naïve"]
+    assert texts(DataSource(path=str(path), encoding="cp1252")) == ["plain", "café “so”", "naïve"]
     path.write_bytes(b"text,n\nplain,1\n\x81,2\n")
-    assert "not valid cp1252; name another --encoding" in outcome(Source(path=str(path), encoding="cp1252"))[3]
+    assert "not valid cp1252; name another --encoding" in outcome(DataSource(path=str(path), encoding="cp1252"))[3]
     path.write_bytes("caf\xe9,text\n".encode("latin-1"))
     with pytest.raises(InputFileError, match="line 1: .*--encoding cp1252"):
         texts(path)
@@ -83,11 +83,11 @@ def test_rows_that_are_not_utf8_fail_alone_and_name_the_fix(tmp_path: Path) -> N
 def test_encodings_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"odd")
     with pytest.raises(InputFileError, match="is not utf-16: .* name another --encoding"):
-        texts(Source(path=str(tmp_path / "t.txt"), encoding="utf-16"))
+        texts(DataSource(path=str(tmp_path / "t.txt"), encoding="utf-16"))
     for name in ("klingon", "base64", "rot13"):
         with pytest.raises(UsageError, match=f"--encoding {name} is unknown"):
-            Source(path="x", encoding=name)
-    assert texts(Source(path=str(tmp_path / "t.txt"), encoding="UTF_8")) == ["odd"]
+            DataSource(path="x", encoding=name)
+    assert texts(DataSource(path=str(tmp_path / "t.txt"), encoding="UTF_8")) == ["odd"]
 
 
 @pytest.mark.parametrize(

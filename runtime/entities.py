@@ -1,0 +1,109 @@
+"""Labels of tokens -> entities, under the tag schemes that taggers are trained with.
+
+BIO in both of its forms (IOB1, IOB2), BIOES and its other spellings (BILOU, BMES, BMEWO) and labels without a tag are
+told apart by the names themselves. BIO groups are those of transformers' pipeline with `aggregation_strategy="simple"`,
+which reads `B-` and `I-` only; in the other schemes the scheme counts (L. Ratinov and D. Roth, "Design Challenges and
+Misconceptions in Named Entity Recognition", CoNLL 2009).
+
+Labels are read token by token, as in that pipeline: a word's later pieces are not made to follow its first. A model
+that says `B-PER B-PER` of two pieces of one word thus names two entities, and one that says `B-PER I-PER` names one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from nopad.runtime.types import Entity
+
+# B begins an entity, I is inside, E ends it, S is one of its own; the other letters are other schemes' names for these.
+_TAGS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+_TAGGED = re.compile(r"([BIMELSUW])([^0-9A-Za-z])(.+)", re.IGNORECASE | re.DOTALL)
+_OUTSIDE = "O"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag:
+    """One label: the kind of entity and the token's place in it (B, I, E, S), "" for a label without a tag."""
+
+    kind: str
+    place: str
+
+
+@lru_cache(maxsize=64)
+def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
+    """What each label of a model means; None for a token outside of any entity.
+
+    `B-` and `I-` are tags whatever the others are, as in transformers. Another letter, another separator (`B_PER`) or a
+    small letter is one where the same kind has more than one tag: `E-MAIL` beside `PHONE` is a name. `O` is outside;
+    beside tags so are `o` and `0`.
+    """
+    parts = [_TAGGED.fullmatch(label) for label in labels]
+    places: dict[tuple[str, str], set[str]] = {}
+    for part in parts:
+        if part:
+            places.setdefault((part[2], part[3]), set()).add(_TAGS[part[1].upper()])
+    tags: list[Tag | None] = []
+    for label, part in zip(labels, parts, strict=True):
+        plain = label.startswith(("B-", "I-")) and len(label) > 2
+        if part and (plain or len(places[part[2], part[3]]) > 1):
+            tags.append(Tag(kind=part[3], place=_TAGS[part[1].upper()]))
+        else:
+            tags.append(None if label == _OUTSIDE else Tag(kind=label, place=""))
+    if any(tag is not None and tag.place for tag in tags):
+        tags = [None if label in ("o", "0") else tag for label, tag in zip(labels, tags, strict=True)]
+    return tuple(tags)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """Tokens of one entity as they are read."""
+
+    kind: str
+    members: list[int] = field(default_factory=list)
+    ended: bool = False  # by E or S
+
+
+def _runs(tags: Sequence[Tag | None]) -> list[_Run]:
+    """Tokens of each entity: a stray I or E begins one, E and S end theirs."""
+    runs: list[_Run] = []
+    for i, tag in enumerate(tags):
+        if tag is None:
+            continue
+        last = runs[-1] if runs else None
+        continues = last is not None and last.members[-1] == i - 1 and last.kind == tag.kind and not last.ended
+        if last is None or not continues or tag.place in ("B", "S"):
+            last = _Run(kind=tag.kind)
+            runs.append(last)
+        last.members.append(i)
+        last.ended = tag.place in ("E", "S")
+    return runs
+
+
+def entities(
+    tags: Sequence[Tag | None], scores: Sequence[float], offsets: Sequence[tuple[int, int]], text: str
+) -> tuple[Entity, ...]:
+    """Entities of a text's tokens, in order and without overlap; `offsets` are character positions of each token.
+
+    White space at the ends is left out (byte-level tokens begin with their space). Characters that several tokens share
+    belong to the entity that comes first; an entity with no character of its own is left out.
+    """
+    found: list[Entity] = []
+    end = 0
+    for run in _runs(tags):
+        start = max(end, min(offsets[i][0] for i in run.members))
+        stop = max(offsets[i][1] for i in run.members)
+        if start >= stop:
+            continue
+        end = stop
+        piece = text[start:stop]
+        if piece.strip():
+            start += len(piece) - len(piece.lstrip())
+            stop -= len(piece) - len(piece.rstrip())
+        score = float(np.mean([scores[i] for i in run.members]))
+        found.append(Entity(label=run.kind, score=score, start=start, end=stop, text=text[start:stop]))
+    return tuple(found)

@@ -1,0 +1,21 @@
+"""Which words are put before a text: the prompts of an embedding model or a cross-encoder."""
+
+from __future__ import annotations
+
+from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import Manifest
+
+
+def resolve_prompt(manifest: Manifest, prompt_name: str | None, prompt: str | None) -> str:
+    """The prompt that is meant, as sentence-transformers resolves it. Raises `UsageError` for an unknown name."""
+    if prompt is not None:
+        if prompt_name is not None:
+            raise UsageError("give either prompt or prompt_name, not both")
+        return prompt
+    name = manifest.default_prompt_name if prompt_name is None else prompt_name
+    if name is None:
+        return ""
+    if name not in manifest.prompts:
+        has = f"it has {', '.join(manifest.prompts)}" if manifest.prompts else "it has none"
+        raise UsageError(f"the bundle has no prompt named {name!r}; {has}")
+    return manifest.prompts[name]

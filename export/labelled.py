@@ -83,9 +83,9 @@ def read_labelled(
     if len(missing) == len(texts) and (label_field is None or table.columns is not None):
         return LabelledTexts(texts=texts)
     if missing:
-        named = ", ".join(repr(field.name) for field in fields)
+        named = ",".join(str(field.name) for field in fields)
         raise InputFileError(
-            f"{missing[0]}: no label in field {named} ({len(missing)} of {len(texts)} rows have none); label all rows "
+            f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all rows "
             "or none"
         )
     target = _target_of(labels, manifest.labels, manifest.problem_type)

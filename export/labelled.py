@@ -85,8 +85,8 @@ def read_labelled(
     if missing:
         named = ",".join(str(field.name) for field in fields)
         raise InputFileError(
-            f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all rows "
-            "or none"
+            f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all "
+            "rows or none"
         )
     target = _target_of(labels, manifest.labels, manifest.problem_type)
     rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from nopad.runtime.data.fields import plain_name, value_at
@@ -36,13 +36,13 @@ def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[s
         array = first.lstrip().startswith("[")
         document = array or (suffix not in (".jsonl", ".ndjson") and _BEGINNING.fullmatch(first) is not None)
     else:
-        holds_all = not isinstance(parsed, dict) or (
-            not _is_record(parsed, names) and _layout(parsed, names) is not None
-        )
-        document = holds_all and not source.columns and _is_last(lines)
+        one_of_many = isinstance(parsed, dict) and (_is_record(parsed, names) or _layout(parsed, names) is None)
+        cells = isinstance(parsed, list) and not all(isinstance(one, list | dict) for one in parsed)
+        document = not one_of_many and not (cells and source.columns) and _is_last(lines)
     if not document:
         return Table(name=source.path, kind="JSON Lines", items=_lines(lines, source))
-    items = ((number, _record(value, "the item")) for number, value in enumerate(_whole(lines, source, names), 1))
+    values = enumerate(_whole(lines, source, names), 1)
+    items = ((number, _record(value, "the item", source.columns)) for number, value in values)
     return Table(name=source.path, kind="JSON", items=items, unit="item")
 
 
@@ -64,9 +64,7 @@ def _lines(lines: Lines, source: DataSource) -> Iterator[Item]:
             yield lines.number, not_decoded(source.encoding)
         elif line.strip():
             value = _parse(line)
-            if source.columns and isinstance(value, list):
-                value = dict(zip(source.columns, value, strict=False))
-            yield lines.number, value if isinstance(value, str) else _record(value, "the line")
+            yield lines.number, value if isinstance(value, str) else _record(value, "the line", source.columns)
 
 
 def _parse(line: str) -> Any:
@@ -78,8 +76,13 @@ def _parse(line: str) -> Any:
     return "the line is a JSON str, expected an object" if isinstance(value, str) else value
 
 
-def _record(value: Any, what: str) -> dict[str, Any] | str:
-    return value if isinstance(value, dict) else f"{what} is a JSON {type(value).__name__}, expected an object"
+def _record(value: Any, what: str, columns: Sequence[str]) -> dict[str, Any] | str:
+    if isinstance(value, list) and columns:
+        return dict(zip(columns, value, strict=False))
+    if isinstance(value, dict):
+        return value
+    hint = "; name its cells with --columns" if isinstance(value, list) else ""
+    return f"{what} is a JSON {type(value).__name__}, expected an object{hint}"
 
 
 def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
@@ -93,7 +96,9 @@ def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any
         raise InputFileError(f"{source.path} is not valid JSON: {error}") from None
     if isinstance(value, dict):
         return (None if _is_record(value, names) else _layout(value, names)) or [value]
-    return value if isinstance(value, list) else [value]
+    if not isinstance(value, list):
+        return [value]
+    return [{"text": one} for one in value] if value and all(isinstance(one, str) for one in value) else value
 
 
 def _is_record(value: dict[str, Any], names: Collection[str]) -> bool:

@@ -47,6 +47,11 @@ def test_lines_and_other_layouts(tmp_path: Path) -> None:
     path.write_text('["a film", 1]\n["dull", 0]\n')
     named = DataSource(path=str(path), columns=("text", "n"))
     assert records(named) == [{"text": "a film", "n": 1}, {"text": "dull", "n": 0}]
+    path.write_text('[["a film", 1], ["dull", 0]]')
+    assert records(named) == [{"text": "a film", "n": 1}, {"text": "dull", "n": 0}]
+    assert "name its cells with --columns" in outcome(path)[1]
+    path.write_text('["a film",\n "dull"]')
+    assert texts(path) == ["a film", "dull"]
 
 
 def test_an_object_of_objects_is_a_record_if_a_field_in_it_is_asked_for(tmp_path: Path) -> None:

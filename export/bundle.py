@@ -39,6 +39,7 @@ from nopad.model.sentence_transformers import Pipeline
 from nopad.model.setfit import classifier_of, is_setfit
 from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
@@ -80,7 +81,7 @@ def export_checkpoint(
     precision: Precision | Sequence[Precision] | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
-    calibrate: str | None = None,
+    calibrate: DataSource | str | None = None,
     build: BuildOptions | None = None,
     exporter: Exporter = "auto",
     task: Task | None = None,
@@ -298,7 +299,7 @@ def write_bundle(
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
-    calibrate: str | None = None,
+    calibrate: DataSource | str | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).

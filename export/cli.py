@@ -14,7 +14,8 @@ from rich.table import Table
 
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
-from nopad.runtime.commands.console import common_options, emit, figure, messages, status
+from nopad.runtime.commands.console import FILES, common_options, emit, figure, messages, reading_options, status
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -61,8 +62,9 @@ _thorough = click.option(
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help="Texts (JSONL, CSV: field `text`) that int8 scales are found on. [default for cpu: scales of each token]",
+    help=f"Texts that int8 scales are found on: {FILES}. [default for cpu: scales of each token]",
 )
+@reading_options
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
 @click.option(
     "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"
@@ -103,6 +105,8 @@ def export(
     arch: str | None,
     profiles: Path | None,
     calibrate: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
     timing_cache: Path | None,
     workspace: int | None,
     version_compatible: bool,
@@ -140,7 +144,7 @@ def export(
             precision=precision,
             archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
             profiles=shapes,
-            calibrate=calibrate,
+            calibrate=DataSource(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
             build=BuildOptions(
                 timing_cache=timing_cache,
                 workspace_bytes=workspace << 20 if workspace else None,
@@ -196,14 +200,13 @@ def export(
 @click.command()
 @click.argument("bundle")
 @click.option("--reference", "-r", required=True, help="The checkpoint the bundle was exported from.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="JSONL or CSV of texts, labelled if it has --label-field."
-)
-@click.option("--text-field", default="text", help="Field of the text in --data.")
+@click.option("--data", metavar="FILE", help=f"Texts, labelled or not: {FILES}.")
+@reading_options
+@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
 @click.option(
     "--label-field",
-    default="label",
-    help="Field of the label: its name, or its number; or several, comma-separated, of zeros and ones.",
+    help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
+    "[default: the usual names]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
@@ -221,9 +224,11 @@ def export(
 def parity(
     bundle: str,
     reference: str,
-    data: Path | None,
-    text_field: str,
-    label_field: str,
+    data: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
+    text_field: str | None,
+    label_field: str | None,
     limit: int | None,
     engine: str,
     precision: str | None,
@@ -262,7 +267,8 @@ def parity(
         )
     rows = None
     if data is not None:
-        rows = read_labelled(data, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+        own = DataSource(path=data, encoding=encoding, columns=columns)
+        rows = read_labelled(own, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
     window = int(opened.manifest.architecture.get("local_attention", 128))
     with status(console) as progress:
         report = gate_bundle(

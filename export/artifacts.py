@@ -11,6 +11,7 @@ from typing import Literal
 
 from nopad.export.int8_cpu import quantize_cpu
 from nopad.export.onnx import export_graph
+from nopad.export.padded import PaddedEncoder, export_padded
 from nopad.export.precision import Precision, cast
 from nopad.export.progress import Progress
 from nopad.export.quantize import label_reader, quantize
@@ -22,12 +23,13 @@ from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.data.records import read_rows
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.trtlib import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
 from nopad.runtime.planning import default_profiles
 from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.textfile import read_rows
 from nopad.runtime.tokenizer import open_encoder
 from nopad.runtime.types import Text
 
@@ -40,16 +42,21 @@ GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU op
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
     """Write the graph of a `target` in `precision` into the bundle's folder."""
     file = folder / _graph_name(precision, target)
-    graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
+    padded = isinstance(checkpoint.encoder, PaddedEncoder)
+    if isinstance(checkpoint.encoder, PaddedEncoder):
+        graph = export_padded(checkpoint.encoder, file)
+    else:
+        graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
     return Artifact(
         file=graph.file.name,
         target=target,
         precision=precision,
-        layout="packed",
+        layout="padded" if padded else "packed",
         inputs=graph.inputs,
         outputs=graph.outputs,
         token_multiple=graph.token_multiple,
         opset=graph.opset,
+        exporter="padded" if padded else "nopad",
     )
 
 
@@ -62,7 +69,7 @@ def write_int8_graph(
     checkpoint: Checkpoint,
     folder: Path,
     target: GraphTarget,
-    calibrate: str | None,
+    calibrate: DataSource | str | None,
     max_length: int,
     progress: Progress,
 ) -> Artifact:
@@ -87,15 +94,16 @@ def write_int8_graph(
 
 
 def _calibration_batches(
-    checkpoint: Checkpoint, folder: Path, source: str | None, max_length: int, multiple: int
+    checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
     encoder = open_encoder(folder / "tokenizer.json", max_length)
     rows: Iterable[Text] = SAMPLES
     if source is not None:
-        rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)
+        rows = (row.text for row in read_rows(source) if row.error is None)
     encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
     if not encoded:
-        raise InputFileError(f"{source} has no texts to calibrate on; give JSONL or CSV with a field `text`")
+        name = source.path if isinstance(source, DataSource) else source
+        raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
     lengths = [one.used for one in encoded]
     batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):

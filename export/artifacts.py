@@ -11,6 +11,7 @@ from typing import Literal
 
 from nopad.export.int8_cpu import quantize_cpu
 from nopad.export.onnx import export_graph
+from nopad.export.padded import PaddedEncoder, export_padded
 from nopad.export.precision import Precision, cast
 from nopad.export.progress import Progress
 from nopad.export.quantize import label_reader, quantize
@@ -41,16 +42,21 @@ GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU op
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
     """Write the graph of a `target` in `precision` into the bundle's folder."""
     file = folder / _graph_name(precision, target)
-    graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
+    padded = isinstance(checkpoint.encoder, PaddedEncoder)
+    if isinstance(checkpoint.encoder, PaddedEncoder):
+        graph = export_padded(checkpoint.encoder, file)
+    else:
+        graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
     return Artifact(
         file=graph.file.name,
         target=target,
         precision=precision,
-        layout="packed",
+        layout="padded" if padded else "packed",
         inputs=graph.inputs,
         outputs=graph.outputs,
         token_multiple=graph.token_multiple,
         opset=graph.opset,
+        exporter="padded" if padded else "nopad",
     )
 
 

@@ -19,6 +19,7 @@ from nopad.export.artifacts import (
     write_torch,
 )
 from nopad.export.errors import ExportError
+from nopad.export.padded import load_padded
 from nopad.export.parity import run_gate
 from nopad.export.plain import plain_folder
 from nopad.export.precision import Precision
@@ -30,7 +31,7 @@ from nopad.export.targets import Target, plan_jobs
 from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import lower_case, max_length_of, write_tokenizer
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
-from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
 from nopad.model.hub import resolve_checkpoint
@@ -45,8 +46,7 @@ from nopad.runtime.manifest import Manifest
 from nopad.runtime.predictor import load
 from nopad.runtime.profiles import ShapeProfile
 
-Exporter = Literal["nopad", "optimum"]
-EXPORTERS: tuple[Exporter, ...] = ("nopad", "optimum")
+Exporter = Literal["auto", "nopad", "padded", "optimum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ExportResult:
     bundle: Bundle
     reports: dict[str, dict[str, Any]]  # "file on engine" -> ParityReport as JSON; empty where the gate was skipped
     skipped: tuple[str, ...]  # what was not built or not gated here, and why
-    remarks: tuple[str, ...]  # what was left out of the checkpoint, or guessed
+    remarks: tuple[str, ...]  # what was chosen for the user, left out of the checkpoint, or guessed
     engines: tuple[BuiltEngine, ...]
     export_seconds: float  # loading, tracing, writing, building
     parity_seconds: float
@@ -83,12 +83,13 @@ def export_checkpoint(
     profiles: Sequence[ShapeProfile] = (),
     calibrate: DataSource | str | None = None,
     build: BuildOptions | None = None,
-    exporter: Exporter = "nopad",
+    exporter: Exporter = "auto",
     task: Task | None = None,
     pooling: Pooling | None = None,
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
+    thorough: bool = False,
     threads: int | None = None,
     base: str | Path | None = None,
     allow_pickle: bool = False,
@@ -97,7 +98,8 @@ def export_checkpoint(
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
-    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
+    is the gate's (`nopad.export.parity.run_gate`).
     A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
     a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
@@ -106,38 +108,43 @@ def export_checkpoint(
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
-    if exporter == "optimum" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
-        raise ExportError("--exporter optimum writes fp32 ONNX; the rest needs the packed exporter (--exporter nopad)")
     jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
     if "int8" in jobs.graphs and calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
         raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
+    exporter, remarks = _choose_exporter(exporter, folder, base)
+    if exporter != "nopad" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
+        raise ExportError(
+            f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines are for architectures "
+            f"that nopad packs: {', '.join(ARCHITECTURES)}"
+        )
     start = time.perf_counter()
     options = build or BuildOptions()
     checkpoint = None
-    if exporter == "nopad":
+    if exporter != "optimum":
         progress("loading the checkpoint")
-        checkpoint = load_checkpoint(
+        opener = load_padded if exporter == "padded" else load_checkpoint
+        checkpoint = opener(
             folder, task=task, pooling=pooling, normalize=normalize, base=base, allow_pickle=allow_pickle
         )
         if jobs.engines:
             check_jobs(jobs.engines, jobs.graphs[-1], profiles, options, checkpoint.config)
     with replace_folder(output, marker=MANIFEST, known=own) as made:
         engines: list[BuiltEngine] = []
+        half_window = 64  # without windows, these lengths are as good as others
         if checkpoint is None:
             from nopad.export.optimum import write_optimum_bundle
 
             progress("exporting the graph with optimum")
             write_optimum_bundle(folder, made, task=task, max_length=max_length)
-            half_window = 64
         else:
             write_bundle(
                 checkpoint,
                 made,
-                cpu=jobs.cpu,
-                graphs=jobs.graphs,
+                cpu=jobs.cpu if exporter == "nopad" else (),
+                graphs=jobs.graphs if exporter == "nopad" else ("fp32",),
                 torch=jobs.torch,
                 max_length=max_length,
                 calibrate=calibrate,
@@ -147,24 +154,39 @@ def export_checkpoint(
             for job in jobs.engines:
                 written, built = add_engine(written, job, profiles, options, progress)
                 engines.append(built)
-            half_window = checkpoint.config.half_window
+            half_window = checkpoint.config.half_window if exporter == "nopad" else half_window
         exported = time.perf_counter()
         bundle = open_bundle(made)
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
+            asked = (base, allow_pickle, half_window, threads, thorough)
+            bundle, reports, ungated = _gate_all(bundle, folder, *asked, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
         reports=reports,
         skipped=(*jobs.skipped, *ungated),
-        remarks=checkpoint.remarks if checkpoint is not None else (),
+        remarks=(*remarks, *(checkpoint.remarks if checkpoint is not None else ())),
         engines=tuple(engines),
         export_seconds=exported - start,
         parity_seconds=end - exported,
         bytes=sum(record.bytes for record in bundle.manifest.files.values()),
     )
+
+
+def _choose_exporter(exporter: Exporter, folder: Path, base: str | Path | None) -> tuple[Exporter, tuple[str, ...]]:
+    """The packed exporter where the architecture has a packed encoder, else the padded one, with a remark."""
+    if exporter != "auto":
+        return exporter, ()
+    kind = open_source(folder, base).raw_config.get("model_type")
+    if not isinstance(kind, str) or kind in ARCHITECTURES:
+        return "nopad", ()
+    remark = (
+        f"{kind} has no packed encoder in nopad, so the bundle is padded (--exporter padded): the same answers, but "
+        "short texts are filled up to the longest of their batch; fp32 only"
+    )
+    return "padded", (remark,)
 
 
 def _gate_all(
@@ -174,6 +196,7 @@ def _gate_all(
     allow_pickle: bool,
     half_window: int,
     threads: int | None,
+    thorough: bool,
     progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
@@ -193,6 +216,7 @@ def _gate_all(
                 file=artifact.file,
                 threads=threads,
                 allow_host_code=True,  # we have just built it
+                thorough=thorough,
                 progress=progress,
             )
         except (EnvironmentProblem, BundleError) as error:
@@ -251,12 +275,13 @@ def gate_bundle(
     ) as model:
         setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
         task: Task = "embeddings" if setfit else manifest.task
-        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+        with plain_folder(checkpoint, task, CLASSES[task], base) as (plain, versions):
             reference = (
                 SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
                 if setfit
                 else Reference(plain, task, overrides=manifest.overrides)
             )
+            reference.versions |= versions
             report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
@@ -315,7 +340,7 @@ def write_bundle(
         max_length=limit,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id or 0,
         mask_token=tokenizer.mask_token,
-        architecture=_summary(config),
+        architecture=_summary(config, checkpoint.raw_config.get("model_type")),
         source=source_of(checkpoint.source or open_source(checkpoint.path)),
         created=created(),
         artifacts=tuple(artifacts),
@@ -324,7 +349,10 @@ def write_bundle(
     return write_manifest(folder, manifest)
 
 
-def _summary(config: EncoderConfig) -> dict[str, Any]:
+def _summary(config: EncoderConfig, model_type: Any) -> dict[str, Any]:
+    if config.architecture == "other":
+        positions = config.max_position_embeddings
+        return {"model_type": model_type, "hidden_size": config.hidden_size, "max_position_embeddings": positions}
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "local_attention")
     summary: dict[str, Any] = {name: getattr(config, name) for name in names}
     return {

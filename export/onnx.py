@@ -1,11 +1,11 @@
-"""Packed encoder -> one ONNX file, through torch's dynamo exporter."""
+"""An encoder -> one ONNX file, through torch's dynamo exporter."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from nopad.export.cpu import cpu_attention, rearrange
 from nopad.export.errors import ExportError
@@ -73,37 +74,57 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     own = cpu_attention if cpu else graph_attention
     attention, encoder.attention = encoder.attention, encoder.attention or own
     try:
+        program = trace(encoder, arguments, list(shapes.values()), names)
+    finally:
+        encoder.attention = attention
+    if cpu:
+        rearrange(program.model)
+    _name_dimensions(program.model.graph, {str(tokens): "tokens", f"{block}*blocks": "tokens"})
+    return write(program, encoder, path, token_multiple=multiple)
+
+
+def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequence[Any], names: Sequence[str]) -> Any:
+    """`module` as torch's ONNX program: `names` of its inputs, one output, `logits`.
+
+    `shapes` says of each parameter which of its dimensions vary, as `torch.export` takes it; an argument that is None
+    is no input. Raises `ExportError`.
+    """
+    try:
         with _quiet():
             program = torch.onnx.export(
-                encoder.eval(),
-                arguments,
+                module.eval(),
+                tuple(arguments),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=names,
+                dynamic_shapes=tuple(shapes),
+                input_names=list(names),
                 output_names=["logits"],
                 verbose=False,
             )
-        assert program is not None
-        sizes = {str(tokens): "tokens", f"{block}*blocks": "tokens"}
-        size = sum(p.numel() * p.element_size() for p in encoder.parameters())
-        if cpu:
-            rearrange(program.model)
-        _name_nodes(program.model.graph)
-        _name_dimensions(program.model.graph, sizes)
+    except torch.onnx.errors.OnnxExporterError as error:
+        # torch prints pages of advice around what is wrong.
+        reason = str(error).partition("## Exception summary")[2].strip() or str(error)
+        raise ExportError(f"torch {torch.__version__} could not export this encoder: {reason[:1000]}") from error
+    assert program is not None
+    return program
+
+
+def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 1) -> Graph:
+    """Write what `trace` made of `module`, and check the file. Raises `ExportError`."""
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    graph = program.model.graph
+    _name_nodes(graph)
+    try:
         program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path))
-    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"torch {torch.__version__} could not export this encoder: {error}") from error
-    finally:
-        encoder.attention = attention
-    graph = program.model.graph
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"torch {torch.__version__} has exported a graph that is no valid ONNX: {error}") from error
     return Graph(
         file=path,
         opset=OPSET,
         inputs={value.name or "": _shape(value) for value in graph.inputs},
         outputs={value.name or "": _shape(value) for value in graph.outputs},
-        token_multiple=multiple,
+        token_multiple=token_multiple,
     )
 
 

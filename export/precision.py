@@ -15,6 +15,7 @@ from torch import nn
 from nopad.model.backbone import Linear
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import NopadError
+from nopad.model.eurobert import RMSNorm
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -72,8 +73,8 @@ def cast(encoder: PackedEncoder, precision: Precision) -> PackedEncoder:
 def _dtype_of(name: str, module: nn.Module, policy: Policy) -> Dtype | None:
     if isinstance(module, nn.Embedding):
         return policy.embeddings
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | RMSNorm):
         return policy.norms
     if isinstance(module, Linear):  # a head's
-        return policy.decoder if name.rpartition(".")[2] == "decoder" else policy.head
+        return policy.decoder if name.rpartition(".")[2] in ("decoder", "lm_head") else policy.head
     return policy.layers if isinstance(module, nn.Linear) else None

@@ -17,7 +17,13 @@ import torch
 import transformers
 
 from nopad.export.errors import ExportError
-from nopad.export.reference_sentence_transformers import CrossEncoder, Embedder, open_cross_encoder, open_embedder
+from nopad.export.reference_sentence_transformers import (
+    CrossEncoder,
+    Embedder,
+    model_options,
+    open_cross_encoder,
+    open_embedder,
+)
 from nopad.model.errors import NopadError
 from nopad.model.json_files import read_raw_config
 from nopad.model.sentence_transformers import transformer_folder
@@ -42,6 +48,7 @@ class Reference:
 
     def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
         transformers.logging.disable_progress_bar()
+        self.folder = folder
         self.task = task
         asked = overrides or {}
         self.pooling = asked.get("pooling", "mean")
@@ -52,12 +59,7 @@ class Reference:
         self.cross_encoder: CrossEncoder | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                config, model = _open(home, task, raw)
-            except NopadError:
-                raise
-            except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
-                raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+            config, model = open_model(home, task, raw)
             if task == "embeddings" and (folder / "modules.json").is_file():
                 self.embedder = open_embedder(folder, asked)
             elif task == "rerank" or (task == "text-classification" and _is_cross_encoder(folder, raw)):
@@ -126,6 +128,12 @@ class Reference:
         out: FloatArray = self._forward(inputs)[0].numpy()
         return out
 
+    def equal_length_logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """Logits of token id sequences of one length, so without padding: float32 [sequences, ...]."""
+        ids = torch.tensor(sequences)
+        out: FloatArray = self._forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).numpy()
+        return out
+
     def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:
         """Logits of one text paired with each of others."""
         return [self.logits(*self.encode((first, second), max_length)) for second in seconds]
@@ -170,31 +178,55 @@ def _is_cross_encoder(folder: Path, raw: Mapping[str, Any]) -> bool:
     return own or (folder / "modules.json").is_file()
 
 
-def _open(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
-    """Configuration and model, every weight of it from the checkpoint."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration and the model that transformers has for a task, every weight of it from the checkpoint.
+
+    Raises `ExportError`.
+    """
+    try:
+        config = _open_config(folder, raw)
+        loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **model_options(folder),
+        )
+    except NopadError:
+        raise
+    except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
+        raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+    model, loading = loaded
+    # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
+    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
+    if missing:
+        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
+    return config, model
+
+
+def own_config(raw: dict[str, Any]) -> Any:
+    """The configuration that transformers makes of a config.json. Raises `ExportError` where there is none."""
+    try:
+        return transformers.AutoConfig.for_model(**raw)
+    except Exception as error:  # of every kind
+        raise ExportError(
+            f"transformers {transformers.__version__} cannot open a config.json of model_type "
+            f"{raw.get('model_type')!r}: {error}"
+        ) from error
+
+
+def _open_config(folder: Path, raw: dict[str, Any]) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "reference_compile"):
+        config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
     unread = unread_keys(raw, config)
     if unread:
         raise ExportError(
             f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
             "another model and cannot be the reference; use transformers 5"
         )
-    if hasattr(config, "reference_compile"):
-        config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
-    model, loading = getattr(transformers, CLASSES[task]).from_pretrained(
-        folder,
-        config=config,
-        attn_implementation="sdpa",
-        dtype=torch.float32,  # whatever config.json says: weights stored in more bits are not rounded
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    # transformers makes up what is missing. BERT's pooler has no part in embeddings.
-    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
-    if missing:
-        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
-    return config, model
+    return config
 
 
 def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
@@ -204,7 +236,13 @@ def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
     for index, kind in enumerate(raw.get("layer_types") or ()):
         if (kind == "full_attention") != (index % config.global_attn_every_n_layers == 0):
             return "layer_types"
+    if raw.get("sliding_window") is not None:
+        return "sliding_window"
     rope = raw.get("rope_parameters") or {}
+    # Version 4 has other formulas for some kinds, and the same one for both kinds of layer.
+    for key, entries in (("rope_scaling", [raw.get("rope_scaling")]), ("rope_parameters", rope.values())):
+        if any(isinstance(e, dict) and e.get("rope_type", e.get("type", "default")) != "default" for e in entries):
+            return key
     for kind, theta in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
         if (rope.get(kind) or {}).get("rope_theta", getattr(config, theta)) != getattr(config, theta):
             return "rope_parameters"

@@ -24,6 +24,7 @@ import transformers
 from tokenizers import normalizers
 
 from nopad.export.errors import ExportError
+from nopad.model.sentence_transformers import transformer_folder
 from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.types import FloatArray
 
@@ -111,8 +112,15 @@ def _library_version() -> dict[str, str]:
     return {"sentence-transformers": importlib.metadata.version("sentence-transformers")}
 
 
-# In fp32 whatever the checkpoint is stored in, as the gate compares with.
-_MODEL = {"dtype": torch.float32, "attn_implementation": "sdpa", "use_safetensors": True}
+def model_options(home: Path) -> dict[str, Any]:
+    """How a reference opens the model of a folder: in fp32 whatever it is stored in, as the gate compares with.
+
+    PyTorch's own attention, and eager where transformers has no other (DeBERTa, MPNet); no code of the checkpoint's.
+    """
+    kind = type(transformers.AutoConfig.from_pretrained(home, trust_remote_code=False))
+    known = transformers.MODEL_MAPPING.get(kind, None)
+    attention = "sdpa" if getattr(known, "_supports_sdpa", True) else "eager"
+    return {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
 
 
 class Library:
@@ -121,7 +129,10 @@ class Library:
     def __init__(self, folder: Path, overrides: Mapping[str, Any]) -> None:
         library: Any = importlib.import_module("sentence_transformers")
         self._model = library.SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, model_kwargs=dict(_MODEL)
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            model_kwargs=model_options(transformer_folder(folder)),
         )
         self._model.float().eval()
         config = self._model[0].auto_model.config
@@ -177,7 +188,8 @@ class LibraryCrossEncoder:
 
     def __init__(self, folder: Path) -> None:
         library: Any = importlib.import_module("sentence_transformers")
-        self._model = library.CrossEncoder(str(folder), device="cpu", local_files_only=True, model_kwargs=dict(_MODEL))
+        options = model_options(transformer_folder(folder))
+        self._model = library.CrossEncoder(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
         self._model.model.float().eval()
         if hasattr(self._model.model.config, "reference_compile"):
             self._model.model.config.reference_compile = False
@@ -226,7 +238,7 @@ class Reading:
         home = folder / self._modules[0]["path"]
         about = _json(folder / "config_sentence_transformers.json")
         own = _settings(home)
-        options = {**_MODEL, "local_files_only": True}
+        options = {**model_options(home), "local_files_only": True}
         self._encoder: Any = transformers.AutoModel.from_pretrained(home, **options).float().eval()
         if hasattr(self._encoder.config, "reference_compile"):
             self._encoder.config.reference_compile = False
@@ -340,7 +352,7 @@ class ReadingCrossEncoder:
         modules = folder / "modules.json"
         home = folder / json.loads(modules.read_text("utf-8"))[0]["path"] if modules.is_file() else folder
         self._model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-            home, **_MODEL, local_files_only=True
+            home, **model_options(home), local_files_only=True
         )
         self._model.float().eval()
         config = _json(home / "config.json")

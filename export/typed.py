@@ -106,4 +106,4 @@ def _violations(trt: Any, layer: Any, kind: str, policy: Policy) -> Iterator[str
 def _product(name: str, policy: Policy) -> Dtype:
     if _IN_LAYER.search(name):
         return policy.layers
-    return policy.decoder if name.partition("/")[0].endswith("decoder") else policy.head
+    return policy.decoder if name.partition("/")[0].endswith(("decoder", "lm_head")) else policy.head

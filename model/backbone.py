@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nopad.model.attention import Attend, PackedLayout, Rotary
 from nopad.model.config import EncoderConfig
+from nopad.model.rope import rotary
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -43,13 +44,6 @@ class Linear(nn.Linear):
 def layer_norm(config: EncoderConfig) -> Norm:
     """The norm that `config` asks for."""
     return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-
-
-def rotary(position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> Rotary:
-    """Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; angles in fp32 (RoFormer, arXiv:2104.09864)."""
-    exponent = torch.arange(0, head_size, 2, dtype=torch.float, device=position_ids.device) / head_size
-    angles = position_ids.unsqueeze(-1).float() * (1.0 / theta**exponent)
-    return angles.cos().unsqueeze(1).to(dtype), angles.sin().unsqueeze(1).to(dtype)
 
 
 class _ModernBertEmbeddings(nn.Module):
@@ -121,8 +115,8 @@ class ModernBertBackbone(nn.Module):
         """Hidden states of the stream, [T, hidden_size]; `token_type_ids` mean nothing to ModernBERT."""
         x = self.embeddings(input_ids)
         config = self.encoder_config
-        global_rope = rotary(layout.position_ids, config.head_size, config.global_rope_theta, x.dtype)
-        local_rope = rotary(layout.position_ids, config.head_size, config.local_rope_theta, x.dtype)
+        global_rope = rotary(layout, config.head_size, config.global_rope, x.dtype)
+        local_rope = rotary(layout, config.head_size, config.local_rope, x.dtype)
         for layer in self.layers:
             x = layer(x, local_rope if layer.local else global_rope, attend)
         return self.final_norm(x)

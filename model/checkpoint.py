@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,12 @@ from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task, detect_task, json_object
 from nopad.model.read_config import read_config
-from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
+from nopad.model.sentence_transformers import (
+    Pipeline,
+    pipeline_for,
+    read_activation,
+    transformer_folder,
+)
 from nopad.model.setfit import classifier_of
 from nopad.model.source import Source, open_source
 from nopad.model.weights import lacking, load_weights
@@ -88,10 +93,8 @@ def load_checkpoint(
     source = open_source(folder, base)
     raw = {**source.raw_config, **(config_changes or {})}
     classifier, remarks = (None, ()) if new_head else classifier_of(folder, task, allow_pickle)
-    pipeline = None
-    if task is None or task in ("embeddings", "rerank", "text-classification"):
-        pipeline = read_pipeline(folder)
-    config, pipeline = _read_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
+    wanted = "embeddings" if classifier else task
+    config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize)
     if classifier is not None:
         config = classifier.extend(config, pipeline)
     matches = source.matches(config, other_head=new_head)
@@ -124,14 +127,18 @@ def load_checkpoint(
     )
 
 
-def _read_config(
+def folder_config(
     raw: Mapping[str, Any],
     pipeline: Pipeline | None,
     task: Task | None,
     pooling: Pooling | None,
     normalize: bool | None,
+    read: Callable[..., EncoderConfig] = read_config,
 ) -> tuple[EncoderConfig, Pipeline | None]:
-    """The configuration that config.json and the files of sentence-transformers make together."""
+    """The configuration that config.json and the files of sentence-transformers make together.
+
+    `read` reads config.json alone, as `read_config` does.
+    """
     told = json_object(raw, "nopad")  # of `write_checkpoint`, which has no other files
     task = task or told.get("task")
     if task is None and pipeline is not None:
@@ -140,8 +147,8 @@ def _read_config(
             if pipeline.model_type == "SentenceTransformer"
             else detect_task({**raw, "sentence_transformers": {}})
         )
-    classifies = pooling in ("cls", "mean", "pooler")
-    config = read_config(raw, task=task, pooling=pooling if classifies else None, normalize=normalize)
+    classifies = pooling in ("cls", "mean", "pooler", "late")
+    config = read(raw, task=task, pooling=pooling if classifies else None, normalize=normalize)
     if config.task != "embeddings":
         if pooling is not None and not classifies:
             raise CheckpointError(f"pooling {pooling!r} is for embeddings; {config.task} has cls and mean")
@@ -181,7 +188,7 @@ def initialize(encoder: PackedEncoder) -> None:
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear):
             leaf = name.rsplit(".", 1)[-1]
-            if config.architecture == "bert":
+            if config.architecture != "modernbert":
                 nn.init.normal_(module.weight, std=std)
             else:
                 scale = config.hidden_size**-0.5 if leaf == "classifier" else std if leaf in ("Wqkv", "Wi") else out_std
@@ -190,11 +197,11 @@ def initialize(encoder: PackedEncoder) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            if config.architecture == "bert":
+            if config.architecture != "modernbert":
                 nn.init.normal_(module.weight, std=std)
             else:
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            if module.padding_idx is not None and config.architecture == "bert":
+            if module.padding_idx is not None and config.architecture != "modernbert":
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
 
@@ -209,16 +216,18 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
         out["label2id"] = {label: i for i, label in enumerate(config.labels)}
     if config.problem_type:
         out["problem_type"] = config.problem_type
+    if config.architecture != "bert" and config.task in ("text-classification", "rerank"):
+        bos = config.architecture == "eurobert" and config.pooling == "cls"
+        out["classifier_pooling"] = "bos" if bos else config.pooling
     if config.architecture == "modernbert":
-        if config.task in ("text-classification", "rerank"):
-            out["classifier_pooling"] = config.pooling
         out["layer_types"] = ["sliding_attention" if local else "full_attention" for local in config.local_layers]
-        out["global_rope_theta"] = config.global_rope_theta
-        out["local_rope_theta"] = config.local_rope_theta
-        out["rope_parameters"] = {
-            "full_attention": {"rope_type": "default", "rope_theta": config.global_rope_theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
-        }
+        out["global_rope_theta"] = config.global_rope.rope_theta
+        out["local_rope_theta"] = config.local_rope.rope_theta
+        ropes = {"full_attention": config.global_rope, "sliding_attention": config.local_rope}
+        out["rope_parameters"] = {kind: rope.to_json() for kind, rope in ropes.items()}
+        if config.global_rope.truncate is not None:  # which transformers reads beside them
+            out["rope_parameters"]["truncate"] = config.global_rope.truncate
+        out.pop("rope_scaling", None)  # it has gone into both
         for every in range(1, config.num_layers + 1):
             if tuple(bool(i % every) for i in range(config.num_layers)) == config.local_layers:
                 out["global_attn_every_n_layers"] = every

@@ -7,14 +7,17 @@ from typing import Literal, get_args
 
 from nopad.model.errors import CheckpointError
 from nopad.model.head import CLASS_SUFFIX, ProblemType, Task
+from nopad.model.rope_config import Rope
 
-Architecture = Literal["modernbert", "bert"]
-# How one row is made of a text's tokens: `pooler` is BERT's classifier's, the others are sentence-transformers' modes
-# (its `modules/pooling.py`); several joined with "+" are concatenated.
+Packed = Literal["modernbert", "bert", "eurobert", "ultrabert"]
+Architecture = Packed | Literal["other"]  # one that transformers itself computes, padded
+# How one row is made of a text's tokens: `pooler` is BERT's classifier's, `late` EuroBERT's (the mean of every token's
+# logits), the others are sentence-transformers' modes (its `modules/pooling.py`); several joined with "+" are
+# concatenated.
 Pooling = str
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
-ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+ARCHITECTURES: tuple[Packed, ...] = get_args(Packed)
 # Activations of a Dense module: classes of torch.nn, as they are without arguments.
 DENSE_ACTIVATIONS = (
     "Identity", "Tanh", "Sigmoid", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish",
@@ -24,7 +27,13 @@ DENSE_ACTIVATIONS = (
 SCORE_ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "LogSigmoid", "Softplus", "Softmax")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
-_CLASS_PREFIX: dict[Architecture, str] = {"modernbert": "ModernBert", "bert": "Bert"}
+_CLASS_PREFIX: dict[Architecture, str] = {
+    "modernbert": "ModernBert",
+    "bert": "Bert",
+    "eurobert": "EuroBert",
+    "ultrabert": "Ultrabert",
+    "other": "",
+}
 
 
 def attention_block(half_window: int) -> int:
@@ -50,7 +59,8 @@ class EncoderConfig:
     """Everything that fixes the packed encoder's shape and meaning.
 
     Sizes are counts of elements. `half_window` is how many tokens a local layer sees on each side
-    (`local_attention // 2`, as in transformers' `modeling_modernbert.py`).
+    (`local_attention // 2`, as in transformers' `modeling_modernbert.py`). `num_kv_heads` and `head_dim` are None
+    where they are `num_heads` and `hidden_size / num_heads`, as in all but EuroBERT's kind.
     """
 
     architecture: Architecture
@@ -72,8 +82,11 @@ class EncoderConfig:
     tie_word_embeddings: bool = True
     local_layers: tuple[bool, ...] = ()
     local_attention: int = 128
-    global_rope_theta: float = 160_000.0
-    local_rope_theta: float = 10_000.0
+    global_rope: Rope = Rope(rope_theta=160_000.0)
+    local_rope: Rope = Rope(rope_theta=10_000.0)
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    prediction_head_size: int = 768  # UltraBERT's, for fill-mask
     type_vocab_size: int = 0
     pad_token_id: int | None = None
     initializer_range: float = 0.02
@@ -99,8 +112,9 @@ class EncoderConfig:
             "num_hidden_layers": self.num_layers,
             "num_attention_heads": self.num_heads,
             "max_position_embeddings": self.max_position_embeddings,
-            "the global rope_theta": self.global_rope_theta,
-            "the local rope_theta": self.local_rope_theta,
+            "num_key_value_heads": 1 if self.num_kv_heads is None else self.num_kv_heads,
+            "head_dim": 1 if self.head_dim is None else self.head_dim,
+            "prediction_head_size": self.prediction_head_size,
         }
         if self.architecture == "bert":
             positive["type_vocab_size"] = self.type_vocab_size
@@ -113,11 +127,16 @@ class EncoderConfig:
             raise CheckpointError(
                 f"config.json: pad_token_id {self.pad_token_id} is no token id; vocab_size is {self.vocab_size}"
             )
-        if self.hidden_size % self.num_heads:
+        if self.hidden_size % self.num_heads:  # transformers refuses it whatever head_dim is
             raise CheckpointError(
                 f"config.json: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
             )
-        if self.architecture == "modernbert" and self.head_size % 2:
+        if self.num_heads % self.kv_heads:
+            raise CheckpointError(
+                f"config.json: num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
+                f"{self.kv_heads}"
+            )
+        if self.architecture not in ("bert", "other") and self.head_size % 2:
             raise CheckpointError(f"config.json: head size {self.head_size} is odd; rotary positions need pairs")
         if len(self.local_layers) != self.num_layers:
             raise CheckpointError(
@@ -133,7 +152,12 @@ class EncoderConfig:
     @property
     def head_size(self) -> int:
         """Elements of one attention head."""
-        return self.hidden_size // self.num_heads
+        return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: fewer than queries' where several of them share one."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def embedding_size(self) -> int:

@@ -7,6 +7,7 @@ state dict moves between the two without a mapping. Nothing here knows files, en
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
@@ -14,6 +15,7 @@ from nopad.model.backbone import ACTIVATIONS, BertBackbone, Linear, ModernBertBa
 from nopad.model.config import EncoderConfig
 from nopad.model.embedding import build_modules, embed, pool
 from nopad.model.errors import CheckpointError
+from nopad.model.eurobert import EuroBertBackbone
 
 
 class PackedEncoder(nn.Module):
@@ -60,9 +62,9 @@ class PackedEncoder(nn.Module):
         device = next(self.parameters()).device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        return next(p.dtype for name, p in self.named_parameters() if "embeddings" in name)
+        return next(module.weight.dtype for module in self.modules() if isinstance(module, nn.Embedding))
 
-    def backbone(self) -> ModernBertBackbone | BertBackbone:
+    def backbone(self) -> ModernBertBackbone | BertBackbone | EuroBertBackbone:
         """The encoder below the head."""
         raise NotImplementedError
 
@@ -222,11 +224,120 @@ class BertEmbedder(PackedEncoder, BertBackbone):
         return embed(hidden, layout, self.encoder_config, self.chain)
 
 
+class _EuroBertHead(PackedEncoder):
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        super().__init__(config, attention)
+        self.model = EuroBertBackbone(config)
+
+    def backbone(self) -> EuroBertBackbone:
+        """The encoder below the head."""
+        return self.model
+
+
+class UltraBertClassifier(_EuroBertHead):
+    """UltrabertForSequenceClassification, and the token classifiers of UltraBERT and EuroBERT: one linear layer."""
+
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        super().__init__(config, attention)
+        self.drop = nn.Dropout(config.classifier_dropout)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Pool (unless the task is per token), classifier."""
+        per_token = self.encoder_config.task == "token-classification"
+        rows = hidden.float() if per_token else pool(hidden, layout, self.encoder_config.pooling)
+        return self.classifier(self.drop(rows))
+
+
+class EuroBertClassifier(_EuroBertHead):
+    """EuroBertForSequenceClassification: it pools before its two layers, or (`late`) after them."""
+
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        super().__init__(config, attention)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Pool, dense, classifier; or dense, classifier, pool."""
+        late = self.encoder_config.pooling == "late"
+        rows = hidden.float() if late else pool(hidden, layout, self.encoder_config.pooling)
+        out = self.classifier(F.gelu(self.dense(rows)))
+        return pool(out, layout, "mean") if late else out
+
+
+class EuroBertMaskedLM(_EuroBertHead):
+    """EuroBertForMaskedLM."""
+
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        super().__init__(config, attention)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Scores of every vocabulary entry at every token."""
+        return self.lm_head(hidden.float())
+
+
+class _UltraBertPredictions(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.linear1 = Linear(config.hidden_size, config.prediction_head_size, bias=False)
+        self.linear2 = Linear(config.prediction_head_size, config.hidden_size, bias=False)
+        self.decoder = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = ACTIVATIONS["gelu_pytorch_tanh"]
+        return self.decoder(act(self.linear2(act(self.linear1(x)))))
+
+
+class UltraBertMaskedLM(_EuroBertHead):
+    """UltrabertForMaskedLM."""
+
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        super().__init__(config, attention)
+        self.head = _UltraBertPredictions(config)
+        if config.tie_word_embeddings:
+            self.head.decoder.weight = self.model.embed_tokens.weight
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """Scores of every vocabulary entry at every token."""
+        return self.head(hidden.float())
+
+
+class EuroBertEmbedder(PackedEncoder, EuroBertBackbone):
+    """EuroBertModel or UltrabertModel, pooled to one vector per sequence."""
+
+    def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
+        EuroBertBackbone.__init__(self, config)
+        self.attention = attention
+        self.chain = build_modules(config)
+
+    def backbone(self) -> EuroBertBackbone:
+        """Itself: the bare model has no head, so its weights carry no prefix."""
+        return self
+
+    def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
+        """The embedding of each sequence."""
+        return embed(hidden, layout, self.encoder_config, self.chain)
+
+
 _HEADS: dict[str, dict[str, type[PackedEncoder]]] = {
     "modernbert": {"fill-mask": ModernBertMaskedLM, "embeddings": ModernBertEmbedder},
     "bert": {"fill-mask": BertMaskedLM, "embeddings": BertEmbedder},
+    "eurobert": {
+        "fill-mask": EuroBertMaskedLM,
+        "embeddings": EuroBertEmbedder,
+        "token-classification": UltraBertClassifier,
+    },
+    "ultrabert": {"fill-mask": UltraBertMaskedLM, "embeddings": EuroBertEmbedder},
 }
-_CLASSIFIERS: dict[str, type[PackedEncoder]] = {"modernbert": ModernBertClassifier, "bert": BertClassifier}
+_CLASSIFIERS: dict[str, type[PackedEncoder]] = {
+    "modernbert": ModernBertClassifier,
+    "bert": BertClassifier,
+    "eurobert": EuroBertClassifier,
+    "ultrabert": UltraBertClassifier,
+}
 
 
 def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = None) -> PackedEncoder:

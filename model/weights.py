@@ -22,9 +22,11 @@ from nopad.model.folder_kind import no_weights
 from nopad.model.json_files import read_json
 
 ADAPTER_FILE = "adapter_model.safetensors"
-_BASE_PREFIX = {"modernbert": "model.", "bert": "bert."}
+_BASE_PREFIX = {"modernbert": "model.", "bert": "bert.", "eurobert": "model.", "ultrabert": "model."}
 # transformers' first BERT checkpoints, and buffers that are not weights.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
+# UltraBERT's files have names of their own (transformers' conversion_mapping.py).
+_OTHER_PREFIX = {"ultrabert": (("ultrabert.", "model."), ("cls.", "head.decoder."))}
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -155,6 +157,8 @@ def _filler(config: EncoderConfig, target: Collection[str]) -> Callable[[str], s
             return None
         for old, new in _OLD_NAMES:
             name = name.removesuffix(old) + new if name.endswith(old) else name
+        for old, new in _OTHER_PREFIX.get(config.architecture, ()):
+            name = new + name.removeprefix(old) if name.startswith(old) else name
         return next((n for n in (name, name.removeprefix(base) if bare else base + name) if n in target), None)
 
     return fill

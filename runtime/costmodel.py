@@ -124,7 +124,7 @@ def cost_model(
         num_heads=sizes[2],
         local_layers=local,
         global_layers=layers - local,
-        gated=kind == "modernbert",
+        gated=kind != "bert",
         block=block,
         element_bytes=element_bytes,
         keeps_scores=keeps_scores,

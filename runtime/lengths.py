@@ -75,7 +75,7 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
     bundle = open_bundle(folder, verify=False)
     manifest = bundle.manifest
     if not any(artifact.layout == "packed" for artifact in manifest.artifacts):
-        raise UsageError(f"{bundle.path} is a padded bundle (--exporter optimum): it has no profiles to plan")
+        raise UsageError(f"{bundle.path} is a padded bundle: it has no profiles to plan")
     window = manifest.architecture.get("local_attention")  # a graph for CPUs alone says nothing of engines' streams
     return PlannedModel(
         name=str(bundle.path) if folder else "the embedded model",

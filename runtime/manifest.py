@@ -39,7 +39,7 @@ class Artifact:
     file: str
     target: str  # onnx, torch, tensorrt, tensorrt-rtx
     precision: str  # fp32, fp16, bf16, int8
-    layout: Layout  # packed stream, or padded matrix (optimum)
+    layout: Layout  # packed stream, or padded matrix (exporters padded and optimum)
     inputs: Mapping[str, list[str]]  # name -> symbolic shape
     outputs: Mapping[str, list[str]]
     token_multiple: int = 1  # a packed stream's length is a multiple of this

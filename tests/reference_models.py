@@ -52,7 +52,27 @@ BERT: dict[str, Any] = {
     "type_vocab_size": 2,
     "pad_token_id": 0,
 }
-_FAMILY = {"modernbert": MODERNBERT, "bert": BERT}
+EUROBERT: dict[str, Any] = {
+    "model_type": "eurobert",
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rope_theta": 250000,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ULTRABERT: dict[str, Any] = {
+    **{key: value for key, value in EUROBERT.items() if key not in ("rope_theta", "num_key_value_heads")},
+    "model_type": "ultrabert",
+    "num_hidden_layers": 4,
+    "prediction_head_size": 48,
+}
+_FAMILY = {"modernbert": MODERNBERT, "bert": BERT, "eurobert": EUROBERT, "ultrabert": ULTRABERT}
 _AUTO = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "rerank": transformers.AutoModelForSequenceClassification,
@@ -84,6 +104,14 @@ def labels(count: int) -> dict[str, Any]:
     return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
+_POOLING = {
+    "modernbert": ("cls", "mean"),
+    "bert": ("",),
+    "eurobert": ("bos", "mean", "late"),
+    "ultrabert": ("cls", "mean"),
+}
+
+
 def _cases(architecture: str) -> list[Case]:
     def case(name: str, head: str, config: dict[str, Any], **load: Any) -> Case:
         return Case(name=f"{architecture}-{name}", architecture=architecture, task=head, config=config, load=load)
@@ -99,7 +127,7 @@ def _cases(architecture: str) -> list[Case]:
         case("embed-mean-unit", "embeddings", {}, pooling="mean", normalize=True),
         case("embed-cls-unit", "embeddings", {}, pooling="cls", normalize=True),
     ]
-    for pooling in ("cls", "mean") if architecture == "modernbert" else ("",):
+    for pooling in _POOLING[architecture]:
         extra = {"classifier_pooling": pooling} if pooling else {}
         end = f"-{pooling}" if pooling else ""
         single, several = "single_label_classification", "multi_label_classification"
@@ -111,7 +139,8 @@ def _cases(architecture: str) -> list[Case]:
     return cases
 
 
-CASES = {case.name: case for architecture in _FAMILY for case in _cases(architecture)}
+CASES = {case.name: case for architecture in ("modernbert", "bert") for case in _cases(architecture)}
+EURO_CASES = {case.name: case for architecture in ("eurobert", "ultrabert") for case in _cases(architecture)}
 
 
 def disturb(model: torch.nn.Module, scale: float = 3.0) -> None:

@@ -17,7 +17,8 @@ ALLOWED = {
 }
 # model is not free of torch; these parts of it are what the runtime takes.
 TORCH_FREE = {
-    f"nopad.model.{name}" for name in ("config", "errors", "files", "hardware", "head", "packing", "read_config")
+    f"nopad.model.{name}"
+    for name in ("config", "errors", "files", "hardware", "head", "packing", "read_config", "rope_config")
 }
 # The one engine that is the encoder itself; it imports it when it is opened.
 TORCH_ENGINE = "engines/torch.py"

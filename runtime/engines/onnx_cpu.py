@@ -124,4 +124,5 @@ def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,
         "position_ids": position_ids,
+        "prompt_lengths": batch.prompt_lengths,
     }

@@ -93,9 +93,10 @@ BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no weights": (no_weights, ("no model.safetensors",)),
     "truncated weights": (truncated, ("model.safetensors is damaged or cut short",)),
     "no config": (no_config, ("no config.json",)),
-    "unknown model_type": (changed_config(model_type="llama"), ("'llama'", "--exporter optimum")),
+    "another's model_type": (changed_config(model_type="roberta"), ("has no weights for text-classification",)),
+    "unknown model_type": (changed_config(model_type="own_encoder"), ("cannot open", "own_encoder")),
     "another size": (changed_config(intermediate_size=128), ("mlp.Wi.weight", "shape")),
-    "scaled positions": (changed_config(rope_scaling={"rope_type": "yarn"}), ("'yarn'", "not supported")),
+    "scaled positions": (changed_config(rope_scaling={"rope_type": "mrope"}), ("'mrope'", "not supported")),
 }
 
 
@@ -151,6 +152,9 @@ def test_optimum_without_its_package_says_how_to_get_it(
     [
         ("layer_types", ["sliding_attention"] * 3 + ["full_attention"]),
         ("rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 20_000.0}}),
+        ("rope_parameters", {"sliding_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("sliding_window", 40),
     ],
 )
 def test_a_transformers_that_computes_another_model_is_no_reference(

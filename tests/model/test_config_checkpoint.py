@@ -22,12 +22,10 @@ from nopad.model.weights import weight_files
 GetReference = Callable[[str], Reference]
 CLASSIFIER = {**MODERNBERT, "architectures": ["ModernBertForSequenceClassification"]}
 BERT_CLASSIFIER = {**BERT, "architectures": ["BertForSequenceClassification"]}
-YARN = {"rope_type": "yarn", "factor": 4.0}
-PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 # change to a good config.json -> telling part of the message
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "model_type": ({"model_type": "roberta"}, "'roberta' has no packed encoder.*--exporter optimum"),
+    "model_type": ({"model_type": "roberta"}, "'roberta' has no packed encoder.*--exporter padded"),
     "no model_type": ({"model_type": None}, "model_type None"),
     "no architectures": ({"architectures": None}, "does not tell the task; name it with --task .*fill-mask"),
     "other head": ({"architectures": ["ModernBertForQuestionAnswering"]}, "QuestionAnswering.*--task"),
@@ -35,6 +33,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pooling": ({"classifier_pooling": "max"}, "pooling 'max' is not ModernBERT's; it has cls and mean"),
     "head size": ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
     "odd head": ({"hidden_size": 66, "num_attention_heads": 22}, "head size 3 is odd"),
+    "head_dim": ({"head_dim": 16}, "head_dim 16 is not hidden_size / num_attention_heads, 32"),
     "no heads": ({"num_attention_heads": 0}, "num_attention_heads"),
     "layer pattern 0": ({"global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
     "activation": ({"hidden_activation": "mish"}, "activation 'mish' is not supported; known ones: gelu, gelu_new"),
@@ -57,7 +56,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "padding id": ({"pad_token_id": 200}, "pad_token_id 200 is no token id; vocab_size is 200"),
     "negative padding id": ({"pad_token_id": -1}, "pad_token_id -1 is no token id"),
     "negative window": ({"local_attention": -1}, "local_attention must not be negative, got -1"),
-    "negative theta": ({"global_rope_theta": -5}, "the global rope_theta must be positive .* got -5"),
+    "negative theta": ({"global_rope_theta": -5}, "rope_theta of full_attention must be positive .* got -5"),
+    "local theta of ModernBERT's own code": ({"local_rope_theta": -1}, "rope_theta of sliding_attention .* got -1"),
     "null theta": ({"global_rope_theta": None}, "a value has the wrong type"),
     "flat rope": (
         {"rope_parameters": {"rope_theta": 500, "rope_type": "default"}},
@@ -66,13 +66,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rope word": ({"rope_parameters": "x"}, "rope_parameters is a str, expected an object"),
     "rope entry": ({"rope_parameters": {"full_attention": [1]}}, "full_attention is a list, expected an object"),
     "rope_scaling": ({"rope_scaling": "x"}, "rope_scaling is a str, expected an object"),
-    "old key, new place": ({"rope_parameters": {"full_attention": {"type": "linear"}}}, "rope_type 'linear' of full"),
-    "yarn, old": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn' of full_attention"),
-    "yarn, new": ({"rope_parameters": {"sliding_attention": YARN}}, "rope_type 'yarn' of sliding_attention"),
-    # transformers lets rope_scaling win over rope_parameters
-    "yarn, both": (
-        {"rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}, "rope_scaling": YARN},
-        "rope_type 'yarn'",
+    "rope type": ({"rope_scaling": {"rope_type": "mrope"}}, "rope_type 'mrope' of full_attention.*default, linear"),
+    "old rope type": ({"rope_parameters": {"full_attention": {"type": "xpos"}}}, "rope_type 'xpos' of full_attention"),
+    "yarn by its old name": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling says type 'yarn'"),
+    "linear without factor": ({"rope_scaling": {"rope_type": "linear"}}, "'linear' of full_attention lacks factor"),
+    "llama3 without band": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+        "lacks high_freq_factor",
+    ),
+    "llama3 band": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "high_freq_factor 1.0 of full_attention must be larger than low_freq_factor 4.0",
+    ),
+    "longrope factors": (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1.0] * 15}},
+        "long_factor of full_attention must be 16 positive numbers.*it has 15",
+    ),
+    "factor 0": ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor of full_attention must be positive"),
+    "factor word": ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, "a value has the wrong type"),
+    "original length": (
+        {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": -8}},
+        "original_max_position_embeddings of full_attention must be positive",
+    ),
+    "part of a head": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor 0.5 of full_attention is not supported with rope_type 'linear'",
     ),
 }
 REFUSED_BERT: dict[str, tuple[dict[str, Any], str]] = {
@@ -168,7 +186,7 @@ def test_block_covers_the_half_window(window: int, half: int, block: int) -> Non
 )
 def test_rope_thetas(change: dict[str, Any], expected: tuple[float, float]) -> None:
     config = read_config({**CLASSIFIER, **change})
-    assert (config.global_rope_theta, config.local_rope_theta) == expected
+    assert (config.global_rope.rope_theta, config.local_rope.rope_theta) == expected
 
 
 # --- the folder

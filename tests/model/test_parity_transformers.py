@@ -97,6 +97,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head-64": {"hidden_size": 128, "num_attention_heads": 2},
     "every-2": {"global_attn_every_n_layers": 2},
     "all-global": {"global_attn_every_n_layers": 1},
+    "no-neighbours": {"local_attention": 0},
     "thetas": {"global_rope_theta": 80000.0, "local_rope_theta": 500.0},
     "norm-eps": {"norm_eps": 1e-2},
     "relu": {"hidden_activation": "relu", "classifier_activation": "silu"},
@@ -152,7 +153,7 @@ NEW_SPELLING = {
 def test_new_spelling_is_read() -> None:
     config = read_config({**CASES_RAW, **NEW_SPELLING})
     assert config.local_layers == (True, False, True, True, False)
-    assert (config.global_rope_theta, config.local_rope_theta) == (70000.0, 3000.0)
+    assert (config.global_rope.rope_theta, config.local_rope.rope_theta) == (70000.0, 3000.0)
 
 
 CASES_RAW: dict[str, Any] = {

@@ -77,7 +77,7 @@ def read_labelled(
         fields = _label_fields(table, label_field, manifest.labels)
         for place, text, record in _texts(table, text_field, limit):
             texts.append(text)
-            labels.append(_label(record, fields, place))
+            labels.append(_named(_label(record, fields, place), table, fields, manifest.labels))
             places.append(place)
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if len(missing) == len(texts) and (label_field is None or table.columns is not None):
@@ -148,6 +148,16 @@ def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> An
     if len(cells) == 1:
         return cells[0]
     return None if None in cells else tuple(cells)
+
+
+def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[str]) -> Any:
+    """The label by its name, where the data bring names of the bundle's for their numbers: the order may differ."""
+    own = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
+    if not own or not set(own) <= set(names):
+        return label
+    made = [own[one] if isinstance(one, int) and 0 <= one < len(own) else one
+            for one in (label if isinstance(label, list) else [label])]  # fmt: skip
+    return made if isinstance(label, list) else made[0]
 
 
 def _target_of(

@@ -120,19 +120,19 @@ def _delimiter(line: str, suffix: str, names: Collection[str], width: int = 0) -
 @dataclass(frozen=True, kw_only=True)
 class _Grammar:
     row: re.Pattern[str]  # RFC 4180 to the letter: no quote in a cell that is not quoted
-    spaced: re.Pattern[str]  # the same with blanks around quotes
-    cell: re.Pattern[str]  # one cell of a `spaced` row, with the delimiter before it
+    loose: re.Pattern[str]  # with blanks around quotes, or quotes inside written \\" (Spark, databases)
+    cell: re.Pattern[str]  # one cell of a `loose` row, with the delimiter before it
 
 
 @functools.cache
 def _grammar(delimiter: str) -> _Grammar:
     mark = re.escape(delimiter)
-    quoted, bare, blanks = r'"[^"]*+(?:""[^"]*+)*+"', rf'[^"{mark}\r\n]*+', "" if delimiter == " " else " *"
-    either, loose = f"(?:{quoted}|{bare})", f"(?:{blanks}{quoted}{blanks}(?={mark}|$)|{bare})"
+    quoted, escaped, bare = r'"[^"]*+(?:""[^"]*+)*+"', r'"(?:[^"\\]++|\\.|"")*+"', rf'[^"{mark}\r\n]*+'
+    either, loose = f"(?:{quoted}|{bare})", f"(?: *{escaped} *(?={mark}|$)|{bare})"
     return _Grammar(
         row=re.compile(f"{either}(?:{mark}{either})*+"),
-        spaced=re.compile(f"{loose}(?:{mark}{loose})*+"),
-        cell=re.compile(f"(?:^|{mark})({loose})"),
+        loose=re.compile(f"{loose}(?:{mark}{loose})*+", re.DOTALL),
+        cell=re.compile(f"(?:^|{mark})({loose})", re.DOTALL),
     )
 
 
@@ -235,10 +235,13 @@ class _Rows:
                 cells, reason = None, str(error)
             if not cells and cells is not None:  # a blank line
                 continue
-            if cells is None or (self._width is not None and any(cells[self._width :])):
-                cells = self._spaced(feed.taken) or cells
-            if cells is None or ((broken or len(feed.taken) > 1) and not self._whole("".join(feed.taken))):
-                self._lines.put_back([line.replace(_CR, "\r") for line in feed.taken[1:]])
+            several = broken or len(feed.taken) > 1
+            many = cells is not None and self._width is not None and any(cells[self._width :])
+            whole = cells is not None and not many and not (several and not self._whole("".join(feed.taken)))
+            if not whole and (loose := self._loose(feed.taken)) is not None:
+                cells = loose
+            elif cells is None or (several and not whole):
+                self._put_back(feed.taken[1:])
                 if broken:
                     yield start, "the line is no whole row: it belongs to the broken one before it, or is broken itself"
                 else:
@@ -248,22 +251,49 @@ class _Rows:
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
 
+    def _put_back(self, lines: list[str]) -> None:
+        self._lines.put_back([line.replace(_CR, "\r") for line in lines])
+
     def _whole(self, text: str) -> bool:
         """Whether these lines are one row to the letter, with as many cells as the header."""
         text = text.rstrip("\r\n")
         if not self._grammar.row.fullmatch(text):
-            return self._width is not None and self._spaced([text]) is not None
+            return self._width is not None and self._loose_cells(text) is not None
         if self._width is None:
             return True
         cells = next(csv.reader([text], delimiter=self._delimiter), [])
         return len(cells) >= self._width and not any(cells[self._width :])
 
-    def _spaced(self, lines: list[str]) -> list[str] | None:
-        """The cells of one line with blanks around quoted cells (`1, "good, but long"`), if it is one."""
-        text = lines[0].rstrip("\r\n")
-        if len(lines) > 1 or '"' not in text or not self._grammar.spaced.fullmatch(text):
+    def _loose(self, taken: list[str]) -> list[str] | None:
+        """The cells of a row that other programs write otherwise; `taken` is then its lines, else begins with them."""
+        end = quotes = size = 0
+        while size < _SAMPLE:
+            if end == len(taken):
+                try:
+                    taken.append(_hide_cr(next(self._lines)))
+                except StopIteration:
+                    break
+            quotes += taken[end].count('"') - taken[end].count('\\"')
+            size += len(taken[end])
+            end += 1
+            if quotes % 2 == 0:
+                break
+        cells = self._loose_cells("".join(taken[:end]).rstrip("\r\n"))
+        if cells is not None:
+            self._put_back(taken[end:])
+            del taken[end:]
+        return cells
+
+    def _loose_cells(self, text: str) -> list[str] | None:
+        """The cells of `1, "good, but long"` or of `"so \\"so\\""`, if they are as many as the header's."""
+        if '"' not in text or not self._grammar.loose.fullmatch(text):
             return None
         cells = [match[1] for match in self._grammar.cell.finditer(text)]
         if self._width is not None and len(cells) != self._width:
             return None
-        return [c.strip(" ")[1:-1].replace('""', '"') if c.strip(" ").startswith('"') else c for c in cells]
+        return [_unquoted(cell) if '"' in cell else cell for cell in cells]
+
+
+def _unquoted(cell: str) -> str:
+    inside = cell.strip(" ")[1:-1]
+    return re.sub(r'""|\\"', '"', inside)

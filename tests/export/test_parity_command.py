@@ -123,8 +123,8 @@ def test_unlabelled_csv_and_a_limit(
         ),
         ([{"text": "a", "label": "class 0"}, {"text": " ", "label": 0}], 3, "line 2: no text in field 'text'"),
         ([{"text": "a", "label": 0}, {"text": "b"}], 3, "line 2: no label in field 'label' (1 of 2 rows have none)"),
-        ([{"body": "a"}], 3, "--text-field"),
-        ([], 3, "holds no texts"),
+        ([{"phrase": "a"}], 3, "--text-field"),
+        ([], 3, "it has no rows"),
     ],
 )
 def test_bad_rows_are_named(

@@ -139,6 +139,26 @@ def test_a_row_with_blanks_before_its_quotes(tmp_path: Path) -> None:
     assert texts(tmp_path / "t.csv") == ["good, but long", ' "so ""so"""', " plain"]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_quotes_escaped_by_backslashes_as_spark_and_databases_do(separator: str, tmp_path: Path) -> None:
+    cells = [
+        'so "so"',
+        'ends in "it"',
+        "C:\\",
+        'two\n"lines"\nhere',
+        f'a{separator} "b"{separator} c',
+        '"',
+        "",
+        "plain\\n",
+    ]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        file.write(separator.join(["text", "n"]) + "\n")
+        for number, cell in enumerate(cells):
+            escaped = cell.replace('"', '\\"')
+            file.write(f'"{escaped}"{separator}{number}\n')
+    assert texts(tmp_path / "t.csv") == cells
+
+
 # --- quotes in files with tabs
 
 

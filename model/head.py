@@ -21,6 +21,8 @@ CLASS_SUFFIX: dict[str, Task] = {
     "ForMaskedLM": "fill-mask",
     "Model": "embeddings",
 }
+# Of config.json: what a cross-encoder of sentence-transformers has, from version 4 on and before.
+CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def json_object(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -37,7 +39,7 @@ def detect_task(raw: Mapping[str, Any]) -> Task:
     for name in names if isinstance(names, list) else ():
         for suffix, task in CLASS_SUFFIX.items():
             if str(name).endswith(suffix):
-                cross_encoder = "sentence_transformers" in raw or "sbert_ce_default_activation_function" in raw
+                cross_encoder = any(key in raw for key in CROSS_ENCODER_KEYS)
                 if task == "text-classification" and len(_labels(raw)) == 1 and cross_encoder:
                     return "rerank"
                 return task

@@ -6,6 +6,7 @@ folders; the best one becomes the output, written in one rename.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from nopad.model.checkpoint import Checkpoint, initialize, load_checkpoint, writ
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.files import replace_folder
-from nopad.model.head import ProblemType
+from nopad.model.head import CROSS_ENCODER_KEYS, ProblemType
 from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
@@ -155,6 +156,9 @@ def open_model(
         checkpoint = load_checkpoint(
             folder, task="text-classification", config_changes=changes, new_head=True, base=base
         )
+        # A new head: what a cross-encoder's folder says of its scores holds no longer.
+        raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
+        checkpoint = dataclasses.replace(checkpoint, raw_config=raw)
         if checkpoint.source is not None:
             folder = checkpoint.source.tokenizer
     else:

@@ -155,6 +155,19 @@ def test_fine_tuning_a_masked_lm(architecture: str, scratch: Path, tmp_path: Pat
     assert weight_difference(tmp_path / "still", result.output) > 1e-3
 
 
+def test_a_classifier_trained_from_a_cross_encoder_is_none(
+    trained: TrainingResult, scratch: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.output, tmp_path / "cross-encoder"))
+    raw = json.loads((folder / "config.json").read_text())
+    identity = "torch.nn.modules.linear.Identity"
+    told = {"sentence_transformers": {"activation_fn": identity}, "sbert_ce_default_activation_function": identity}
+    (folder / "config.json").write_text(json.dumps({**raw, **told}))
+    data = data_of(sentences(40), tmp_path)
+    result = train(data, tmp_path / "out", model=str(folder), recipe=Recipe(**{**QUICK, "epochs": 1}))
+    assert not told.keys() & json.loads((result.output / "config.json").read_text()).keys()
+
+
 def test_accumulated_gradients_equal_one_large_batch(scratch: Path, tmp_path: Path) -> None:
     data = data_of(sentences(72), tmp_path)  # 64 to train: no step is short
     # Adam and clipping would hide a wrong factor on the gradient; plain descent does not.

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from st_folders import CASES, NEW, PROMPTS, TEXTS, edit, encode
 
 from nopad.export import bundle as export_bundle
 from nopad.export.bundle import export_checkpoint, gate_bundle, write_bundle
 from nopad.export.reference_sentence_transformers import Library, Reading, _follows
 from nopad.model.checkpoint import Checkpoint, load_checkpoint
+from nopad.runtime.commands.predict import predict
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.predictor import Model, load
@@ -147,6 +149,30 @@ def test_the_manifest_says_what_the_folder_says(
             assert np.array_equal(asked.embed(TEXTS), model.embed(TEXTS, prompt_name="query"))
             vectors = [answer.vector for answer in asked.results(iter(TEXTS))]
             assert np.array_equal(np.stack(vectors), asked.embed(TEXTS))
+
+
+def test_predict_takes_prompts(
+    folder: Callable[[str], Path], torch_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = folder("six poolings, Dense, LayerNorm, cut")
+    bundle = str(torch_bundle(checkpoint))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
+    def run(*arguments: str) -> list[list[float]]:
+        options = ["--engine", "torch", "--allow-unverified", "--input", str(tmp_path / "texts.jsonl"), *arguments]
+        result = CliRunner().invoke(predict, [bundle, *options], standalone_mode=False)
+        assert result.exception is None, result.exception
+        return [json.loads(line)["vector"] for line in result.stdout.splitlines()]
+
+    for arguments, asked in (
+        ((), {}),
+        (("--prompt-name", "query"), {"prompt_name": "query"}),
+        (("--prompt", "well, "), {"prompt": "well, "}),
+        (("--prompt", ""), {"prompt": ""}),
+    ):
+        assert np.abs(np.array(run(*arguments)) - encode(checkpoint, TEXTS, **asked)).max() <= CLOSE
+    with pytest.raises(AssertionError, match="no prompt named 'answer'"):
+        run("--prompt-name", "answer")
 
 
 @pytest.mark.parametrize(

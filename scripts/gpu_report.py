@@ -196,9 +196,7 @@ def gate_engines(arguments: argparse.Namespace, sm: str | None, say: Callable[[s
     raw = json.loads((arguments.reference / "config.json").read_text("utf-8"))
     data = None
     if arguments.data:
-        data = read_labelled(
-            arguments.data, bundle.manifest, text_field="text", label_field="label", limit=arguments.limit
-        )
+        data = read_labelled(arguments.data, bundle.manifest, limit=arguments.limit)
     verdicts: dict[str, Any] = {}
     for engine in engine_order(sm):
         try:

@@ -64,7 +64,8 @@ def load_data(
     if problem_type not in (None, *PROBLEM_TYPES):
         raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
     parts = find_splits(source)
-    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))))
+    wanted = [text_column] if text_column else TEXT_COLUMNS
+    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted)
     if evaluation is not None:
         parts = find_splits(evaluation)
     held_out = next((parts[name] for name in ("validation", "test") if name in parts), None)
@@ -76,7 +77,7 @@ def load_data(
         rows.column(name, LABEL_COLUMNS, "--label-column")
         for name in (split_columns(label_column, rows.columns) if label_column else [None])
     ]
-    held_rows = None if held_out is None else read_rows(held_out)
+    held_rows = None if held_out is None else read_rows(held_out, wanted=wanted)
     if held_rows is not None:
         held_rows.provide(text, "--text-column")
         for name in columns:

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from nopad.runtime.data.fields import MISSING, as_cell, find_column, listed, value_at
+from nopad.runtime.data.fields import MISSING, TEXT_COLUMNS, as_cell, find_column, listed, value_at
 from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
@@ -122,14 +122,17 @@ def _of_the_hub(name: str) -> dict[str, Any]:
     return splits
 
 
-def read_rows(part: Any) -> Rows:
-    """Read one value of `find_splits`: a split on disk, or a dataset of the Hub. Raises `DataError`."""
+def read_rows(part: Any, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Rows:
+    """Read one value of `find_splits`: a split on disk, or a dataset of the Hub. Raises `DataError`.
+
+    `wanted` are the names that the text may have (`nopad.runtime.data.records.open_table`).
+    """
     if not isinstance(part, _Split):
         return _from_dataset(part)
     records: list[dict[str, Any]] = []
     places: list[str] = []
     try:
-        with open_part(part.part, part.source) as table:
+        with open_part(part.part, part.source, wanted=wanted) as table:
             for number, record in table.items:
                 if isinstance(record, str):
                     raise DataError(f"{table.place(number)}: {record}; mend or remove it")

@@ -94,7 +94,7 @@ def _items(rows: _Rows, columns: list[str], source: DataSource) -> Iterator[Item
         else:
             record = dict(zip(columns, cells, strict=False))
             if unnamed:
-                del record[""]
+                record.pop("", None)
             yield number, record
 
 
@@ -237,7 +237,7 @@ class _Rows:
                 continue
             several = broken or len(feed.taken) > 1
             many = cells is not None and self._width is not None and any(cells[self._width :])
-            whole = cells is not None and not many and not (several and not self._whole("".join(feed.taken)))
+            whole = cells is not None and not many and (not several or self._surely_whole(cells, feed.taken))
             if not whole and (loose := self._loose(feed.taken)) is not None:
                 cells = loose
             elif cells is None or (several and not whole):
@@ -250,6 +250,12 @@ class _Rows:
                 continue
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
+
+    def _surely_whole(self, cells: list[str], taken: list[str]) -> bool:
+        """Whether this is a row though a quote may be open: right to the letter, or one line with even quotes."""
+        if len(taken) == 1 and taken[0].count('"') % 2 == 0 and len(cells) == self._width:
+            return True
+        return self._whole("".join(taken))
 
     def _put_back(self, lines: list[str]) -> None:
         self._lines.put_back([line.replace(_CR, "\r") for line in lines])

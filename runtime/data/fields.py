@@ -78,8 +78,7 @@ class Field:
     """One value of every record: at the path that was `given`, else of the first of the `known` names that is there.
 
     `option` is what names it. Where records have names of their own, the known name that most of the first ones have
-    is the field of all. Raises `InputFileError` if the table has no such column, unless the
-    field is not `required`.
+    is the field of all. Raises `InputFileError` if the table has no such column, unless the field is not `required`.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Field:
                 self._found = max(ranked, key=names.count) if names else None
             return
         found = self._choose(table.columns)
-        if found is None and given is not None and any(one in table.columns for one in _stems(given, table.columns)):
+        if found is None and given is not None and self._begins(given, table.columns):
             found = given  # the rest of the path is in each record
         if found is None and required:
             raise InputFileError(self._absent(table))
@@ -122,8 +121,8 @@ class Field:
         value = self.value(record)
         if value is MISSING:
             named = repr(self._found) if self._found else " or ".join(self._known[:4])
-            raise ValueError(f"field {named} is missing (found: {listed(record)}); name the right one with "
-                             f"{self._option}")  # fmt: skip
+            hint = f"name the right one with {self._option}"
+            raise ValueError(f"field {named} is missing (found: {listed(record)}); {hint}")
         if self._table.spreadsheet and value is not None and not isinstance(value, str):
             return as_cell(value)
         if not isinstance(value, str):
@@ -131,14 +130,19 @@ class Field:
         return value
 
     def _choose(self, columns: Collection[str]) -> str | None:
+        return self._first((self._given,) if self._given is not None else self._known, columns)
+
+    def _begins(self, path: str, columns: Collection[str]) -> bool:
+        """Whether a dotted path begins with one of the columns."""
+        parts = path.split(".")
+        return self._first([".".join(parts[:end]) for end in range(1, len(parts))], columns) is not None
+
+    def _first(self, names: Sequence[str], columns: Collection[str]) -> str | None:
         try:
-            for name in (self._given,) if self._given is not None else self._known:
-                if (found := find_column(columns, name)) is not None:
-                    return found
+            return next((found for name in names if (found := find_column(columns, name)) is not None), None)
         except ValueError as error:
-            raise InputFileError(f"{self._table.name} has several such columns: {error}; name one exactly with "
-                                 f"{self._option}") from None  # fmt: skip
-        return None
+            reason = f"{error}; name one exactly with {self._option}"
+            raise InputFileError(f"{self._table.name} has several such columns: {reason}") from None
 
     def _absent(self, table: Table) -> str:
         if table.kind == "plain text":
@@ -148,13 +152,6 @@ class Field:
         if table.untyped:
             hint += "; if its first line is a row already, name its columns with --columns"
         return f"{table.name} has no column {wanted} (it has: {listed(table.columns or ())}); {hint}"
-
-
-def _stems(path: str, columns: Collection[str]) -> list[str]:
-    """The columns that a dotted path may begin with."""
-    parts = path.split(".")
-    found = [find_column(columns, ".".join(parts[:end])) for end in range(1, len(parts))]
-    return [name for name in found if name is not None]
 
 
 def listed(names: Collection[str]) -> str:

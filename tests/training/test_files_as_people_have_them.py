@@ -142,3 +142,12 @@ def test_class_folders_and_dotted_paths_train(tmp_path: Path) -> None:
     assert deep.labels == ("neg", "pos") and deep.evaluation["text"][19] == "film 19"
     with pytest.raises(DataError, match="no column 'meta.text'; it has meta: name one with --text-column"):
         load_data(str(tmp_path / "t.jsonl"), text_column="meta.text")
+
+
+def test_names_of_ones_own_tell_a_header_from_a_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(
+        "Kommentar;Klasse\n" + "".join(f"film {i}, gut;{NAMES[i % 2]}\n" for i in range(20))
+    )
+    source = str(tmp_path / "t.txt")
+    data = load_data(source, source, text_column="kommentar", label_column="klasse")
+    assert data.labels == ("neg", "pos") and data.train["text"][3] == "film 3, gut"

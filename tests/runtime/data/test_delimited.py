@@ -74,7 +74,8 @@ def test_the_delimiter_is_told_from_the_header(separator: str, name: str, tmp_pa
         ("sep=;\ntext;a,b,c\na film;1\n", ("text", "a,b,c")),
         ('"sep=|"\r\ntext|label,x,y\r\na film|pos\r\n', ("text", "label,x,y")),
         ("\ufeff text , Label \na film,pos\n", ("text", "Label")),
-        (",text,label,\n0,a film,pos,\n", ("text", "label")),  # pandas' index, and a delimiter at the end
+        (",text,label,\n0,a film,pos,\n", ("text", "label")),
+        ("text,label,\na film\n", ("text", "label")),  # pandas' index, and a delimiter at the end
         ("text,label,label\na film,1,2\n", ("text", "label", "label.1")),
         ("\n\ntext,label\na film,pos\n", ("text", "label")),
         ('"text\nof it",label\na film,pos\n', ("text\nof it", "label")),
@@ -119,6 +120,7 @@ def test_a_cr_inside_a_line_ends_no_row_where_lines_end_in_lf(tmp_path: Path) ->
         # Quotes that are not doubled, alone and with a line end: what follows is not made a row.
         (['"a "dull" film",1', "end,2"], {2: "!", 3: "end"}),
         (['"He said "no"\nand left",1', "end,2"], {2: "!", 3: "!", 4: "end"}),
+        (['"a film,1', 'so "so",2', '"dull,3', "end,4"], {2: "!", 3: 'so "so"', 4: "!", 5: "end"}),
         # A quote inside a cell that is not quoted is a character.
         (['a 5" pipe,1', 'so "so",2'], {2: 'a 5" pipe', 3: 'so "so"'}),
         # Cells too many, too few, empty ones at the end.

@@ -29,6 +29,8 @@ def test_several_that_differ_in_case_are_refused_unless_named_exactly(tmp_path: 
     (tmp_path / "t.csv").write_text("Text,TEXT\na,b\n")
     with pytest.raises(InputFileError, match="'text' may be 'Text' or 'TEXT'; name one exactly with --field"):
         texts(tmp_path / "t.csv")
+    with pytest.raises(InputFileError, match="'text' may be 'Text' or 'TEXT'"):
+        texts(tmp_path / "t.csv", "text.body")
     (tmp_path / "t.jsonl").write_text('{"Text": "a"}\n{"Text": "a", "TEXT": "b"}\n')
     assert outcome(tmp_path / "t.jsonl", "text")[2] == "! 'text' may be 'Text' or 'TEXT'"
 

@@ -199,7 +199,7 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def own_config(raw: dict[str, Any]) -> Any:
-    """The configuration that transformers makes of a config.json. Raises `ExportError` where it has none of that kind."""
+    """The configuration that transformers makes of a config.json. Raises `ExportError` where it knows no such kind."""
     try:
         return transformers.AutoConfig.for_model(**raw)
     except Exception as error:  # of every kind

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from nopad.runtime.commands.console import common_options, emit, messages, status
+from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options, status
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 )
 @click.option("--lengths", metavar="N,..", callback=_numbers, help="Fixed lengths in tokens: a grid with --batches.")
 @click.option("--batches", metavar="N,..", callback=_numbers, help="Texts in one call, for --lengths and --data.")
-@click.option("--data", type=_FOLDER, help="A file of your own texts (JSONL, CSV, TSV), labelled or not.")
-@click.option("--text-field", default="text", help="Field of the text in --data.")
-@click.option("--label-field", default="label", help="Field of the label in --data.")
+@click.option("--data", metavar="FILE", help=f"Your own texts, labelled or not: {FILES}.")
+@reading_options
+@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
+@click.option("--label-field", help="The same of the label. [default: the usual names]")
 @click.option("--limit", type=click.IntRange(min=1), default=256, help="Only the first N rows of --data.")
 @click.option(
     "--data-folder",
@@ -138,9 +139,11 @@ class _Options:
     workload_names: tuple[str, ...]
     lengths: tuple[int, ...]
     batches: tuple[int, ...]
-    data: Path | None
-    text_field: str
-    label_field: str
+    data: str | None
+    encoding: str | None
+    columns: tuple[str, ...]
+    text_field: str | None
+    label_field: str | None
     limit: int
     data_folder: Path | None
     bert: str | None
@@ -243,6 +246,7 @@ def _cache(output: Path | None) -> Iterator[Path]:
 
 def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
     from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
+    from nopad.runtime.data.table import DataSource
 
     longest, remarks = bundle.manifest.max_length, []
     names = list(options.workload_names)
@@ -261,10 +265,13 @@ def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
     made = [source.named(name) for name in names]
     if options.data is not None:
         own = OwnTexts(
-            path=options.data, text_field=options.text_field, label_field=options.label_field, limit=options.limit
+            source=DataSource(path=options.data, encoding=options.encoding, columns=options.columns),
+            text_field=options.text_field,
+            label_field=options.label_field,
+            limit=options.limit,
         )
         made += [source.own(own, batch) for batch in options.batches or (32,)]
-    generated = any(one.workload.source != str(getattr(options.data, "name", "")) for one in made)
+    generated = any(one.workload.source != Path(options.data or "").name for one in made)
     return made, [*remarks, *(source.remarks if generated else [])]
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from nopad.bench.results import Workload
 from nopad.bench.work import flops_of
-from nopad.export.labelled import Targets, read_labelled
+from nopad.export.labelled import Targets, read_labelled, read_texts
 from nopad.runtime.bundle import Bundle
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, TextError, UsageError
-from nopad.runtime.textfile import read_records
 from nopad.runtime.tokenizer import open_encoder
 
 # name -> texts, and tokens of each (fixed) or at most (ragged)
@@ -48,9 +48,9 @@ class Texts:
 class OwnTexts:
     """A file of the user's."""
 
-    path: Path
-    text_field: str = "text"
-    label_field: str = "label"
+    source: DataSource
+    text_field: str | None = None
+    label_field: str | None = None
     limit: int = 256
 
 
@@ -105,14 +105,15 @@ class Source:
         manifest = self.bundle.manifest
         if manifest.task == "text-classification":
             rows = read_labelled(
-                data.path, manifest, text_field=data.text_field, label_field=data.label_field, limit=data.limit
+                data.source, manifest, text_field=data.text_field, label_field=data.label_field, limit=data.limit
             )
             texts, targets = rows.texts, rows.targets
         else:
-            texts, targets = _first_texts(data), None
-        name = f"{data.path.stem}-{batch}"
+            texts, targets = read_texts(data.source, text_field=data.text_field, limit=data.limit), None
+        path = Path(data.source.path)
+        name = f"{path.stem}-{batch}"
         name = f"own-{name}" if name in RAGGED else name
-        return self._made(name, "ragged", texts, str(data.path.name), targets, batch)
+        return self._made(name, "ragged", texts, path.name, targets, batch)
 
     def _made(
         self, name: str, kind: Any, texts: Sequence[str], source: str, targets: Targets | None = None, batch: int = 0
@@ -206,35 +207,20 @@ class Source:
         if path is None or not path.is_file():
             self._lacks(FILES[kind])
             return None
-        field = "sentence" if kind == "sst2" else "text"
         manifest = self.bundle.manifest
         if (
             manifest.task == "text-classification"
             and len(manifest.labels) == 2
             and manifest.problem_type != "regression"
         ):
-            rows = read_labelled(path, manifest, text_field=field, limit=count)
+            rows = read_labelled(path, manifest, limit=count)
             return rows.texts, rows.targets, FILES[kind]
-        return _first_texts(OwnTexts(path=path, text_field=field, limit=count)), None, FILES[kind]
+        return read_texts(str(path), limit=count), None, FILES[kind]
 
     def _lacks(self, name: str) -> None:
         if self.folder is not None:
             remark = f"{self.folder} has no {name}: {GENERATED} of like lengths stand in"
             self.remarks += [] if remark in self.remarks else [remark]
-
-
-def _first_texts(data: OwnTexts) -> list[str]:
-    texts = []
-    for number, record in read_records(str(data.path)):
-        text = record.get(data.text_field)
-        if not isinstance(text, str) or not text.strip():
-            raise InputFileError(f"{data.path}, line {number}: no text in field {data.text_field!r}")
-        texts.append(text)
-        if len(texts) == data.limit:
-            break
-    if not texts:
-        raise InputFileError(f"{data.path} holds no texts")
-    return texts
 
 
 def _generated(kind: str, count: int) -> list[str]:

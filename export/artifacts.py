@@ -23,12 +23,13 @@ from nopad.model.config import EncoderConfig
 from nopad.model.files import sha256_of
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.data.records import read_rows
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.trtlib import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
 from nopad.runtime.planning import default_profiles
 from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.textfile import read_rows
 from nopad.runtime.tokenizer import open_encoder
 from nopad.runtime.types import Text
 
@@ -68,7 +69,7 @@ def write_int8_graph(
     checkpoint: Checkpoint,
     folder: Path,
     target: GraphTarget,
-    calibrate: str | None,
+    calibrate: DataSource | str | None,
     max_length: int,
     progress: Progress,
 ) -> Artifact:
@@ -93,15 +94,16 @@ def write_int8_graph(
 
 
 def _calibration_batches(
-    checkpoint: Checkpoint, folder: Path, source: str | None, max_length: int, multiple: int
+    checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
     encoder = open_encoder(folder / "tokenizer.json", max_length)
     rows: Iterable[Text] = SAMPLES
     if source is not None:
-        rows = (row.text for row in read_rows(source, ("text",)) if row.error is None)
+        rows = (row.text for row in read_rows(source) if row.error is None)
     encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
     if not encoded:
-        raise InputFileError(f"{source} has no texts to calibrate on; give JSONL or CSV with a field `text`")
+        name = source.path if isinstance(source, DataSource) else source
+        raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
     lengths = [one.used for one in encoded]
     batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):

@@ -39,6 +39,7 @@ from nopad.model.sentence_transformers import Pipeline
 from nopad.model.setfit import classifier_of, is_setfit
 from nopad.model.source import open_source
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
@@ -80,7 +81,7 @@ def export_checkpoint(
     precision: Precision | Sequence[Precision] | None = None,
     archs: Sequence[str] = (),
     profiles: Sequence[ShapeProfile] = (),
-    calibrate: str | None = None,
+    calibrate: DataSource | str | None = None,
     build: BuildOptions | None = None,
     exporter: Exporter = "auto",
     task: Task | None = None,
@@ -88,6 +89,7 @@ def export_checkpoint(
     normalize: bool | None = None,
     max_length: int | None = None,
     parity: bool = True,
+    thorough: bool = False,
     threads: int | None = None,
     base: str | Path | None = None,
     allow_pickle: bool = False,
@@ -96,7 +98,8 @@ def export_checkpoint(
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
-    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8.
+    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
+    is the gate's (`nopad.export.parity.run_gate`).
     A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
     a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,
@@ -157,7 +160,8 @@ def export_checkpoint(
         reports: dict[str, dict[str, Any]] = {}
         ungated: tuple[str, ...] = ()
         if parity:
-            bundle, reports, ungated = _gate_all(bundle, folder, base, allow_pickle, half_window, threads, progress)
+            asked = (base, allow_pickle, half_window, threads, thorough)
+            bundle, reports, ungated = _gate_all(bundle, folder, *asked, progress)
     end = time.perf_counter()
     return ExportResult(
         bundle=dataclasses.replace(bundle, path=output),
@@ -192,6 +196,7 @@ def _gate_all(
     allow_pickle: bool,
     half_window: int,
     threads: int | None,
+    thorough: bool,
     progress: Progress,
 ) -> tuple[Bundle, dict[str, dict[str, Any]], tuple[str, ...]]:
     """Gate every artifact on the engine that is its own, where that can run here; why not the rest."""
@@ -211,6 +216,7 @@ def _gate_all(
                 file=artifact.file,
                 threads=threads,
                 allow_host_code=True,  # we have just built it
+                thorough=thorough,
                 progress=progress,
             )
         except (EnvironmentProblem, BundleError) as error:
@@ -269,12 +275,13 @@ def gate_bundle(
     ) as model:
         setfit = manifest.task == "text-classification" and is_setfit(checkpoint)
         task: Task = "embeddings" if setfit else manifest.task
-        with plain_folder(checkpoint, task, CLASSES[task], base) as plain:
+        with plain_folder(checkpoint, task, CLASSES[task], base) as (plain, versions):
             reference = (
                 SetFitReference(plain, classifier_of(checkpoint, None, allow_pickle)[0], manifest.overrides)
                 if setfit
                 else Reference(plain, task, overrides=manifest.overrides)
             )
+            reference.versions |= versions
             report = run_gate(model, reference, half_window=half_window, progress=progress, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
@@ -292,7 +299,7 @@ def write_bundle(
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
-    calibrate: str | None = None,
+    calibrate: DataSource | str | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write the packed bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).

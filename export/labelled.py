@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy.typing as npt
 
 from nopad.model.head import ProblemType
 from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
+from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
+from nopad.runtime.data.records import open_table
+from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
-from nopad.runtime.textfile import read_records
 from nopad.runtime.types import FloatArray
 
 # Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
@@ -49,55 +52,101 @@ class Evaluation:
 
 
 def read_labelled(
-    path: Path, manifest: Manifest, *, text_field: str = "text", label_field: str = "label", limit: int | None = None
+    source: DataSource | str | Path,
+    manifest: Manifest,
+    *,
+    text_field: str | None = None,
+    label_field: str | None = None,
+    limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a JSONL or CSV file for the classifier that `manifest` describes; for embeddings, its texts alone.
+    """Read a file or folder for the classifier that `manifest` describes; for embeddings, its texts alone.
 
     A label is a name or, where no name consists of digits, its number (`nopad.model.labels`, as in training); a list of
     those, or of zeros and ones, where a text has several labels; a number for regression. `label_field` may be several
-    with commas between them: zeros and ones for each label. Raises `InputFileError`, `UsageError`.
+    with commas between them: zeros and ones for each label. Without the fields, the usual names are looked for
+    (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
     """
     if manifest.task not in ("text-classification", "embeddings"):
         raise UsageError(f"--data is for text-classification and embeddings, this bundle does {manifest.task}")
+    if manifest.task == "embeddings":
+        return LabelledTexts(texts=read_texts(source, text_field=text_field, limit=limit))
     texts: list[str] = []
     labels: list[Any] = []  # None where a row has no label
-    numbers: list[int] = []
-    for number, record in islice(read_records(str(path)), limit):
-        text = record.get(text_field)
-        if not isinstance(text, str) or not text.strip():
-            raise InputFileError(f"{path}, line {number}: no text in field {text_field!r}; name one with --text-field")
-        texts.append(text)
-        labels.append(_label(record, label_field, manifest.labels))
-        numbers.append(number)
-    if not texts:
-        raise InputFileError(f"{path} holds no texts")
-    missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
-    if len(missing) == len(texts) or manifest.task == "embeddings":
+    places: list[str] = []
+    with _open(source, text_field) as table:
+        fields = _label_fields(table, label_field, manifest.labels)
+        for place, text, record in _texts(table, text_field, limit):
+            texts.append(text)
+            labels.append(_label(record, fields, place))
+            places.append(place)
+    missing = [place for place, label in zip(places, labels, strict=True) if label is None]
+    if len(missing) == len(texts) and (label_field is None or table.columns is not None):
         return LabelledTexts(texts=texts)
     if missing:
+        named = ",".join(str(field.name) for field in fields)
         raise InputFileError(
-            f"{path}, line {missing[0]}: no label in field {label_field!r} ({len(missing)} of {len(texts)} rows have "
-            "none); label all rows or none"
+            f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all "
+            "rows or none"
         )
     target = _target_of(labels, manifest.labels, manifest.problem_type)
     rows = []
-    for number, label in zip(numbers, labels, strict=True):
+    for place, label in zip(places, labels, strict=True):
         try:
             rows.append(target(label))
         except (ValueError, OverflowError) as error:
-            raise InputFileError(f"{path}, line {number}: {error}") from None
+            raise InputFileError(f"{place}: {error}") from None
     return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
 
 
-def _label(record: Mapping[str, Any], field: str, names: Sequence[str]) -> Any:
-    """The label of a row, None where it has none; of several columns a tuple of the cells, in the order of `names`."""
-    columns = split_columns(field, list(record))
-    cells = [record.get(column) for column in columns]
-    cells = [None if cell != cell or (isinstance(cell, str) and not cell.strip()) else cell for cell in cells]
-    if len(columns) == 1:
+def read_texts(
+    source: DataSource | str | Path, *, text_field: str | None = None, limit: int | None = None
+) -> list[str]:
+    """The texts of a source, whatever labels it has. Raises `InputFileError` at the first row that has none."""
+    with _open(source, text_field) as table:
+        return [text for _, text, _ in _texts(table, text_field, limit)]
+
+
+def _open(source: DataSource | str | Path, text_field: str | None) -> AbstractContextManager[Table]:
+    source = str(source) if isinstance(source, Path) else source
+    return open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS)
+
+
+def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place, text and record of each row."""
+    text_of = Field(table, text_field, TEXT_COLUMNS, "--text-field")
+    for number, record in islice(table.items, limit):
+        place = table.place(number)
+        if isinstance(record, str):
+            raise InputFileError(f"{place}: {record}")
+        try:
+            text = text_of.text(record)
+        except ValueError as error:
+            raise InputFileError(f"{place}: {error}") from None
+        if not text.strip():
+            raise InputFileError(f"{place}: no text in field {text_of.name!r}; name one with --text-field")
+        yield place, text, record
+
+
+def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -> list[Field]:
+    """The field of the label; of several columns those of the cells, in the order of `names`."""
+    have = table.columns if table.columns is not None else [name for record in table.sample for name in record]
+    columns = split_columns(label_field, list(have)) if label_field is not None else [None]
+    if len(columns) > 1 and sorted(map(str, columns)) == sorted(names):
+        columns = list(names)
+    required = label_field is not None
+    return [Field(table, column, LABEL_COLUMNS, "--label-field", required=required) for column in columns]
+
+
+def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> Any:
+    """The label of a row, None where it has none; of several columns a tuple of the cells."""
+    try:
+        cells = [field.value(record) for field in fields]
+    except ValueError as error:
+        raise InputFileError(f"{place}: {error}; name one with --label-field") from None
+    blank = [cell is MISSING or cell != cell or (isinstance(cell, str) and not cell.strip()) for cell in cells]
+    cells = [None if none else cell for cell, none in zip(cells, blank, strict=True)]
+    if len(cells) == 1:
         return cells[0]
-    if sorted(columns) == sorted(names):
-        cells = [cells[columns.index(name)] for name in names]
     return None if None in cells else tuple(cells)
 
 

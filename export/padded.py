@@ -28,7 +28,7 @@ from nopad.model.embedding import build_modules, embed, load_modules
 from nopad.model.encoder import PackedEncoder
 from nopad.model.head import Task
 from nopad.model.read_config import read_other
-from nopad.model.sentence_transformers import read_pipeline, transformer_folder
+from nopad.model.sentence_transformers import pipeline_for, transformer_folder
 from nopad.model.setfit import classifier_of
 from nopad.model.source import open_source
 from nopad.model.tokenizer import open_tokenizer
@@ -92,13 +92,13 @@ def load_padded(
     source = open_source(folder, base)
     raw = dict(source.raw_config)
     classifier, remarks = classifier_of(folder, task, allow_pickle)
-    pipeline = read_pipeline(folder) if task in (None, "embeddings", "rerank", "text-classification") else None
+    pipeline = pipeline_for(folder, task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
         wanted = "embeddings" if classifier else task
         config, pipeline = folder_config(raw, pipeline, wanted, pooling, normalize, read=read)
-        with plain_folder(folder, config.task, CLASSES[config.task], base) as plain:
+        with plain_folder(folder, config.task, CLASSES[config.task], base) as (plain, _):
             theirs, model = open_model(transformer_folder(plain), config.task, raw)
         inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
     if classifier is not None:

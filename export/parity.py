@@ -8,6 +8,7 @@ disk and asked through the runtime, as its users will ask it. Checks:
 - real sentences through both tokenizers: token ids, logits, label, probabilities
 - no NaN, no all-zero answer
 - on labelled data: accuracy and weighted F1 of both, label agreement
+- the largest batches, full length, repeated and concurrent calls: `nopad.export.stress`
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from nopad.export.bounds import BOUNDS, Bounds, Row
+from nopad.export.bounds import difference as _difference
+from nopad.export.bounds import scaled as _scaled
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
 from nopad.export.parity_texts import compare_texts
 from nopad.export.progress import Progress, silent
 from nopad.export.reference import Reference
 from nopad.export.samples import PAIRS, SAMPLES
+from nopad.export.stress import stress
 from nopad.export.token_ids import compare, differing, explain, marked_sentences
 from nopad.model.config import attention_block
 from nopad.runtime.decode import probabilities
@@ -35,39 +40,6 @@ from nopad.runtime.types import FloatArray, Text
 # Longest length of the default grid: the reference is quadratic in it. `lengths=` asks for more.
 DEFAULT_LONGEST = 512
 _MIXED_LONGEST = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What a precision must keep. `logits` is multiplied by the largest reference logit where that is over 1."""
-
-    logits: float
-    probabilities: float
-    invariance: float
-    agreement: float  # share of equal labels, 0..1
-    accuracy_loss: float  # on labelled data, 0..1
-
-
-BOUNDS: dict[str, Bounds] = {
-    "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
-    "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
-    # 3 bits of mantissa fewer than fp16; 7.6e-3 was seen (export/precision.py).
-    "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
-    # Labels and accuracy decide; logits only tell that it is still the same model.
-    "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One check."""
-
-    check: str
-    case: str
-    value: float  # the largest difference, or a share
-    bound: float
-    passed: bool
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +89,19 @@ def run_gate(
     data: LabelledTexts | None = None,
     longest: int = DEFAULT_LONGEST,
     half_window: int = 64,
+    thorough: bool = False,
     progress: Progress = silent,
 ) -> ParityReport:
     """Compare `model` with `reference`, on `data` too if it is given.
 
+    `thorough` compares a text of full length with transformers itself, whatever that takes.
     A check that cannot be computed because the engine failed counts as failed.
     """
     bounds = BOUNDS[model.artifact.precision]
     rows: list[Row] = []
     # Blocks have edges in every graph, also where the stream needs no filler.
     lengths = length_grid(half_window, attention_block(half_window), model.manifest.max_length, longest)
+    lengths = [length for length in lengths if model.takes([length])]  # another engine answers the rest
     evaluation = None
     try:
         rows += _grid(model, reference, lengths, bounds, progress)
@@ -136,6 +111,7 @@ def run_gate(
         if data is not None:
             evaluation, more = _data(model, reference, data, bounds, progress)
             rows += more
+        rows += stress(model, reference, bounds, thorough=thorough, progress=progress)
     except EngineError as error:
         rows.append(Row(check="engine", case="runs", value=1.0, bound=0.0, passed=False, note=str(error)))
     return ParityReport(
@@ -148,16 +124,6 @@ def run_gate(
     )
 
 
-def _difference(a: FloatArray, b: FloatArray) -> float:
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return float("inf")
-    return float(np.abs(a - b).max())
-
-
-def _scaled(bound: float, reference: FloatArray) -> float:
-    return bound * max(1.0, float(np.abs(reference).max()))
-
-
 def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[int]]:
     """Real sentences' token ids, cut and framed to exact lengths; each length begins elsewhere in the text."""
     stream = reference.content_ids(" ".join(SAMPLES))
@@ -167,15 +133,22 @@ def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[in
         yield [first, *content, last][:length] if length > 1 else [first]
 
 
-def _mixed_batches(lengths: Sequence[int]) -> list[list[int]]:
+def _mixed_batches(model: Model, lengths: Sequence[int]) -> list[list[int]]:
     """Indices of the mixed batches: all lengths up to `_MIXED_LONGEST` in one, each longer one with a short text.
 
-    Attention in a batch is as large as its longest text squared, for every text in it.
+    Attention in a batch is as large as its longest text squared, for every text in it. What no profile of the engine
+    takes in one batch, is cut as the runtime would.
     """
     together = [i for i, length in enumerate(lengths) if length <= _MIXED_LONGEST]
     short = together[len(together) // 2] if together else 0
     longer = [[short, i] for i, length in enumerate(lengths) if length > _MIXED_LONGEST and i != short]
-    return [together, *longer] if together else [[0], *longer]
+    wanted = [together, *longer] if together else [[0], *longer]
+    batches = []
+    for members in wanted:
+        sizes = [lengths[i] for i in members]
+        parts = [range(len(members))] if model.takes(sizes) else model.plan(sizes)
+        batches += [[members[i] for i in part] for part in parts]
+    return batches
 
 
 def _grid(
@@ -188,7 +161,7 @@ def _grid(
         expected.append(reference.logits(ids))
         alone.append(model.run_ids([ids])[0])
     mixed: dict[int, FloatArray] = {}
-    for members in _mixed_batches(lengths):
+    for members in _mixed_batches(model, lengths):
         for i, row in zip(members, model.run_ids([sequences[i] for i in members]), strict=True):
             mixed.setdefault(i, row)
     for i, (length, want, one) in enumerate(zip(lengths, expected, alone, strict=True)):

@@ -29,18 +29,22 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".
 
 
 @contextmanager
-def plain_folder(folder: Path, task: Task, model_class: str, base: str | Path | None = None) -> Iterator[Path]:
+def plain_folder(
+    folder: Path, task: Task, model_class: str, base: str | Path | None = None
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """`folder` itself where transformers reads all of it; else a temporary one that it reads, of the same weights.
 
-    `model_class` is the class of transformers that will open it. Raises `CheckpointError`, `ExportError`.
+    Beside it comes the version of what merged an adapter. `model_class` is the class of transformers that will open
+    the folder. Raises `CheckpointError`, `ExportError`.
     """
     source = open_source(folder, base)
     prefix = ""
     if source.adapter is None:
         prefix = _prefix(source, model_class)
         if not prefix and _usual(source):
-            yield folder
+            yield folder, {}
             return
+    versions = {}
     with tempfile.TemporaryDirectory(prefix="nopad-") as made:
         top = Path(made)
         plain = top / source.home.relative_to(folder)
@@ -51,13 +55,13 @@ def plain_folder(folder: Path, task: Task, model_class: str, base: str | Path | 
             save_file(named, plain / "model.safetensors", metadata={"format": "pt"})
             (plain / "config.json").write_text(json.dumps(source.raw_config), "utf-8")
         else:
-            _merged(source, plain, task, model_class)
+            versions = _merged(source, plain, task, model_class)
         for origin, copy in ((source.home, plain), (folder, top), (source.tokenizer, plain)):
             for path in origin.iterdir():
                 left_out = path.name.endswith(_WEIGHTS) or path.name.startswith(("adapter_", "checkpoint-"))
                 if not left_out and not (copy / path.name).exists():
                     (copy / path.name).symlink_to(path.resolve())
-        yield top
+        yield top, versions
 
 
 def _usual(source: Source) -> bool:
@@ -79,30 +83,29 @@ def _prefix(source: Source, model_class: str) -> str:
     if len(common_prefixes(names)) == 1:
         return ""
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.device("meta"):
             config = transformers.AutoConfig.for_model(**source.raw_config)
             model = getattr(transformers, model_class).from_config(config)
     except Exception:  # of every kind; whoever opens the folder says what is wrong with it
         return ""
     known = set(model.state_dict())
     base = f"{model.base_model_prefix}."
-    known |= {base + name for name in known} | {name.removeprefix(base) for name in known}
+    bare = not any(name.startswith(base) for name in known)  # transformers adds or takes off the base's own prefix
+    known |= {base + name if bare else name.removeprefix(base) for name in known}
     return strip_prefix(names, lambda name: name if name in known else None)
 
 
-def _merged(source: Source, plain: Path, task: Task, model_class: str) -> None:
+def _merged(source: Source, plain: Path, task: Task, model_class: str) -> dict[str, str]:
     """The adapter in its base, as PEFT merges it; as nopad does where PEFT is not installed or reads no such file."""
     assert source.adapter is not None
     if source.base is None or importlib.util.find_spec("peft") is None:
         checkpoint = load_checkpoint(source.folder, task=task, base=source.base)
         write_checkpoint(checkpoint.encoder, checkpoint.raw_config, plain)
-        return
+        return {"adapter": "merged by nopad itself"}
     import peft
 
     raw: dict[str, Any] = dict(source.raw_config)
-    with warnings.catch_warnings(), plain_folder(source.base, task, model_class) as base:
-        warnings.simplefilter("ignore")
+    with _quiet(), plain_folder(source.base, task, model_class) as (base, _):
         try:
             own = transformers.AutoConfig.from_pretrained(base)
             config = transformers.AutoConfig.for_model(**raw)
@@ -117,3 +120,18 @@ def _merged(source: Source, plain: Path, task: Task, model_class: str) -> None:
             raise ExportError(f"PEFT {peft.__version__} cannot merge {source.folder}: {error}") from error
         merged.save_pretrained(plain)
     (plain / "config.json").write_text(json.dumps(raw | {"vocab_size": wanted}), "utf-8")
+    return {"peft": peft.__version__}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries report what they find in a folder, which nobody has asked."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -48,6 +48,7 @@ class Reference:
 
     def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
         transformers.logging.disable_progress_bar()
+        self.folder = folder
         self.task = task
         asked = overrides or {}
         self.pooling = asked.get("pooling", "mean")
@@ -127,6 +128,12 @@ class Reference:
         out: FloatArray = self._forward(inputs)[0].numpy()
         return out
 
+    def equal_length_logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """Logits of token id sequences of one length, so without padding: float32 [sequences, ...]."""
+        ids = torch.tensor(sequences)
+        out: FloatArray = self._forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).numpy()
+        return out
+
     def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:
         """Logits of one text paired with each of others."""
         return [self.logits(*self.encode((first, second), max_length)) for second in seconds]
@@ -199,7 +206,7 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def own_config(raw: dict[str, Any]) -> Any:
-    """The configuration that transformers makes of a config.json. Raises `ExportError` where it knows no such kind."""
+    """The configuration that transformers makes of a config.json. Raises `ExportError` where there is none."""
     try:
         return transformers.AutoConfig.for_model(**raw)
     except Exception as error:  # of every kind

@@ -71,6 +71,17 @@ def read_adapter(folder: Path) -> Adapter | None:
         return None
     settings = read_json(path, dict)
     base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
+    if kind is None:
+        model = settings.get("model_name") or base
+        raise CheckpointError(
+            f"{folder} is an adapter ({SETTINGS_FILE} of {model}), but not one of PEFT (it names no peft_type); merge "
+            "it into its model with the library that made it, and give the merged model's folder"
+        )
+    if "PROMPT" in str(kind) or str(kind) in ("PREFIX_TUNING", "P_TUNING"):
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter of {base} of the kind {kind}: it puts learned vectors before every text, "
+            "which cannot be merged into the weights, and nopad does not serve it"
+        )
     if kind != "LORA":
         raise CheckpointError(f"{folder} is a PEFT adapter of {base} of the kind {kind}; nopad merges LORA. {_RECIPE}")
     initial = settings.get("init_lora_weights", True)

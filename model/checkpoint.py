@@ -21,7 +21,12 @@ from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task, detect_task, json_object
 from nopad.model.read_config import read_config
-from nopad.model.sentence_transformers import Pipeline, read_activation, read_pipeline, transformer_folder
+from nopad.model.sentence_transformers import (
+    Pipeline,
+    pipeline_for,
+    read_activation,
+    transformer_folder,
+)
 from nopad.model.setfit import classifier_of
 from nopad.model.source import Source, open_source
 from nopad.model.weights import lacking, load_weights
@@ -88,10 +93,8 @@ def load_checkpoint(
     source = open_source(folder, base)
     raw = {**source.raw_config, **(config_changes or {})}
     classifier, remarks = (None, ()) if new_head else classifier_of(folder, task, allow_pickle)
-    pipeline = None
-    if task is None or task in ("embeddings", "rerank", "text-classification"):
-        pipeline = read_pipeline(folder)
-    config, pipeline = folder_config(raw, pipeline, "embeddings" if classifier else task, pooling, normalize)
+    wanted = "embeddings" if classifier else task
+    config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize)
     if classifier is not None:
         config = classifier.extend(config, pipeline)
     matches = source.matches(config, other_head=new_head)

@@ -175,7 +175,8 @@ def _unfit_type(model_type: str, name: str, auto_map: object) -> str | None:
         return None
     if model_type in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return _encoder_decoder(name)
-    masked = model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    speech = model_type in modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES
+    masked = model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not speech
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked:
         return _decoder(name)
     if model_type in configuration_auto.CONFIG_MAPPING_NAMES:

@@ -124,6 +124,17 @@ def read_pipeline(folder: Path) -> Pipeline | None:
     return Pipeline(transformer=transformer, normalize=ends, **limits, **about, **chain)
 
 
+def pipeline_for(folder: Path, task: str | None) -> Pipeline | None:
+    """`read_pipeline` where the task asks for the modules; another task takes the transformer alone."""
+    asks = task in (None, "embeddings") or is_cross_encoder(folder)
+    return read_pipeline(folder) if asks else None
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether version 6 saved it as a cross-encoder. Raises `CheckpointError`."""
+    return (folder / MODULES).is_file() and _optional(folder / MODEL_CONFIG).get("model_type") == "CrossEncoder"
+
+
 def read_activation(config: Mapping[str, Any], file: Path) -> tuple[bool, str | None]:
     """Whether a transformer's config.json is a cross-encoder's, and the activation that it names. Raises as above."""
     own = config.get("sentence_transformers")  # version 4 and newer; older ones have a key of their own

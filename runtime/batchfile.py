@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,9 +17,13 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nopad.runtime.answertable import AnswerTable, kept_columns, kept_name, table_kind
+from nopad.runtime.data.fields import TEXT_COLUMNS
+from nopad.runtime.data.records import Row, read_rows, source_columns, source_files
+from nopad.runtime.data.table import DataSource, source_of
+from nopad.runtime.errors import UsageError
 from nopad.runtime.growing import growing_file, output_file, partial_file
 from nopad.runtime.predictor import Model
-from nopad.runtime.textfile import Row, read_rows
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
 from nopad.runtime.windows import windows
 
@@ -47,22 +52,39 @@ def answers(model: Model, rows: Iterable[Row], top_k: int | None) -> Iterator[di
         results = iter(list(model.results(good, top_k=top_k)))
         for row in window:
             answer = next(results) if row.error is None else None
+            kept = {kept_name(name): _plain(value) for name, value in row.kept.items()}
             if answer is None or isinstance(answer, Failure):
-                yield {"line": row.line, "error": str(answer.error) if answer else row.error}
+                yield {"line": row.line, **kept, "error": str(answer.error) if answer else row.error}
             else:
-                yield {"line": row.line, **as_object(answer)}
+                yield {"line": row.line, **kept, **as_object(answer)}
 
 
 def _text(row: Row) -> Any:
     return row.text
 
 
+def _plain(value: Any) -> Any:
+    """A value of a column as JSON can hold it: dates as ISO 8601, bytes and the like as text, no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
 def answer_file(
     model: Model,
-    source: str,
+    source: DataSource | str,
     output: Path | None,
     *,
-    fields: Sequence[str],
+    field: str | None = None,
+    second_field: str | None = None,
+    keep: Sequence[str] = (),
+    scores: bool = False,
     top_k: int | None,
     options: Mapping[str, Any],
     resume: bool,
@@ -71,24 +93,35 @@ def answer_file(
 ) -> Outcome:
     """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
 
-    `output` grows as `OUTPUT.partial` and is renamed at the end; after an interruption it stays, and `resume` goes on
-    behind the last texts that were answered together, so that the file becomes what it would have been. `options` are
-    what else the answers depend on: a job begun with others is not resumed.
+    `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes that table;
+    `scores` gives it a column for each label. `output` grows as `OUTPUT.partial`, in lines of JSON, and is made of it
+    at the end; after an interruption it stays, and `resume` goes on behind the last texts that were answered together,
+    so that the file becomes what it would have been. `options` are what else the answers depend on: a job begun with
+    others is not resumed.
     Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
     """
+    source = source_of(source)
+    table = None
     if output is not None:
-        output = output_file(output, source)
-    rows = read_rows(source, fields)
+        kind = table_kind(output, task=model.task, scores=scores)
+        output = output_file(output, [0] if source.path == "-" else source_files(source))
+        table = _table(model, kind, keep, scores, source, field) if kind else None
+    elif scores:
+        raise UsageError("--scores makes columns of a CSV or Parquet --output; lines of JSON have `scores` already")
+    read = functools.partial(read_rows, source, field, second_field, keep=keep)
+    rows = read(remark=console.print)
     rows = chain(list(islice(rows, 1)), rows)  # a file that cannot be read is said here, before anything is written
     outcome = Outcome()
-    hint = ": go on with --resume" if source != "-" else ""
+    hint = ": go on with --resume" if source.path != "-" else ""
     with ExitStack() as stack:
         write: Callable[[Any], Any] = emit
         if output is not None:
-            job = {"fields": list(fields), "top_k": top_k, **options, **_inputs(model, source)}
-            file = stack.enter_context(growing_file(output, job=job, resume=resume, hint=hint))
+            fields = [name for name in (field, second_field) if name]
+            job = {"fields": fields, "keep": list(keep), "top_k": top_k, **options, **_inputs(model, source)}
+            convert = table.write if table else None
+            file = stack.enter_context(growing_file(output, job=job, resume=resume, hint=hint, convert=convert))
             if resume:
-                outcome = _cut(file, read_rows(source, fields))
+                outcome = _cut(file, read())
                 console.print(f"resuming behind line {outcome.lines} of {partial_file(output)}")
                 next(islice(rows, outcome.lines, outcome.lines), None)
             write = functools.partial(_write, file)
@@ -103,6 +136,22 @@ def answer_file(
                 console.print(f"interrupted after {outcome.lines} lines; they are in {partial_file(output)}{hint}")
             raise
     return outcome
+
+
+def _table(
+    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None
+) -> AnswerTable:
+    columns = None
+    if "*" in keep and source.path != "-":
+        columns = source_columns(source, [field] if field else TEXT_COLUMNS)
+    return AnswerTable(
+        kind=kind,
+        task=model.task,
+        labels=tuple(model.manifest.labels),
+        several=model.manifest.problem_type == "multi_label_classification",
+        scores=scores,
+        kept=kept_columns(keep, columns),
+    )
 
 
 def _write(file: IO[bytes], value: Any) -> None:
@@ -125,12 +174,13 @@ def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.update(bar, advance=1)
 
 
-def _inputs(model: Model, source: str) -> dict[str, Any]:
+def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
     """What tells one job from another: the bundle's files, and the input as it is now."""
-    state = os.stat(0 if source == "-" else source)
+    files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
     return {
         "bundle": {name: record.sha256 for name, record in model.manifest.files.items()},
-        "input": [os.path.realpath(source), state.st_size, state.st_mtime_ns],
+        "input": [[os.path.realpath(name), state.st_size, state.st_mtime_ns] for name, state in files],
+        "reading": [source.location()[1], source.encoding, list(source.columns)],
     }
 
 

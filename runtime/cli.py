@@ -43,6 +43,9 @@ EXTRAS = {
     "accelerate": "train",
     "optimum": "bench",
     "openvino": "bench",
+    "pyarrow": "tables",
+    "openpyxl": "tables",
+    "zstandard": "tables",
 }
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."
@@ -118,7 +121,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if package not in EXTRAS:
             raise
         command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        extra = "train" if command == "train" else EXTRAS[package]
+        extra = "train" if command == "train" and EXTRAS[package] == "export" else EXTRAS[package]
         click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{extra}]'", err=True)
         return 4
     except MemoryError:

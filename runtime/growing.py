@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,17 +15,21 @@ from nopad.model.files import write_file
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 
 
-def output_file(output: Path, source: str) -> Path:
-    """The regular file that `--output` names, links followed. Raises `UsageError` where writing it would do harm."""
+def output_file(output: Path, inputs: Sequence[Path | int]) -> Path:
+    """The regular file that `--output` names, links followed. Raises `UsageError` where writing it would do harm.
+
+    `inputs` are the files (or descriptors) that are read meanwhile.
+    """
     if output.exists() and not output.is_file():
         raise UsageError(f"--output {output} is a {'folder' if output.is_dir() else 'device or pipe'}; name a file")
     target = Path(os.path.realpath(output))
     if output.absolute().is_relative_to("/dev") or target.is_relative_to("/proc"):
         raise UsageError(f"--output {output} is no plain file; leave --output out to write to stdout")
     for path in (target, partial_file(target)):
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.stat(0 if source == "-" else source)):
-                raise UsageError(f"--output {output} would overwrite the --input file; name another")
+        for one in inputs:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.stat(one)):
+                    raise UsageError(f"--output {output} would overwrite the --input file; name another")
     return target
 
 
@@ -35,8 +39,17 @@ def partial_file(output: Path) -> Path:
 
 
 @contextmanager
-def growing_file(output: Path, *, job: Mapping[str, Any], resume: bool, hint: str = "") -> Iterator[IO[bytes]]:
-    """`OUTPUT.partial`, for reading and appending; at the end it becomes `output`.
+def growing_file(
+    output: Path,
+    *,
+    job: Mapping[str, Any],
+    resume: bool,
+    hint: str = "",
+    convert: Callable[[Path, Path], None] | None = None,
+) -> Iterator[IO[bytes]]:
+    """`OUTPUT.partial`, for reading and appending; at the end it becomes `output`, or what `convert` makes of it.
+
+    `convert` takes the partial file and a path to write, which then becomes `output` in one step.
 
     After an error it stays, unless it is empty, with `OUTPUT.partial.job`, a JSON record of what was begun. `resume`
     opens it as it was left; without it, it starts empty. `hint` ends the message about a full disk.
@@ -62,7 +75,16 @@ def growing_file(output: Path, *, job: Mapping[str, Any], resume: bool, hint: st
                 partial.unlink()
                 record.unlink()
             raise
-        partial.replace(output)
+        if convert is not None:
+            made = output.with_name(f".{output.name}.converted")
+            try:
+                convert(partial, made)
+                made.replace(output)
+            finally:
+                made.unlink(missing_ok=True)
+            partial.unlink()
+        else:
+            partial.replace(output)
         record.unlink(missing_ok=True)
 
 

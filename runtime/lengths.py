@@ -15,8 +15,9 @@ from nopad.model.config import EncoderConfig, attention_block
 from nopad.model.errors import CheckpointError
 from nopad.model.read_config import read_config
 from nopad.runtime.bundle import MANIFEST, open_bundle
+from nopad.runtime.data.records import Row, read_rows
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
-from nopad.runtime.textfile import Row, read_rows
 from nopad.runtime.tokenizer import TextEncoder, open_encoder
 from nopad.runtime.windows import windows
 
@@ -87,13 +88,14 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
 
 def lengths_of_texts(
     model: PlannedModel,
-    source: str,
-    fields: tuple[str, ...],
+    source: DataSource | str,
+    field: str | None = None,
+    second_field: str | None = None,
     *,
     limit: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Lengths:
-    """Token lengths of the texts (or, with two fields, pairs) of a file, or of its first `limit` rows.
+    """Token lengths of the texts (or, with a second field, pairs) of a source, or of its first `limit` rows.
 
     Rows without a text are counted. Raises `InputFileError` if none has one; `BundleError` for a bad tokenizer.
     """
@@ -105,7 +107,7 @@ def lengths_of_texts(
     counts: Counter[int] = Counter()
     cut = failed = rows = 0
     first: str | None = None
-    for window in windows(islice(read_rows(source, fields), limit), lambda row: row.text):
+    for window in windows(islice(read_rows(source, field, second_field), limit), lambda row: row.text):
         rows += len(window)
         for line, tokens in sorted(_encode(encoder, window), key=lambda one: one[0]):
             if isinstance(tokens, str):
@@ -116,7 +118,8 @@ def lengths_of_texts(
                 cut += tokens > model.max_length
         progress(rows)
     if not counts:
-        raise InputFileError(f"{source} has no text to plan for" + (f" ({first})" if first else ""))
+        name = source if isinstance(source, str) else source.path
+        raise InputFileError(f"{name} has no text to plan for" + (f" ({first})" if first else ""))
     return Lengths(counts=counts, cut=cut, failed=failed, first_failure=first)
 
 

@@ -21,7 +21,7 @@ from nopad.runtime.chain import Candidate, ChainStatus, EngineChain
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.device import gpus
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
-from nopad.runtime.profiles import plan_in_profiles
+from nopad.runtime.profiles import ShapeProfile, plan_in_profiles
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.selection import EngineChoice, find_candidates
 from nopad.runtime.tokenizer import TextEncoder, Tokens, open_encoder
@@ -164,6 +164,22 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of the logits."""
         return self.manifest.labels
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The shapes that the chosen engine takes; () for any."""
+        return self._chain.profiles
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
+        return self._token_budget or self._chain.token_budget
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether the chosen engine answers texts of so many tokens in one micro-batch."""
+        tokens = -(-sum(lengths) // self.token_multiple) * self.token_multiple
+        shape = tokens, len(lengths), max(lengths)
+        return not self.profiles or any(profile.admits(*shape) for profile in self.profiles)
 
     @overload
     def predict(
@@ -369,21 +385,15 @@ class Model:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Micro-batches that suit the chosen engine."""
-        profiles = self._chain.profiles
-        if profiles:
+        if self.profiles:
             return plan_in_profiles(
                 lengths,
-                profiles,
+                self.profiles,
                 token_budget=self._token_budget,
                 max_sequences=WINDOW,
                 multiple=self.token_multiple,
             )
-        padded = self.artifact.layout == "padded"
-        suits = self._chain.token_budget
+        padded, suits = self.artifact.layout == "padded", self._chain.token_budget
         return plan_batches(
-            lengths,
-            token_budget=self._token_budget or suits,
-            max_sequences=WINDOW,
-            padded=padded,
-            square_budget=suits,
+            lengths, token_budget=self.token_budget, max_sequences=WINDOW, padded=padded, square_budget=suits
         )

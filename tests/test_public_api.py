@@ -28,6 +28,9 @@ MODULES = [
     "nopad.runtime.bundle",
     "nopad.runtime.chain",
     "nopad.runtime.costmodel",
+    "nopad.runtime.data.fields",
+    "nopad.runtime.data.records",
+    "nopad.runtime.data.table",
     "nopad.runtime.decode",
     "nopad.runtime.errors",
     "nopad.runtime.growing",
@@ -37,7 +40,6 @@ MODULES = [
     "nopad.runtime.predictor",
     "nopad.runtime.profiles",
     "nopad.runtime.selection",
-    "nopad.runtime.textfile",
     "nopad.runtime.tokenizer",
     "nopad.runtime.types",
 ]

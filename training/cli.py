@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
-from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.runtime.data.table import DataSource
 
 
 @click.command()
@@ -22,7 +24,7 @@ from nopad.runtime.commands.console import common_options, emit, messages
     "--base", help="Folder or Hub name of the base, where --model is a LoRA adapter. [default: the one it names]"
 )
 @click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
-@click.option("--train", "train_data", required=True, help="Hub name, CSV, TSV, JSONL, Parquet, or a folder of them.")
+@click.option("--train", "train_data", required=True, help=f"Hub name, or {FILES}.")
 @click.option("--eval", "eval_data", help="As --train. [default: its validation or test split, else --eval-fraction]")
 @click.option(
     "--eval-fraction",
@@ -31,11 +33,14 @@ from nopad.runtime.commands.console import common_options, emit, messages
     help="Share of --train to hold out where nothing else is there to evaluate on.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
-@click.option("--text-column", help="Column of the text. [default: text, sentence, content or review]")
+@reading_options
+@click.option(
+    "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
+)
 @click.option(
     "--label-column",
-    help="Column of the label; or several, comma-separated, of zeros and ones: one for each label. "
-    "[default: label, labels or score]",
+    help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "
+    f"[default: {', '.join(LABEL_COLUMNS[:4])}, ...]",
 )
 @click.option(
     "--labels",
@@ -74,6 +79,8 @@ def train(
     eval_data: str | None,
     eval_fraction: float,
     output: Path,
+    encoding: str | None,
+    columns: tuple[str, ...],
     text_column: str | None,
     label_column: str | None,
     labels: str | None,
@@ -108,8 +115,8 @@ def train(
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     data = load_data(
-        train_data,
-        eval_data,
+        DataSource(path=train_data, encoding=encoding, columns=columns),
+        DataSource(path=eval_data, encoding=encoding, columns=columns) if eval_data is not None else None,
         text_column=text_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,

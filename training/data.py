@@ -14,13 +14,12 @@ import numpy as np
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.model.labels import listed, split_columns
+from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.labels import MULTI, LabelColumn, describe, remarks_on_classes, understand_labels, zeros_and_ones
 from nopad.training.sources import Rows, find_splits, read_rows
-
-_TEXT_COLUMNS = ("text", "sentence", "content", "review")
-_LABEL_COLUMNS = ("label", "labels", "score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,8 @@ class _Example:
 
 
 def load_data(
-    source: str,
-    evaluation: str | None = None,
+    source: DataSource | str,
+    evaluation: DataSource | str | None = None,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -72,20 +71,22 @@ def load_data(
     if held_out is None and evaluation is not None:
         held_out = next(iter(parts.values()))
 
-    text = _column(rows, text_column, _TEXT_COLUMNS, "--text-column")
+    text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
     columns = [
-        _column(rows, name, _LABEL_COLUMNS, "--label-column")
+        rows.column(name, LABEL_COLUMNS, "--label-column")
         for name in (split_columns(label_column, rows.columns) if label_column else [None])
     ]
     held_rows = None if held_out is None else read_rows(held_out)
-    if held_rows is not None and (missing := [name for name in (text, *columns) if name not in held_rows.columns]):
-        raise DataError(f"evaluation data has no column {missing[0]!r}; it has {', '.join(held_rows.columns)}")
+    if held_rows is not None:
+        held_rows.provide(text, "--text-column")
+        for name in columns:
+            held_rows.provide(name, "--label-column")
     examples, remarks = _examples(rows, text, columns, "training", labels)
     count = _rows_to_hold_out(len(examples), eval_fraction) if held_rows is None else 0
     learned = _understand(rows, examples, columns, labels, problem_type)
     train = _encoded(examples, columns, learned, "training")
     targets = np.asarray(train.with_format("numpy")["target"][:])
-    remarks += [*learned.remarks, *remarks_on_classes(learned, targets)]
+    remarks = [*rows.remarks, *remarks, *learned.remarks, *remarks_on_classes(learned, targets)]
     if held_rows is None:
         halves = train.train_test_split(test_size=count, seed=seed)
         train, made = halves["train"], halves["test"]
@@ -113,16 +114,6 @@ def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
     return count
 
 
-def _column(rows: Rows, given: str | None, known: Sequence[str], option: str) -> str:
-    for name in [given] if given else known:
-        if name in rows.columns:
-            return name
-    wanted = repr(given) if given else " or ".join(known)
-    raise DataError(
-        f"the training data has no column {wanted}; it has {', '.join(rows.columns)}: name one with {option}"
-    )
-
-
 def _examples(
     rows: Rows, text: str, columns: Sequence[str], part: str, given: Sequence[str] | None
 ) -> tuple[list[_Example], list[str]]:
@@ -130,7 +121,7 @@ def _examples(
     examples = []
     own = rows.class_names if len(columns) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
-        value = record.get(text)
+        value = rows.text(record, text)
         if not isinstance(value, str) or not value.strip():
             continue
         cells = [_label(record.get(name), name, place, own.get(name, ()), given) for name in columns]

@@ -1,26 +1,22 @@
-"""Where rows come from: CSV, TSV, JSONL and Parquet files, a folder of them, or the Hub. Errors name file and line."""
+"""Where rows come from: whatever `nopad.runtime.data` reads, or the Hub. Errors name the place at fault."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from pyarrow import parquet  # type: ignore[import-untyped]
 
+from nopad.runtime.data.fields import MISSING, as_cell, find_column, listed, value_at
+from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
+from nopad.runtime.data.opening import suffix_of
+from nopad.runtime.data.records import open_part
+from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import InputFileError
-from nopad.runtime.textfile import read_records
 from nopad.training.errors import DataError
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
-    "test": "test",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,112 +27,131 @@ class Rows:
     places: list[str]  # of each record, for messages
     class_names: dict[str, tuple[str, ...]]  # column -> names that the data set itself brings for its numbers
     untyped: bool  # CSV and TSV: every value is a text, None where it is blank
+    spreadsheet: bool = False  # a text may stand there as a number or a date
+    repeated: frozenset[str] = frozenset()  # names that a header has twice
+    remarks: tuple[str, ...] = ()  # what was left out, or chosen of several
 
     @property
     def columns(self) -> list[str]:
         """All names that occur, in order."""
         return list(dict.fromkeys(name for record in self.records for name in record))
 
+    def column(self, given: str | None, known: Sequence[str], option: str, *, what: str = "training data") -> str:
+        """The column that is `given` (its name, whatever its case, or a dotted path), or the first that is `known`.
 
-def find_splits(source: str) -> dict[str, Any]:
+        The values at a dotted path are put into the records under that path. Raises `DataError`.
+        """
+        columns = self.columns
+        try:
+            for name in [given] if given is not None else known:
+                found = find_column(columns, name)
+                if found in self.repeated:
+                    raise DataError(f"the {what} has several columns {found!r}; rename all but the right one")
+                if found is not None:
+                    return found
+        except ValueError as error:
+            raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
+        if given is not None and self._put(given):
+            return given
+        wanted = repr(given) if given is not None else " or ".join(known[:4])
+        hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
+        raise DataError(f"the {what} has no column {wanted}; it has {listed(columns)}: {hint}")
+
+    def provide(self, name: str, option: str) -> None:
+        """Have the column `name` in evaluation data, also where it differs in case there. Raises `DataError`."""
+        found = self.column(name, (), option, what="evaluation data")
+        if found != name:
+            for record in self.records:
+                record[name] = record.get(found)
+
+    def _put(self, path: str) -> bool:
+        values = [value_at(record, path) for record in self.records]
+        if all(value is MISSING for value in values):
+            return False
+        for record, value in zip(self.records, values, strict=True):
+            record[path] = None if value is MISSING else value
+        return True
+
+    def text(self, record: dict[str, Any], column: str) -> Any:
+        """A record's text, also where a spreadsheet has a number or a date there."""
+        value = record.get(column)
+        return as_cell(value) if self.spreadsheet and value is not None and not isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """A split on disk, and how it is to be read."""
+
+    part: Part
+    source: DataSource
+
+
+def find_splits(source: DataSource | str) -> dict[str, Any]:
     """What `source` holds under `train`, `validation`, `test` (or other names of the Hub's), for `read_rows`.
 
     Raises `DataError`.
     """
-    path = Path(source)
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path}: expected one kind of {', '.join(SUFFIXES)}")
-        return {"train": [path]}
-    if path.is_dir():
-        return _folder(path)
-    if path.suffix.lower() in SUFFIXES or source.startswith((".", "/", "~")):
-        raise DataError(f"no file or folder at {source}")
+    source = source_of(source)
+    path, name = source.location()
+    if path == "-" or os.path.isfile(path):
+        return {"train": _Split(part=Part(files=(Path(source.path),)), source=source)}
+    if os.path.isdir(path):
+        try:
+            parts = find_parts(Path(path))
+        except InputFileError as error:
+            raise DataError(str(error)) from None
+        if name is not None and name not in parts:
+            raise DataError(f"{path} has no split {name!r}: there are {', '.join(parts)}")
+        parts = {"train": parts[name]} if name is not None else parts
+        return {split: _Split(part=part, source=source) for split, part in parts.items()}
+    if suffix_of(path.partition("#")[0]) in (*SUFFIXES, ".txt") or path.startswith((".", "/", "~")):
+        raise DataError(f"no file or folder at {path}")
+    return _of_the_hub(path)
+
+
+def _of_the_hub(name: str) -> dict[str, Any]:
     try:
-        parts = datasets.load_dataset(source)
+        parts = datasets.load_dataset(name)
     except Exception as error:  # the library raises many types; all mean that the data cannot be read
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else "no reason given"
-        raise DataError(f"cannot read {source}: {type(cause).__name__}: {reason}") from error
+        raise DataError(f"cannot read {name}: {type(cause).__name__}: {reason}") from error
     splits: dict[str, Any] = {}
-    for name, part in parts.items():
-        splits.setdefault(_split_of(name) or name, part)
+    for split, part in parts.items():
+        splits.setdefault(split_of(split) or split, part)
     return splits
 
 
 def read_rows(part: Any) -> Rows:
-    """Read one value of `find_splits`: a list of files of one kind, or a dataset of the Hub. Raises `DataError`."""
-    if not isinstance(part, list):
-        return _from_dataset(part, "")
-    read = [_read_file(path) for path in part]
-    return Rows(
-        records=[record for rows in read for record in rows.records],
-        places=[place for rows in read for place in rows.places],
-        class_names=read[0].class_names,
-        untyped=read[0].untyped,
-    )
+    """Read one value of `find_splits`: a split on disk, or a dataset of the Hub. Raises `DataError`."""
+    if not isinstance(part, _Split):
+        return _from_dataset(part)
+    records: list[dict[str, Any]] = []
+    places: list[str] = []
+    try:
+        with open_part(part.part, part.source) as table:
+            for number, record in table.items:
+                if isinstance(record, str):
+                    raise DataError(f"{table.place(number)}: {record}; mend or remove it")
+                if table.untyped:
+                    record = {name: value if value.strip() else None for name, value in record.items()}
+                records.append(record)
+                places.append(table.place(number))
+            return Rows(
+                records=records,
+                places=places,
+                class_names=dict(table.class_names),
+                untyped=table.untyped,
+                spreadsheet=table.spreadsheet,
+                repeated=table.repeated,
+                remarks=table.remarks,
+            )
+    except InputFileError as error:
+        raise DataError(str(error)) from None
 
 
-def _split_of(name: str) -> str | None:
-    return next((_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS), None)
-
-
-def _folder(path: Path) -> dict[str, Any]:
-    files: list[Path] = []
-    for folder in (path, path / "data"):  # data/ is how the Hub lays it out
-        if not files and folder.is_dir():
-            found = [file for file in folder.iterdir() if not file.name.startswith(".")]
-            files = sorted(file for file in found if file.suffix.lower() in SUFFIXES)
-    if len({file.suffix.lower() for file in files}) != 1:
-        raise DataError(f"{path}: expected one kind of {', '.join(SUFFIXES)}, found {len(files)} file(s) to read")
-    splits: dict[str, Any] = {}
-    for file in files:
-        splits.setdefault(_split_of(file.stem) or "", []).append(file)
-    unknown = splits.pop("", [])
-    if not splits:
-        return {"train": unknown}
-    if unknown:
-        raise DataError(
-            f"{path}: by its name {unknown[0].name} is neither training nor evaluation data ({', '.join(_SPLITS)}); "
-            "rename it, or name single files with --train and --eval"
-        )
-    return splits
-
-
-def _from_dataset(part: Any, file: str) -> Rows:
+def _from_dataset(part: Any) -> Rows:
     features = {name: getattr(feature, "feature", feature) for name, feature in part.features.items()}  # of lists, too
     names = {name: tuple(feature.names) for name, feature in features.items() if getattr(feature, "names", None)}
-    places = [f"{file}row {number}" for number in range(1, len(part) + 1)]
+    places = [f"row {number}" for number in range(1, len(part) + 1)]
     return Rows(records=part.to_list(), places=places, class_names=names, untyped=False)
-
-
-def _read_file(path: Path) -> Rows:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        try:
-            part = datasets.Dataset(parquet.ParquetFile(path).read())
-        except Exception as error:  # many types here, too
-            raise DataError(f"cannot read {path}: {error}; copy or write the file again") from error
-        rows = _from_dataset(part, f"{path}, ")
-    else:
-        untyped = suffix in (".csv", ".tsv")
-        placed = list(_text_rows(path, untyped))
-        rows = Rows(
-            records=[record for _, record in placed],
-            places=[place for place, _ in placed],
-            class_names={},
-            untyped=untyped,
-        )
-    if not rows.records:
-        raise DataError(f"cannot read {path}: it has no rows")
-    return rows
-
-
-def _text_rows(path: Path, untyped: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        for number, record in read_records(str(path)):
-            if untyped:
-                record = {name: value if value.strip() else None for name, value in record.items() if name}
-            yield f"{path}, line {number}", record
-    except InputFileError as error:
-        raise DataError(f"{error}; mend or remove it") from None

@@ -29,7 +29,7 @@ from nopad.model.hub import resolve_checkpoint
 from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
 from nopad.model.read_config import read_config
-from nopad.model.tokenizer import open_tokenizer, save_tokenizer
+from nopad.model.tokenizer import VOCABULARIES, open_tokenizer, save_tokenizer
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
@@ -160,8 +160,9 @@ def open_model(
     else:
         raise UsageError("give one of --model and --from-scratch")
     source = resolve_checkpoint(tokenizer) if tokenizer else folder
-    if not (source / "tokenizer.json").is_file():
-        raise CheckpointError(f"{source} has no tokenizer.json; name a folder that has one with --tokenizer")
+    if not any(path for pattern in VOCABULARIES for path in source.glob(pattern)):
+        names = ", ".join(VOCABULARIES)
+        raise CheckpointError(f"{source} has no tokenizer ({names}); name a folder that has one with --tokenizer")
     loaded = open_tokenizer(source)
     if len(loaded) > checkpoint.config.vocab_size:
         raise CheckpointError(

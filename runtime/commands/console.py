@@ -12,6 +12,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+# For --help: what a command reads.
+FILES = (
+    "JSONL, JSON, CSV, TSV, Parquet, Arrow, .xlsx or plain text, also compressed; a folder of them, of "
+    "save_to_disk, or of a folder for each class"
+)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -21,6 +27,26 @@ def common_options(command: F) -> F:
         click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),
         click.option("--quiet", "-q", is_flag=True, help="No progress and no remarks on stderr."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value is not None else ()
+
+
+def reading_options(command: F) -> F:
+    """`--encoding`, `--columns`: how a command's files of texts are read, as fields of `DataSource`."""
+    options = [
+        click.option("--encoding", help="Of text files: utf-16, cp1252, latin-1, ... [default: utf-8]"),
+        click.option(
+            "--columns",
+            metavar="NAME,..",
+            callback=_names,
+            help="Names of the columns of a CSV or TSV whose first line is a row already.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -50,7 +50,14 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
         table.add_row("labels", ", ".join(manifest.labels))
     table.add_row("max length", f"{manifest.max_length} tokens")
     if manifest.pooling:
-        table.add_row("pooling", manifest.pooling + (", normalised" if manifest.normalize else ""))
+        cut = f", cut to {manifest.truncate_dim}" if manifest.truncate_dim else ""
+        table.add_row("pooling", manifest.pooling + cut + (", normalised" if manifest.normalize else ""))
+    if manifest.activation:
+        table.add_row("scores", manifest.activation)
+    if any(manifest.prompts.values()):
+        named = (f"{name} {text!r}" for name, text in manifest.prompts.items() if text)
+        default = f" (default: {manifest.default_prompt_name})" if manifest.default_prompt_name else ""
+        table.add_row("prompts", ", ".join(named) + default)
     table.add_row("architecture", ", ".join(f"{key} {value}" for key, value in manifest.architecture.items()))
     table.add_row("source", str(manifest.source.get("name", "unknown")))
     table.add_row("made by", ", ".join(f"{key} {value}" for key, value in manifest.created.items()))

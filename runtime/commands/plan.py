@@ -10,7 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.commands.console import common_options, emit, messages, status
+from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.data.fields import TEXT_COLUMNS
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--data", "-d", metavar="FILE", help="Texts: JSONL, CSV, TSV (without quotes) or plain text; - for stdin."
-)
+@click.option("--data", "-d", metavar="FILE", help=f"Texts: {FILES}; - for stdin.")
 @click.option(
     "--lengths",
     metavar="FILE",
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 @click.option(
     "--model", "-m", metavar="FOLDER", help="A bundle, or a checkpoint before its export. [default: the embedded model]"
 )
-@click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
+@click.option(
+    "--field", help=f"Column, field or dotted path of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
+)
 @click.option("--second-field", help="Field of the second text, for models of text pairs.")
+@reading_options
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
 @click.option("--memory", default="2GiB", help="For the activations of all profiles together; weights come on top.")
 @click.option("--most", type=click.IntRange(min=1, max=16), default=4, help="At most so many profiles.")
@@ -54,8 +57,10 @@ def plan(
     data: str | None,
     lengths: str | None,
     model: str | None,
-    field: str,
+    field: str | None,
     second_field: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
     limit: int | None,
     memory: str,
     most: int,
@@ -90,11 +95,15 @@ def plan(
     if data is None:
         found = Lengths(counts=read_lengths(source), cut=0, failed=0, first_failure=None)
     else:
-        fields = (field, second_field) if second_field else (field,)
         with status(console) as show:
             show(f"counting tokens of {source}")
             found = lengths_of_texts(
-                opened, source, fields, limit=limit, progress=lambda rows: show(f"counting tokens of {source}", rows)
+                opened,
+                DataSource(path=source, encoding=encoding, columns=columns),
+                field,
+                second_field,
+                limit=limit,
+                progress=lambda rows: show(f"counting tokens of {source}", rows),
             )
     made = plan_profiles(
         found.counts,

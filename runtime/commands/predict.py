@@ -11,7 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.commands.console import common_options, emit, messages
+from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.data.fields import TEXT_COLUMNS
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import BundleError, UsageError
 
@@ -19,13 +21,27 @@ from nopad.runtime.errors import BundleError, UsageError
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="[BUNDLE] [TEXT]...")
 @click.option(
-    "--input", "-i", "source", metavar="FILE", help="JSONL, CSV, TSV (without quotes) or plain text; - for stdin."
+    "--input",
+    "-i",
+    "source",
+    metavar="FILE",
+    help=f"{FILES}; - for stdin. FILE#NAME: that sheet of a spreadsheet, or split of a folder.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Write JSONL here; without it, or with -, to stdout."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Write answers here: CSV, TSV or Parquet by its ending, else JSONL. Without it, or with -, JSONL to stdout.",
 )
-@click.option("--field", default="text", help="Field (JSONL) or column (CSV) that holds the text.")
+@click.option(
+    "--field",
+    help="Column or field of the text; dots go into JSON: meta.review.text, messages.0.content. "
+    f"[default: {', '.join(TEXT_COLUMNS[:6])}, ...]",
+)
 @click.option("--second-field", help="Field of the second text, for models of text pairs.")
+@click.option("--keep", metavar="NAME,..", help="Columns of the input to carry into the answers; '*' for all.")
+@click.option("--scores", is_flag=True, help="In CSV and Parquet, a column score_LABEL for each label.")
+@reading_options
 @click.option(
     "--engine",
     default="auto",
@@ -54,8 +70,12 @@ def predict(
     arguments: tuple[str, ...],
     source: str | None,
     output: Path | None,
-    field: str,
+    field: str | None,
     second_field: str | None,
+    keep: str | None,
+    scores: bool,
+    encoding: str | None,
+    columns: tuple[str, ...],
     engine: str,
     precision: str | None,
     top_k: int | None,
@@ -89,6 +109,8 @@ def predict(
         raise UsageError("give either texts or --input FILE" + (", not both" if texts else ""))
     if output is not None and source is None:
         raise UsageError("--output needs --input FILE; the answers to texts go to stdout")
+    if source is None and (keep or scores):
+        raise UsageError(f"{'--keep' if keep else '--scores'} needs --input FILE")
     if resume and (output is None or source in (None, "-")):
         raise UsageError("--resume needs --input FILE and --output FILE")
     console = messages(quiet)
@@ -105,12 +127,14 @@ def predict(
         allow_host_code=allow_host_code,
     ) as model:
         if source is not None:
-            fields = (field, second_field) if second_field else (field,)
             outcome = answer_file(
                 model,
-                source,
+                DataSource(path=source, encoding=encoding, columns=columns),
                 output,
-                fields=fields,
+                field=field,
+                second_field=second_field,
+                keep=[name.strip() for name in keep.split(",")] if keep else (),
+                scores=scores,
                 top_k=top_k,
                 options={
                     "engine": engine,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nopad.bench.work import flops_of, pairs_in_window
 from nopad.bench.workloads import GENERATED, OwnTexts, Source, check_names, grid_size
 from nopad.runtime.bundle import open_bundle
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.tokenizer import TextEncoder
 
@@ -74,13 +75,13 @@ def test_generated_texts_say_so_and_stay_the_same(tmp_path: Path) -> None:
 def test_own_texts_go_in_calls(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps({"t": "a film " * (1 + n), "label": "positive"}) for n in range(10)))
-    found = Source(EMBEDDED, None).own(OwnTexts(path=path, text_field="t", limit=7), 3)
+    found = Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path)), text_field="t", limit=7), 3)
     assert found.workload.texts == 7 and found.workload.batch == 3 and found.workload.name == "mine-3"
     assert found.targets is not None and found.targets.shape == (7, 2)
     one, two, three = (max(found.workload.lengths[at : at + 3]) for at in (0, 3, 6))
     assert found.workload.padded_tokens == 3 * one + 3 * two + three
-    with pytest.raises(InputFileError, match="no text in field 'text'"):
-        Source(EMBEDDED, None).own(OwnTexts(path=path), 3)
+    with pytest.raises(InputFileError, match=r"field text or sentence .* is missing \(found: label, t\)"):
+        Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path))), 3)
 
 
 def test_names_that_mean_nothing_are_refused_with_those_that_do() -> None:

@@ -94,7 +94,7 @@ def test_the_reference_opens_every_form(form: str, name: str, checkpoint: GetFol
     FORMS[form](folder)
     before = snapshot(folder)
     true = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint(name)).state_dict()
-    with plain_folder(folder, "text-classification", CLASSES[name]) as plain:
+    with plain_folder(folder, "text-classification", CLASSES[name]) as (plain, _):
         opened, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
             plain, output_loading_info=True
         )
@@ -164,6 +164,7 @@ def test_an_adapter_is_merged_and_both_are_named(adapter: tuple[Path, Path, Any]
     before = snapshot(folder)
     result = export_checkpoint(folder, tmp_path / "bundle", threads=1)
     assert result.passed and snapshot(folder) == before
+    assert result.report is not None and result.report["versions"]["peft"] == peft.__version__
     assert_answers(tmp_path / "bundle", answers(adapted, base))
     source = open_bundle(tmp_path / "bundle").manifest.source
     assert source["name"] == "mine" and source["base"]["name"] == base.name
@@ -195,6 +196,7 @@ def test_without_peft_the_merged_weights_are_transformers_own(
     monkeypatch.setattr(
         "nopad.export.plain.importlib.util.find_spec", lambda name: None if name == "peft" else find(name)
     )
-    with plain_folder(adapter[0], "text-classification", "AutoModelForSequenceClassification") as plain:
+    with plain_folder(adapter[0], "text-classification", "AutoModelForSequenceClassification") as (plain, versions):
+        assert versions == {"adapter": "merged by nopad itself"}
         opened = transformers.AutoModelForSequenceClassification.from_pretrained(plain)
         assert np.allclose(answers(opened, adapter[1]), answers(adapter[2], adapter[1]), atol=1e-5)

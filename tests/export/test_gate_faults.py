@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,19 @@ import onnx
 import pytest
 import torch
 from checkpoints import make_checkpoint
+from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks, print_catch
 from onnx import numpy_helper
 
-from nopad.export.bundle import gate_bundle, write_bundle
+from nopad.export.bundle import gate_bundle
 from nopad.export.cpu import cpu_attention
 from nopad.export.parity import run_gate
 from nopad.export.reference import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
-from nopad.model.checkpoint import load_checkpoint
-from nopad.model.encoder import PackedEncoder, build_encoder
+from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import PackedBatch
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle, record_files, write_manifest
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
-from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
-from nopad.runtime.manifest import Artifact, Manifest
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle
 from nopad.runtime.predictor import load
 from nopad.runtime.types import FloatArray
-
-Report = dict[str, Any]
-TARGETS = ("cpu", "onnx")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What is made wrong, and at least which checks must say so."""
-
-    caught: set[str]
-    targets: tuple[str, ...] = TARGETS
-    fast: tuple[str, ...] = ("onnx",)  # targets of the fast suite; the others are slow
-    checkpoint: str = "embedded"  # or a name of reference_models.CASES
-    config: Callable[[Any], dict[str, Any]] = lambda config: {}
-    weights: Callable[[PackedEncoder], None] = lambda encoder: None
-    attention: AttentionFactory | None = None
-    manifest: Callable[[Manifest], dict[str, Any]] = lambda manifest: {}
-    files: Callable[[Path], None] = lambda folder: None
-    load: dict[str, Any] = field(default_factory=dict)
 
 
 def mixed_attention(make: AttentionFactory, local: bool, layout: PackedLayout, wrong: PackedLayout) -> Attend:
@@ -244,35 +221,6 @@ def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dic
     return get
 
 
-def export_with(
-    fault: Fault, folder: Path, options: dict[str, Any], output: Path, target: str = "cpu"
-) -> tuple[Bundle, int]:
-    """The bundle of the faulty encoder with the graph of this target, and the half window that the true one has."""
-    true = load_checkpoint(folder, **options)
-    wrong = build_encoder(dataclasses.replace(true.config, **fault.config(true.config)), fault.attention)
-    wrong.load_state_dict(true.encoder.state_dict())
-    fault.weights(wrong)
-    output.mkdir()
-    graph: dict[str, Any] = {"cpu": ["fp32"]} if target == "cpu" else {"cpu": [], "graphs": ["fp32"]}
-    manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, **graph).manifest
-    assert [artifact.target for artifact in manifest.artifacts] == [target]
-    fault.files(output)
-    changes = fault.manifest(manifest)
-    bundle = write_manifest(output, dataclasses.replace(manifest, files=record_files(output), **changes))
-    return bundle, true.config.half_window
-
-
-def failed_checks(report: Report) -> set[str]:
-    return {row["check"] for row in report["rows"] if not row["passed"]}
-
-
-def print_catch(name: str, report: Report) -> None:
-    failed = [row for row in report["rows"] if not row["passed"]]
-    worst = max((row["value"] for row in failed if row["check"] == "logits" and row["value"]), default=float("nan"))
-    counts = ", ".join(f"{check} {sum(r['check'] == check for r in failed)}" for check in sorted(failed_checks(report)))
-    print(f"| {name} | {counts} | {worst:.1e} |")
-
-
 # Half the checkpoints with either graph; make test-full has them all with both.
 HONEST = {
     "embedded": TARGETS,
@@ -329,27 +277,6 @@ def test_the_gate_looks_as_far_as_a_wide_window(target: str, tmp_path: Path) -> 
         bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong), target)
         report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
         assert (half_window, report["passed"]) == (515, passed)
-
-
-class BrokenEngine:
-    """ONNX Runtime, with its answers spoiled."""
-
-    name = "broken"
-    profiles = ()
-    token_budget = CPU_TOKENS
-
-    def __init__(self, spoil: Callable[[PackedBatch, FloatArray], FloatArray]) -> None:
-        self.spoil = spoil
-
-    def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> BrokenEngine:
-        self.engine = OnnxCpuEngine(path, artifact, options)
-        return self
-
-    def run(self, batch: PackedBatch) -> FloatArray:
-        return self.spoil(batch, self.engine.run(batch))
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def nan_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ import transformers
 from small_tokenizers import byte_level, gemma, unigram, wordpiece, wordpiece_vocabulary, write
 from tokenizers import Tokenizer
 
+from nopad.export.bundle import export_checkpoint
 from nopad.export.samples import PAIRS, SAMPLES
 from nopad.export.token_ids import ODD
 from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.errors import CheckpointError
 from nopad.runtime.errors import TextError, UsageError
+from nopad.runtime.predictor import load
 from nopad.runtime.tokenizer import open_encoder
 
 V4 = transformers.__version__.startswith("4.")
@@ -373,3 +376,88 @@ def test_a_sentencepiece_model_is_converted_as_transformers_does(kind: str, file
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     for text, got in zip(SAMPLES, open_encoder(tmp_path / "tokenizer.json", 512).encode(SAMPLES), strict=True):
         assert not isinstance(got, TextError) and got.input_ids == theirs(text)["input_ids"]
+
+
+def checkpoint_of(folder: Path, build: Callable[[Path], None], task: str = "text-classification", **keys: Any) -> Path:
+    """A small ModernBERT with the tokenizer that `build` writes, and `keys` laid over its config.json."""
+    from reference_models import CASES, make_reference
+
+    build(folder)
+    size = len(reference("", folder))
+    case = CASES["modernbert-mlm" if task == "fill-mask" else "modernbert-single-cls"]
+    case = dataclasses.replace(case, config={**case.config, "vocab_size": size, **keys})
+    make_reference(case, folder)
+    return folder
+
+
+def finch(folder: Path) -> None:
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    write(folder, byte_level(), {**PLAIN, **special})
+    config(folder, "modernbert")
+
+
+# Checkpoints that people use, small: what config.json says of special ids is another matter than the tokenizer's.
+KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, Any], int, tuple[int, int]]] = {
+    "mmBERT": (mmbert, {"cls_token_id": 1, "sep_token_id": 1, "bos_token_id": 2, "eos_token_id": 1}, 0, (2, 1)),
+    "ModernBERT-Ja": (
+        modernbert_ja,
+        {"cls_token_id": 6, "sep_token_id": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3},
+        3,
+        (1, 2),
+    ),
+    "Finch": (
+        finch,
+        {"cls_token_id": 50281, "sep_token_id": 50282, "bos_token_id": 50281, "rope_theta": 1.0, "pad_token_id": 0},
+        3,
+        (1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", ["text-classification", pytest.param("fill-mask", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", KNOWN)
+def test_checkpoints_that_people_use_pass_the_gate(name: str, task: str, tmp_path: Path) -> None:
+    build, keys, pad, ends = KNOWN[name]
+    folder = checkpoint_of(tmp_path / "checkpoint", build, task, **keys)
+    result = export_checkpoint(folder, tmp_path / "bundle")
+    assert result.report is not None and result.passed, [row for row in result.report["rows"] if not row["passed"]]
+    manifest = result.bundle.manifest
+    assert manifest.pad_token_id == pad
+    with load(tmp_path / "bundle", threads=1) as model:
+        (tokens,) = model.encode(["Alice works in Paris"])
+        assert not isinstance(tokens, TextError)
+        assert tokens.input_ids == reference("", folder)("Alice works in Paris")["input_ids"]
+        if not (V4 and build is mmbert):  # whose class opens a text there, and does not close it
+            assert (tokens.input_ids[0], tokens.input_ids[-1]) == ends
+        if task == "fill-mask":
+            pipe = transformers.pipeline("fill-mask", model=str(folder), top_k=3)
+            text = f"a good {manifest.mask_token} film"
+            (answer,) = model.fill([text], top_k=3)
+            want = pipe(text)
+            assert [score for _, score in answer.masks[0]] == pytest.approx([one["score"] for one in want], abs=1e-5)
+
+
+SCORED: list[tuple[bool, dict[str, Any]]] = [  # whether it is fast
+    (True, {"id2label": {"0": False, "1": True}}),
+    (True, {"id2label": {"0": "toxic"}, "problem_type": None}),
+    (True, {"id2label": {"0": "a", "1": "b", "2": "c"}, "problem_type": "multi_label_classification"}),
+    (False, {"id2label": {"0": 0, "1": 1, "2": 2}}),
+    (False, {"id2label": {"0": 0.5}}),
+    (False, {"id2label": {"0": "score"}, "problem_type": "regression"}),
+    (False, {"id2label": {"0": "x", "1": "y"}, "problem_type": "regression"}),
+    (False, {"id2label": None, "num_labels": 3, "label2id": {"a": 0, "b": 1, "c": 2}}),
+]
+
+
+@pytest.mark.parametrize(
+    "keys", [pytest.param(keys, marks=[] if fast else pytest.mark.slow, id=str(keys)) for fast, keys in SCORED]
+)
+def test_scores_are_those_of_the_pipeline(keys: dict[str, Any], tmp_path: Path) -> None:
+    folder = checkpoint_of(tmp_path / "checkpoint", finch, **{"label2id": None, "problem_type": None, **keys})
+    result = export_checkpoint(folder, tmp_path / "bundle")
+    assert result.report is not None and result.passed, [row for row in result.report["rows"] if not row["passed"]]
+    pipe = transformers.pipeline("text-classification", model=str(folder), top_k=None)
+    with load(tmp_path / "bundle", threads=1) as model:
+        for answer, want in zip(model.predict(SAMPLES[:4]), pipe(list(SAMPLES[:4])), strict=True):
+            expected = {str(one["label"]): one["score"] for one in want}
+            assert dict(answer.scores) == pytest.approx(expected, abs=1e-5 * max(1, *map(abs, expected.values())))

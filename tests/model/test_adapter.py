@@ -228,7 +228,9 @@ def test_base_that_is_not_at_hand_is_named_with_the_way_on(adapter: Path, monkey
     ("settings", "message"),
     [
         ({"peft_type": "IA3"}, "PEFT adapter of .* of the kind IA3; nopad merges LORA.*merge_and_unload"),
-        ({"peft_type": "PREFIX_TUNING"}, "of the kind PREFIX_TUNING"),
+        ({"peft_type": "PREFIX_TUNING"}, "of the kind PREFIX_TUNING: it puts learned vectors before every text"),
+        ({"peft_type": "LOHA"}, "of the kind LOHA; nopad merges LORA.*merge_and_unload"),
+        ({"peft_type": None, "model_name": "bert-base"}, r"adapter_config.json of bert-base\), but not one of PEFT"),
         ({"init_lora_weights": "pissa_niter_4"}, r"changes its base \(pissa_niter_4\)"),
         ({"layer_replication": [[0, 2]]}, "does not merge layer_replication"),
         ({"trainable_token_indices": [1, 2]}, "does not merge trainable_token_indices"),

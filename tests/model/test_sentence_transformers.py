@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from nopad.model.checkpoint import load_checkpoint
 from nopad.model.config import EmbeddingModule
 from nopad.model.errors import CheckpointError
+from nopad.model.head import Task
 from nopad.model.sentence_transformers import read_pipeline, transformer_folder
 
 GetReference = Callable[[str], Reference]
@@ -94,7 +95,9 @@ def test_another_task_does_not_ask_them(embedder: Path) -> None:
     modules_json(embedder, "Transformer", "Pooling", "WordEmbeddings")
     with pytest.raises(CheckpointError, match=r"modules\.json: the module WordEmbeddings is not supported"):
         load_checkpoint(embedder)
-    assert load_checkpoint(embedder, task="token-classification", new_head=True).config.task == "token-classification"
+    tasks: tuple[Task, ...] = ("token-classification", "text-classification")
+    for task in tasks:
+        assert load_checkpoint(embedder, task=task, new_head=True).config.task == task
 
 
 # file -> content, telling part of the message

@@ -119,7 +119,10 @@ def test_bad_rows_are_counted_and_said(plan: Plan, tmp_path: Path) -> None:
     assert "3 of 5 rows have no text (line 2: field 'text' is missing" in err
     path.write_text('{"txt": "?"}\n{"txt": "!"}\n')
     code, row, err = plan("--data", path)
-    assert (code, row) == (3, {}) and "has no text to plan for (line 1: field 'text' is missing" in err
+    assert (code, row) == (
+        3,
+        {},
+    ) and "has no text to plan for (line 1: field text or sentence or content or review is missing" in err
     path.write_text("")
     assert plan("--data", path)[0] == 3
 
@@ -138,11 +141,11 @@ def test_texts_longer_than_the_longest_are_cut_and_counted(plan: Plan, texts: Pa
 @pytest.mark.parametrize("limit", [1, 3])
 def test_limit_and_other_columns(plan: Plan, tmp_path: Path, limit: int) -> None:
     path = tmp_path / "texts.tsv"
-    path.write_text("label\tsentence\tother\n" + "".join(f"0\t{text}\tmore words\n" for text in TEXTS))
-    code, row, _ = plan("--data", path, "--field", "sentence", "--limit", limit)
+    path.write_text("label\tphrase\tother\n" + "".join(f"0\t{text}\tmore words\n" for text in TEXTS))
+    code, row, _ = plan("--data", path, "--field", "phrase", "--limit", limit)
     assert code == 0 and row["texts"] == limit
     assert plan("--data", path)[0] == 3  # it has no column text
-    _, pairs, _ = plan("--data", path, "--field", "sentence", "--second-field", "other", "--limit", limit)
+    _, pairs, _ = plan("--data", path, "--field", "phrase", "--second-field", "other", "--limit", limit)
     assert pairs["wide"]["profile"]["tokens"][1] >= row["wide"]["profile"]["tokens"][1]
 
 

@@ -19,8 +19,8 @@ from nopad.runtime import predictor
 from nopad.runtime.batchfile import answers
 from nopad.runtime.bundle import open_bundle, write_manifest
 from nopad.runtime.cli import run
+from nopad.runtime.data.records import Row
 from nopad.runtime.predictor import load
-from nopad.runtime.textfile import Row
 from nopad.runtime.windows import WINDOW, WINDOW_CHARACTERS, windows
 
 NAME = "modernbert-single-mean"
@@ -97,7 +97,7 @@ BAD = {
     ("name", "content", "lines", "bad"),
     [
         ("t.tsv", b'n\ttext\n1\t"a film\n2\t"a "dull" film"\n', [2, 3], {}),  # no quotes in TSV: a line is a row
-        ("t.csv", b'text\n"a film\ndull\nsplendid\n', [2], {2: "not valid CSV"}),  # not one long text
+        ("t.csv", b'text\n"a film\ndull\nsplendid\n', [2, 3, 4], {2: "not valid CSV"}),  # not one long text
         ("t.csv", b'text\n"a "dull" film"\nsplendid\n', [2, 3], {2: "close its quotes"}),
         ("-", b'\n \n{"text": "a film"}\n\n{"text": "splendid"}\n', [3, 5], {}),
         ("-", b"\n\na film\n", [1, 2, 3], {1: "empty", 2: "empty"}),
@@ -118,11 +118,22 @@ def test_rows_are_never_merged_or_taken_for_something_else(
     assert all(reason in rows[line]["error"] for line, reason in bad.items())
 
 
-@pytest.mark.parametrize("content", [b"PAR1\x15\x04", b"\x1f\x8b\x08\0", b"PK\x03\x04", "text\n".encode("utf-16")])
-def test_files_of_another_kind_are_refused_whole(content: bytes, predict: Predict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PAR1\x15\x04", "cannot read {}: Parquet"),
+        (b"\x1f\x8b\x08\0", "cannot read {}: Compressed file ended"),
+        (b"PK\x03\x04", "cannot read {}: File is not a zip file"),
+        ("text\n".encode("utf-16"), "{} is UTF-16, not UTF-8: read it with --encoding utf-16"),
+        ("text\n".encode("utf-16-le"), "{} is UTF-16-LE, not UTF-8: read it with --encoding utf-16-le"),
+    ],
+)
+def test_damaged_files_and_other_encodings_are_refused_whole(
+    content: bytes, words: str, predict: Predict, tmp_path: Path
+) -> None:
     (tmp_path / "t").write_bytes(content)
     code, rows, err = predict("--input", tmp_path / "t")
-    assert (code, rows) == (3, []) and "save it as JSONL, CSV, TSV or plain text in UTF-8" in err
+    assert (code, rows) == (3, []) and words.format(tmp_path / "t") in err
 
 
 def test_many_bad_lines_and_long_texts_do_not_wait_for_each_other() -> None:
@@ -185,10 +196,13 @@ def test_csv_lines_are_counted_and_stray_commas_and_missing_columns_named(predic
     assert code == 3 and [row["line"] for row in rows] == [2, 5, 6, 7, 8]
     assert ["error" in row for row in rows] == [False, False, True, True, False]
     assert "3 cells, the header 2" in rows[2]["error"] and "empty" in rows[3]["error"]
-    (tmp_path / "t.csv").write_text("n,body\n1,a film\n")
+    (tmp_path / "t.csv").write_text("n,phrase\n1,a film\n")
     code, rows, err = predict("--input", tmp_path / "t.csv")
-    assert (code, rows) == (3, []) and "no column 'text' (it has: n, body); name one with --field" in err
-    assert predict("--input", tmp_path / "t.csv", "--field", "body")[1][0]["tokens"] == 6
+    assert (code, rows) == (
+        3,
+        [],
+    ) and "no column text or sentence or content or review (it has: n, phrase); name one with --field" in err
+    assert predict("--input", tmp_path / "t.csv", "--field", "phrase")[1][0]["tokens"] == 6
 
 
 def test_pairs_go_to_a_reranker(predict: Predict, tmp_path: Path) -> None:
@@ -266,7 +280,7 @@ def test_an_unverified_bundle_opens_only_when_asked(bundle: Bundles, tmp_path: P
         (["a film", "--output", "{}/o"], 2, "--output needs --input"),
         (["--input", "{}/absent.jsonl", "--output", "{}/o"], 3, "cannot read {}/absent.jsonl: No such file"),
         (["--input", "{}/absent.jsonl"], 3, "cannot read {}/absent.jsonl: No such file"),
-        (["--input", "{}"], 3, "cannot read {}: Is a directory"),
+        (["--input", "{}"], 3, "{} holds no data: expected one kind"),
         (["--input", "{}/t.txt", "--output", "{}"], 2, "is a folder; name a file"),
         (["--input", "{}/t.txt", "--output", "{}/t.txt"], 2, "would overwrite the --input file"),
         (["--input", "{}/t.txt", "--output", "{}/pipe"], 2, "is a device or pipe; name a file"),

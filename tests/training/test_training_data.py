@@ -276,7 +276,7 @@ def test_quotes_of_a_tsv_are_characters(tmp_path: Path) -> None:
         (
             "a.csv",
             "text,label\nok,1\ncaf\xe9,0\n".encode("latin-1"),
-            "line 3: the line is not valid UTF-8; save the file as",
+            "line 3: the line is not valid UTF-8; name its encoding .--encoding cp1252",
         ),
         ("a.csv", b"text,label\n", "it has no rows"),
         ("a.jsonl", b"\n", "it has no rows"),
@@ -312,7 +312,7 @@ def test_no_such_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_sources_that_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="notes.txt: expected one kind of .csv, .tsv, .jsonl"):
+    with pytest.raises(DataError, match="no column label .*; it has text"):  # plain text has no labels
         load_data(str(tmp_path / "notes.txt"))
     with pytest.raises(DataError, match="expected one kind of .*found 0 file"):
         load_data(str(tmp_path))
@@ -345,16 +345,16 @@ def test_hub_name_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_columns_that_are_not_there(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.csv", [{"body": "x", "stars": 1}] * 20)
-    with pytest.raises(DataError, match="no column text or sentence .*; it has body, stars: name one with --text-col"):
+    source = write(tmp_path / "a.csv", [{"remark": "x", "mark": 1}] * 20)
+    with pytest.raises(DataError, match="no column text or sentence .*; it has remark, mark: name one with --text-col"):
         load_data(source)
-    with pytest.raises(DataError, match="no column label or labels or score; .*--label-column"):
-        load_data(source, text_column="body")
-    with pytest.raises(DataError, match="no column 'Stars'; it has body, stars"):
-        load_data(source, text_column="body", label_column="Stars")
-    held_out = write(tmp_path / "b.csv", [{"body": "x", "mark": 1}] * 20)
-    with pytest.raises(DataError, match="evaluation data has no column 'stars'; it has body, mark"):
-        load_data(source, held_out, text_column="body", label_column="stars")
+    with pytest.raises(DataError, match="no column label or labels or score .*--label-column"):
+        load_data(source, text_column="remark")
+    with pytest.raises(DataError, match="no column 'stars'; it has remark, mark"):
+        load_data(source, text_column="Remark", label_column="stars")
+    held_out = write(tmp_path / "b.csv", [{"remark": "x", "other": 1}] * 20)
+    with pytest.raises(DataError, match="evaluation data has no column 'mark'; it has remark, other"):
+        load_data(source, held_out, text_column="remark", label_column="mark")
 
 
 def test_no_text_at_all(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.engines.tensorrt import TensorRTEngine
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, NopadError, ShapeError
 from nopad.runtime.manifest import Artifact
+from nopad.runtime.predictor import load
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 HERE = f"{platform.system()}-{platform.machine()}"
@@ -115,6 +116,37 @@ def test_each_batch_runs_in_its_profile_and_beyond_all_of_them_not_at_all(bench:
         with pytest.raises(ShapeError, match=f"stream of {len(one.input_ids)} tokens"):
             engine.run(one)
     engine.close()
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_parity_gate_asks_the_edges_of_every_profile(
+    name: str, bench: Any, plain_bundle: Callable[[str], Path], checkpoint: Callable[[str], Path]
+) -> None:
+    from nopad.export.parity import run_gate
+    from nopad.export.reference import Reference
+
+    machine = bench(name)
+    shapes: set[tuple[int, int, int]] = set()
+
+    def opened(path: Path, artifact: Artifact, options: EngineOptions) -> TensorRTEngine:
+        engine = machine.open()
+        run = engine.run
+
+        def watched(one: PackedBatch) -> Any:
+            shapes.add((len(one.input_ids), *one.pad_index.shape))
+            return run(one)
+
+        engine.run = watched
+        return engine
+
+    with load(plain_bundle(NAME), engine=opened, fallback=False) as model:
+        report = run_gate(model, Reference(checkpoint(NAME), "text-classification"))
+    assert report.passed, [row for row in report.rows if not row.passed]
+    for profile in PROFILES:
+        for size, sizes in enumerate((profile.tokens, profile.sequences, profile.longest)):
+            assert sizes[2] in {shape[size] for shape in shapes if profile.admits(*shape)}, (profile, size)
+    asked = {row.case.split(":")[0] for row in report.rows if row.check == "profile edges"}
+    assert asked >= {"profile 1, largest", "profile 2, largest"}
 
 
 def test_memory_is_taken_at_load_reused_by_every_run_and_given_back(bench: Any) -> None:

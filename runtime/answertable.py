@@ -1,0 +1,199 @@
+"""Answers as tables: what `nopad predict` has written as JSON lines -> a CSV or a Parquet file of the same rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nopad.runtime.data.opening import suffix_of
+from nopad.runtime.data.table import need
+from nopad.runtime.errors import UsageError
+
+TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
+# What is no table, but something else than lines of JSON.
+_REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
+# Names of an answer's own fields: a column that is kept under one of them is written as `input_NAME`.
+ANSWER_FIELDS = (
+    "line", "label", "score", "labels", "scores", "entities", "masks", "vector", "tokens", "tokens_used", "engine",
+    "error",
+)  # fmt: skip
+_OF_TASK = {
+    "token-classification": ("entities", "labels"),
+    "fill-mask": ("masks",),
+    "embeddings": ("vector",),
+}
+_ROWS = 4096  # of a row group of Parquet
+
+
+def kept_name(name: str) -> str:
+    """The name under which a column of the input stands in an answer."""
+    return f"input_{name}" if name in ANSWER_FIELDS or name.startswith("score_") else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTable:
+    """The columns of a file of answers: line, kept columns, the answer's own, error."""
+
+    kind: str  # a value of `TABLES`
+    task: str
+    labels: tuple[str, ...]
+    several: bool  # several labels may be right at once
+    scores: bool  # a column `score_LABEL` for each label
+    kept: tuple[str, ...] | None = ()  # None: those that the rows have
+
+    def write(self, answers: Path, output: Path) -> None:
+        """Make the table at `output` of the JSON lines in `answers`, in bounded memory."""
+        if self.kind == "Parquet":
+            self._write_parquet(answers, output)
+            return
+        columns = self._columns(answers)
+        with output.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if self.kind == "TSV" else ",")
+            writer.writerow(columns)
+            writer.writerows([_cell(row.get(name)) for name in columns] for row in self._rows(answers))
+
+    def _columns(self, answers: Path) -> list[str]:
+        kept = self.kept
+        if kept is None:
+            own = (*self._answered(), "line", "scores", "labels", "error")
+            kept = tuple(dict.fromkeys(name for row in _lines(answers) for name in row if name not in own))
+        return ["line", *(kept_name(name) for name in kept), *self._answered(), "error"]
+
+    def _answered(self) -> tuple[str, ...]:
+        names = _OF_TASK.get(self.task)
+        if names is None:
+            labels = ("labels",) if self.several else ()
+            names = ("label", "score", *labels, *(f"score_{label}" for label in self.labels if self.scores))
+        return (*names, "tokens", "tokens_used", "engine")
+
+    def _rows(self, answers: Path) -> Iterator[dict[str, Any]]:
+        for row in _lines(answers):
+            scores = row.get("scores") if self.scores else None
+            if isinstance(scores, dict):
+                row |= {f"score_{label}": score for label, score in scores.items()}
+            if self.several and "label" in row:
+                row.setdefault("labels", [row["label"]])  # left out in JSON where it is the only one
+            yield row
+
+    def _write_parquet(self, answers: Path, output: Path) -> None:
+        arrow, parquet = need("pyarrow", "Parquet"), need("pyarrow.parquet", "Parquet")
+        columns = self._columns(answers)
+        own = {"line", *self._answered(), "error"}
+        types = self._types(arrow, answers)
+        kept = _kept_types(arrow, [name for name in columns if name not in own], answers)
+        types |= {name: kind for name, (kind, _) in kept.items()}
+        makers = {name: make for name, (_, make) in kept.items()}
+        schema = arrow.schema([(name, types[name]) for name in columns])
+        with parquet.ParquetWriter(output, schema) as writer:
+            for rows in _batches(self._rows(answers)):
+                data = [
+                    arrow.array([makers.get(name, _encodable)(row.get(name)) for row in rows], type=types[name])
+                    for name in columns
+                ]
+                writer.write_table(arrow.Table.from_arrays(data, schema=schema))
+
+    def _types(self, arrow: Any, answers: Path) -> dict[str, Any]:
+        text, number = arrow.string(), arrow.float32()
+        entity = [("label", text), ("score", number), ("start", arrow.int64()), ("end", arrow.int64()), ("text", text)]
+        types = {
+            **dict.fromkeys(("line", "tokens", "tokens_used"), arrow.int64()),
+            **dict.fromkeys(("label", "engine", "error"), text),
+            **dict.fromkeys(("score", *(f"score_{label}" for label in self.labels)), number),
+            "labels": arrow.list_(text),
+            "entities": arrow.list_(arrow.struct(entity)),
+            "masks": arrow.list_(arrow.list_(arrow.struct([("token", text), ("score", number)]))),
+        }
+        if self.task == "embeddings":
+            width = next((len(row["vector"]) for row in _lines(answers) if "vector" in row), 0)
+            types["vector"] = arrow.list_(number, width) if width else arrow.list_(number)
+        return types
+
+
+def table_kind(output: Path, *, task: str, scores: bool) -> str | None:
+    """The kind of table that the ending of `output` asks for; None for lines of JSON.
+
+    Raises `UsageError` for an ending that is neither, for embeddings in CSV, and for `scores` where there is no table
+    or no label; `EnvironmentProblem` if Parquet's package is missing.
+    """
+    suffix = output.suffix.lower()
+    if suffix in _REFUSED or suffix_of(output) != suffix:
+        raise UsageError(f"--output {output}: {suffix} is not written; name it .jsonl, .csv or .parquet")
+    kind = TABLES.get(suffix)
+    if kind in ("CSV", "TSV") and task == "embeddings":
+        raise UsageError(f"--output {output}: a cell of {kind} holds no vector; name it .parquet or .jsonl")
+    if scores and (kind is None or task in _OF_TASK):
+        what = f"the task {task} has none" if task in _OF_TASK else "lines of JSON have `scores` already"
+        raise UsageError(f"--scores makes columns of the labels' scores in a CSV or Parquet --output; {what}")
+    if kind == "Parquet":
+        need("pyarrow.parquet", f"--output {output}")
+    return kind
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _ROWS:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV shows it: nothing for None, JSON for lists and objects."""
+    if isinstance(value, Mapping | list | bool):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _encodable(value: Any) -> Any:
+    """The value with half characters (lone surrogates), which Parquet cannot hold, as JSON escapes them."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [_encodable(one) for one in value]
+    return {key: _encodable(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _kept_types(arrow: Any, names: list[str], answers: Path) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    """The type that holds every value of a kept column, and what makes a value one of it."""
+    kinds: dict[str, set[type]] = {name: set() for name in names}
+    for row in _lines(answers) if names else ():
+        for name in names:
+            value = row.get(name)
+            if value is not None:
+                kinds[name].add(str if type(value) is int and abs(value) >= 1 << 63 else type(value))
+    makers: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+    for name, found in kinds.items():
+        if found in ({bool}, {int}):
+            makers[name] = (arrow.bool_() if found == {bool} else arrow.int64(), _same)
+        elif found and found <= {int, float}:
+            makers[name] = (arrow.float64(), lambda value: None if value is None else float(value))
+        else:
+            makers[name] = (arrow.string(), lambda value: None if value is None else _encodable(_text(value)))
+    return makers
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def kept_columns(keep: Sequence[str], columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The columns that `--keep` names, of a table that has these; None where only the rows can tell."""
+    if "*" in keep:
+        return None if columns is None else tuple(dict.fromkeys([*columns, *(name for name in keep if name != "*")]))
+    return tuple(keep)

@@ -1,0 +1,269 @@
+"""CSV and TSV -> rows. RFC 4180, the delimiter told from the header, and every bad row an error of its own."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from nopad.runtime.data.fields import plain_name
+from nopad.runtime.data.opening import Lines, not_decoded, undecodable
+from nopad.runtime.data.table import DataSource, Item, Table
+from nopad.runtime.errors import InputFileError
+
+# Characters of one cell: what a quote that is never closed may take before it is seen to be so.
+_LONGEST_CELL = 1 << 26
+# Characters, from the first quote on, that show whether quotes mean anything in a file with tabs.
+_SAMPLE = 1 << 20
+_DELIMITERS = (",", ";", "\t", "|")
+_TABS = (".tsv", ".tab")
+# Excel's first line.
+_SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+# Stands for a CR inside a line while the csv module reads it, which would end the row there. No text has it: what
+# cannot be decoded becomes U+DC80 and above.
+_CR = "\ud800"
+_ADVICE = "close its quotes, and double those inside a text"
+
+
+def is_table(line: str, names: Collection[str]) -> bool:
+    """Whether the first line of a file that is named for no kind is a header: several cells, one of them in `names`."""
+    if _SEP.fullmatch(line.rstrip("\r\n")):
+        return True
+    cells = _split_header(line, _delimiter(line, "", names))
+    return len(cells) > 1 and any(plain_name(cell) in names for cell in cells)
+
+
+def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
+    """The table that the lines hold. `names` are those that a header may have, `suffix` the ending of the file's name.
+
+    Raises `InputFileError` if it has no header that can be read.
+    """
+    name = source.path
+    first = lines.first_text()
+    separator = _SEP.fullmatch(first.rstrip("\r\n"))
+    if separator:
+        next(line for line in lines if line.strip())
+        first = lines.first_text()
+    if not first:
+        raise InputFileError(f"{name} is empty: it has no header line and no rows")
+    delimiter = separator[1] if separator else _delimiter(first, suffix, names, len(source.columns))
+    kind = "TSV" if delimiter == "\t" else "CSV"
+    header: list[str] = list(source.columns)
+    if not header:
+        number, cells = next(_Rows(lines, delimiter, None).read())
+        if isinstance(cells, str):
+            raise InputFileError(f"{name}, line {number}: the header is not valid {kind}: {cells}")
+        header = [cell.strip() for cell in cells]
+        if any(map(undecodable, header)):
+            raise InputFileError(f"{name}, line {number}: {not_decoded(source.encoding)}")
+    columns = _distinct(header)
+    return Table(
+        name=name,
+        kind=kind,
+        items=_items(_Rows(lines, delimiter, len(header)), columns, source),
+        columns=tuple(column for column in columns if column),
+        repeated=frozenset(one for one in header if one and header.count(one) > 1),
+        untyped=True,
+    )
+
+
+def _distinct(header: list[str]) -> list[str]:
+    """Names as pandas makes them: the second `text` is `text.1`. Columns without a name stay so, and are left out."""
+    names: list[str] = []
+    for name in header:
+        made, count = name, 0
+        while made and made in names:
+            count += 1
+            made = f"{name}.{count}"
+        names.append(made)
+    return names
+
+
+def _items(rows: _Rows, columns: list[str], source: DataSource) -> Iterator[Item]:
+    unnamed = "" in columns
+    for number, cells in rows.read():
+        if isinstance(cells, str):
+            yield number, cells
+        elif any(undecodable(cell) for cell in cells):
+            yield number, not_decoded(source.encoding)
+        elif any(cells[len(columns) :]):
+            reason = f"the row has {len(cells)} cells, the header {len(columns)}; quote what holds a delimiter"
+            yield number, reason
+        else:
+            record = dict(zip(columns, cells, strict=False))
+            if unnamed:
+                del record[""]
+            yield number, record
+
+
+def _split_header(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line.replace("\r", "").replace("\n", "")], delimiter=delimiter), [])
+    except csv.Error:
+        return [line]
+
+
+def _delimiter(line: str, suffix: str, names: Collection[str], width: int = 0) -> str:
+    """The one that splits the header into most names, known ones first; in doubt that of the file's ending."""
+    preferred = "\t" if suffix in _TABS else ","
+
+    def score(delimiter: str) -> tuple[bool, int, int, bool]:
+        cells = _split_header(line, delimiter)
+        known = sum(plain_name(cell) in names for cell in cells)
+        return len(cells) == width > 0, known, len(cells), delimiter == preferred
+
+    return max(_DELIMITERS, key=score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grammar:
+    row: re.Pattern[str]  # RFC 4180 to the letter: no quote in a cell that is not quoted
+    spaced: re.Pattern[str]  # the same with blanks around quotes
+    cell: re.Pattern[str]  # one cell of a `spaced` row, with the delimiter before it
+
+
+@functools.cache
+def _grammar(delimiter: str) -> _Grammar:
+    mark = re.escape(delimiter)
+    quoted, bare, blanks = r'"[^"]*+(?:""[^"]*+)*+"', rf'[^"{mark}\r\n]*+', "" if delimiter == " " else " *"
+    either, loose = f"(?:{quoted}|{bare})", f"(?:{blanks}{quoted}{blanks}(?={mark}|$)|{bare})"
+    return _Grammar(
+        row=re.compile(f"{either}(?:{mark}{either})*+"),
+        spaced=re.compile(f"{loose}(?:{mark}{loose})*+"),
+        cell=re.compile(f"(?:^|{mark})({loose})"),
+    )
+
+
+def _hide_cr(line: str) -> str:
+    """The line with every CR but that of its end hidden from the csv module."""
+    if "\r" in line:
+        inside = line[: -2 if line.endswith("\r\n") else -1 if line.endswith("\r") else None]
+        if "\r" in inside:
+            return inside.replace("\r", _CR) + line[len(inside) :]
+    return line
+
+
+@dataclass
+class _Feed:
+    """Lines for the csv module, and what it has taken of the row at hand."""
+
+    lines: Lines
+    taken: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        line = _hide_cr(next(self.lines))
+        self.taken.append(line)
+        return line
+
+
+class _Rows:
+    """Rows as cells, each with its line number, or why a line gives none. Reads on behind a row that is broken.
+
+    `width` is the header's. A row over several lines must be right to the letter and have that many cells: otherwise
+    its first line lacks a closing quote, and what follows it are rows of their own. They are taken from the first line
+    on that is a whole row; the lines before are named as errors.
+    """
+
+    def __init__(self, lines: Lines, delimiter: str, width: int | None) -> None:
+        self._lines, self._delimiter, self._width = lines, delimiter, width
+        self._grammar = _grammar(delimiter)
+        # CSV has quotes; in a table with tabs or bars they may be characters like any other.
+        self._decided = width is None or delimiter not in "\t|"
+
+    def read(self) -> Iterator[tuple[int, list[str] | str]]:
+        """The rows."""
+        if not self._decided:
+            yield from self._before_quotes()
+        if self._decided:
+            yield from self._quoted()
+
+    def _before_quotes(self) -> Iterator[tuple[int, list[str] | str]]:
+        """Rows up to the first quote; if quotes mean nothing, all of them."""
+        literal = False
+        for line in self._lines:
+            if not literal and '"' in line:
+                self._lines.put_back([line])
+                if self._quotes_count():
+                    self._decided = True
+                    return
+                literal = True
+                line = next(self._lines)
+            text = line.rstrip("\r\n")
+            if text:
+                yield self._lines.number, text.split(self._delimiter)
+
+    def _quotes_count(self) -> bool:
+        """Whether what wrote these lines quotes cells that need it (pandas, spreadsheets), or never (SST-2)."""
+        lines, whole = self._lines.ahead(_SAMPLE)
+        for_it = against = at = 0
+        while at < len(lines):
+            end = at + 1
+            quotes = lines[at].count('"')
+            while quotes % 2 and end < len(lines):  # up to the line that closes the cell
+                quotes += lines[end].count('"')
+                end += 1
+            if not quotes:
+                at = end
+            elif self._whole("".join(map(_hide_cr, lines[at:end]))):
+                for_it, at = for_it + 1, end
+            elif end == len(lines) and not whole and quotes % 2:  # the sample ends inside a cell
+                break
+            else:
+                against, at = against + 1, at + 1
+        return for_it > against or not against
+
+    def _quoted(self) -> Iterator[tuple[int, list[str] | str]]:
+        csv.field_size_limit(_LONGEST_CELL)
+        feed = _Feed(self._lines)
+        reader = csv.reader(feed, delimiter=self._delimiter, strict=True)
+        broken = False
+        while True:
+            start = self._lines.number + 1
+            feed.taken.clear()
+            cells: list[str] | None
+            reason = "its quotes do not end where a cell ends"
+            try:
+                cells = next(reader, None)
+                if cells is None:
+                    return
+            except csv.Error as error:
+                cells, reason = None, str(error)
+            if not cells and cells is not None:  # a blank line
+                continue
+            if cells is None or (self._width is not None and any(cells[self._width :])):
+                cells = self._spaced(feed.taken) or cells
+            if cells is None or ((broken or len(feed.taken) > 1) and not self._whole("".join(feed.taken))):
+                self._lines.put_back([line.replace(_CR, "\r") for line in feed.taken[1:]])
+                if broken:
+                    yield start, "the line is no whole row: it belongs to the broken one before it, or is broken itself"
+                else:
+                    yield start, f"the row is not valid CSV: {reason}; {_ADVICE}"
+                broken = True
+                continue
+            broken = False
+            yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
+
+    def _whole(self, text: str) -> bool:
+        """Whether these lines are one row to the letter, with as many cells as the header."""
+        text = text.rstrip("\r\n")
+        if not self._grammar.row.fullmatch(text):
+            return self._width is not None and self._spaced([text]) is not None
+        if self._width is None:
+            return True
+        cells = next(csv.reader([text], delimiter=self._delimiter), [])
+        return len(cells) >= self._width and not any(cells[self._width :])
+
+    def _spaced(self, lines: list[str]) -> list[str] | None:
+        """The cells of one line with blanks around quoted cells (`1, "good, but long"`), if it is one."""
+        text = lines[0].rstrip("\r\n")
+        if len(lines) > 1 or '"' not in text or not self._grammar.spaced.fullmatch(text):
+            return None
+        cells = [match[1] for match in self._grammar.cell.finditer(text)]
+        if self._width is not None and len(cells) != self._width:
+            return None
+        return [c.strip(" ")[1:-1].replace('""', '"') if c.strip(" ").startswith('"') else c for c in cells]

@@ -1,0 +1,198 @@
+"""Folders of data -> splits: a split in a file's or folder's name, classes as folders, saved data sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nopad.runtime.data.columnar import is_saved_dataset, saved_files, saved_splits
+from nopad.runtime.data.opening import suffix_of
+from nopad.runtime.data.table import DataSource, Item, Table, unreadable
+from nopad.runtime.errors import InputFileError
+
+# Kinds of files that are taken for data wherever they lie in a folder.
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xlsx")
+# Files of JSON that describe a data set or a model, and hold no rows.
+_METADATA = {
+    "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json", "metadata.json",
+    "croissant.json", "package.json", "tokenizer.json", "tokenizer_config.json", "schema.json",
+}  # fmt: skip
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    "test": "test",
+}
+# Class folders of texts without a class.
+_UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One split: files of rows, in order; or, with `classes`, texts of one file each."""
+
+    files: tuple[Path, ...]
+    classes: tuple[str, ...] = ()  # of each file
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+def find_parts(folder: Path) -> dict[str, Part]:
+    """The splits of a folder, `train`, `validation`, `test` first; `train` alone if nothing there names one.
+
+    Raises `InputFileError`.
+    """
+    parts = _parts(folder, 0)
+    if not parts:
+        raise InputFileError(
+            f"{folder} holds no data: expected one kind of {', '.join(SUFFIXES)}, a folder for each split or "
+            "class, or what save_to_disk wrote; found 0 file(s) to read"
+        )
+    order = [name for name in dict.fromkeys(_SPLITS.values()) if name in parts]
+    return {name: parts[name] for name in dict.fromkeys([*order, *parts])}
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name speaks of."""
+    return next((_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS), None)
+
+
+def _parts(folder: Path, depth: int) -> dict[str, Part]:
+    splits = saved_splits(folder)
+    if splits is not None:
+        return {split_of(name) or name: _saved(folder / name) for name in splits}
+    if is_saved_dataset(folder):
+        return {"train": _saved(folder)}
+    files = _data_files(folder)
+    if files:
+        return _by_name(folder, files)
+    below = [one for one in _listed(folder) if one.is_dir()]
+    named = {one: split for one in below if (split := split_of(one.name))}
+    parts: dict[str, Part] = {}
+    for one, split in named.items():
+        part = _inside(one)
+        if part is not None and split in parts:
+            raise InputFileError(f"{folder} has several folders of split {split}; name a single one")
+        if part is not None:
+            parts[split] = part
+    if parts or depth > 2:
+        return parts
+    # Where a data set lies one folder deeper: data/ and configurations of the Hub, an unpacked archive.
+    inner = {one: found for one in below if one not in named and (found := _parts(one, depth + 1))}
+    if len(inner) > 1:
+        raise InputFileError(f"{folder} holds several data sets ({', '.join(one.name for one in inner)}); name one")
+    if inner:
+        return next(iter(inner.values()))
+    classes = _classes(folder)
+    return {"train": classes} if classes is not None else {}
+
+
+def _inside(folder: Path) -> Part | None:
+    """All of a folder that is one split."""
+    if is_saved_dataset(folder):
+        return _saved(folder)
+    files = _data_files(folder)
+    if files:
+        _check_one_kind(folder, files)
+        return Part(files=tuple(files))
+    return _classes(folder)
+
+
+def _saved(folder: Path) -> Part:
+    if not is_saved_dataset(folder):
+        raise InputFileError(f"{folder} is not what save_to_disk writes, or incomplete; copy the whole folder again")
+    files, names = saved_files(folder)
+    return Part(files=tuple(files), class_names=names)
+
+
+def _by_name(folder: Path, files: list[Path]) -> dict[str, Part]:
+    _check_one_kind(folder, files)
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(split_of(file.stem) or "", []).append(file)
+    unknown = found.pop("", [])
+    if not found:
+        return {"train": Part(files=tuple(unknown))}
+    if unknown:
+        raise InputFileError(
+            f"{folder}: by its name {unknown[0].name} is neither training nor evaluation data ({', '.join(_SPLITS)}); "
+            "rename it, or name single files"
+        )
+    return {split: Part(files=tuple(group)) for split, group in found.items()}
+
+
+def _check_one_kind(folder: Path, files: list[Path]) -> None:
+    kinds = sorted({suffix_of(file) for file in files})
+    if len(kinds) > 1:
+        raise InputFileError(
+            f"{folder}: expected one kind of {', '.join(SUFFIXES)}, found {len(files)} file(s) to read, of "
+            f"{' and '.join(kinds)}; name a single file, or move the others away"
+        )
+
+
+def _classes(folder: Path) -> Part | None:
+    """A folder for each class, a text in each file (IMDb's own layout); None if it is none."""
+    texts: dict[str, list[Path]] = {}
+    for one in _listed(folder):
+        if one.is_dir() and (found := [file for file in _listed(one) if file.suffix.lower() == ".txt"]):
+            texts[one.name] = found
+    left = [name for name in texts if name.lower() in _UNLABELLED]
+    if len(texts) > len(left):
+        for name in left:
+            del texts[name]
+    else:
+        left = []
+    if not texts:
+        return None
+    return Part(
+        files=tuple(file for found in texts.values() for file in found),
+        classes=tuple(name for name, found in texts.items() for _ in found),
+        remarks=tuple(f"{folder / name} is left out: its texts have no class" for name in left),
+    )
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in _listed(folder)
+        if suffix_of(file) in SUFFIXES and file.name.lower() not in _METADATA and file.is_file()
+    ]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, hidden files aside; part-2 before part-10."""
+    try:
+        found = [one for one in folder.iterdir() if not one.name.startswith((".", "_", "~$"))]
+    except OSError as error:
+        raise InputFileError(f"cannot read {folder}: {error.strerror}") from None
+    return sorted(found, key=lambda one: [(int(n), "") if n.isdigit() else (-1, n) for n in _pieces(one.name)])
+
+
+def _pieces(name: str) -> list[str]:
+    return [piece for piece in re.split(r"([0-9]+)", name) if piece]
+
+
+def class_table(part: Part, source: DataSource) -> Table:
+    """The texts of class folders: columns `text`, `label` (the folder's name) and `file`."""
+    return Table(
+        name=source.path,
+        kind="a folder of texts",
+        items=_texts(part, source.encoding),
+        columns=("text", "label", "file"),
+        unit="file",
+        remarks=part.remarks,
+        where=lambda number: str(part.files[number - 1]),
+    )
+
+
+def _texts(part: Part, encoding: str | None) -> Iterator[Item]:
+    for number, (file, name) in enumerate(zip(part.files, part.classes, strict=True), 1):
+        try:
+            text = file.read_bytes().decode(encoding or "utf-8-sig")
+        except OSError as error:
+            raise unreadable(str(file), error) from None
+        except UnicodeError:
+            yield number, f"{file} is not valid {encoding or 'UTF-8'}; name its encoding (--encoding latin-1)"
+            continue
+        yield number, {"text": text.removeprefix("\ufeff"), "label": name, "file": str(file)}

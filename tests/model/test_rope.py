@@ -14,6 +14,7 @@ from reference_models import (
     TRANSFORMERS_4,
     Case,
     difference,
+    labels,
     make_reference,
     packed_logits,
     token_ids,
@@ -158,3 +159,26 @@ def test_a_checkpoint_keeps_its_rope(name: str) -> None:
     config = read_config(scaled)
     assert "rope_scaling" not in config_json(scaled, config)
     assert read_config(config_json(scaled, config)) == config
+
+
+@needs_5
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "onnx"])
+@pytest.mark.parametrize("name", ["longrope", "yarn", "llama3", "proportional"])
+def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from nopad.export.onnx import export_graph
+    from nopad.model.packing import pack
+
+    config = {"rope_parameters": nested(ROPES[name]), "num_hidden_layers": 2, **labels(3)}
+    made = make_reference(
+        Case(name=name, architecture="modernbert", task="text-classification", config=config), tmp_path
+    )
+    graph = export_graph(made.encoder(), tmp_path / "model.onnx", cpu=cpu)
+    session = onnxruntime.InferenceSession(str(graph.file), providers=["CPUExecutionProvider"])
+    for lengths in ([600, 129, 1, 256, 257], [400], [5, 200]):  # on both sides of longrope's 256 tokens
+        rows = [token_ids(length) for length in lengths]
+        batch = pack(rows, multiple=graph.token_multiple)
+        (out,) = session.run(None, {node.name: getattr(batch, node.name) for node in session.get_inputs()})
+        assert difference(list(torch.from_numpy(out)), [made.logits(ids) for ids in rows]) <= TOLERANCE

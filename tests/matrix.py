@@ -159,7 +159,7 @@ def _packed() -> list[Shape]:
         Shape(
             name="gte-modernbert-base", exercises="pools [CLS] by 1_Pooling, though config.json says mean",
             tokenizer="byte-level BPE", task="embeddings", config=_modernbert(),
-            files=_sentence_transformers("cls_token", 128), fast=True,
+            files=_sentence_transformers("cls_token", 128),
         ),
         Shape(
             name="gte-reranker-modernbert-base", exercises="cross-encoder of one label",
@@ -180,7 +180,7 @@ def _packed() -> list[Shape]:
         ),
         Shape(
             name="mmBERT-base", exercises="<bos> x <eos> where cls, eos and sep are one token; thetas as integers",
-            tokenizer="Gemma 2 BPE", task=_MASKS, fast=True,
+            tokenizer="Gemma 2 BPE", task=_MASKS,
             config=_modernbert(**_FLAN, **_GEMMA_IDS, global_rope_theta=160000, local_rope_theta=160000),
         ),
         Shape(
@@ -390,7 +390,7 @@ def _padded() -> list[Shape]:
             config=_encoder("camembert", **{**roberta, "bos_token_id": 5, "eos_token_id": 6}, **_BIO),
         ),
         Shape(
-            name="distilbert-base-uncased-sst2", exercises="no token types, keys of its own", padded=True, fast=True,
+            name="distilbert-base-uncased-sst2", exercises="no token types, keys of its own", padded=True,
             tokenizer="WordPiece, no types", task=_CLASSES,
             config={
                 "model_type": "distilbert", "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 2, "pad_token_id": 0,

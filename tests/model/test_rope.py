@@ -14,6 +14,7 @@ from reference_models import (
     TRANSFORMERS_4,
     Case,
     difference,
+    labels,
     make_reference,
     packed_logits,
     token_ids,
@@ -116,13 +117,19 @@ def test_the_encoder_equals_transformers(name: str, tmp_path: Path) -> None:
 
 
 @needs_5
-@pytest.mark.parametrize("scaling", [{"rope_type": "yarn", "factor": 4.0}, YARN, {"type": "linear", "factor": 2.0}])
-@pytest.mark.parametrize("architecture", ["modernbert", "eurobert"])
+@pytest.mark.parametrize(
+    ("architecture", "scaling"),
+    [
+        ("modernbert", {"rope_type": "yarn", "factor": 4.0}),
+        ("modernbert", YARN),
+        ("eurobert", {"rope_type": "yarn", "factor": 4.0}),
+        ("eurobert", YARN),
+        ("eurobert", {"type": "linear", "factor": 2.0}),  # of ModernBERT it is refused: test_config_checkpoint.py
+    ],
+)
 def test_rope_scaling_is_read_as_transformers_reads_it(
     architecture: str, scaling: dict[str, Any], tmp_path: Path
 ) -> None:
-    if architecture == "modernbert" and "type" in scaling:
-        pytest.skip("refused: test_config_checkpoint.py")
     config = {"rope_scaling": scaling, "num_hidden_layers": 3}
     if architecture == "eurobert":
         config |= {"original_max_position_embeddings": 512}
@@ -152,3 +159,26 @@ def test_a_checkpoint_keeps_its_rope(name: str) -> None:
     config = read_config(scaled)
     assert "rope_scaling" not in config_json(scaled, config)
     assert read_config(config_json(scaled, config)) == config
+
+
+@needs_5
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "onnx"])
+@pytest.mark.parametrize("name", ["longrope", "yarn", "llama3", "proportional"])
+def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from nopad.export.onnx import export_graph
+    from nopad.model.packing import pack
+
+    config = {"rope_parameters": nested(ROPES[name]), "num_hidden_layers": 2, **labels(3)}
+    made = make_reference(
+        Case(name=name, architecture="modernbert", task="text-classification", config=config), tmp_path
+    )
+    graph = export_graph(made.encoder(), tmp_path / "model.onnx", cpu=cpu)
+    session = onnxruntime.InferenceSession(str(graph.file), providers=["CPUExecutionProvider"])
+    for lengths in ([600, 129, 1, 256, 257], [400], [5, 200]):  # on both sides of longrope's 256 tokens
+        rows = [token_ids(length) for length in lengths]
+        batch = pack(rows, multiple=graph.token_multiple)
+        (out,) = session.run(None, {node.name: getattr(batch, node.name) for node in session.get_inputs()})
+        assert difference(list(torch.from_numpy(out)), [made.logits(ids) for ids in rows]) <= TOLERANCE

@@ -108,6 +108,7 @@ def export_checkpoint(
     """
     own = _own_files(output)
     check_output(output, MANIFEST, own)
+    _require_fp32_onnx(exporter, target, precision)
     jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
     if "int8" in jobs.graphs and calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
@@ -115,11 +116,7 @@ def export_checkpoint(
         raise UsageError("--calibrate is for --precision int8")
     folder = resolve_checkpoint(name)
     exporter, remarks = _choose_exporter(exporter, folder, base)
-    if exporter != "nopad" and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
-        raise ExportError(
-            f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines are for architectures "
-            f"that nopad packs: {', '.join(ARCHITECTURES)}"
-        )
+    _require_fp32_onnx(exporter, target, precision)
     start = time.perf_counter()
     options = build or BuildOptions()
     checkpoint = None
@@ -173,6 +170,16 @@ def export_checkpoint(
         parity_seconds=end - exported,
         bytes=sum(record.bytes for record in bundle.manifest.files.values()),
     )
+
+
+def _require_fp32_onnx(exporter: Exporter, target: Target, precision: Precision | Sequence[Precision] | None) -> None:
+    """Refuse what a padded bundle cannot be. `auto` is judged when it is known what it takes."""
+    padded = exporter in ("padded", "optimum")
+    if padded and (target not in ("cpu", "onnx") or precision not in (None, "fp32", ("fp32",))):
+        raise ExportError(
+            f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines need --exporter "
+            f"nopad, for architectures that it packs: {', '.join(ARCHITECTURES)}"
+        )
 
 
 def _choose_exporter(exporter: Exporter, folder: Path, base: str | Path | None) -> tuple[Exporter, tuple[str, ...]]:

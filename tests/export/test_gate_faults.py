@@ -29,6 +29,7 @@ from nopad.export.reference import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import PackedBatch
+from nopad.model.rope_config import Rope
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle
 from nopad.runtime.predictor import load
 from nopad.runtime.types import FloatArray
@@ -156,8 +157,8 @@ FAULTS = {
     "half window 64 -> 63": Fault(
         caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 126}
     ),
-    "global rope theta": Fault(caught=LOGITS, config=lambda c: {"global_rope_theta": 10_000.0}),
-    "local rope theta": Fault(fast=(), caught=LOGITS, config=lambda c: {"local_rope_theta": 160_000.0}),
+    "global rope theta": Fault(caught=LOGITS, config=lambda c: {"global_rope": Rope(rope_theta=10_000.0)}),
+    "local rope theta": Fault(fast=(), caught=LOGITS, config=lambda c: {"local_rope": Rope(rope_theta=160_000.0)}),
     "local and global layers swapped": Fault(
         fast=("cpu",), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
     ),

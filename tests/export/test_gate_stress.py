@@ -294,8 +294,8 @@ def rows_of(report: dict[str, Any], check: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def slow_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model so large that neither reference answers its longest text in time."""
-    monkeypatch.setattr(full_length, "TRANSFORMERS_FLOPS", 1.0)
-    monkeypatch.setattr(full_length, "PACKED_FLOPS", 1e9)
+    monkeypatch.setattr(full_length, "TRANSFORMERS_FLOPS", 1e9)
+    monkeypatch.setattr(full_length, "PACKED_FLOPS", 1.0)
 
 
 @pytest.mark.usefixtures("slow_reference")
@@ -304,7 +304,7 @@ def test_where_the_reference_is_slow_full_length_is_a_repeated_token(gated: Any)
     real, repeated = rows_of(honest, "full length")
     assert honest["passed"]
     assert (real["case"], real["note"]) == (
-        "512 tokens, against the packed encoder", "not 1,024 tokens, to save time; --thorough asks all"
+        "512 tokens, against transformers", "not 1,024 tokens, to save time; --thorough asks all"
     )  # fmt: skip
     assert repeated["case"] == "1,024 tokens, one of them repeated" and repeated["value"] < 1e-4
     spoiled = gate(SuspectEngine(ENGINE_FAULTS["full length"][2]), gated("embedded"))
@@ -320,10 +320,10 @@ def test_a_repeated_token_proves_nothing_where_positions_are_embedded(
     gated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_texts, "REAL_LONGEST", 300)
-    monkeypatch.setattr(full_length, "PACKED_FLOPS", 1e8)
+    monkeypatch.setattr(full_length, "TRANSFORMERS_FLOPS", 1e8)
     report = gate(SuspectEngine(lambda engine, batch, logits: logits), gated("bert-single"))
     real, repeated = rows_of(report, "full length")
-    assert report["passed"] and real["case"].endswith("against the packed encoder")
+    assert report["passed"] and real["case"].endswith("against transformers")
     assert repeated["case"].startswith("512 tokens, ")
     assert repeated["note"] == "1 texts have no known answer; they are finite"
 

@@ -131,8 +131,32 @@ def _decompressed(file: IO[bytes], method: str, path: str) -> Any:
     if method == "xz":
         return lzma.LZMAFile(file)
     zstandard = need("zstandard", f"{path} (compressed with zstd)")
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
-    return _Rejoined(b"", reader, damage=zstandard.ZstdError)
+    return _Rejoined(b"", _Frames(file, zstandard), damage=zstandard.ZstdError)
+
+
+class _Frames:
+    """zstd, frame by frame: the library's own reader takes a frame that is cut short for the file's end."""
+
+    def __init__(self, file: Any, zstandard: Any) -> None:
+        self._file, self._zstandard = file, zstandard
+        self._frame: Any = None
+        self._ready = b""
+
+    def read(self, size: int) -> bytes:
+        while not self._ready:
+            data = self._file.read(_HEAD)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the compressed file is cut short; copy it again")
+                return b""
+            while data:
+                self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+                self._ready += self._frame.decompress(data)
+                data = self._frame.unused_data
+                if self._frame.eof:
+                    self._frame = None
+        out, self._ready = self._ready[:size], self._ready[size:]
+        return out
 
 
 class Lines:

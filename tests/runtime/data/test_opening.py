@@ -44,9 +44,6 @@ def test_a_compressed_file_that_breaks_off_is_said(method: str, tmp_path: Path) 
     large = "text,n\n" + "".join(f"film {n * 7919 % 100_003},{n}\n" for n in range(100_000))
     packed = COMPRESS[method](large.encode())
     (tmp_path / "t.csv").write_bytes(packed[: len(packed) // 2])
-    if method == "zst":  # its frame just ends: only what was decoded is there, so the last line is torn
-        assert len(outcome(tmp_path / "t.csv")) < 100_000
-        return
     with pytest.raises(InputFileError, match="cannot read .*t.csv"):
         texts(tmp_path / "t.csv")
 

@@ -39,18 +39,20 @@ def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
     """What each label of a model means; None for a token outside of any entity.
 
     `B-` and `I-` are tags whatever the others are, as in transformers. Another letter, another separator (`B_PER`) or a
-    small letter is one where the same kind has more than one tag: `E-MAIL` beside `PHONE` is a name. `O` is outside;
-    beside tags so are `o` and `0`.
+    small letter is one where the same kind has more than one tag, or another kind shows that this letter is in use:
+    `E-MAIL` beside `PHONE` is a name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is not. `O` is outside; beside tags, so
+    are `o` and `0`.
     """
     parts = [_TAGGED.fullmatch(label) for label in labels]
     places: dict[tuple[str, str], set[str]] = {}
     for part in parts:
         if part:
             places.setdefault((part[2], part[3]), set()).add(_TAGS[part[1].upper()])
+    used = {(part[1], part[2]) for part in parts if part and len(places[part[2], part[3]]) > 1}
     tags: list[Tag | None] = []
     for label, part in zip(labels, parts, strict=True):
         plain = label.startswith(("B-", "I-")) and len(label) > 2
-        if part and (plain or len(places[part[2], part[3]]) > 1):
+        if part and (plain or (part[1], part[2]) in used):
             tags.append(Tag(kind=part[3], place=_TAGS[part[1].upper()]))
         else:
             tags.append(None if label == _OUTSIDE else Tag(kind=label, place=""))

@@ -214,7 +214,7 @@ def _packed() -> list[Shape]:
         Shape(
             name="modernbert-ja-130m", exercises="special ids 6 and 4; CLS pooling; no length limit (1e30)",
             tokenizer="unigram", task=_CLASSES,
-            config=_modernbert(**_JA_IDS, **labels(3), classifier_pooling="cls"), fast=True,
+            config=_modernbert(**_JA_IDS, **labels(3), classifier_pooling="cls"),
         ),
         Shape(
             name="ruri-v3-130m", exercises="mean pooling over Japanese text, prompts",
@@ -342,7 +342,7 @@ def _packed() -> list[Shape]:
         ),
         Shape(
             name="UltraBERT-150M", exercises="windows of 128 on either side, the global layer last of three", since=5,
-            tokenizer="byte-level BPE", task=_MASKS, fast=True,
+            tokenizer="byte-level BPE", task=_MASKS,
             config=_encoder(
                 "ultrabert", 2, 64, layers=3, pad_token_id=0, bos_token_id=1, eos_token_id=2, prediction_head_size=48,
                 max_position_embeddings=32768,

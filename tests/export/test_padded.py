@@ -154,7 +154,10 @@ def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--precision", "int8"], "a padded bundle (--exporter padded) is fp32 ONNX; int8, fp16, bf16 and engines"),
-        (["--target", "torch"], "are for architectures that nopad packs: modernbert, bert, eurobert, ultrabert"),
+        (
+            ["--target", "torch"],
+            "need --exporter nopad, for architectures that it packs: modernbert, bert, eurobert, ultrabert",
+        ),
         (["--exporter", "nopad"], "model_type 'roberta' has no packed encoder"),
         (["--pooling", "cls"], "pooling 'cls' is for embeddings; a roberta pools in its own way"),
         (["--max-length", "513"], "--max-length 513 is outside 3..512"),

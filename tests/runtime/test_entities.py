@@ -94,6 +94,10 @@ def test_entities_that_touch_or_break_the_scheme(said: str, expected: list[str])
         # A letter and a separator are no tag where no other tag of that kind is there.
         (("O", "E-MAIL", "PHONE", "S-BAHN"), [None, ("E-MAIL", ""), ("PHONE", ""), ("S-BAHN", "")]),
         (("O", "B_12", "L_DOPA"), [None, ("B_12", ""), ("L_DOPA", "")]),
+        # Nor where those of other kinds use other letters or separators; where they use this, it is one.
+        (("B-PER", "I-PER", "E-MAIL"), [("PER", "B"), ("PER", "I"), ("E-MAIL", "")]),
+        (("B-PER", "L-PER", "U-PER", "U-LOC"), [("PER", "B"), ("PER", "E"), ("PER", "S"), ("LOC", "S")]),
+        (("B_X", "M_X", "E_X", "S_X", "S_Y"), [("X", "B"), ("X", "I"), ("X", "E"), ("X", "S"), ("Y", "S")]),
         # B- and I- are, as in transformers.
         (("O", "B-corporation"), [None, ("corporation", "B")]),
         # What follows the tag is the kind, whatever it holds.

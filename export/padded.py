@@ -22,7 +22,7 @@ from nopad.export.onnx import Graph, trace, write
 from nopad.export.plain import plain_folder
 from nopad.export.reference import CLASSES, open_model, own_config
 from nopad.model.attention import PackedLayout
-from nopad.model.checkpoint import Checkpoint, folder_config
+from nopad.model.checkpoint import Checkpoint, folder_config, overrides_of
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.embedding import build_modules, embed, load_modules
 from nopad.model.encoder import PackedEncoder
@@ -92,12 +92,11 @@ def load_padded(
     source = open_source(folder, base)
     raw = dict(source.raw_config)
     classifier, remarks = classifier_of(folder, task, allow_pickle)
-    pipeline = pipeline_for(folder, task)
+    wanted = "embeddings" if classifier else task
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
-        wanted = "embeddings" if classifier else task
-        config, pipeline = folder_config(raw, pipeline, wanted, pooling, normalize, read=read)
+        config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize, read=read)
         with plain_folder(folder, config.task, CLASSES[config.task], base) as (plain, _):
             theirs, model = open_model(transformer_folder(plain), config.task, raw)
         inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
@@ -110,7 +109,6 @@ def load_padded(
     if classifier is not None:
         classifier.fill(encoder)
     encoder.eval()
-    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
     return Checkpoint(
         path=folder,
         raw_config=raw,
@@ -119,7 +117,7 @@ def load_padded(
         source=source,
         remarks=(*source.remarks, *remarks),
         pipeline=pipeline,
-        overrides={name: value for name, value in asked.items() if value is not None},
+        overrides=overrides_of(config, pooling, normalize),
     )
 
 

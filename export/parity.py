@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from nopad.export.bounds import BOUNDS, Bounds, Row
-from nopad.export.bounds import difference as _difference
-from nopad.export.bounds import scaled as _scaled
+from nopad.export.bounds import BOUNDS, Bounds, Row, difference, scaled
 from nopad.export.labelled import Evaluation, LabelledTexts, evaluate
 from nopad.export.parity_texts import compare_texts
 from nopad.export.progress import Progress, silent
@@ -165,12 +163,12 @@ def _grid(
         for i, row in zip(members, model.run_ids([sequences[i] for i in members]), strict=True):
             mixed.setdefault(i, row)
     for i, (length, want, one) in enumerate(zip(lengths, expected, alone, strict=True)):
-        bound = _scaled(bounds.logits, want)
+        bound = scaled(bounds.logits, want)
         for case, got in ((f"{length} tokens, alone", one), (f"{length} tokens, in a mixed batch", mixed[i])):
-            value = _difference(got, want)
+            value = difference(got, want)
             yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
-        value = _difference(one, mixed[i])
-        bound = _scaled(bounds.invariance, want)
+        value = difference(one, mixed[i])
+        bound = scaled(bounds.invariance, want)
         yield Row(check="batch invariance", case=f"{length} tokens", value=value, bound=bound, passed=value <= bound)
     zeros = sum(not row.any() for row in [*alone, *mixed.values()])
     yield Row(check="no all-zero answer", case="all lengths", value=float(zeros), bound=0.0, passed=zeros == 0)
@@ -204,14 +202,14 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
             wrong = sum(a != b for a, b in zip(tokens.token_type_ids, types or [0] * len(ids), strict=True))
             yield Row(check="token types", case=case, value=float(wrong), bound=0.0, passed=wrong == 0)
         want = reference.answer(text, ids, types)
-        value = _difference(got, want)
-        bound = _scaled(bounds.logits, want)
+        value = difference(got, want)
+        bound = scaled(bounds.logits, want)
         yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
         if model.labels:
             served = probabilities(got, model.manifest)
             trained = reference.probabilities(want)
-            value = _difference(served, trained)
-            bound = _scaled(bounds.probabilities, trained)
+            value = difference(served, trained)
+            bound = scaled(bounds.probabilities, trained)
             yield Row(check="probabilities", case=case, value=value, bound=bound, passed=value <= bound)
             best = np.asarray(served.argmax(-1)).reshape(-1)
             wanted = np.asarray(trained.argmax(-1)).reshape(-1)
@@ -252,7 +250,7 @@ def _data(
     end = time.perf_counter()
     served = np.stack(rows_served)
     case = f"{count} texts"
-    value, bound = _difference(served, trained), _scaled(bounds.logits, trained)
+    value, bound = difference(served, trained), scaled(bounds.logits, trained)
     rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
     if served.shape != trained.shape or model.task == "embeddings":
         return None, rows

@@ -114,7 +114,6 @@ def load_checkpoint(
     if source.adapter is not None:
         merge(encoder, source.adapter, source.files, matches)
     encoder.eval()
-    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
     return Checkpoint(
         path=folder,
         raw_config=raw,
@@ -123,8 +122,14 @@ def load_checkpoint(
         source=source,
         remarks=(*source.remarks, *remarks),
         pipeline=pipeline,
-        overrides={name: value for name, value in asked.items() if value is not None},
+        overrides=overrides_of(config, pooling, normalize),
     )
+
+
+def overrides_of(config: EncoderConfig, pooling: Pooling | None, normalize: bool | None) -> dict[str, Any]:
+    """What was asked of an embedding model against its folder, as `Checkpoint.overrides` keeps it."""
+    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def folder_config(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nopad.export.artifacts import (
+from nopad.export.bundle_files import (
     GraphTarget,
     add_engine,
     check_jobs,
@@ -18,29 +18,29 @@ from nopad.export.artifacts import (
     write_int8_graph,
     write_torch,
 )
+from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.errors import ExportError
-from nopad.export.padded import load_padded
-from nopad.export.parity import run_gate
-from nopad.export.plain import plain_folder
-from nopad.export.precision import Precision
+from nopad.export.graph.padded import load_padded
+from nopad.export.graph.precision import Precision
+from nopad.export.parity.gate import run_gate
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
-from nopad.export.reference import CLASSES, Reference
-from nopad.export.reference_setfit import SetFitReference
+from nopad.export.reference.plain import plain_folder
+from nopad.export.reference.setfit import SetFitReference
+from nopad.export.reference.transformers import CLASSES, Reference
 from nopad.export.targets import Target, plan_jobs
-from nopad.export.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.tokenizer import lower_case, max_length_of, write_tokenizer
-from nopad.model.checkpoint import Checkpoint, load_checkpoint
+from nopad.model.checkpoint.hub import resolve_checkpoint
+from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
+from nopad.model.checkpoint.setfit import classifier_of, is_setfit
+from nopad.model.checkpoint.source import open_source
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
-from nopad.model.files import check_output, replace_folder
 from nopad.model.head import Task
-from nopad.model.hub import resolve_checkpoint
-from nopad.model.sentence_transformers import Pipeline
-from nopad.model.setfit import classifier_of, is_setfit
-from nopad.model.source import open_source
+from nopad.runtime.atomic import check_output, replace_folder
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.device import gpus
+from nopad.runtime.engines.cuda import gpus
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.predictor import load
@@ -98,8 +98,8 @@ def export_checkpoint(
     """Export a checkpoint folder (or Hub name) to a bundle at `output` and run the parity gate on it.
 
     `target`, `precision` and `archs` are what `nopad.export.targets.plan_jobs` makes of them; `profiles` are the
-    engines' (default: `nopad.runtime.planning.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
-    is the gate's (`nopad.export.parity.run_gate`).
+    engines' (default: `planning.search.default_profiles`); `calibrate` is a file of texts, for int8; `thorough`
+    is the gate's (`nopad.export.parity.gate.run_gate`).
     A LoRA adapter is merged into the base that it names, or into `base` (a folder or Hub name). `allow_pickle` opens
     a SetFit model's classifier, which can run code.
     A bundle that fails the gate is written too, marked `unverified`; look at `passed`. On any error, and on Ctrl-C,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nopad.model import setfit
-from nopad.model.adapter import SETTINGS_FILE
-from nopad.model.files import sha256_of
-from nopad.model.sentence_transformers import module_files
-from nopad.model.source import Source
+from nopad.model.checkpoint import setfit
+from nopad.model.checkpoint.adapter import SETTINGS_FILE
+from nopad.model.checkpoint.sentence_transformers import module_files
+from nopad.model.checkpoint.source import Source
+from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle
 
 _PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "optimum-onnx")

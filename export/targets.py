@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nopad.export.precision import Precision
-from nopad.model.hardware import RTX_ARCHS, refusal
+from nopad.export.graph.precision import Precision
+from nopad.runtime.engines.hardware import RTX_ARCHS, refusal
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 Target = Literal["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]

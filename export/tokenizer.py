@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.errors import CheckpointError
-from nopad.model.tokenizer import open_tokenizer
 from nopad.runtime.errors import UsageError
 
 # transformers has 1e30 where a tokenizer has no limit of its own.

@@ -7,7 +7,7 @@ in every layer with q, k, v of shape [T, heads, head_size] and the rotary angles
 - `varlen_attention`: CUDA Ampere and newer, `torch.nn.attention.varlen` with its window.
 - `graph_attention`: the same arithmetic in operators that export to plain ONNX (MatMul, Softmax, Gather).
 
-`nopad.export.cpu` has the one for ONNX Runtime's own CPU operators.
+`nopad.export.graph.cpu` has the one for ONNX Runtime's own CPU operators.
 
 Local attention, half window w, block b >= w: the stream is cut into blocks of b tokens; queries of a block meet the
 keys of the previous, own and next block, allowed where |i - j| <= w and both tokens belong to the same sequence.

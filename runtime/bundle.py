@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nopad.model.files import sha256_of, write_file
+from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
 from nopad.runtime.manifest import FileRecord, Manifest, from_json, to_json
 

@@ -17,17 +17,23 @@ import click
 
 from nopad.model.errors import NopadError
 
-# name -> ("module:command", short help)
+# name -> folder and short help: `nopad X` is the function X of FOLDER/commands/X.py
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("nopad.training.cli:train", "Fine-tune a checkpoint (or train from scratch) on labelled texts."),
-    "export": ("nopad.export.cli:export", "Export a checkpoint to a verified bundle."),
-    "parity": ("nopad.export.cli:parity", "Check that a bundle answers what transformers answers."),
-    "plan": ("nopad.runtime.commands.plan:plan", "Plan engine profiles from the lengths of real texts."),
-    "predict": ("nopad.runtime.commands.predict:predict", "Answer texts, or a file of them."),
-    "bench": ("nopad.bench.cli:bench", "Measure a bundle beside its competitors; compare two results."),
-    "inspect": ("nopad.runtime.commands.inspect:inspect", "Show what a bundle holds and how it was verified."),
-    "doctor": ("nopad.runtime.commands.doctor:doctor", "Show what this machine can train, export and run."),
-    "demo": ("nopad.export.demo:demo", "Export, verify and run the embedded model; compare with transformers."),
+    "train": (
+        "training",
+        "Fine-tune a checkpoint (or train from scratch) on labelled texts.",
+    ),
+    "export": ("export", "Export a checkpoint to a verified bundle."),
+    "parity": ("export", "Check that a bundle answers what transformers answers."),
+    "plan": ("runtime", "Plan engine profiles from the lengths of real texts."),
+    "predict": ("runtime", "Answer texts, or a file of them."),
+    "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
+    "inspect": ("runtime", "Show what a bundle holds and how it was verified."),
+    "doctor": ("runtime", "Show what this machine can train, export and run."),
+    "demo": (
+        "export",
+        "Export, verify and run the embedded model; compare with transformers.",
+    ),
 }
 
 # Which extra brings a package, for messages about a missing one.
@@ -63,8 +69,9 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        folder, _ = COMMANDS[cmd_name]
+        module = importlib.import_module(f"nopad.{folder}.commands.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
         for option in command.params:  # click's own names follow the function's arguments, which nobody sees
             if isinstance(option, click.Option):
                 shown = max(option.opts, key=len).lstrip("-")

@@ -2,7 +2,7 @@
 
 NopadError                    3
 +- CheckpointError            3  a checkpoint folder that cannot be taken (defined in nopad.model.errors)
-+- OutputError                3  an output folder that must not be written (nopad.model.files)
++- OutputError                3  an output folder that must not be written (nopad.runtime.atomic)
 +- UsageError                 2  an option or argument that makes no sense here
 +- BundleError                3  a bundle that is missing, incomplete or malformed
 |  +- IntegrityError          3  a file of the bundle is not the one that was written
@@ -21,7 +21,7 @@ NopadError                    3
 from __future__ import annotations
 
 from nopad.model.errors import CheckpointError, NopadError
-from nopad.model.files import OutputError
+from nopad.runtime.atomic import OutputError
 
 
 class UsageError(NopadError):

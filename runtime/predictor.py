@@ -16,14 +16,15 @@ import numpy as np
 
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime import decode
+from nopad.runtime.batching import WINDOW, windows
 from nopad.runtime.bundle import Bundle, open_bundle
-from nopad.runtime.chain import Candidate, ChainStatus, EngineChain
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.device import gpus
+from nopad.runtime.engines.chain import Candidate, ChainStatus, EngineChain
+from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.profiles import ShapeProfile, plan_in_profiles
 from nopad.runtime.prompts import resolve_prompt
-from nopad.runtime.selection import EngineChoice, find_candidates
 from nopad.runtime.tokenizer import TextEncoder, Tokens, open_encoder
 from nopad.runtime.types import (
     Failure,
@@ -36,7 +37,6 @@ from nopad.runtime.types import (
     Text,
     Truncation,
 )
-from nopad.runtime.windows import WINDOW, windows
 
 PROBE = "a film"  # what an engine is asked before it is trusted
 R = TypeVar("R")

@@ -2,7 +2,7 @@
 
 A profile bounds the three free sizes of a packed batch (`nopad.model.packing`): tokens of the stream, sequences, and
 the longest sequence (`pad_index` is [sequences, longest]). How profiles are found from data is
-`nopad.runtime.planning`'s.
+`nopad.runtime.planning.search`'s.
 """
 
 from __future__ import annotations

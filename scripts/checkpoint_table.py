@@ -1,4 +1,4 @@
-"""Runs the matrix of checkpoints (tests/matrix.py) and writes docs/checkpoints.json and docs/checkpoints.md from it.
+"""Runs the matrix of checkpoints (tests/support/matrix.py) and writes docs/checkpoints.json and .md from it.
 
     python scripts/checkpoint_table.py [NAME ...]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 FIGURES, TABLE = ROOT / "docs" / "checkpoints.json", ROOT / "docs" / "checkpoints.md"
 _HEAD = """# Checkpoints people use
 
@@ -26,7 +26,8 @@ activations, keys of config.json, declared length, kind of tokenizer, special id
 small vocabulary. It is exported for both graphs (`--target cpu` and `--target onnx`; padded bundles have one), passes
 the parity gate, and its answers to {texts} are compared
 with those that transformers or, for a folder of its own, sentence-transformers gives for the same folder.
-`tests/matrix.py` has the shapes, `tests/export/test_matrix.py` runs them, `scripts/checkpoint_table.py` wrote this.
+`tests/support/matrix.py` has the shapes, `tests/export/test_bundle_matrix.py` runs them,
+`scripts/checkpoint_table.py` wrote this.
 
 Figures are the worst differences of logits or vectors: absolute, divided by the largest of the reference where that is
 over 1. A shape is verified at 1e-5 and below. *packed*: `nopad export` packs it; *padded*: it takes the padded
@@ -71,7 +72,7 @@ def table(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The page. `figures`: version of transformers -> shape -> graph -> worst difference."""
     from matrix import SHAPES, TOLERANCE
 
-    from nopad.export.samples import PAIRS, SAMPLES
+    from nopad.export.parity.samples import PAIRS, SAMPLES
 
     texts = f"{len(SAMPLES)} sentences in several scripts, {len(PAIRS)} pairs and one text of a thousand tokens"
     lines = [

@@ -1,11 +1,11 @@
-"""Fits the constants of `nopad.bench.forecast` to published latencies, and says how far off they are where not fitted.
+"""Fits the constants of `nopad bench --forecast` to published latencies, and says how far off they are elsewhere.
 
     python scripts/fit_forecast.py            # fitted constants, fit error, held-out errors
     python scripts/fit_forecast.py --table    # forecast beside published, every entry of the T4 table, as Markdown
 
 Fitted: BERT-base (fp16, int8) on T4, L4 and A100. One number each gives what A10 and H100 sustain. Held out: BERT-large
 on the three, and BERT-base and BERT-large on A30 and L40S, which are given one number as A10 and H100 are.
-Prints; writes nothing: the constants stand in `bench/forecast.py` and `bench/gpus.py`. numpy only.
+Prints; writes nothing: the constants stand in `forecast.py` and `data_sheets.py` of `bench/forecast/`. numpy only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from nopad.bench.forecast import FIT, Fit, cost_of
-from nopad.bench.gpus import GPUS, Gpu
-from nopad.bench.roofline import WIDTHS, Group, Shape, attention, count_architecture, memory, product
+from nopad.bench.forecast.data_sheets import GPUS, Gpu
+from nopad.bench.forecast.forecast import FIT, Fit, cost_of
+from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, count_architecture, memory, product
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published_bert.json").read_text())
 SIZES = {"base": (12, 768, 3072, 12), "large": (24, 1024, 4096, 16)}  # layers, hidden, intermediate, heads

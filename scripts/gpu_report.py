@@ -27,16 +27,16 @@ import torch
 import transformers
 
 from nopad.export.bundle import gate_bundle
-from nopad.export.labelled import read_labelled
-from nopad.model.checkpoint import load_checkpoint
+from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.config import EncoderConfig
 from nopad.model.errors import NopadError
-from nopad.model.files import write_file
 from nopad.model.packing import pack
+from nopad.runtime.atomic import write_file
 from nopad.runtime.bundle import open_bundle, record_parity
-from nopad.runtime.commands.console import messages
-from nopad.runtime.engines.device import gpus
-from nopad.runtime.selection import engine_order
+from nopad.runtime.console import messages
+from nopad.runtime.data.labelled import read_labelled
+from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.selection import engine_order
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Run = Callable[[], Any]

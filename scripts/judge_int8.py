@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nopad.export.labelled import LabelledTexts, decide, equal_rows, read_labelled
-from nopad.export.parity import BOUNDS
+from nopad.export.parity.gate import BOUNDS
 from nopad.runtime import load
 from nopad.runtime.bundle import open_bundle
+from nopad.runtime.data.labelled import LabelledTexts, decide, equal_rows, read_labelled
 from nopad.runtime.types import FloatArray
 
 CALIBRATION_ROWS = 512

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from nopad.bench.figures import Table, tabulate
-from nopad.bench.quantities import number, ratio, share
-from nopad.bench.report import read_report
-from nopad.bench.results import Report, Subject
-from nopad.bench.statistics import wide
-from nopad.model.files import write_file
+from nopad.bench.report.derived import Table, tabulate
+from nopad.bench.report.files import read_report
+from nopad.bench.report.intervals import wide
+from nopad.bench.schema import Report, Subject
+from nopad.charts.units import number, ratio, share
+from nopad.runtime.atomic import write_file
 from nopad.runtime.errors import InputFileError, NopadError
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"

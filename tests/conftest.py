@@ -1,14 +1,12 @@
-"""What several folders of tests share. (This file also puts tests/ on the import path.)"""
+"""Fixtures that several folders of tests share."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from repository import DATA
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,7 +29,7 @@ def _ctrl_c_works() -> None:
 @pytest.fixture(scope="session")
 def imdb() -> Path:
     """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""
-    folder = Path(os.environ.get("NOPAD_DATA") or ROOT.parent / "shared" / "data") / "imdb"
+    folder = DATA / "imdb"
     if not (folder / "train.jsonl").is_file():
         pytest.skip(f"no {folder}/train.jsonl; set NOPAD_DATA to the folder with the test data")
     return folder

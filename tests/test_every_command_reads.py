@@ -13,12 +13,12 @@ import numpy as np
 import pandas
 import pytest
 
-from nopad.bench.workloads import OwnTexts, Source
-from nopad.export.labelled import read_labelled
+from nopad.bench.workloads.texts import OwnTexts, Source
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.cli import run
+from nopad.runtime.data.labelled import read_labelled
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.lengths import lengths_of_texts, open_model
+from nopad.runtime.planning.lengths import lengths_of_texts, open_model
 
 ROWS = [("a dull film", "negative"), ('so "so",\nreally', "negative"), ("splendid; go and see it", "positive")]
 FRAME = pandas.DataFrame(ROWS, columns=["Review", "Sentiment"])

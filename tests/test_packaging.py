@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parent.parent
-FOLDERS = ("model", "training", "export", "runtime", "bench")
+FOLDERS = ("charts", "model", "training", "export", "runtime", "bench")
 LIMIT = 8_000_000  # bytes of the wheel
 
 
@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_module_and_the_embedded_model(wheel: Path) -> Non
             if path.suffix == ".py" or path.name == "py.typed" or "default" in path.relative_to(ROOT / folder).parts:
                 assert not path.is_file() or f"nopad/{path.relative_to(ROOT).as_posix()}" in names
     assert "nopad/runtime/default/bundle/manifest.json" in names
-    assert {"nopad/bench/templates/report.css", "nopad/bench/templates/report.js"} <= set(names)
+    assert {"nopad/bench/report/templates/report.css", "nopad/bench/report/templates/report.js"} <= set(names)
     assert "nopad/runtime/default/checkpoint/model.safetensors" in names
     assert not [name for name in names if not name.startswith(("nopad/", "nopad-"))]
 

@@ -21,22 +21,22 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
-from nopad.model.checkpoint import Checkpoint, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.hub import resolve_checkpoint
+from nopad.model.checkpoint.json_files import read_json, read_raw_config
+from nopad.model.checkpoint.load import Checkpoint, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer, save_tokenizer
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.files import replace_folder
 from nopad.model.head import CROSS_ENCODER_KEYS, ProblemType
-from nopad.model.hub import resolve_checkpoint
-from nopad.model.json_files import read_json, read_raw_config
 from nopad.model.packing import pack
-from nopad.model.read_config import read_config
-from nopad.model.tokenizer import VOCABULARIES, open_tokenizer, save_tokenizer
+from nopad.runtime.atomic import replace_folder
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
-from nopad.training.output import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
+from nopad.training.run_folder import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
 
 _LOSS_KEY = "labels"  # first in every batch: Trainer takes the batch size from the first tensor
 

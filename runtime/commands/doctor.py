@@ -12,10 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.model.hardware import CAPABILITIES
-from nopad.runtime.commands.console import common_options, emit
-from nopad.runtime.engines.device import Gpu, gpus
-from nopad.runtime.selection import engine_order
+from nopad.runtime.console import common_options, emit
+from nopad.runtime.engines.cuda import Gpu, gpus
+from nopad.runtime.engines.hardware import CAPABILITIES
+from nopad.runtime.engines.selection import engine_order
 
 # package -> what it is for; the extra that brings it stands in nopad.runtime.cli.EXTRAS.
 _PACKAGES = {

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.runtime.bundle import Bundle, open_bundle
-from nopad.runtime.commands.console import common_options, emit, figure
+from nopad.runtime.console import common_options, emit, figure
 from nopad.runtime.manifest import Artifact, to_json
 
 

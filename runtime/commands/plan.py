@@ -10,14 +10,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from nopad.runtime.lengths import Lengths, PlannedModel
-    from nopad.runtime.planning import Plan, ProfileForecast
+    from nopad.runtime.planning.lengths import Lengths, PlannedModel
+    from nopad.runtime.planning.search import Plan, ProfileForecast
 
 
 @click.command()
@@ -78,10 +78,10 @@ def plan(
     nopad plan --data reviews.jsonl --model checkpoint/ --output profiles.json
     nopad plan --lengths histogram.txt --memory 4GiB
 
-    Costs are forecasts of a model (nopad.runtime.costmodel says which), not measurements.
+    Costs are forecasts of a model (nopad.runtime.planning.cost_model says which), not measurements.
     """
-    from nopad.runtime.lengths import Lengths, lengths_of_texts, open_model, parse_bytes, read_lengths
-    from nopad.runtime.planning import plan_profiles
+    from nopad.runtime.planning.lengths import Lengths, lengths_of_texts, open_model, parse_bytes, read_lengths
+    from nopad.runtime.planning.search import plan_profiles
 
     if (data is None) == (lengths is None):
         raise UsageError("give --data FILE (texts) or --lengths FILE (token lengths)" + (", not both" if data else ""))
@@ -151,7 +151,7 @@ def _check_output(output: Path | None) -> None:
 
 
 def _write(output: Path, made: Plan, source: str, model: PlannedModel) -> None:
-    from nopad.model.files import write_file
+    from nopad.runtime.atomic import write_file
     from nopad.runtime.profiles import write_profiles
 
     about = {

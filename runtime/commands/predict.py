@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.commands.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
@@ -99,7 +99,7 @@ def predict(
 
     A bad line fails alone: its answer is {"line": N, "error": "..."}, and the exit code is 3 at the end.
     """
-    from nopad.runtime.batchfile import answer_file
+    from nopad.runtime.offline.answers import answer_file
     from nopad.runtime.predictor import load
 
     bundle, texts = _split(arguments)
@@ -183,7 +183,7 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _print(model: Any, texts: tuple[str, ...], top_k: int | None, as_json: bool, console: Console) -> int:
-    from nopad.runtime.batchfile import as_object
+    from nopad.runtime.offline.answers import as_object
     from nopad.runtime.types import Failure
 
     failed = 0

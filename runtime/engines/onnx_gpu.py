@@ -15,8 +15,8 @@ from typing import Any
 
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
-from nopad.runtime.engines.cache import cache_folder
-from nopad.runtime.engines.device import out_of_memory
+from nopad.runtime.engines.compiled_cache import cache_folder
+from nopad.runtime.engines.cuda import out_of_memory
 from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session
 from nopad.runtime.errors import BundleError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
@@ -90,7 +90,7 @@ def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:
 def _planned(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
     """Profiles for a graph that comes without: those of its bundle's max length."""
     from nopad.runtime.bundle import open_bundle
-    from nopad.runtime.planning import default_profiles
+    from nopad.runtime.planning.search import default_profiles
 
     manifest = open_bundle(path.parent, verify=False).manifest
     return default_profiles(manifest.max_length, architecture=manifest.architecture, block=artifact.token_multiple)

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from nopad.model.files import write_file
-from nopad.model.hardware import refusal
 from nopad.model.packing import PackedBatch
+from nopad.runtime.atomic import write_file
 from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
 from nopad.runtime.engines.buckets import bucketed
-from nopad.runtime.engines.cache import cache_folder
-from nopad.runtime.engines.device import (
+from nopad.runtime.engines.compiled_cache import cache_folder
+from nopad.runtime.engines.cuda import (
     Device,
     DeviceBuffer,
     OutOfDeviceMemoryError,
@@ -32,7 +31,8 @@ from nopad.runtime.engines.device import (
     device_count,
     out_of_memory,
 )
-from nopad.runtime.engines.trtlib import import_library, logger, this_platform
+from nopad.runtime.engines.hardware import refusal
+from nopad.runtime.engines.tensorrt_library import import_library, logger, this_platform
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of

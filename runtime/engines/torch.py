@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from nopad.model.errors import CheckpointError
-from nopad.model.hardware import CAPABILITIES, sm_of
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import CPU_TOKENS, GPU_TOKENS, EngineOptions
+from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
@@ -44,7 +44,7 @@ class TorchEngine:
             raise EnvironmentProblem(
                 f"engine torch needs torch and safetensors ({error}): pip install 'nopad[export]'"
             ) from None
-        from nopad.model.checkpoint import load_checkpoint
+        from nopad.model.checkpoint.load import load_checkpoint
 
         torch = self._torch
         if options.threads is not None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nopad.export.targets import EngineJob, Jobs, plan_jobs
-from nopad.model.hardware import CAPABILITIES, CPU_ENGINES, DEFAULT_ENGINES, RTX_ARCHS, refusal
 from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.hardware import CAPABILITIES, CPU_ENGINES, DEFAULT_ENGINES, RTX_ARCHS, refusal
+from nopad.runtime.engines.selection import engine_order
 from nopad.runtime.errors import EnvironmentProblem, UsageError
-from nopad.runtime.selection import engine_order
 
 
 @pytest.fixture(autouse=True)

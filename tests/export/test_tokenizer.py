@@ -14,8 +14,8 @@ from small_tokenizers import byte_level, gemma, unigram, wordpiece, wordpiece_vo
 from tokenizers import Tokenizer
 
 from nopad.export.bundle import export_checkpoint
-from nopad.export.samples import PAIRS, SAMPLES
-from nopad.export.token_ids import ODD
+from nopad.export.parity.samples import PAIRS, SAMPLES
+from nopad.export.parity.token_ids import ODD
 from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.errors import CheckpointError
 from nopad.runtime.errors import TextError, UsageError

@@ -18,9 +18,9 @@ from nopad.model.attention import (
     sdpa_attention,
     varlen_attention,
 )
+from nopad.model.checkpoint.read_config import read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.packing import pack
-from nopad.model.read_config import read_config
 
 LENGTHS = [1, 70, 3, 128, 65, 200]
 

@@ -22,11 +22,11 @@ from reference_models import (
     token_ids,
 )
 
-from nopad.export.precision import cast
-from nopad.model.checkpoint import config_json, initialize, load_checkpoint, write_checkpoint
+from nopad.export.graph.precision import cast
+from nopad.model.checkpoint.load import config_json, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.read_config import read_config
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.read_config import read_config
 
 needs_5 = pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4.57 has neither architecture")
 # Edges of UltraBERT's window (128 on either side) and of its blocks of 128.

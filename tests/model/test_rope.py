@@ -20,9 +20,9 @@ from reference_models import (
     token_ids,
 )
 
-from nopad.model.checkpoint import config_json
+from nopad.model.checkpoint.load import config_json
+from nopad.model.checkpoint.read_config import read_config
 from nopad.model.config import EncoderConfig
-from nopad.model.read_config import read_config
 from nopad.model.rope import frequencies
 from nopad.model.rope_config import ROPE_TYPES
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_keeps_its_rope(name: str) -> None:
 def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
     import onnxruntime
 
-    from nopad.export.onnx import export_graph
+    from nopad.export.graph.onnx import export_graph
     from nopad.model.packing import pack
 
     config = {"rope_parameters": nested(ROPES[name]), "num_hidden_layers": 2, **labels(3)}

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_samples import sentences, write_jsonl
 
-from nopad.export.labelled import read_labelled
 from nopad.runtime.bundle import DEFAULT_BUNDLE, open_bundle
 from nopad.runtime.cli import run
+from nopad.runtime.data.labelled import read_labelled
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData, load_data
 from nopad.training.errors import DataError

@@ -135,7 +135,7 @@ def test_a_foreign_output_is_refused_before_training(scratch: Path, tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_text("1")
     data = load_data(str(write_jsonl(tmp_path / "a.jsonl", sentences(100))))
-    from nopad.model.files import OutputError
+    from nopad.runtime.atomic import OutputError
 
     with pytest.raises(OutputError, match="left alone"):
         train(data, tmp_path / "out", from_scratch=scratch, recipe=Recipe(max_length=64))

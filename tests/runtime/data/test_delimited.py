@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import pandas
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import outcome, records, texts
+from repository import DATA
 
 from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource
@@ -165,8 +165,7 @@ def test_quotes_escaped_by_backslashes_as_spark_and_databases_do(separator: str,
 
 
 def test_sst2_stays_as_it_is() -> None:
-    folder = os.environ.get("NOPAD_DATA") or Path(__file__).resolve().parents[3].parent / "shared" / "data"
-    path = Path(folder) / "sst2" / "train.tsv"
+    path = DATA / "sst2" / "train.tsv"
     if not path.is_file():
         pytest.skip(f"no {path}; set NOPAD_DATA to the folder with the test data")
     lines = path.read_text("utf-8").split("\n")[1:-1]

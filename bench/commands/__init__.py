@@ -1,0 +1,1 @@
+"""`nopad bench` and `nopad bench compare`."""

@@ -1,0 +1,360 @@
+"""`nopad bench BUNDLE`, and the way to `nopad bench compare`. What measures is imported when it is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from nopad.bench.measure.record import Record
+    from nopad.bench.subjects.contenders import Contender
+    from nopad.bench.workloads.texts import Texts
+
+PUBLISH_SECONDS = 1.0  # the file is written anew at most so often
+_FOLDER = click.Path(path_type=Path)
+
+
+class _WithCompare(click.Command):
+    """`bench`, whose first argument may be the name of its other half."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
+        """The context of `bench compare` if that was asked for."""
+        if args[:1] == ["compare"]:
+            from nopad.bench.commands.compare import compare
+
+            return compare.make_context(f"{info_name} compare", args[1:], parent=parent, **extra)
+        return super().make_context(info_name, args, parent=parent, **extra)
+
+
+def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    names = _names(context, parameter, value)
+    if not all(name.isascii() and name.isdigit() and 0 < int(name) < 10**6 for name in names):
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 1,8,32")
+    return tuple(map(int, names))
+
+
+@click.command(cls=_WithCompare, epilog="Two results are compared by: nopad bench compare OLD NEW [--help]")
+@click.argument("bundle", required=False)
+@click.option(
+    "--reference",
+    "-r",
+    metavar="CKPT",
+    help="The checkpoint that the bundle was exported from: competitors run it. [default: none; with the embedded "
+    "model, its own]",
+)
+@click.option(
+    "--against",
+    metavar="NAMES",
+    callback=_names,
+    help="Competitors: hf-sdpa, hf-eager, hf-fa2, optimum, openvino, bert; or none. hf-sdpa is the reference, and "
+    "always there. [default: all but bert]",
+)
+@click.option(
+    "--engine", metavar="NAMES", callback=_names, help="Engines of the bundle. [default: of each file, the first]"
+)
+@click.option("--precision", metavar="NAMES", callback=_names, help="Only files of these precisions. [default: all]")
+@click.option(
+    "--workload",
+    "-w",
+    "workload_names",
+    metavar="NAME",
+    multiple=True,
+    help="sst2-64, imdb-32, or TEXTSxTOKENS as 8x512; may be repeated. [default: sst2-64, imdb-32, 1x512, 1x2048, "
+    "1x8192]",
+)
+@click.option("--lengths", metavar="N,..", callback=_numbers, help="Fixed lengths in tokens: a grid with --batches.")
+@click.option("--batches", metavar="N,..", callback=_numbers, help="Texts in one call, for --lengths and --data.")
+@click.option("--data", metavar="FILE", help=f"Your own texts, labelled or not: {FILES}.")
+@reading_options
+@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
+@click.option("--label-field", help="The same of the label. [default: the usual names]")
+@click.option("--limit", type=click.IntRange(min=1), default=256, help="Only the first N rows of --data.")
+@click.option(
+    "--data-folder",
+    envvar="NOPAD_DATA",
+    type=_FOLDER,
+    help="Folder with imdb/test.jsonl, sst2/train.tsv, longdocs/*.txt. [default: $NOPAD_DATA; else generated words]",
+)
+@click.option("--bert", metavar="CKPT", help="Checkpoint for --against bert. [default: random weights]")
+@click.option("--bert-vocab", type=_FOLDER, help="vocab.txt of that random BERT. [default: the bundle's tokenizer]")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=7, help="Turns that each subject takes.")
+@click.option("--seed", type=int, default=0, help="Of the order within a round.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="Take fewer rounds, and leave out, to end by then.",
+)
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0.01),
+    metavar="GB",
+    help="Of one process. [default: 90 % of what is free]",
+)
+@click.option("--allow-unverified", is_flag=True, help="Measure files that have not passed the parity gate, too.")
+@click.option("--no-build-time", is_flag=True, help="Do not export the checkpoint anew only to time that.")
+@click.option("--forecast", metavar="GPUS", callback=_names, help="Add a forecast for t4,l4,a10,a100,h100,h200.")
+@click.option("--no-measure", is_flag=True, help="Only the forecast.")
+@click.option("--output", "-o", type=_FOLDER, help="Folder for bench.json, bench.md, bench.html. [default: no files]")
+@common_options
+def bench(bundle: str | None, **options: Any) -> None:
+    """Measure BUNDLE (default: the embedded model) beside its competitors: same texts, threads and process, in turns.
+
+    \b
+    nopad bench bundle/ --reference checkpoint/ --output results/
+    nopad bench bundle/ --lengths 128,512,2048 --batches 1,8,32 --against none
+    nopad bench compare results-old/ results/
+
+    Competitors come with the extra `bench`; optimum-onnx pins transformers below 4.58, so give it an environment of its
+    own. Whatever is not installed is named in the report, and the rest is measured. After Ctrl-C the rounds so far are
+    kept, marked incomplete.
+    """
+    _bench(bundle, _Options(**options))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options:
+    reference: str | None
+    against: tuple[str, ...]
+    engine: tuple[str, ...]
+    precision: tuple[str, ...]
+    workload_names: tuple[str, ...]
+    lengths: tuple[int, ...]
+    batches: tuple[int, ...]
+    data: str | None
+    encoding: str | None
+    columns: tuple[str, ...]
+    text_field: str | None
+    label_field: str | None
+    limit: int
+    data_folder: Path | None
+    bert: str | None
+    bert_vocab: Path | None
+    rounds: int
+    seed: int
+    time_limit: float | None
+    memory_limit: float | None
+    allow_unverified: bool
+    no_build_time: bool
+    forecast: tuple[str, ...]
+    no_measure: bool
+    output: Path | None
+    as_json: bool
+    quiet: bool
+    threads: int | None
+
+
+def _bench(path: str | None, options: _Options) -> None:
+    from nopad.bench.measure import machine
+    from nopad.bench.measure.record import Record
+    from nopad.bench.measure.run import Settings, run
+    from nopad.bench.report.files import check_folder
+    from nopad.bench.subjects.agreement import Kind
+    from nopad.bench.subjects.contenders import REFERENCE, check_against
+    from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
+
+    threads = options.threads or machine.usable_cores()
+    machine.check_threads(threads, os.environ)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of everybody's tokenizer
+    check_against(options.against)
+    if options.no_measure and not options.forecast:
+        raise UsageError("--no-measure leaves only the forecast: say for which GPUs with --forecast")
+    console = messages(options.quiet)
+    opened = open_bundle(path)
+    if options.output is not None:
+        check_folder(options.output)
+    reference = options.reference or (str(DEFAULT_CHECKPOINT) if path is None else None)
+    wants = () if options.no_measure or options.against == ("none",) else options.against
+    if reference is None and wants:
+        raise UsageError("--against needs --reference CHECKPOINT: competitors run that")
+    with _cache(options.output) as cache, status(console) as show:
+        show("reading the texts")
+        workloads, remarks = _workloads(opened, options)
+        contenders: list[Contender] = []
+        if not options.no_measure:
+            contenders = _contenders(opened, reference, options, threads, cache)
+        for remark in remarks:
+            console.print(remark, style="yellow")
+        record = Record(
+            command=_command(),
+            threads=threads,
+            reference=REFERENCE if any(one.name == REFERENCE for one in contenders) else None,
+            model={
+                "name": opened.path.resolve().name if path else "the embedded model",
+                "task": opened.manifest.task,
+                "verdict": opened.manifest.verdict,
+                "architecture": dict(opened.manifest.architecture),
+                "source": dict(opened.manifest.source),
+            },
+            settings={name: getattr(options, name) for name in ("rounds", "seed", "time_limit", "memory_limit")},
+            workloads=[one.workload for one in workloads],
+            subjects=[one.subject for one in contenders],
+        )
+        try:
+            if options.forecast:
+                from nopad.bench.forecast.forecast import forecast
+
+                show("forecasting")
+                record.forecasts = tuple(forecast(opened, [one.workload for one in workloads], options.forecast))
+            if contenders:
+                settings = Settings(
+                    threads=threads,
+                    rounds=options.rounds,
+                    seed=options.seed,
+                    kind=Kind(task=opened.manifest.task, problem_type=opened.manifest.problem_type),
+                    memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
+                    time_limit=options.time_limit,
+                )
+                run(contenders, workloads, record, settings, publish=_publisher(record, options.output), show=show)
+            record.complete = True
+        finally:
+            _write(record, options, console)
+    _print(record, options)
+
+
+def _command() -> str:
+    return shlex.join(["nopad", *sys.argv[1:]])
+
+
+@contextmanager
+def _cache(output: Path | None) -> Iterator[Path]:
+    """Where competitors' files are kept: beside the output, or nowhere for long."""
+    if output is not None:
+        yield output.absolute().parent / "nopad-bench-cache"
+        return
+    with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
+        yield Path(scratch)
+
+
+def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
+    from nopad.bench.workloads.texts import DEFAULTS, OwnTexts, Source, check_names, grid_size
+    from nopad.runtime.data.table import DataSource
+
+    longest, remarks = bundle.manifest.max_length, []
+    names = list(options.workload_names)
+    if options.lengths or (options.batches and options.data is None):
+        names += [f"{texts}x{tokens}" for tokens in options.lengths or (128, 512) for texts in options.batches or (1,)]
+    if not names and options.data is None:
+        names = [name for name in DEFAULTS if (grid_size(name) or (0, 0))[1] <= longest]
+        left = [name for name in DEFAULTS if name not in names]
+        remarks += [f"left out, as this bundle takes {longest} tokens at most: {', '.join(left)}"] if left else []
+    names = list(dict.fromkeys(names))
+    check_names(names, longest)
+    folder = options.data_folder
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--data-folder {folder} is no folder")
+    source = Source(bundle, folder)
+    made = [source.named(name) for name in names]
+    if options.data is not None:
+        own = OwnTexts(
+            source=DataSource(path=options.data, encoding=options.encoding, columns=options.columns),
+            text_field=options.text_field,
+            label_field=options.label_field,
+            limit=options.limit,
+        )
+        made += [source.own(own, batch) for batch in options.batches or (32,)]
+    generated = any(one.workload.source != Path(options.data or "").name for one in made)
+    return made, [*remarks, *(source.remarks if generated else [])]
+
+
+def _contenders(bundle: Any, reference: str | None, options: _Options, threads: int, cache: Path) -> list[Contender]:
+    from nopad.bench.subjects.contenders import DEFAULT_AGAINST, REFERENCE, bert_contenders, competitors, engines_of
+
+    names = options.against or DEFAULT_AGAINST
+    checkpoint = None
+    if reference is not None and names != ("none",):
+        from nopad.model.checkpoint.hub import resolve_checkpoint
+        from nopad.model.checkpoint.json_files import read_raw_config
+
+        checkpoint = resolve_checkpoint(reference)
+        raw = read_raw_config(checkpoint)
+    made = engines_of(
+        bundle,
+        threads=threads,
+        engines=options.engine,
+        precisions=options.precision,
+        allow_unverified=options.allow_unverified,
+        timed_from=None if options.no_build_time else checkpoint,
+        yardstick=REFERENCE if checkpoint else None,
+    )
+    if checkpoint is None:  # then the others are compared with nopad's own first
+        return [made[0], *(dataclasses.replace(one, yardstick=made[0].name) for one in made[1:])]
+    names = tuple(dict.fromkeys([REFERENCE, *names]))
+    made += competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
+    if "bert" in names:
+        from nopad.model.checkpoint.hub import resolve_checkpoint
+
+        if options.bert_vocab is not None and not options.bert_vocab.is_file():
+            raise UsageError(f"--bert-vocab {options.bert_vocab} is no file")
+        targets = {one.spec.target for one in made if one.spec.precision == "fp32"}
+        made += bert_contenders(
+            resolve_checkpoint(options.bert) if options.bert else None,
+            options.bert_vocab,
+            bundle,
+            cache,
+            threads=threads,
+            target="cpu" if "cpu" in targets else "onnx",
+        )
+    return made
+
+
+def _publisher(record: Record, output: Path | None) -> Any:
+    from nopad.bench.report.files import write_json
+
+    last = [float("-inf")]
+
+    def publish() -> None:
+        if output is not None and time.monotonic() - last[0] >= PUBLISH_SECONDS:
+            write_json(record.report(), output)
+            last[0] = time.monotonic()
+
+    return publish
+
+
+def _write(record: Record, options: _Options, console: Console) -> None:
+    """All files of the run, also of one that was interrupted."""
+    from nopad.bench.report.files import HTML, MARKDOWN, write_json
+    from nopad.bench.report.markdown import to_markdown
+    from nopad.runtime.atomic import write_file
+
+    if options.output is None:
+        return
+    report = record.report()
+    write_json(report, options.output)
+    write_file(options.output / MARKDOWN, to_markdown(report).encode())
+    try:
+        from nopad.bench.report.html import write_html
+
+        write_html(report, options.output / HTML)
+    except (ImportError, EnvironmentProblem) as error:
+        console.print(f"no {HTML}: {error}", style="yellow")
+    console.print(f"written to {options.output}", style="dim")
+
+
+def _print(record: Record, options: _Options) -> None:
+    from nopad.bench.report.files import to_json
+    from nopad.bench.report.markdown import to_markdown
+
+    report = record.report()
+    if options.as_json:
+        emit(to_json(report))
+    else:
+        click.echo(to_markdown(report), nl=False)

@@ -1,0 +1,1 @@
+"""Expected latencies on GPUs that are not at hand."""

@@ -1,0 +1,173 @@
+"""A process of its own for what one process can measure only once: import, load, first call, peak memory, builds.
+
+The parent writes a job as JSON and watches the child's memory; the child answers with one line of JSON. A child that
+runs out of memory is a result, not a failure of the run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
+from nopad.bench.subjects.runners import RUNNERS, Spec, import_libraries
+from nopad.runtime.engines.cuda import out_of_memory
+
+COLD_TEXT = "A film that I would see again, and soon."
+WATCH_SECONDS = 0.02
+_PR_SET_PDEATHSIG = 1
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an error (or what a process wrote last) says that memory ran out."""
+    return isinstance(error, MemoryError) or out_of_memory(str(error))
+
+
+def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:
+    """Answers of all texts, `batch` of them in a call."""
+    if len(texts) <= batch:
+        return run(texts)
+    return [answer for at in range(0, len(texts), batch) for answer in run(texts[at : at + batch])]
+
+
+def measure_job(spec: Spec, texts: Sequence[str], batch: int) -> dict[str, Any]:
+    """A job that opens a subject and runs one workload once."""
+    return {"job": "measure", "spec": asdict(spec), "texts": list(texts), "batch": batch, "threads": spec.threads}
+
+
+def run_job(job: Mapping[str, Any], *, memory_limit: int, timeout: float | None = None) -> dict[str, Any]:
+    """Run a job in a child. The answer has a `status`: ok, missing, out of memory, failed, or not run (`timeout`).
+
+    `memory_limit` (bytes, resident) is watched from here: limits on address space would count mapped files. The child
+    ends with this process, and on Ctrl-C.
+    """
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as remarks:
+        told.write(json.dumps(job).encode())
+        told.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nopad.bench.measure.child"],
+            stdin=told,
+            stdout=answer,
+            stderr=remarks,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            ended, most = _watch(child, memory_limit, timeout)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        if ended == "memory":
+            note = f"stopped at {most / 1e9:.2f} GB of resident memory; the limit is {memory_limit / 1e9:.2f} GB"
+            return {"status": "out of memory", "note": note, "peak_bytes": most}
+        if ended == "time":
+            return {"status": "not run", "note": f"stopped after {timeout or 0:.0f} s: the time limit"}
+        answer.seek(0)
+        remarks.seek(0)
+        return _read(answer.read(), remarks.read().decode(errors="replace"), child.returncode, most)
+
+
+def _watch(child: subprocess.Popen[bytes], memory_limit: int, timeout: float | None) -> tuple[str, int]:
+    """Wait for the child; why it was stopped (memory, time, or nothing), and the most memory that was seen."""
+    start, most = time.monotonic(), 0
+    while child.poll() is None:
+        most = max(most, resident_bytes(child.pid) or 0)
+        if most > memory_limit:
+            return "memory", most
+        if timeout is not None and time.monotonic() - start > timeout:
+            return "time", most
+        time.sleep(WATCH_SECONDS)
+    return "", most
+
+
+def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
+    last = next((line.strip() for line in reversed(remarks.splitlines()) if line.strip()), "no message")
+    try:
+        found: dict[str, Any] = json.loads(answer)
+        return found
+    except ValueError:
+        pass
+    if code == -signal.SIGKILL or is_out_of_memory(remarks):
+        note = "its process was killed, as the kernel does when memory runs out" if code < 0 else last
+        return {"status": "out of memory", "note": note, "peak_bytes": most}
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return {"status": "failed", "note": f"its process ended with {how}: {last}", "stage": "unknown"}
+
+
+def main() -> None:
+    """The child: a job on stdin, one line of JSON on stdout."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    job = json.load(sys.stdin)
+    stage = ["open"]
+    try:
+        answer = {"status": "ok", **(_measure(job, stage) if job["job"] == "measure" else _build(job))}
+    except Exception as error:
+        answer = {**refusal(error), "stage": stage[-1]}
+    print(json.dumps(answer), file=out, flush=True)
+    os._exit(0)  # some libraries crash while they are torn down
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """What an error makes of a subject: `status` and `note`."""
+    from nopad.export.errors import MissingPackage
+    from nopad.runtime.errors import EnvironmentProblem, NopadError
+
+    note = str(error) if isinstance(error, NopadError) else f"{type(error).__name__}: {error}"
+    note = " ".join(note.split())
+    note = note if len(note) <= 400 else f"{note[:400]} ..."
+    if is_out_of_memory(error):
+        return {"status": "out of memory", "note": note}
+    missing = isinstance(error, MissingPackage | EnvironmentProblem | ModuleNotFoundError)
+    return {"status": "missing" if missing else "failed", "note": note}
+
+
+def _measure(job: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
+    spec = Spec(**job["spec"])
+    import_libraries(spec)
+    since_start = age_seconds()
+    imported = time.perf_counter()
+    runner = RUNNERS[spec.runner](spec)
+    loaded = time.perf_counter()
+    stage.append("run")
+    gc.collect()
+    resident = resident_bytes(os.getpid())
+    before = time.perf_counter()
+    runner.run([COLD_TEXT])
+    cold = time.perf_counter()
+    in_calls(runner.run, job["texts"], job["batch"])
+    done = time.perf_counter()
+    return {
+        "import_seconds": since_start,
+        "load_seconds": loaded - imported,
+        "loaded_bytes": resident,
+        "cold_seconds": cold - before,
+        "seconds": done - cold,
+        "peak_bytes": peak_bytes(),
+        "threads": runner.threads(),
+        "version": runner.version,
+        "precision": runner.precision,
+    }
+
+
+def _build(job: Mapping[str, Any]) -> dict[str, Any]:
+    from nopad.bench.subjects.builds import build
+
+    return build(job)
+
+
+if __name__ == "__main__":
+    main()

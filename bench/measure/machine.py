@@ -1,0 +1,135 @@
+"""The machine under a benchmark: what it is, what memory is left, which thread settings it was given. Linux's /proc."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.errors import UsageError
+
+# Variables that set the threads of a library under test, whatever the library is told later.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+PACKAGES = ("nopad", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "optimum-onnx",
+            "openvino", "flash-attn", "tensorrt", "tensorrt-rtx")  # fmt: skip
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+# Where control groups keep a limit and its use, of version 2 and 1.
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def usable_cores() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_threads(threads: int, environment: Mapping[str, str]) -> None:
+    """Refuse an environment that gives some library another number of threads. Raises `UsageError`."""
+    if threads > usable_cores():
+        raise UsageError(f"--threads {threads}: this process may use {usable_cores()} cores; ask for at most as many")
+    for name in THREAD_VARIABLES:
+        value = environment.get(name, "")
+        if value.isdigit() and int(value) != threads:
+            raise UsageError(
+                f"{name}={value} in the environment contradicts --threads {threads}: every subject gets the same "
+                f"number; unset it, or run with --threads {value}"
+            )
+
+
+def describe() -> dict[str, Any]:
+    """What a reader must know of the machine; nothing that names it."""
+    found = gpus()
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "isa": " ".join(flag for flag in _INSTRUCTIONS if flag in _cpuinfo("flags").split()),
+        "memory_bytes": _meminfo("MemTotal"),
+        "gpu": ", ".join(f"{gpu.name} ({gpu.sm}, {gpu.memory / 2**30:.0f} GiB)" for gpu in found) or None,
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of every package that may take part."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def available_bytes() -> int:
+    """Memory that a new process may take: of the machine, and of the control group where that has a limit."""
+    free = _meminfo("MemAvailable") or 1 << 40
+    for limit, used in _LIMITS:
+        try:
+            most, taken = (Path(name).read_text().strip() for name in (limit, used))
+        except OSError:
+            continue
+        if most.isdigit() and int(most) < 1 << 60:  # version 1 writes a huge number for no limit
+            free = min(free, int(most) - int(taken) + _reclaimable())
+    return max(free, 0)
+
+
+def _reclaimable() -> int:
+    """Bytes of the control group that are cached files, which the kernel gives up before it kills."""
+    for name in ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"):
+        try:
+            lines = Path(name).read_text().splitlines()
+        except OSError:
+            continue
+        return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "active_file"))
+    return 0
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process now; None once it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process ever had."""
+    return _status("VmHWM")
+
+
+def age_seconds() -> float:
+    """Since this process was started (to a hundredth of a second, as the kernel counts)."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _cpuinfo(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

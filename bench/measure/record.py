@@ -1,0 +1,90 @@
+"""A run as it grows: subjects, workloads and cells by name, and the `Report` they make at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nopad.bench.measure import machine
+from nopad.bench.measure.probe import Probe, judge
+from nopad.bench.report.derived import tabulate
+from nopad.bench.schema import Cell, Noise, Report, Status, Subject, Workload
+
+NOT_REACHED = "not reached"
+
+
+class Record:
+    """What is known so far."""
+
+    def __init__(
+        self,
+        *,
+        command: str,
+        threads: int,
+        reference: str | None,
+        model: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        workloads: Sequence[Workload],
+        subjects: Sequence[Subject],
+    ) -> None:
+        self._about: dict[str, Any] = {
+            "command": command,
+            "threads": threads,
+            "model": dict(model),
+            "settings": dict(settings),
+        }
+        self._created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._machine, self._versions = machine.describe(), machine.versions()
+        self.reference = reference
+        self.workloads = {one.name: one for one in workloads}
+        self.subjects = {one.name: one for one in subjects}
+        self.cells = {
+            (subject, workload): Cell(subject=subject, workload=workload, status="not run", note=NOT_REACHED)
+            for workload in self.workloads
+            for subject in self.subjects
+        }
+        self.probe: Probe | None = None
+        self.forecasts: tuple[Mapping[str, Any], ...] = ()
+        self.complete = False
+
+    def subject(self, name: str, **changes: Any) -> None:
+        """Replace fields of a subject; one that cannot take part has no cells."""
+        self.subjects[name] = dataclasses.replace(self.subjects[name], **changes)
+        if self.subjects[name].status in ("missing", "failed"):
+            for key in [key for key in self.cells if key[0] == name]:
+                del self.cells[key]
+
+    def cell(self, subject: str, workload: str, status: Status, note: str = "", **changes: Any) -> None:
+        """Replace the status and fields of a cell."""
+        key = (subject, workload)
+        self.cells[key] = dataclasses.replace(self.cells[key], status=status, note=note, **changes)
+
+    def report(self) -> Report:
+        """Everything so far. Cells keep their times only where their answers were checked (status ok)."""
+        probe = self.probe
+        peak = probe.peak_flops if probe else None
+        workloads = tuple(
+            dataclasses.replace(one, limit_tokens_per_second=one.tokens * peak / one.flops)
+            if peak and one.flops
+            else one
+            for one in self.workloads.values()
+        )
+        report = Report(
+            created=self._created,
+            complete=self.complete,
+            reference=self.reference,
+            machine=self._machine,
+            versions=self._versions,
+            noise=Noise(),
+            subjects=tuple(self.subjects.values()),
+            workloads=workloads,
+            cells=tuple(self.cells.values()),
+            forecasts=self.forecasts,
+            **self._about,
+        )
+        if probe is None:
+            return report
+        figures = tabulate(report).figures.values()
+        return dataclasses.replace(report, noise=judge(probe.seconds, peak, figures))

@@ -1,0 +1,1 @@
+"""Reports: files, derived figures, Markdown and HTML."""

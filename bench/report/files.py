@@ -1,0 +1,144 @@
+"""Reports as files: `bench.json` with everything that can be derived beside the raw times, and its way back.
+
+Derived values (`derived` of a cell) are written for readers that have nothing of ours, and made anew when the file is
+read. Keys of no known meaning are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from nopad.bench.report.derived import Figures, tabulate
+from nopad.bench.report.intervals import wide
+from nopad.bench.schema import SCHEMA_VERSION, Cell, Noise, Report, Status, Subject, Workload
+from nopad.runtime.atomic import OutputError, write_file
+from nopad.runtime.errors import InputFileError, NewerVersionError
+
+JSON, MARKDOWN, HTML = "bench.json", "bench.md", "bench.html"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as JSON values, derived ones included."""
+    raw = dataclasses.asdict(report)
+    raw.update(raw.pop("extra"))
+    figures = tabulate(report).figures
+    for cell in raw["cells"]:
+        found = figures.get((cell["subject"], cell["workload"]))
+        cell["derived"] = None if found is None else _derived(found)
+    return raw
+
+
+def _derived(figures: Figures) -> dict[str, Any]:
+    raw = dataclasses.asdict(figures)
+    raw["conclusive"] = not wide(figures.ratio or figures.seconds)
+    return {
+        name: [end if math.isfinite(end) else None for end in value] if isinstance(value, list | tuple) else value
+        for name, value in raw.items()
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before the work, an output whose `bench.json` is not ours. Raises `OutputError`."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder")
+    if (folder / JSON).exists():
+        try:
+            read_report(folder / JSON)
+        except NewerVersionError:
+            raise
+        except InputFileError as error:
+            raise OutputError(f"{folder / JSON} is left alone ({error}); name another output") from None
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(report: Report, folder: Path) -> None:
+    """Write `bench.json`, at once or not at all."""
+    data = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
+    write_file(folder / JSON, data.encode("utf-8") + b"\n")
+
+
+def read_report(path: Path) -> Report:
+    """Read a report, given as its file or its folder.
+
+    Raises `NewerVersionError` for a schema of a later nopad, `InputFileError` for anything else that is no report.
+    """
+    path = path / JSON if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputFileError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputFileError(f"{path} is damaged ({error}); run nopad bench again") from None
+    if not isinstance(raw, dict) or type(raw.get("schema_version")) is not int:
+        raise InputFileError(f"{path} is no report of nopad bench: it has no schema_version")
+    version = raw["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise NewerVersionError(
+            f"{path} has schema_version {version}, this nopad reads up to {SCHEMA_VERSION}: upgrade nopad"
+        )
+    if version < 1:
+        raise InputFileError(f"{path} has schema_version {version}, which never was; run nopad bench again")
+    try:
+        return _report(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputFileError(f"{path} is damaged ({type(error).__name__}: {error}); run nopad bench again") from None
+
+
+def _report(raw: Mapping[str, Any]) -> Report:
+    known = {one.name for one in dataclasses.fields(Report)} - {"extra"}
+    values = {name: value for name, value in raw.items() if name in known}
+    values["subjects"] = tuple(_record(Subject, one) for one in raw["subjects"])
+    values["workloads"] = tuple(_record(Workload, one) for one in raw["workloads"])
+    values["cells"] = tuple(_record(Cell, one) for one in raw["cells"])
+    values["noise"] = _record(Noise, raw["noise"])
+    values["forecasts"] = tuple(map(dict, raw.get("forecasts") or ()))
+    values["extra"] = {name: value for name, value in raw.items() if name not in known}
+    for name in ("command", "created"):
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} is {values[name]!r}")
+    if type(values["threads"]) is not int or not isinstance(values["complete"], bool):
+        raise TypeError("threads or complete is of another type")
+    report = Report(**values)
+    subjects, workloads = ({one.name for one in group} for group in (report.subjects, report.workloads))
+    for cell in report.cells:
+        if cell.subject not in subjects or cell.workload not in workloads:
+            raise ValueError(f"a cell of {cell.subject} on {cell.workload}, which the report does not have")
+    return report
+
+
+def _record(kind: Any, raw: Any) -> Any:
+    """One of the schema's records from JSON; unknown keys are dropped, numbers are checked."""
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in raw.items():
+        if name not in hints:
+            continue
+        if isinstance(value, list):
+            if not all(type(item) in (int, float) and math.isfinite(item) for item in value):
+                raise TypeError(f"{name} holds what is no number")
+            value = tuple(value)
+        elif not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {value!r}")
+        values[name] = value
+    made = kind(**values)
+    if kind is Cell and (len(made.seconds) != len(made.rounds) or any(second <= 0 for second in made.seconds)):
+        raise ValueError(f"the times of {made.subject} on {made.workload} are not whole")
+    return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint == Status or get_args(hint) and all(isinstance(one, str) for one in get_args(hint)):
+        return value in get_args(hint)
+    kinds = get_args(hint) or (hint,)
+    if value is None:
+        return type(None) in kinds
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int):
+        return int in kinds or float in kinds
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))

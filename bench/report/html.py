@@ -1,0 +1,223 @@
+"""The report of `nopad bench` as one HTML file that asks the network for nothing. Knows the page, measures nothing.
+
+Texts, file names and notes come from elsewhere: all of them are escaped, and the page's policy allows no request and no
+script but its own, by their digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from nopad.bench.report import html_tables
+from nopad.bench.report.derived import Table, tabulate
+from nopad.bench.report.html_plots import Panel, latency, memory, quality, speed, throughput
+from nopad.bench.report.markdown import LEGEND
+from nopad.bench.schema import Report
+from nopad.charts.svg import escaped, key
+from nopad.charts.units import number, ratio, share
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page of that report. OSError where the file cannot be written."""
+    path.write_text(page(report), encoding="utf-8")
+
+
+def page(report: Report) -> str:
+    """The page of that report."""
+    style, script = (
+        files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
+        for name in ("report.css", "report.js")
+    )
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    table = tabulate(report)
+    sections = _sections(table)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
+        for name, title, content in sections
+    )
+    machine = ", ".join(str(report.machine[name]) for name in ("cpu", "gpu") if report.machine.get(name))
+    about = " · ".join(escaped(part) for part in (report.created, machine, _threads(report)) if part)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>nopad bench: {escaped(machine or report.created)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>nopad bench <span>· {about}</span></h1>
+<p class="result">{escaped(result(table))}</p>
+{_verdicts(report)}
+{_tiles(table)}
+<nav aria-label="Sections">{links}</nav>
+</header>
+<main>
+{body}
+</main>
+<footer><p>Written by nopad bench, result schema {report.schema_version}. It asks the network for nothing.</p></footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def result(table: Table) -> str:
+    """What the run found, in one sentence."""
+    reference, report = table.report.reference, table.report
+    parts = []
+    for subject in table.contenders():
+        found = [
+            figures.ratio
+            for workload in report.workloads
+            if (figures := table.figures.get((subject.name, workload.name))) is not None and figures.ratio is not None
+        ]
+        if found:
+            low, high = (end(middle for _, middle, _ in found) for end in (min, max))
+            times = ratio(low) if ratio(low) == ratio(high) else f"{ratio(low)} to {ratio(high)}"
+            unclear = sum(low <= 1 <= high for low, _, high in found)
+            doubt = f" (on {unclear} of {len(found)} workloads not told apart from it)" if unclear else ""
+            parts.append((high, f"{subject.name} {times} as fast{doubt}"))
+    if not parts and not report.cells:
+        return "Forecasts only: nothing was measured." if report.forecasts else "Nothing was measured."
+    if not parts:
+        return "This run compares nopad with nothing: " + (
+            f"no workload was finished by both nopad and {reference}." if reference else "it has no reference."
+        )
+    compared = sum(
+        any((at := table.figures.get((one.name, workload.name))) and at.ratio for one in table.contenders())
+        for workload in report.workloads
+    )
+    every = len(report.workloads)
+    count = f"{every} workload{'' if every == 1 else 's'}" if compared == every else f"{compared} of {every} workloads"
+    told = ", ".join(text for _, text in sorted(parts, reverse=True))
+    return f"Against {reference} on {count}: {told}."
+
+
+def _verdicts(report: Report) -> str:
+    """What to know before believing a figure: loud where the run is incomplete or the machine was noisy."""
+    noise, made = report.noise, []
+    if not report.complete:
+        made.append(
+            '<p class="verdict warn" role="note"><strong>Incomplete.</strong> The run was interrupted: what is here is '
+            "all there is.</p>"
+        )
+    verdict = escaped(f"{noise.verdict[:1].upper()}{noise.verdict[1:].rstrip('.')}." if noise.verdict else "")
+    if not noise.conclusive:
+        why = verdict or "The machine was too noisy to conclude from these times."
+        made.append(f'<p class="verdict warn" role="note"><strong>Inconclusive.</strong> {why}</p>')
+    elif verdict:
+        made.append(f'<p class="verdict">{verdict}</p>')
+    return "".join(made)
+
+
+def _tiles(table: Table) -> str:
+    """How nopad compares, one tile for each workload: the best large, its other subjects small."""
+    made = []
+    for workload in table.report.workloads if table.report.cells else ():
+        found = [
+            (figures.p50, subject.name, figures.ratio)
+            for subject in table.contenders()
+            if (figures := table.figures.get((subject.name, workload.name))) is not None and figures.ratio is not None
+        ]
+        lines = [f'<div class="of">{escaped(workload.name)}</div>']
+        for n, (_, name, times) in enumerate(sorted(found)):
+            middle, ends = ratio(times[1]), f"<small>{html_tables.ends(times)}</small>"
+            if n == 0:
+                lines.append(f'<div class="times">{middle}</div><div class="by">{escaped(name)} {ends}</div>')
+            else:
+                lines.append(f'<div class="by">{escaped(name)} {middle} {ends}</div>')
+        if not found:
+            lines.append('<div class="times none">not compared</div>')
+        made.append(f"<li>{''.join(lines)}</li>")
+    doubtful = "" if table.report.noise.conclusive else " doubtful"
+    return f'<ul class="tiles{doubtful}" aria-label="nopad, times the reference">{"".join(made)}</ul>' if made else ""
+
+
+def _sections(table: Table) -> list[tuple[str, str, str]]:
+    """Id, title and content of every section that has something to say, in reading order."""
+    report, found = table.report, []
+    if report.cells:
+        plots = (
+            ("latency", "Latency against length", latency(table), "Medians with their 95 % intervals."),
+            ("throughput", "Throughput against batch", throughput(table), "Real tokens only: padding earns nothing."),
+            ("speed", "Throughput by workload", speed(table), _speed_remark(table)),
+            ("memory", "Peak memory", memory(table), "Resident memory of a fresh process that ran one workload."),
+            ("quality", "Speed and accuracy", quality(table), "A fast answer counts if it is the same answer."),
+        )
+        found.append(("summary", "Summary", html_tables.summary(table)))
+        found += [(name, title, _panels(table, panels, remark)) for name, title, panels, remark in plots if panels]
+        found.append(("details", "All figures", html_tables.details(table)))
+    if report.subjects:
+        found.append(("subjects", "Subjects", html_tables.subjects(table)))
+    if remarks := html_tables.remarks(table):
+        found.append(("remarks", "Not measured, and remarks", remarks))
+    if report.forecasts:
+        found.append(("forecasts", "Forecasts, not measurements", html_tables.forecasts(report.forecasts)))
+    about = (
+        ("Machine", {**report.machine, "threads": report.threads}),
+        ("Versions", report.versions),
+        ("Model", report.model),
+        ("Settings", report.settings),
+    )
+    listed = "".join(html_tables.pairs(caption, values) for caption, values in about if values)
+    found.append(("machine", "Machine, versions, model", f'<div class="columns">{listed}</div>'))
+    command = f"<pre><code>{escaped(report.command)}</code></pre>"
+    found.append(("reproduce", "Reproduce", f"{command}<h3>How it was measured</h3>{_how(report)}"))
+    return found
+
+
+def _panels(table: Table, panels: Sequence[Panel], remark: str) -> str:
+    legend = "".join(
+        f'<li><button type="button" aria-pressed="false" data-s="{style}">{key(style)}{escaped(one.name)}</button></li>'
+        for style, one in enumerate(table.report.subjects)
+    )
+    figures = "".join(
+        f"<figure><figcaption>{escaped(one.title)}<small>{escaped(one.remark)}</small></figcaption>"
+        f'<div class="fit">{one.svg}</div></figure>'
+        for one in panels
+    )
+    wide = "" if panels[0].small else " wide"
+    about = f'<p class="about">{escaped(remark)}</p>'
+    return f'{about}<ul class="legend" aria-label="Subjects">{legend}</ul><div class="panels{wide}">{figures}</div>'
+
+
+def _speed_remark(table: Table) -> str:
+    reference = table.report.reference
+    return (f"× is times {reference}. " if reference else "") + (
+        "Whiskers are 95 % intervals. The dashed line is what the machine's fp32 matrix products allow; int8 may "
+        "pass it."
+    )
+
+
+def _how(report: Report) -> str:
+    noise = report.noise
+    told = [" ".join(LEGEND), f"Every subject was given {_threads(report)}, and its library asked whether it has them."]
+    if noise.probe_seconds:
+        probe = (
+            f"To tell how quiet the machine was, a fixed matrix product was timed {len(noise.probe_seconds):,} times"
+        )
+        probe += f"; its best was {number(noise.peak_flops / 1e9)} GFLOP/s" if noise.peak_flops else ""
+        if noise.spread is not None:
+            probe += f", its interquartile range {share(noise.spread)} of its median"
+        told.append(f"{probe}.")
+    return "".join(f"<p>{escaped(text)}</p>" for text in told)
+
+
+def _threads(report: Report) -> str:
+    return f"{report.threads} thread{'' if report.threads == 1 else 's'}"
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()

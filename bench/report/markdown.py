@@ -1,0 +1,195 @@
+"""The report as Markdown: one table for each workload, one of the subjects, and what to know before believing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nopad.bench.report.derived import Figures, Table, tabulate
+from nopad.bench.report.intervals import Interval, wide
+from nopad.bench.schema import Cell, Report, Subject, Workload
+from nopad.charts.units import number, ratio, seconds, share, size
+
+NOTHING = "-"
+_CELLS = ("subject", "p50", "p90", "p99", "real tokens/s (95 %)", "padding", "times {reference} (95 %)", "of the limit",
+          "peak memory", "agreement", "logits", "accuracy")  # fmt: skip
+_FORECASTS = ("gpu", "workload", "subject", "precision")
+_SUBJECTS = ("subject", "library", "precision", "threads", "import", "load", "first call", "loaded", "file", "build")
+LEGEND = (
+    "Times are of whole calls, tokenization included, on the same strings for everyone, in turns within one process.",
+    "Intervals are 95 % bootstrap intervals over rounds; * marks one too wide (over 10 %) to conclude from.",
+    "Padding: share of computed tokens that are not real. Agreement, logits: equal labels with the reference, and the",
+    "largest logit difference (of BERT: to BERT in transformers). Peak memory, import, load and first call are of a",
+    "fresh process. Limit: fp32 matrix products of the real tokens at the best speed that a plain one reached here.",
+)
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report. Tables have a line for everyone, also for who could not be measured."""
+    table = tabulate(report)
+    parts = (_head(report), _measured(table), _subjects(report), _forecasts(report), _left_out(report), _legend(report))
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _head(report: Report) -> Iterator[str]:
+    machine = report.machine
+    yield "# nopad bench"
+    yield ""
+    yield f"`{report.command}`"
+    yield ""
+    where = [machine.get("cpu"), machine.get("isa"), machine.get("gpu")]
+    model = report.model.get("name")
+    yield ", ".join(
+        str(part)
+        for part in (
+            report.created,
+            *([f"model {model}"] if model else []),
+            f"{report.threads} thread{'' if report.threads == 1 else 's'} of {machine.get('cores')} cores",
+            *(part for part in where if part),
+        )
+    )
+    yield ""
+    if not report.complete:
+        yield "**Interrupted: what is here is all there is.**"
+        yield ""
+    if report.noise.verdict:
+        yield f"Noise: {report.noise.verdict}."
+        yield ""
+    if report.reference is None and report.cells:
+        yield "No reference was measured: speeds stand alone, and answers are compared among nopad's own engines."
+        yield ""
+
+
+def _measured(table: Table) -> Iterator[str]:
+    report = table.report
+    subjects = {one.name: one for one in report.subjects}
+    for workload in report.workloads:
+        yield f"## {workload.name}"
+        yield ""
+        yield _about(workload)
+        yield ""
+        cells = [table.cells[key] for key in table.cells if key[1] == workload.name]
+        if cells:
+            yield from _rows([name.format(reference=report.reference or "reference") for name in _CELLS], [
+                _cell_row(subjects[cell.subject], cell, table.figures.get((cell.subject, workload.name)), report)
+                for cell in cells
+            ])  # fmt: skip
+            yield ""
+
+
+def _about(workload: Workload) -> str:
+    calls = "one call" if workload.batch >= workload.texts else f"calls of {workload.batch}"
+    texts = f"{workload.texts} text{'' if workload.texts == 1 else 's'} in {calls}"
+    about = f"{texts}, {workload.tokens:,} tokens, the longest {workload.longest:,}"
+    padding = 1 - workload.tokens / workload.padded_tokens
+    limit = workload.limit_tokens_per_second
+    return f"{about} ({workload.padded_tokens:,} padded, {share(padding)} waste); {workload.source}." + (
+        f" Limit of the measured matrix products: {number(limit)} tokens/s." if limit else ""
+    )
+
+
+def _cell_row(subject: Subject, cell: Cell, figures: Figures | None, report: Report) -> list[str]:
+    peak = NOTHING if cell.peak_bytes is None else size(cell.peak_bytes)
+    if figures is None:
+        return [
+            cell.subject,
+            f"**{cell.status}**" if cell.status != "ok" else NOTHING,
+            *[NOTHING] * 6,
+            peak,
+            *[NOTHING] * 3,
+        ]
+    # Of very few times a 99th percentile is the longest: shown all the same, the reader sees how many there are.
+    return [
+        cell.subject,
+        seconds(figures.p50),
+        seconds(figures.p90),
+        seconds(figures.p99),
+        _between(figures.tokens_per_second, number),
+        share(figures.waste) if figures.waste is not None else NOTHING,
+        "reference" if subject.name == report.reference else _between(figures.ratio, ratio),
+        share(figures.limit_share) if figures.limit_share is not None else NOTHING,
+        peak,
+        share(cell.agreement) if cell.agreement is not None else NOTHING,
+        f"{cell.logit_difference:.1e}" if cell.logit_difference is not None else NOTHING,
+        share(cell.accuracy) if cell.accuracy is not None else NOTHING,
+    ]
+
+
+def _between(interval: Interval | None, form: Callable[[float], str]) -> str:
+    if interval is None:
+        return NOTHING
+    low, middle, high = interval
+    if high == float("inf"):
+        return f"{form(middle)} (one round)"
+    return f"{form(middle)} ({form(low)} to {form(high)}){' *' if wide(interval) else ''}"
+
+
+def _subjects(report: Report) -> Iterator[str]:
+    if not report.subjects:
+        return
+    yield "## Subjects"
+    yield ""
+
+    def time(value: float | None) -> str:
+        return NOTHING if value is None else seconds(value)
+
+    def memory(value: int | None) -> str:
+        return NOTHING if value is None else size(value)
+
+    yield from _rows(_SUBJECTS, [
+        [one.name, one.version or NOTHING, one.precision, str(one.threads), time(one.import_seconds),
+         time(one.load_seconds), time(one.cold_seconds), memory(one.loaded_bytes), memory(one.file_bytes),
+         time(one.build_seconds)]
+        for one in report.subjects
+    ])  # fmt: skip
+    yield ""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    yield f"Installed: {versions}."
+    yield ""
+
+
+def _forecasts(report: Report) -> Iterator[str]:
+    """What a model of some hardware says; never among the measurements."""
+    if not report.forecasts:
+        return
+    yield "## Forecasts, not measurements"
+    yield ""
+    rows = [
+        [*(str(one.get(name, NOTHING)) for name in _FORECASTS[:4]), *_expected(one), str(one.get("bound", NOTHING))]
+        for one in report.forecasts
+    ]
+    yield from _rows([*_FORECASTS[:4], "time (low to high)", "real tokens/s", "bound by"], rows)
+    yield ""
+    for note in dict.fromkeys(str(one["assumes"]) for one in report.forecasts if one.get("assumes")):
+        yield f"- {note}"
+    yield ""
+
+
+def _expected(forecast: Mapping[str, Any]) -> list[str]:
+    times = [forecast.get(name) for name in ("seconds", "low", "high")]
+    middle, low, high = (seconds(one) if isinstance(one, int | float) else NOTHING for one in times)
+    tokens = forecast.get("tokens_per_second")
+    return [f"{middle} ({low} to {high})", number(tokens) if isinstance(tokens, int | float) else NOTHING]
+
+
+def _left_out(report: Report) -> Iterator[str]:
+    notes = [f"- {one.name}: {one.status}. {one.note}" for one in report.subjects if one.status != "ok" and one.note]
+    notes += [f"- {one.subject} on {one.workload}: {one.status}. {one.note}" for one in report.cells if one.note]
+    if notes:
+        yield "## Not measured, and remarks"
+        yield ""
+        yield from notes
+        yield ""
+
+
+def _legend(report: Report) -> Iterator[str]:
+    if not report.cells:
+        return
+    yield from LEGEND
+
+
+def _rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'---|' * len(names)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"

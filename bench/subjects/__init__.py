@@ -1,0 +1,1 @@
+"""What is measured: engines of the bundle, and competitors."""

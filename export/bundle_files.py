@@ -1,0 +1,201 @@
+"""The files of a bundle, one function each: ONNX graphs, quantized graphs, weights for torch, built engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
+from nopad.export.graph.onnx import export_graph
+from nopad.export.graph.padded import PaddedEncoder, export_padded
+from nopad.export.graph.precision import Precision, cast
+from nopad.export.int8.cpu import quantize_cpu
+from nopad.export.int8.quantize import label_reader, quantize
+from nopad.export.parity.samples import SAMPLES
+from nopad.export.progress import Progress
+from nopad.export.targets import EngineJob
+from nopad.model.checkpoint.load import Checkpoint, told_json, write_checkpoint
+from nopad.model.config import EncoderConfig
+from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.runtime.atomic import sha256_of
+from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.data.records import read_rows
+from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.tensorrt_library import this_platform
+from nopad.runtime.errors import InputFileError, TextError, UsageError
+from nopad.runtime.manifest import Artifact, FileRecord
+from nopad.runtime.planning.search import default_profiles
+from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.tokenizer import open_encoder
+from nopad.runtime.types import Text
+
+# Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
+CALIBRATION_TEXTS = 512
+_CALIBRATION_TOKENS = 2048
+GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU operators
+
+
+def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
+    """Write the graph of a `target` in `precision` into the bundle's folder."""
+    file = folder / _graph_name(precision, target)
+    padded = isinstance(checkpoint.encoder, PaddedEncoder)
+    if isinstance(checkpoint.encoder, PaddedEncoder):
+        graph = export_padded(checkpoint.encoder, file)
+    else:
+        graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
+    return Artifact(
+        file=graph.file.name,
+        target=target,
+        precision=precision,
+        layout="padded" if padded else "packed",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+        opset=graph.opset,
+        exporter="padded" if padded else "nopad",
+    )
+
+
+def _graph_name(precision: str, target: GraphTarget) -> str:
+    kind = (["cpu"] if target == "cpu" else []) + ([precision] if precision != "fp32" else [])
+    return ".".join(["model", *kind, "onnx"])
+
+
+def write_int8_graph(
+    checkpoint: Checkpoint,
+    folder: Path,
+    target: GraphTarget,
+    calibrate: DataSource | str | None,
+    max_length: int,
+    progress: Progress,
+) -> Artifact:
+    """Write a target's int8 graph, made from its fp32 one (`cpu`), or from the fp16 one for TensorRT (`onnx`).
+
+    Scales are calibrated on the texts of a file. Without one, which only `cpu` can do, each token has its own, and what
+    is sensitive is judged on the sentences that the parity gate asks.
+    """
+    cpu = target == "cpu"
+    multiple = 1 if cpu else checkpoint.config.block
+    batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
+    labels_of = label_reader(checkpoint.config.task, checkpoint.config.problem_type)
+    output = folder / _graph_name("int8", target)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
+        exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
+        graph, static = Path(scratch) / exact.file, calibrate is not None
+        if cpu:
+            made = quantize_cpu(graph, output, batches, static=static, labels_of=labels_of, progress=progress)
+        else:
+            made = quantize(graph, output, batches, labels_of=labels_of, progress=progress)
+    return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
+
+
+def _calibration_batches(
+    checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
+) -> list[PackedBatch]:
+    encoder = open_encoder(folder / "tokenizer.json", max_length)
+    rows: Iterable[Text] = SAMPLES
+    if source is not None:
+        rows = (row.text for row in read_rows(source) if row.error is None)
+    encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
+    if not encoded:
+        name = source.path if isinstance(source, DataSource) else source
+        raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
+    lengths = [one.used for one in encoded]
+    batches = []
+    for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):
+        members = [encoded[i] for i in batch]
+        types = [one.token_type_ids for one in members]
+        filler = checkpoint.config.pad_token_id or 0
+        batches.append(pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler))
+    return batches
+
+
+def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like: Artifact) -> Artifact:
+    """Write the weights for the torch engine as a checkpoint folder of their own; its inputs are those of `like`."""
+    made = folder / "torch"
+    made.mkdir()
+    config = checkpoint.config
+    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
+    return dataclasses.replace(
+        like,
+        file="torch/model.safetensors",
+        target="torch",
+        precision=precision,
+        token_multiple=config.block,
+        opset=None,
+        quantized=None,
+    )
+
+
+def check_jobs(
+    jobs: Sequence[EngineJob],
+    precision: str,
+    profiles: Sequence[ShapeProfile],
+    options: BuildOptions,
+    config: EncoderConfig,
+) -> None:
+    """Refuse, before the long steps, what `add_engine` could not build of an encoder with this `config`.
+
+    Raises `UsageError`, `ExportError`.
+    """
+    for job in jobs:
+        require_buildable(job.target, job.sm, precision, options)
+    positions = config.max_position_embeddings
+    for number, profile in enumerate(profiles if jobs else (), 1):
+        if profile.longest[2] > -(-positions // config.block) * config.block:
+            raise UsageError(
+                f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
+                f"{positions}"
+            )
+
+
+def add_engine(
+    bundle: Bundle,
+    job: EngineJob,
+    profiles: Sequence[ShapeProfile],
+    options: BuildOptions,
+    progress: Progress,
+) -> tuple[Bundle, BuiltEngine]:
+    """Build one engine from the bundle's last ONNX graph into its folder, and list it in the manifest."""
+    manifest = bundle.manifest
+    graph = [artifact for artifact in manifest.artifacts if artifact.target == "onnx"][-1]
+    chosen = tuple(profiles) or default_profiles(
+        manifest.max_length, architecture=manifest.architecture, block=graph.token_multiple
+    )
+    runs_on = "sm80+" if options.hardware_compatible else job.sm
+    name = engine_name(job.target, runs_on, graph.precision, chosen)
+    made = build_engine(
+        bundle.file(graph.file),
+        bundle.file(name),
+        target=job.target,
+        sm=job.sm,
+        precision=graph.precision,
+        profiles=chosen,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+        options=options,
+        progress=progress,
+    )
+    artifact = dataclasses.replace(
+        graph,
+        file=name,
+        target=job.target,
+        sm=runs_on,
+        profiles=chosen,
+        built_with=made.library,
+        version_compatible=options.version_compatible,
+        platform=this_platform(),
+        opset=None,
+        parity={},
+    )
+    record = FileRecord(sha256=sha256_of(bundle.file(name)), bytes=made.bytes)
+    added = dataclasses.replace(
+        manifest, artifacts=(*manifest.artifacts, artifact), files={**manifest.files, name: record}
+    )
+    return write_manifest(bundle.path, added), made

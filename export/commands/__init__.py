@@ -1,0 +1,1 @@
+"""`nopad export`, `nopad parity` and `nopad demo`."""

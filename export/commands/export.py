@@ -1,0 +1,180 @@
+"""`nopad export`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
+from nopad.model.config import POOLING_MODES
+from nopad.model.head import TASKS
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.data.table import DataSource
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    names = tuple(name.strip() for name in value.split(",")) if value is not None else ()
+    for name in names:
+        if name not in PRECISIONS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(PRECISIONS)}.")
+    return names or None
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: the fastest on CPUs. onnx: plain ONNX, for ONNX Runtime on a GPU and other tools. "
+    "tensorrt: an engine for the GPU at hand. tensorrt-rtx: engines for --arch, built "
+    "without a GPU. torch: weights for PyTorch flash attention. all: what this machine can make.",
+)
+@click.option(
+    "--precision",
+    metavar="[fp32|fp16|bf16|int8],..",
+    callback=_precisions,
+    help="fp16 and bf16 are for GPUs; int8 is for --target cpu and, with --calibrate, for engines. "
+    "[default: fp32; fp16 for engines]",
+)
+@click.option(
+    "--arch", metavar="SM,..", help="GPUs to build for: sm75,sm86,sm89,sm120. [default: the one at hand, or all]"
+)
+@click.option("--profiles", type=click.Path(path_type=Path), help="Shapes to build for: a file of nopad plan.")
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help=f"Texts that int8 scales are found on: {FILES}. [default for cpu: scales of each token]",
+)
+@reading_options
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"
+)
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Engines that later TensorRT versions run: with native code, so opened only with --allow-host-code.",
+)
+@click.option("--hardware-compatible", is_flag=True, help="Engines that Ampere and every newer GPU runs; not T4.")
+@click.option(
+    "--exporter",
+    type=click.Choice(["auto", "nopad", "padded", "optimum"]),
+    default="auto",
+    show_default=True,
+    help="nopad: packed (ModernBERT, BERT, EuroBERT, UltraBERT). padded: any encoder that transformers opens and torch "
+    "exports (RoBERTa, XLM-R, DistilBERT, ELECTRA, DeBERTa, ...). auto: packed where nopad can, else padded. "
+    "optimum: padded, by optimum-onnx (transformers 4.57).",
+)
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+@click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
+@click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
+@click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
+@click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
+@source_options
+@click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
+@thorough_option
+@common_options
+def export(
+    checkpoint: str,
+    target: Any,
+    precision: Any,
+    arch: str | None,
+    profiles: Path | None,
+    calibrate: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
+    timing_cache: Path | None,
+    workspace: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    exporter: Any,
+    output: Path,
+    task: Any,
+    pooling: Any,
+    normalize: bool | None,
+    max_length: int | None,
+    base: str | None,
+    allow_pickle: bool,
+    no_parity: bool,
+    thorough: bool,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+) -> int:
+    """Export CHECKPOINT (a folder, or a Hugging Face Hub name) to a bundle, and prove its parity.
+
+    The exit code is 1 if the bundle fails the parity gate; it is then written, but marked unverified.
+    """
+    from nopad.export.bundle import export_checkpoint
+    from nopad.export.engines.tensorrt import BuildOptions
+    from nopad.runtime.profiles import read_profiles
+
+    set_threads(threads)
+    console = messages(quiet)
+    shapes = read_profiles(profiles) if profiles is not None else ()
+    with status(console) as progress:
+        result = export_checkpoint(
+            checkpoint,
+            output,
+            target=target,
+            precision=precision,
+            archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
+            profiles=shapes,
+            calibrate=DataSource(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
+            build=BuildOptions(
+                timing_cache=timing_cache,
+                workspace_bytes=workspace << 20 if workspace else None,
+                version_compatible=version_compatible,
+                hardware_compatible=hardware_compatible,
+            ),
+            exporter=exporter,
+            task=task,
+            pooling=pooling,
+            normalize=normalize,
+            max_length=max_length,
+            base=base,
+            allow_pickle=allow_pickle,
+            parity=not no_parity,
+            thorough=thorough,
+            threads=threads,
+            progress=progress,
+        )
+    manifest = result.bundle.manifest
+    for remark in result.remarks:
+        console.print(f"note: {remark}", style="yellow")
+    for reason in result.skipped:
+        console.print(f"not here: {reason}", style="yellow")
+    if as_json:
+        emit(
+            {
+                "bundle": str(output),
+                "verdict": manifest.verdict,
+                "export_seconds": round(result.export_seconds, 2),
+                "parity_seconds": round(result.parity_seconds, 2),
+                "bytes": result.bytes,
+                "engines": [dataclasses.asdict(engine) for engine in result.engines],
+                "skipped": result.skipped,
+                "remarks": result.remarks,
+                "parity": result.report,
+                "reports": result.reports,
+            }
+        )
+    else:
+        size, seconds = result.bytes / 1e6, result.export_seconds
+        made = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
+        click.echo(f"{output}: {made}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
+        for engine in result.engines:
+            click.echo(f"  {engine.file}: {engine.bytes / 1e6:.1f} MB, built in {engine.seconds:.1f} s")
+        for name, report in result.reports.items():
+            click.echo(name)
+            print_report(report, None)
+        if result.reports:
+            click.echo(f"parity took {result.parity_seconds:.1f} s")
+    return 0 if result.passed else 1

@@ -1,0 +1,103 @@
+"""`nopad parity`."""
+
+from __future__ import annotations
+
+import click
+
+from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.base import ENGINES
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("--reference", "-r", required=True, help="The checkpoint the bundle was exported from.")
+@click.option("--data", metavar="FILE", help=f"Texts, labelled or not: {FILES}.")
+@reading_options
+@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
+@click.option(
+    "--label-field",
+    help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
+    "[default: the usual names]",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
+@click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
+@click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
+@click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")
+@source_options
+@click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
+@thorough_option
+@common_options
+def parity(
+    bundle: str,
+    reference: str,
+    data: str | None,
+    encoding: str | None,
+    columns: tuple[str, ...],
+    text_field: str | None,
+    label_field: str | None,
+    limit: int | None,
+    engine: str,
+    precision: str | None,
+    allow_host_code: bool,
+    base: str | None,
+    allow_pickle: bool,
+    longest: int,
+    thorough: bool,
+    as_json: bool,
+    quiet: bool,
+    threads: int | None,
+) -> int:
+    """Check that BUNDLE answers what transformers answers with the checkpoint it came from.
+
+    The verdict is written into the bundle's manifest, unless the checkpoint is another one (its files' digests are in
+    the manifest). Exit code 1 if it fails.
+    """
+    from nopad.export.bundle import gate_bundle
+    from nopad.export.provenance import is_source
+    from nopad.model.checkpoint.hub import resolve_checkpoint
+    from nopad.model.checkpoint.source import open_source
+    from nopad.runtime.bundle import open_bundle, record_parity
+    from nopad.runtime.data.labelled import read_labelled
+
+    set_threads(threads)
+    console = messages(quiet)
+    opened = open_bundle(bundle)
+    folder = resolve_checkpoint(reference)
+    source = open_source(folder, base)
+    same = is_source(opened, source)
+    if not same:
+        console.print(
+            f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
+            "compared, and the verdict in the manifest stays as it is",
+            style="yellow",
+        )
+    rows = None
+    if data is not None:
+        own = DataSource(path=data, encoding=encoding, columns=columns)
+        rows = read_labelled(own, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+    window = int(opened.manifest.architecture.get("local_attention", 128))
+    with status(console) as progress:
+        report = gate_bundle(
+            opened,
+            folder,
+            half_window=window // 2,
+            base=base,
+            allow_pickle=allow_pickle,
+            progress=progress,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            allow_host_code=allow_host_code,
+            data=rows,
+            longest=longest,
+            thorough=thorough,
+        )
+    if same:
+        record_parity(opened, report["file"], report["engine"], report, report["evaluation"])
+    if as_json:
+        emit({"bundle": bundle, **report})
+    else:
+        print_report(report, None, all_lengths=True)
+    return 0 if report["passed"] else 1

@@ -1,0 +1,169 @@
+"""An encoder -> one ONNX file, through torch's dynamo exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from nopad.export.errors import ExportError
+from nopad.export.graph.cpu import cpu_attention, rearrange
+from nopad.model.attention import graph_attention
+from nopad.model.encoder import PackedEncoder
+from nopad.model.packing import pack
+
+# 20 is the first opset with Gelu, 17 with LayerNormalization; ONNX Runtime 1.22+ and TensorRT 10.13+ read it.
+OPSET = 20
+# Larger weights go to a file beside the graph, which is mapped into memory and not parsed: ModernBERT-base opens in
+# half the time, in half the memory. (A protobuf could not hold 2 GiB anyway.)
+INLINE_BYTES = 100_000_000
+EXTERNAL_SUFFIX = ".data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What was written."""
+
+    file: Path
+    opset: int
+    inputs: dict[str, list[str]]  # name -> symbolic shape
+    outputs: dict[str, list[str]]
+    token_multiple: int
+
+
+def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Graph:
+    """Write `encoder` (already in its precision) to `path` and check the file.
+
+    `cpu`: in ONNX Runtime's own CPU operators (`nopad.export.graph.cpu`), instead of plain ONNX.
+
+    Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`;
+    for BERT `token_type_ids[tokens]`; where a prompt is not pooled `prompt_lengths[sequences]`. `tokens` is a multiple
+    of the attention block (with `cpu`, any number).
+    Output: fp32 `logits`.
+    Raises `ExportError`.
+    """
+    config = encoder.encoder_config
+    block = config.block
+    multiple = 1 if cpu else block
+    # Three sequences of different lengths over three blocks: no dimension equals another by chance.
+    example = pack([[1] * (block + 6), [1] * 7, [1] * block], multiple=multiple)
+    tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if cpu else block * torch.export.Dim("blocks", max=1 << 20)
+    sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
+    longest = torch.export.Dim("longest", min=1, max=1 << 20)
+    shapes: dict[str, dict[int, Any] | None] = {
+        name: {0: tokens} for name in ("input_ids", "position_ids", "sequence_ids")
+    }
+    shapes["pad_index"] = {0: sequences, 1: longest}
+    if config.type_vocab_size:
+        shapes["token_type_ids"] = {0: tokens}
+    names = list(shapes)
+    if not config.include_prompt:
+        names.append("prompt_lengths")
+        shapes.setdefault("token_type_ids", None)  # the encoder takes them before, BERT or not
+        shapes["prompt_lengths"] = {0: sequences}
+    arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
+    own = cpu_attention if cpu else graph_attention
+    attention, encoder.attention = encoder.attention, encoder.attention or own
+    try:
+        program = trace(encoder, arguments, list(shapes.values()), names)
+    finally:
+        encoder.attention = attention
+    if cpu:
+        rearrange(program.model)
+    _name_dimensions(program.model.graph, {str(tokens): "tokens", f"{block}*blocks": "tokens"})
+    return write(program, encoder, path, token_multiple=multiple)
+
+
+def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequence[Any], names: Sequence[str]) -> Any:
+    """`module` as torch's ONNX program: `names` of its inputs, one output, `logits`.
+
+    `shapes` says of each parameter which of its dimensions vary, as `torch.export` takes it; an argument that is None
+    is no input. Raises `ExportError`.
+    """
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(arguments),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=tuple(shapes),
+                input_names=list(names),
+                output_names=["logits"],
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        # torch prints pages of advice around what is wrong.
+        reason = str(error).partition("## Exception summary")[2].strip() or str(error)
+        raise ExportError(f"torch {torch.__version__} could not export this encoder: {reason[:1000]}") from error
+    assert program is not None
+    return program
+
+
+def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 1) -> Graph:
+    """Write what `trace` made of `module`, and check the file. Raises `ExportError`."""
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    graph = program.model.graph
+    _name_nodes(graph)
+    try:
+        program.save(str(path), external_data=size > INLINE_BYTES)
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"torch {torch.__version__} has exported a graph that is no valid ONNX: {error}") from error
+    return Graph(
+        file=path,
+        opset=OPSET,
+        inputs={value.name or "": _shape(value) for value in graph.inputs},
+        outputs={value.name or "": _shape(value) for value in graph.outputs},
+        token_multiple=token_multiple,
+    )
+
+
+def _shape(value: Any) -> list[str]:
+    return [str(getattr(size, "value", None) or size) for size in value.shape]
+
+
+def _name_dimensions(graph: Any, names: dict[str, str]) -> None:
+    import onnx_ir
+
+    for value in [*graph.inputs, *graph.outputs]:
+        sizes = [names.get(str(getattr(size, "value", None) or size), size) for size in value.shape]
+        value.shape = onnx_ir.Shape(sizes)
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name every node after the module it came from: `model.layers.0.attn.Wqkv/Gemm`."""
+    seen: Counter[str] = Counter()
+    module = "stream"
+    for node in graph:
+        namespace = node.metadata_props.get("namespace", "")
+        scopes = [scope.split(":")[0] for scope in namespace.split("/")[:-1]]
+        if namespace:  # nodes that the exporter's optimizer made have none: they keep the module before them
+            module = next((scope for scope in reversed(scopes) if scope and not scope.startswith("_empty")), "stream")
+        name = f"{module}/{node.op_type}"
+        seen[name] += 1
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs about packages we do not use (torchvision) and warns about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,182 @@
+"""Padded graphs of any encoder that transformers opens and torch exports, for architectures without a packed encoder.
+
+The graph is transformers' own model, with the task's head, over a matrix of texts filled up to the longest. The same
+runtime serves it and the same gate judges it; what it lacks is everything that follows from packing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from nopad.export.graph.onnx import Graph, trace, write
+from nopad.export.reference.plain import plain_folder
+from nopad.export.reference.transformers import CLASSES, open_model, own_config
+from nopad.model.attention import PackedLayout
+from nopad.model.checkpoint.load import Checkpoint, folder_config, overrides_of
+from nopad.model.checkpoint.read_config import read_other
+from nopad.model.checkpoint.sentence_transformers import pipeline_for, transformer_folder
+from nopad.model.checkpoint.setfit import classifier_of
+from nopad.model.checkpoint.source import open_source
+from nopad.model.checkpoint.tokenizer import open_tokenizer
+from nopad.model.config import EncoderConfig, Pooling
+from nopad.model.embedding import build_modules, embed, load_modules
+from nopad.model.encoder import PackedEncoder
+from nopad.model.head import Task
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_NO_TABLE = 512  # positions of a model that states none
+
+
+class PaddedEncoder(PackedEncoder):
+    """A model of transformers. Its inputs are matrices [B, S], those of `inputs`; the output is a packed encoder's, but
+    for tasks per token: [B, S, ...].
+    """
+
+    def __init__(self, config: EncoderConfig, model: nn.Module, inputs: Sequence[str]) -> None:
+        super().__init__(config)
+        self.model = model
+        self.inputs = tuple(inputs)
+        self.chain = build_modules(config)
+        self.embeds = config.task == "embeddings" or bool(config.modules)  # the last may be a SetFit classifier
+
+    def forward(self, *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits, fp32; of embeddings the vectors."""
+        given = dict(zip(self.inputs, matrices, strict=True))
+        prompt_lengths = given.pop("prompt_lengths", None)
+        out: Any = self.model(**given)
+        if not self.embeds:
+            logits: Tensor = out.logits
+            return logits.float()
+        hidden: Tensor = out.last_hidden_state
+        layout = _layout(given["attention_mask"], prompt_lengths)
+        return embed(hidden.flatten(0, 1), layout, self.encoder_config, self.chain)
+
+
+def _layout(mask: Tensor, prompt_lengths: Tensor | None) -> PackedLayout:
+    """Where the tokens of a padded batch stand in the stream that its rows make one after the other."""
+    batch, longest = mask.shape
+    rows, places = torch.arange(batch).unsqueeze(1), torch.arange(longest).unsqueeze(0)
+    return PackedLayout(
+        position_ids=places.expand(batch, -1).flatten(),
+        sequence_ids=rows.expand(-1, longest).flatten(),
+        pad_index=torch.where(mask > 0, rows * longest + places, -1),
+        half_window=-1,
+        block=1,
+        prompt_lengths=prompt_lengths,
+    )
+
+
+def load_padded(
+    folder: Path,
+    *,
+    task: Task | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint of any architecture with transformers, as `load_checkpoint` opens those that nopad packs.
+
+    Raises `CheckpointError`, and `ExportError` for what transformers cannot open.
+    """
+    source = open_source(folder, base)
+    raw = dict(source.raw_config)
+    classifier, remarks = classifier_of(folder, task, allow_pickle)
+    wanted = "embeddings" if classifier else task
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
+        config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize, read=read)
+        with plain_folder(folder, config.task, CLASSES[config.task], base) as (plain, _):
+            theirs, model = open_model(transformer_folder(plain), config.task, raw)
+        inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
+    if classifier is not None:
+        config = classifier.extend(config, pipeline)
+    config = dataclasses.replace(config, max_position_embeddings=_positions(theirs, model))
+    encoder = PaddedEncoder(config, model.float(), inputs if config.include_prompt else [*inputs, "prompt_lengths"])
+    if pipeline is not None and config.modules:
+        load_modules(encoder.chain, folder, pipeline.weights)
+    if classifier is not None:
+        classifier.fill(encoder)
+    encoder.eval()
+    return Checkpoint(
+        path=folder,
+        raw_config=raw,
+        encoder=encoder,
+        missing=(),
+        source=source,
+        remarks=(*source.remarks, *remarks),
+        pipeline=pipeline,
+        overrides=overrides_of(config, pooling, normalize),
+    )
+
+
+def _sizes(theirs: Any) -> dict[str, int]:
+    """What `EncoderConfig` asks of every encoder, by the names that transformers gives it in all architectures."""
+    names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+    wanted = ("hidden_size", "vocab_size", "intermediate_size", "num_layers", "num_heads")
+    sizes = {name: getattr(theirs, names.get(name, name), None) or 1 for name in wanted}
+    # RoBERTa's kind counts positions by config.json's padding id, or its class's, whatever the tokenizer's is.
+    pad = theirs.pad_token_id
+    known = isinstance(pad, int) and 0 <= pad < sizes["vocab_size"]
+    heads = sizes["num_heads"] if sizes["hidden_size"] % sizes["num_heads"] == 0 else 1
+    return {**sizes, "num_heads": heads, "pad_token_id": pad if known else 0, "max_position_embeddings": _NO_TABLE}
+
+
+def _inputs(theirs: Any, model: nn.Module, told: Sequence[str]) -> list[str]:
+    """The inputs that matter: token types only where there are several, and where the tokenizer tells them."""
+    takes = inspect.signature(model.forward).parameters
+    types = "token_type_ids" in told and (getattr(theirs, "type_vocab_size", None) or 0) > 1
+    return [name for name in _INPUTS if name in takes and (types or name != "token_type_ids")]
+
+
+def _positions(theirs: Any, model: nn.Module) -> int:
+    """Tokens of the longest text. RoBERTa's kind begins to count behind the padding id: 514 rows are 512 positions."""
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings"
+    ]
+    declared = getattr(theirs, "max_position_embeddings", None)
+    if not tables and isinstance(declared, int) and declared > 0:
+        return declared
+    return min(tables, default=_NO_TABLE)
+
+
+def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
+    """Write `encoder` to `path`, with batch and length free, and check the file.
+
+    Inputs, int64 [batch, sequence]: `input_ids`, `attention_mask`, `token_type_ids` where they matter; [batch]:
+    `prompt_lengths` where prompts are not pooled. Output: fp32 `logits`. Raises `ExportError`.
+    """
+    config = encoder.encoder_config
+    filler = config.pad_token_id or 0
+    ids = torch.full((2, 7), (filler + 1) % config.vocab_size)
+    mask = torch.ones_like(ids)
+    ids[1, 5:], mask[1, 5:] = filler, 0
+    example = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(ids),
+        "prompt_lengths": torch.tensor([1, 0]),
+    }
+    arguments = [example[name] for name in encoder.inputs]
+    free = tuple(dict.fromkeys(range(one.ndim), torch.export.Dim.DYNAMIC) for one in arguments)
+    program = trace(encoder, arguments, [free], encoder.inputs)
+    names = ("batch", "sequence")
+    for value in program.model.graph.inputs:
+        value.shape = ir.Shape(names[: len(value.shape)])
+    (logits,) = program.model.graph.outputs
+    per_token = config.task in ("token-classification", "fill-mask")
+    logits.shape = ir.Shape((*names[: 1 + per_token], logits.shape[-1]))
+    return write(program, encoder, path)

@@ -1,0 +1,1 @@
+"""Graphs with int8 products."""

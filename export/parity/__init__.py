@@ -1,0 +1,1 @@
+"""The gate: a bundle against transformers."""

@@ -1,0 +1,54 @@
+"""What a bundle may differ by, and a row of the parity report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nopad.runtime.types import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a precision must keep. `logits` is multiplied by the largest reference logit where that is over 1."""
+
+    logits: float
+    probabilities: float
+    invariance: float
+    agreement: float  # share of equal labels, 0..1
+    accuracy_loss: float  # on labelled data, 0..1
+
+
+BOUNDS: dict[str, Bounds] = {
+    "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
+    "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
+    # 3 bits of mantissa fewer than fp16; 7.6e-3 was seen (export/graph/precision.py).
+    "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
+    # Labels and accuracy decide; logits only tell that it is still the same model.
+    "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One check."""
+
+    check: str
+    case: str
+    value: float  # the largest difference, or a share
+    bound: float
+    passed: bool
+    note: str = ""
+
+
+def difference(a: FloatArray, b: FloatArray) -> float:
+    """The largest absolute difference; infinite if the shapes differ or `a` is not finite."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.abs(a - b).max())
+
+
+def scaled(bound: float, reference: FloatArray) -> float:
+    """`bound`, multiplied by the largest value of `reference` where that is over 1."""
+    return bound * max(1.0, float(np.abs(reference).max()))

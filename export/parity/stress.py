@@ -1,0 +1,186 @@
+"""The gate's second half: the sizes and the circumstances in which engines fail.
+
+The first half (`gate.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. Here an engine is asked, with
+texts whose right answers are known (`known_texts.py`):
+
+- the largest batch that the runtime will make on any machine, and some more: in tokens and in texts, of real lengths
+- as many texts of one and two tokens
+- every profile's edges, and those of the buckets that an engine may pad to
+- two batches of one shape again and again: right, and always the same
+- several batches at once, from several threads: what it answers to each alone
+- a text at the model's full length (`nopad.export.parity.full_length`)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+
+from nopad.export.parity.bounds import Bounds, Row, difference, scaled
+from nopad.export.parity.full_length import full_length
+from nopad.export.parity.known_texts import Ids, KnownTexts
+from nopad.export.progress import Progress
+from nopad.export.reference.transformers import Reference
+from nopad.runtime.batching import WINDOW
+from nopad.runtime.engines.base import CPU_TOKENS
+from nopad.runtime.engines.buckets import LONGEST_STEP, TOKEN_BLOCKS
+from nopad.runtime.errors import EngineError
+from nopad.runtime.predictor import Model
+from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.types import FloatArray
+
+# Over the runtime's own choice of tokens, for whoever gives `load` a larger budget.
+MARGIN = 1.25
+# Logits of one run where every token has its own (fill-mask: 50,368 of them a token).
+OUTPUT_BYTES = 512 << 20
+CALLS = "ABAABABA"  # of two batches of one shape: each after itself, and after the other
+THREADS, ROUNDS = 4, 5
+CHECKS = ("large batch", "many short texts", "profile edges", "repeated calls", "concurrent calls", "full length")
+
+
+def stress(model: Model, reference: Reference, bounds: Bounds, *, thorough: bool, progress: Progress) -> Iterator[Row]:
+    """One or two rows for each of `CHECKS`; an engine that fails in one fails that row."""
+    texts = KnownTexts(model, reference, bounds)
+    most = OUTPUT_BYTES // (4 * texts.width) if texts.width else 1 << 62
+    checks: dict[str, Callable[[], Iterator[Row]]] = {
+        "large batch": lambda: _large(model, texts, most),
+        "many short texts": lambda: _short(model, texts),
+        "profile edges": lambda: _edges(model, texts, most),
+        "repeated calls": lambda: _repeated(model, texts, bounds),
+        "concurrent calls": lambda: _concurrent(model, texts, bounds),
+        "full length": lambda: full_length(model, reference, texts, most, thorough=thorough, progress=progress),
+    }
+    for check in CHECKS:
+        progress(f"parity: {check}")
+        try:
+            yield from checks[check]()
+        except EngineError as error:
+            yield Row(check=check, case="runs", value=math.inf, bound=0.0, passed=False, note=str(error))
+
+
+def fill(tokens: int, sequences: int, longest: int, typical: Sequence[int]) -> list[int]:
+    """Lengths of at most `sequences` texts of at most `longest` tokens, together `tokens`.
+
+    `typical` lengths in turn, then the shortest; fewer texts where each needs a token, longer ones where room is left.
+    """
+    sequences = max(1, min(sequences, tokens - longest + 1))
+    lengths = [longest]
+    for length in cycle(typical):
+        waiting = sequences - len(lengths)
+        if not waiting:
+            break
+        lengths.append(max(1, min(length, longest, tokens - sum(lengths) - (waiting - 1))))
+    room = tokens - sum(lengths)
+    for i, length in enumerate(lengths):
+        more = max(0, min(longest - length, room))
+        lengths[i] += more
+        room -= more
+    return lengths
+
+
+def _large(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
+    if model.profiles:  # their edges are the largest batches
+        return
+    budget = max(model.token_budget, CPU_TOKENS)  # no CPU engine chooses more on any machine
+    tokens = min(int(budget * MARGIN), most)
+    if model.artifact.layout == "padded":
+        longest = min(max(texts.typical), model.manifest.max_length)
+        sequences = max(1, tokens // longest)
+    else:  # as nopad.model.packing.plan_batches bounds the square
+        longest = min(math.isqrt(budget**2 // WINDOW), model.manifest.max_length)
+        sequences = min(WINDOW, tokens - longest)
+    lengths = fill(tokens, sequences, longest, texts.typical)
+    yield _batch(texts, "large batch", lengths)
+
+
+def _short(model: Model, texts: KnownTexts) -> Iterator[Row]:
+    if model.profiles:
+        return
+    for lengths in ([1] * WINDOW, [1, 2] * (WINDOW // 2)):
+        yield _batch(texts, "many short texts", lengths)
+
+
+def _batch(texts: KnownTexts, check: str, lengths: Sequence[int], where: str = "") -> Row:
+    batch = texts.draw(lengths)
+    case = f"{where}{len(lengths):,} texts, {sum(lengths):,} tokens, the longest {max(lengths):,}"
+    return texts.compare(check, case, batch, texts.run(batch))
+
+
+def _edges(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
+    done: set[tuple[int, ...]] = set()
+    for number, profile in enumerate(model.profiles, 1):
+        for edge, lengths in _edge_batches(profile, texts.typical, model.token_multiple):
+            fits = model.takes(lengths) and max(lengths) <= model.manifest.max_length and sum(lengths) <= most
+            if fits and tuple(lengths) not in done:
+                done.add(tuple(lengths))
+                yield _batch(texts, "profile edges", lengths, f"profile {number}, {edge}: ")
+
+
+def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) -> Iterator[tuple[str, list[int]]]:
+    tokens, sequences, longest = profile.tokens, profile.sequences, profile.longest
+    for place, name in enumerate(("smallest", "best", "largest")):
+        yield name, fill(tokens[place], sequences[place], min(longest[place], tokens[place]), typical)
+    fewest = max(sequences[0], tokens[2] // longest[2])
+    yield "most tokens", [longest[2]] * fewest
+    yield "longest text", [longest[2], *[1] * (sequences[0] - 1)]
+    yield "most texts, of one token", [1] * sequences[2]
+    yield "most texts, of one and two tokens", [1 + i % 2 for i in range(min(sequences[2], tokens[2] // 2))]
+    # Buckets: the last shape of one, and the first of the next.
+    step = TOKEN_BLOCKS * multiple
+    middle = min(max(longest[0], LONGEST_STEP), longest[2])
+    for total in (step, step + 1):
+        yield f"{total} tokens", fill(total, min(sequences[2], 8), middle, typical)
+    for count in (4, 5):
+        yield f"{count} texts", fill(count * middle, count, middle, [middle])
+    for length in (LONGEST_STEP, LONGEST_STEP + 1):
+        yield f"a text of {length} tokens", [length, *[1] * (sequences[0] - 1)]
+
+
+def _pair(model: Model, texts: KnownTexts) -> tuple[list[Ids], list[Ids]]:
+    """Two batches of one shape, every text another one: what an engine keeps by shape, it may mix up."""
+    lengths = [*(min(length, model.manifest.max_length) for length in texts.typical[:3]), 1, 2]
+    while len(lengths) > 1 and not model.takes(lengths):
+        lengths.pop()
+    both = texts.draw([length for length in lengths for _ in range(2)])
+    return both[::2], both[1::2]
+
+
+def _repeated(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
+    batches = dict(zip("AB", _pair(model, texts), strict=True))
+    first: dict[str, list[FloatArray]] = {}
+    changes: list[tuple[float, float]] = []
+    for name in CALLS:
+        answers = texts.run(batches[name])
+        changes.append(_change(answers, first.setdefault(name, answers), bounds))
+    for name, batch in batches.items():
+        yield texts.compare("repeated calls", f"batch {name}, the first answer", batch, first[name])
+    yield _same("repeated calls", f"{len(CALLS)} calls, two batches of one shape in turn", changes)
+
+
+def _concurrent(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
+    one, other = _pair(model, texts)
+    batches = [one, other, other[:1], one[::-1]][:THREADS]
+    alone = [texts.run(batch) for batch in batches]
+    changes = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(ROUNDS):
+            calls = [pool.submit(texts.run, batch) for batch in batches]
+            changes += [_change(call.result(), want, bounds) for call, want in zip(calls, alone, strict=True)]
+    yield _same("concurrent calls", f"{THREADS} threads, {ROUNDS} calls each", changes)
+
+
+def _change(answers: Sequence[FloatArray], before: Sequence[FloatArray], bounds: Bounds) -> tuple[float, float]:
+    """The largest difference over its bound, and that bound."""
+    pairs = [
+        (difference(got, want), scaled(bounds.invariance, want)) for got, want in zip(answers, before, strict=True)
+    ]
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+
+def _same(check: str, case: str, changes: Sequence[tuple[float, float]]) -> Row:
+    value, bound = max(changes, key=lambda pair: pair[0] / pair[1])
+    wrong = sum(value > bound for value, bound in changes)
+    note = f"{wrong} of {len(changes)} calls answered otherwise than the first" if wrong else ""
+    return Row(check=check, case=case, value=value, bound=bound, passed=value <= bound, note=note)

@@ -1,0 +1,137 @@
+"""A checkpoint in any form that people have -> a folder that transformers opens, for the parity gate's reference.
+
+Where the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is
+judged by another's. The user's folder is never changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from nopad.export.errors import ExportError
+from nopad.model.checkpoint.load import load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.source import Source, open_source
+from nopad.model.checkpoint.weights import common_prefixes, read_tensors, strip_prefix
+from nopad.model.head import Task
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".h5", ".msgpack")
+
+
+@contextmanager
+def plain_folder(
+    folder: Path, task: Task, model_class: str, base: str | Path | None = None
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """`folder` itself where transformers reads all of it; else a temporary one that it reads, of the same weights.
+
+    Beside it comes the version of what merged an adapter. `model_class` is the class of transformers that will open
+    the folder. Raises `CheckpointError`, `ExportError`.
+    """
+    source = open_source(folder, base)
+    prefix = ""
+    if source.adapter is None:
+        prefix = _prefix(source, model_class)
+        if not prefix and _usual(source):
+            yield folder, {}
+            return
+    versions = {}
+    with tempfile.TemporaryDirectory(prefix="nopad-") as made:
+        top = Path(made)
+        plain = top / source.home.relative_to(folder)
+        plain.mkdir(parents=True, exist_ok=True)
+        if source.adapter is None:
+            tensors = dict(read_tensors(source.weights, lambda opened, name: opened.get_tensor(name)))
+            named = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(named, plain / "model.safetensors", metadata={"format": "pt"})
+            (plain / "config.json").write_text(json.dumps(source.raw_config), "utf-8")
+        else:
+            versions = _merged(source, plain, task, model_class)
+        for origin, copy in ((source.home, plain), (folder, top), (source.tokenizer, plain)):
+            for path in origin.iterdir():
+                left_out = path.name.endswith(_WEIGHTS) or path.name.startswith(("adapter_", "checkpoint-"))
+                if not left_out and not (copy / path.name).exists():
+                    (copy / path.name).symlink_to(path.resolve())
+        yield top, versions
+
+
+def _usual(source: Source) -> bool:
+    """Whether the files have names that transformers looks for, and metadata that it asks for."""
+    if source.weights[0].name != "model.safetensors" and not (source.home / "model.safetensors.index.json").is_file():
+        return False
+    from safetensors import safe_open
+
+    for path in source.weights:
+        with safe_open(path, framework="pt") as opened:
+            if (opened.metadata() or {}).get("format") != "pt":
+                return False
+    return True
+
+
+def _prefix(source: Source, model_class: str) -> str:
+    """What has to be taken off all names so that they are those of transformers' own model."""
+    names = [name for name, _ in read_tensors(source.weights, lambda opened, name: None)]
+    if len(common_prefixes(names)) == 1:
+        return ""
+    try:
+        with _quiet(), torch.device("meta"):
+            config = transformers.AutoConfig.for_model(**source.raw_config)
+            model = getattr(transformers, model_class).from_config(config)
+    except Exception:  # of every kind; whoever opens the folder says what is wrong with it
+        return ""
+    known = set(model.state_dict())
+    base = f"{model.base_model_prefix}."
+    bare = not any(name.startswith(base) for name in known)  # transformers adds or takes off the base's own prefix
+    known |= {base + name if bare else name.removeprefix(base) for name in known}
+    return strip_prefix(names, lambda name: name if name in known else None)
+
+
+def _merged(source: Source, plain: Path, task: Task, model_class: str) -> dict[str, str]:
+    """The adapter in its base, as PEFT merges it; as nopad does where PEFT is not installed or reads no such file."""
+    assert source.adapter is not None
+    if source.base is None or importlib.util.find_spec("peft") is None:
+        checkpoint = load_checkpoint(source.folder, task=task, base=source.base)
+        write_checkpoint(checkpoint.encoder, checkpoint.raw_config, plain)
+        return {"adapter": "merged by nopad itself"}
+    import peft
+
+    raw: dict[str, Any] = dict(source.raw_config)
+    with _quiet(), plain_folder(source.base, task, model_class) as (base, _):
+        try:
+            own = transformers.AutoConfig.from_pretrained(base)
+            config = transformers.AutoConfig.for_model(**raw)
+            wanted, config.vocab_size = config.vocab_size, own.vocab_size
+            model = getattr(transformers, model_class).from_pretrained(
+                base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+            if wanted != own.vocab_size:
+                model.resize_token_embeddings(wanted, mean_resizing=False)
+            merged = peft.PeftModel.from_pretrained(model, source.home).merge_and_unload()
+        except Exception as error:  # what the two libraries raise for files they cannot take is of every kind
+            raise ExportError(f"PEFT {peft.__version__} cannot merge {source.folder}: {error}") from error
+        merged.save_pretrained(plain)
+    (plain / "config.json").write_text(json.dumps(raw | {"vocab_size": wanted}), "utf-8")
+    return {"peft": peft.__version__}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries report what they find in a folder, which nobody has asked."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -1,0 +1,249 @@
+"""The reference of the parity gate: transformers' own model and tokenizer, one text at a time; for a folder of
+sentence-transformers, that library (`nopad.export.reference.sentence_transformers`).
+
+Deliberately shares no code with nopad's encoder, runtime or decoding, so that a fault there cannot hide here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from nopad.export.errors import ExportError
+from nopad.export.reference.sentence_transformers import (
+    CrossEncoder,
+    Embedder,
+    model_options,
+    open_cross_encoder,
+    open_embedder,
+)
+from nopad.model.checkpoint.json_files import read_raw_config
+from nopad.model.checkpoint.sentence_transformers import transformer_folder
+from nopad.model.checkpoint.tokenizer import open_tokenizer
+from nopad.model.errors import NopadError
+from nopad.runtime.types import FloatArray, Text
+
+CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "rerank": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "fill-mask": "AutoModelForMaskedLM",
+    "embeddings": "AutoModel",
+}
+
+
+class Reference:
+    """A checkpoint opened with transformers (fp32, SDPA, CPU), and with sentence-transformers where that made it.
+
+    `overrides` (the manifest's) are what the export was asked for against the folder. `embedder` and `cross_encoder`
+    are what a user would have called on it, None for other folders.
+    """
+
+    def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
+        transformers.logging.disable_progress_bar()
+        self.folder = folder
+        self.task = task
+        asked = overrides or {}
+        self.pooling = asked.get("pooling", "mean")
+        self.normalize = asked.get("normalize") is True
+        home = transformer_folder(folder)
+        raw = read_raw_config(home)
+        self.embedder: Embedder | None = None
+        self.cross_encoder: CrossEncoder | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config, model = open_model(home, task, raw)
+            if task == "embeddings" and (folder / "modules.json").is_file():
+                self.embedder = open_embedder(folder, asked)
+            elif task == "rerank" or (task == "text-classification" and _is_cross_encoder(folder, raw)):
+                self.cross_encoder = open_cross_encoder(folder)
+            self.tokenizer = self.embedder.tokenizer if self.embedder else open_tokenizer(home)
+        if self.embedder is None:
+            self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
+        if self.tokenizer.pad_token is None:  # any token will do, it is masked
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
+        self.model: Any = model.float().eval()
+        self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
+        self.problem_type: str | None = raw.get("problem_type")
+        self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
+        for used in (self.embedder, self.cross_encoder):
+            self.versions |= used.versions if used else {}
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """First and last token id of any encoded text."""
+        ids = self.tokenizer("a").input_ids
+        return ids[0], ids[-1]
+
+    def content_ids(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def encode(self, text: Text, max_length: int) -> tuple[list[int], list[int] | None]:
+        """Token ids and token types as transformers would feed them; None where its tokenizer makes no types."""
+        parts = list(text) if isinstance(text, tuple) else [text]
+        parts[0] = self._prompt() + parts[0]
+        encoded = self.tokenizer(*parts, truncation=True, max_length=max_length)
+        return list(encoded["input_ids"]), encoded.get("token_type_ids")
+
+    def _prompt(self) -> str:
+        prompted = self.embedder or self.cross_encoder
+        name = prompted.default_prompt_name if prompted else None
+        return prompted.prompts[name] if prompted and name is not None else ""
+
+    def answer(self, text: Text, ids: Sequence[int], token_type_ids: Sequence[int] | None) -> FloatArray:
+        """What the checkpoint answers to a text, of which `encode` has made `ids`: `encode` of sentence-transformers
+        where there is one, else `logits`.
+        """
+        if self.embedder is not None and isinstance(text, str):
+            row: FloatArray = self.embedder.encode([text])[0]
+            return row
+        return self.logits(ids, token_type_ids)
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        if self.embedder is not None:
+            return self.embedder.rows(inputs)
+        with torch.inference_mode():
+            out = self.model(**{name: value for name, value in inputs.items() if name in self._takes})
+        if self.task != "embeddings":
+            return out.logits.float()
+        hidden = out.last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1).float()
+        rows = (hidden * mask).sum(1) / mask.sum(1) if self.pooling == "mean" else hidden[:, 0]
+        return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
+
+    def logits(self, ids: Sequence[int], token_type_ids: Sequence[int] | None = None) -> FloatArray:
+        """Logits of one token id sequence, float32 [num_labels], or [tokens, ...] for tasks per token."""
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([token_type_ids])
+        out: FloatArray = self._forward(inputs)[0].numpy()
+        return out
+
+    def equal_length_logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """Logits of token id sequences of one length, so without padding: float32 [sequences, ...]."""
+        ids = torch.tensor(sequences)
+        out: FloatArray = self._forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).numpy()
+        return out
+
+    def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:
+        """Logits of one text paired with each of others."""
+        return [self.logits(*self.encode((first, second), max_length)) for second in seconds]
+
+    def batch_logits(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> FloatArray:
+        """Logits of many texts as users get them by default: batches in order, padded to the longest."""
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            progress(start)
+            if self.embedder is not None:
+                rows.append(self.embedder.encode(texts[start : start + batch_size]))
+                continue
+            batch = self.tokenizer(
+                list(texts[start : start + batch_size]),
+                truncation=True, max_length=max_length, padding=True, return_tensors="pt",
+            )  # fmt: skip
+            rows.append(self._forward(dict(batch)).numpy())
+        return np.concatenate(rows)
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Scores as transformers' pipeline makes them for the checkpoint's `problem_type`."""
+        tensor = torch.from_numpy(np.array(logits))
+        if self.cross_encoder is not None:
+            return self.cross_encoder.activate(tensor.unsqueeze(0))[0].numpy()
+        if self.task in ("text-classification", "rerank"):
+            if self.problem_type == "regression" and self.task != "rerank":
+                return logits
+            if self.problem_type == "multi_label_classification" or len(self.labels) == 1:
+                return tensor.sigmoid().numpy()
+        return tensor.softmax(-1).numpy()
+
+
+def _is_cross_encoder(folder: Path, raw: Mapping[str, Any]) -> bool:
+    """Whether sentence-transformers saved it as one; version 6 writes modules.json, older ones a key of config.json."""
+    own = "sentence_transformers" in raw or "sbert_ce_default_activation_function" in raw
+    return own or (folder / "modules.json").is_file()
+
+
+def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration and the model that transformers has for a task, every weight of it from the checkpoint.
+
+    Raises `ExportError`.
+    """
+    try:
+        config = _open_config(folder, raw)
+        loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **model_options(folder),
+        )
+    except NopadError:
+        raise
+    except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
+        raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
+    model, loading = loaded
+    # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
+    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
+    if missing:
+        raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
+    return config, model
+
+
+def own_config(raw: dict[str, Any]) -> Any:
+    """The configuration that transformers makes of a config.json. Raises `ExportError` where there is none."""
+    try:
+        return transformers.AutoConfig.for_model(**raw)
+    except Exception as error:  # of every kind
+        raise ExportError(
+            f"transformers {transformers.__version__} cannot open a config.json of model_type "
+            f"{raw.get('model_type')!r}: {error}"
+        ) from error
+
+
+def _open_config(folder: Path, raw: dict[str, Any]) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "reference_compile"):
+        config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
+    unread = unread_keys(raw, config)
+    if unread:
+        raise ExportError(
+            f"transformers {transformers.__version__} ignores {unread} in {folder}/config.json, so it computes "
+            "another model and cannot be the reference; use transformers 5"
+        )
+    return config
+
+
+def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
+    """Which of ModernBERT's keys, as transformers 5 spells them, transformers 4 passes over to a wrong effect."""
+    if not transformers.__version__.startswith("4.") or raw.get("model_type") != "modernbert":
+        return None
+    for index, kind in enumerate(raw.get("layer_types") or ()):
+        if (kind == "full_attention") != (index % config.global_attn_every_n_layers == 0):
+            return "layer_types"
+    if raw.get("sliding_window") is not None:
+        return "sliding_window"
+    rope = raw.get("rope_parameters") or {}
+    # Version 4 has other formulas for some kinds, and the same one for both kinds of layer.
+    for key, entries in (("rope_scaling", [raw.get("rope_scaling")]), ("rope_parameters", rope.values())):
+        if any(isinstance(e, dict) and e.get("rope_type", e.get("type", "default")) != "default" for e in entries):
+            return key
+    for kind, theta in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        if (rope.get(kind) or {}).get("rope_theta", getattr(config, theta)) != getattr(config, theta):
+            return "rope_parameters"
+    return None

@@ -1,0 +1,1 @@
+"""Files of texts answered, resumably."""

@@ -1,0 +1,231 @@
+"""Files of texts -> files of answers, window by window in bounded memory. A bad line fails alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nopad.runtime.batching import windows
+from nopad.runtime.data.fields import TEXT_COLUMNS
+from nopad.runtime.data.records import Row, read_rows, source_columns, source_files
+from nopad.runtime.data.table import DataSource, source_of
+from nopad.runtime.errors import UsageError
+from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
+from nopad.runtime.offline.resumable import growing_file, output_file, partial_file
+from nopad.runtime.predictor import Model
+from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a file went."""
+
+    lines: int = 0
+    failed: int = 0
+    truncated: int = 0
+
+    def plus(self, answer: Mapping[str, Any]) -> Outcome:
+        """With one more line, answered as `answer`."""
+        return Outcome(
+            lines=self.lines + 1,
+            failed=self.failed + ("error" in answer),
+            truncated=self.truncated + (answer.get("tokens_used", 0) < answer.get("tokens", 0)),
+        )
+
+
+def answers(model: Model, rows: Iterable[Row], top_k: int | None) -> Iterator[dict[str, Any]]:
+    """Each row's answer, or the reason why it has none, as JSON objects; in order, lazily."""
+    for window in windows(rows, _text):
+        good = (row.text for row in window if row.error is None)
+        results = iter(list(model.results(good, top_k=top_k)))
+        for row in window:
+            answer = next(results) if row.error is None else None
+            kept = {kept_name(name): _plain(value) for name, value in row.kept.items()}
+            if answer is None or isinstance(answer, Failure):
+                yield {"line": row.line, **kept, "error": str(answer.error) if answer else row.error}
+            else:
+                yield {"line": row.line, **kept, **as_object(answer)}
+
+
+def _text(row: Row) -> Any:
+    return row.text
+
+
+def _plain(value: Any) -> Any:
+    """A value of a column as JSON can hold it: dates as ISO 8601, bytes and the like as text, no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def answer_file(
+    model: Model,
+    source: DataSource | str,
+    output: Path | None,
+    *,
+    field: str | None = None,
+    second_field: str | None = None,
+    keep: Sequence[str] = (),
+    scores: bool = False,
+    top_k: int | None,
+    options: Mapping[str, Any],
+    resume: bool,
+    console: Console,
+    emit: Callable[[Any], None],
+) -> Outcome:
+    """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
+
+    `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes that table;
+    `scores` gives it a column for each label. `output` grows as `OUTPUT.partial`, in lines of JSON, and is made of it
+    at the end; after an interruption it stays, and `resume` goes on behind the last texts that were answered together,
+    so that the file becomes what it would have been. `options` are what else the answers depend on: a job begun with
+    others is not resumed.
+    Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
+    """
+    source = source_of(source)
+    table = None
+    if output is not None:
+        kind = table_kind(output, task=model.task, scores=scores)
+        output = output_file(output, [0] if source.path == "-" else source_files(source))
+        table = _table(model, kind, keep, scores, source, field) if kind else None
+    elif scores:
+        raise UsageError("--scores makes columns of a CSV or Parquet --output; lines of JSON have `scores` already")
+    read = functools.partial(read_rows, source, field, second_field, keep=keep)
+    rows = read(remark=console.print)
+    rows = chain(list(islice(rows, 1)), rows)  # a file that cannot be read is said here, before anything is written
+    outcome = Outcome()
+    hint = ": go on with --resume" if source.path != "-" else ""
+    with ExitStack() as stack:
+        write: Callable[[Any], Any] = emit
+        if output is not None:
+            fields = [name for name in (field, second_field) if name]
+            job = {"fields": fields, "keep": list(keep), "top_k": top_k, **options, **_inputs(model, source)}
+            convert = table.write if table else None
+            file = stack.enter_context(growing_file(output, job=job, resume=resume, hint=hint, convert=convert))
+            if resume:
+                outcome = _cut(file, read())
+                console.print(f"resuming behind line {outcome.lines} of {partial_file(output)}")
+                next(islice(rows, outcome.lines, outcome.lines), None)
+            write = functools.partial(_write, file)
+        advance = stack.enter_context(_progress(console, shown=output is not None or not sys.stdout.isatty()))
+        try:
+            for answer in answers(model, rows, top_k):
+                write(answer)
+                outcome = outcome.plus(answer)
+                advance()
+        except KeyboardInterrupt:
+            if output is not None and outcome.lines:
+                console.print(f"interrupted after {outcome.lines} lines; they are in {partial_file(output)}{hint}")
+            raise
+    return outcome
+
+
+def _table(
+    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None
+) -> AnswerTable:
+    columns = None
+    if "*" in keep and source.path != "-":
+        columns = source_columns(source, [field] if field else TEXT_COLUMNS)
+    return AnswerTable(
+        kind=kind,
+        task=model.task,
+        labels=tuple(model.manifest.labels),
+        several=model.manifest.problem_type == "multi_label_classification",
+        scores=scores,
+        kept=kept_columns(keep, columns),
+    )
+
+
+def _write(file: IO[bytes], value: Any) -> None:
+    # A lone surrogate in a message is written as JSON escapes it.
+    file.write((json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    disable = console.quiet or not (console.is_terminal and shown)
+    with Progress(*columns, console=console, disable=disable, transient=True) as progress:
+        bar = progress.add_task("texts", total=None)
+        yield lambda: progress.update(bar, advance=1)
+
+
+def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
+    """What tells one job from another: the bundle's files, and the input as it is now."""
+    files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
+    return {
+        "bundle": {name: record.sha256 for name, record in model.manifest.files.items()},
+        "input": [[os.path.realpath(name), state.st_size, state.st_mtime_ns] for name, state in files],
+        "reading": [source.location()[1], source.encoding, list(source.columns)],
+    }
+
+
+def _cut(file: IO[bytes], rows: Iterator[Row]) -> Outcome:
+    """Cut a partial output behind the model's last whole window of texts, and count what is left.
+
+    The texts after it then share their batches with the same ones as without an interruption.
+    """
+    kept, end = Outcome(), 0
+    file.seek(0)
+    for window in windows(rows, _text):
+        lines = list(islice(file, len(window)))
+        found = [_answer(line) for line in lines]
+        if [answer.get("line") for answer in found] != [row.line for row in window]:  # torn, or not whole
+            break
+        for answer in found:
+            kept = kept.plus(answer)
+        end += sum(map(len, lines))
+    file.truncate(end)
+    return kept
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def as_object(answer: Result) -> dict[str, Any]:
+    """An answer as a JSON object."""
+    usage = {"tokens": answer.tokens, "tokens_used": answer.tokens_used, "engine": answer.engine}
+    if isinstance(answer, Prediction):
+        value: dict[str, Any] = {"label": answer.label, "score": answer.score, "scores": dict(answer.scores)}
+        if len(answer.labels) != 1:
+            value["labels"] = list(answer.labels)
+        return value | usage
+    if isinstance(answer, Tagging):
+        entities = [
+            {"label": e.label, "score": e.score, "start": e.start, "end": e.end, "text": e.text}
+            for e in answer.entities
+        ]
+        return {"entities": entities, "labels": list(answer.labels)} | usage
+    if isinstance(answer, MaskFill):
+        return {"masks": [[{"token": t, "score": s} for t, s in mask] for mask in answer.masks]} | usage
+    assert isinstance(answer, Embedding)
+    return {"vector": [float(x) for x in answer.vector]} | usage

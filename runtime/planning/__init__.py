@@ -1,0 +1,1 @@
+"""Optimization profiles from the lengths of texts."""

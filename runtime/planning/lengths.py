@@ -1,0 +1,190 @@
+"""Token lengths for the planner: of a file's texts under a model's tokenizer, or of a histogram file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nopad.model.checkpoint.read_config import read_config
+from nopad.model.config import EncoderConfig, attention_block
+from nopad.model.errors import CheckpointError
+from nopad.runtime.batching import windows
+from nopad.runtime.bundle import MANIFEST, open_bundle
+from nopad.runtime.data.records import Row, read_rows
+from nopad.runtime.data.table import DataSource
+from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
+from nopad.runtime.tokenizer import TextEncoder, open_encoder
+
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_GIB = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedModel:
+    """What the planner needs of a bundle or of a checkpoint that is not exported yet."""
+
+    name: str
+    architecture: EncoderConfig | Mapping[str, Any]
+    block: int  # tokens of an attention block
+    max_length: int  # tokens
+    tokenizer: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How many texts have which token length."""
+
+    counts: Counter[int]
+    cut: int  # texts longer than the model's max length, counted as that long
+    failed: int  # rows without a text
+    first_failure: str | None
+
+
+def open_model(path: str | None) -> PlannedModel:
+    """A bundle folder or a checkpoint folder; None: the embedded bundle.
+
+    Raises `BundleError`, `CheckpointError`, `UsageError`.
+    """
+    folder = None if path is None else Path(path)
+    if folder is None or (folder / MANIFEST).is_file() or not (folder / _CONFIG).is_file():
+        return _of_bundle(folder)
+    try:
+        raw = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / _CONFIG} cannot be read ({error}); copy the file again") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder / _CONFIG} is a JSON {type(raw).__name__}, expected an object")
+    # Whatever the head is: it changes neither lengths nor costs, and an untrained checkpoint may have none.
+    config = read_config(raw, task="embeddings")
+    return PlannedModel(
+        name=str(folder),
+        architecture=config,
+        block=config.block,
+        max_length=config.max_position_embeddings,
+        tokenizer=folder / _TOKENIZER,
+    )
+
+
+def _of_bundle(folder: Path | None) -> PlannedModel:
+    bundle = open_bundle(folder, verify=False)
+    manifest = bundle.manifest
+    if not any(artifact.layout == "packed" for artifact in manifest.artifacts):
+        raise UsageError(f"{bundle.path} is a padded bundle: it has no profiles to plan")
+    window = manifest.architecture.get("local_attention")  # a graph for CPUs alone says nothing of engines' streams
+    return PlannedModel(
+        name=str(bundle.path) if folder else "the embedded model",
+        architecture=manifest.architecture,
+        block=attention_block(window // 2 if isinstance(window, int) else 0),
+        max_length=manifest.max_length,
+        tokenizer=bundle.file(manifest.tokenizer),
+    )
+
+
+def lengths_of_texts(
+    model: PlannedModel,
+    source: DataSource | str,
+    field: str | None = None,
+    second_field: str | None = None,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Lengths:
+    """Token lengths of the texts (or, with a second field, pairs) of a source, or of its first `limit` rows.
+
+    Rows without a text are counted. Raises `InputFileError` if none has one; `BundleError` for a bad tokenizer.
+    """
+    if not model.tokenizer.is_file():
+        raise BundleError(
+            f"{model.tokenizer} is missing; save the tokenizer there, or give token lengths with --lengths"
+        )
+    encoder = open_encoder(model.tokenizer, model.max_length)
+    counts: Counter[int] = Counter()
+    cut = failed = rows = 0
+    first: str | None = None
+    for window in windows(islice(read_rows(source, field, second_field), limit), lambda row: row.text):
+        rows += len(window)
+        for line, tokens in sorted(_encode(encoder, window), key=lambda one: one[0]):
+            if isinstance(tokens, str):
+                failed += 1
+                first = first or f"line {line}: {tokens}"
+            else:
+                counts[min(tokens, model.max_length)] += 1
+                cut += tokens > model.max_length
+        progress(rows)
+    if not counts:
+        name = source if isinstance(source, str) else source.path
+        raise InputFileError(f"{name} has no text to plan for" + (f" ({first})" if first else ""))
+    return Lengths(counts=counts, cut=cut, failed=failed, first_failure=first)
+
+
+def _encode(encoder: TextEncoder, rows: list[Row]) -> Iterator[tuple[int, int | str]]:
+    """Each row's line, and its tokens or why it has none."""
+    good = [row for row in rows if row.error is None]
+    yield from ((row.line, row.error) for row in rows if row.error is not None)
+    for row, tokens in zip(good, encoder.encode([row.text for row in good]), strict=True):
+        yield row.line, str(tokens) if isinstance(tokens, TextError) else tokens.tokens
+
+
+def read_lengths(source: str) -> Counter[int]:
+    """A histogram file, `-` for stdin: lines of `length` or `length count`, or one JSON object {"length": count}.
+
+    Raises `InputFileError`, naming the line.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise InputFileError(f"cannot read {source}: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputFileError(f"{source} is not UTF-8 text; give lines of `length` or `length count`") from None
+    if text.lstrip().startswith("{"):
+        try:
+            raw = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise InputFileError(f"{source} is not valid JSON: {error}") from None
+        entries = [(f"the entry {key!r}", [key, value]) for key, value in raw]
+    else:
+        lines = enumerate(text.splitlines(), 1)
+        entries = [(f"line {number}", list(line.split())) for number, line in lines if line.strip()]
+    counts: Counter[int] = Counter()
+    for place, cells in entries:
+        numbers = [_count(cell) for cell in cells]
+        if len(numbers) > 2 or None in numbers:
+            raise InputFileError(f"{source}, {place}: {' '.join(map(str, cells))!r} is not `length` or `length count`")
+        length, count = numbers[0] or 0, numbers[1] if len(numbers) == 2 else 1
+        if length < 1:
+            raise InputFileError(f"{source}, {place}: a length is at least 1 token")
+        counts[length] += count or 0
+    if not counts.total():
+        raise InputFileError(f"{source} has no lengths; give lines of `length` or `length count`")
+    return counts
+
+
+# Lengths and counts beyond this are no texts.
+_MOST_DIGITS = 15
+
+
+def _count(cell: Any) -> int | None:
+    if isinstance(cell, str) and cell.isascii() and cell.isdigit() and len(cell) <= _MOST_DIGITS:
+        return int(cell)
+    return cell if type(cell) is int and 0 <= cell < 10**_MOST_DIGITS else None
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `512 MiB`, `1.5GB` or a number of bytes. Raises `UsageError`."""
+    number = text.strip().rstrip("BbIiKkMmGg ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        size = float(number) * _GIB[unit]
+        if 1 <= size < 1 << 60:
+            return int(size)
+    except (ValueError, KeyError):
+        pass
+    raise UsageError(f"{text!r} is no amount of memory; write it as 2GiB, 512MiB or 1.5GB")

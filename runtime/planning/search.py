@@ -1,0 +1,348 @@
+"""Optimization profiles from data: the few shapes that serve given texts at the least expected cost within memory.
+
+An engine reserves memory for a profile's largest corner, all three maxima at once. One wide profile that must take the
+longest text can therefore take few sequences, and short texts run in many small micro-batches; a narrow profile beside
+it takes many. The planner cuts the range of lengths into segments, one profile each, and simulates for every segment
+what the runtime would do: texts come in windows, each window is planned into micro-batches (`plan_batches`), every
+micro-batch has the cost that `cost_model.py` gives it. Dynamic programming finds the best cuts. Knows no tokenizer, no
+file and no engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from nopad.model.config import EncoderConfig
+from nopad.model.packing import plan_batches
+from nopad.runtime.engines.base import GPU_TOKENS
+from nopad.runtime.errors import UsageError
+from nopad.runtime.planning.cost_model import CostModel, cost_model
+from nopad.runtime.profiles import ShapeProfile
+
+# Tokens of one micro-batch: the GPU engines' own.
+TOKEN_BUDGET = GPU_TOKENS
+MEMORY_BYTES = 2 << 30
+# Texts that the runtime plans together (`nopad.runtime.predictor.WINDOW`), and how many windows are simulated.
+WINDOW = 512
+WINDOWS = 8
+# Of one wide profile's cost, what each further profile must save: it costs build time and memory of its own.
+LEAST_GAIN = 0.02
+# Levels of the lengths' distributions (of texts, and of tokens) at which segments may be cut.
+LEVELS = 10
+# The memory is given out in parts; a profile is tried with these numbers of them, and with these maxima of tokens.
+PARTS = 32
+SHARES = (1, 2, 4, 8, 16, 24, 32)
+TOKEN_SIZES = (1024, 2048, 4096, 8192)  # and the token budget
+# Without data: sentences, passages of the usual classifier, everything else.
+DEFAULT_EDGES = (128, 512)
+
+Shape = tuple[int, int, int]  # tokens with filler, sequences, longest
+Architecture = EncoderConfig | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileForecast:
+    """A profile, and what is expected of it. Shares are of all texts; micro-batches of the simulated ones."""
+
+    profile: ShapeProfile
+    texts: float  # share
+    tokens: float  # share
+    micro_batches: int
+    waste: float  # share of the executed work that is filler or padding
+    launches: float  # share of the cost that is the launch of kernels
+    cost: float  # in FLOPs, launches included, of the simulated texts
+    memory_bytes: int  # of activations at the largest corner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Proposed profiles, the narrowest first, beside one wide profile under the same bounds."""
+
+    forecasts: tuple[ProfileForecast, ...]
+    wide: ProfileForecast
+    waste: float  # of all profiles together
+    launches: float
+    texts: int  # given
+    cut: int  # of them longer than max_length
+    simulated: int  # texts
+    max_length: int  # that the last profile takes
+    memory_bytes: int  # the bound on all corners together
+    token_budget: int
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The profiles alone."""
+        return tuple(one.profile for one in self.forecasts)
+
+    @property
+    def cost_ratio(self) -> float:
+        """Expected cost over that of one wide profile; at most 1."""
+        return sum(one.cost for one in self.forecasts) / self.wide.cost
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {**dataclasses.asdict(self), "cost_ratio": self.cost_ratio}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """Texts longer than `above` and at most `longest`, in a profile with these maxima."""
+
+    above: int
+    longest: int
+    tokens: int
+    sequences: int
+    memory_bytes: int
+    shapes: tuple[Shape, ...]  # of the simulated micro-batches
+    useful: float  # FLOPs
+    work: float
+    cost: float
+
+
+def plan_profiles(
+    lengths: Iterable[int] | Mapping[int, int],
+    *,
+    architecture: Architecture,
+    memory_bytes: int = MEMORY_BYTES,
+    most: int = 4,
+    block: int = 64,
+    max_length: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    window: int = WINDOW,
+    keeps_scores: bool = True,
+) -> Plan:
+    """The 1 to `most` profiles of least expected cost for texts of these token lengths (or length -> count).
+
+    `memory_bytes` bounds the activations of all profiles' largest corners together, for each profile has an execution
+    context of its own (half precision; weights come on top).
+    `max_length` is what the last profile takes; without it the longest text, rounded up to the `block`. Longer texts
+    count as cut to it. `token_budget` and `window` are the runtime's. `keeps_scores`: see `CostModel`; True is the
+    careful choice. A profile is added only where it saves `LEAST_GAIN` of one wide profile's cost.
+
+    Raises `UsageError` for no or impossible lengths, and for a `memory_bytes` that one text of `max_length` exceeds.
+    """
+    counts = Counter(dict(lengths) if isinstance(lengths, Mapping) else lengths)
+    counts = Counter({length: count for length, count in counts.items() if count})
+    if not counts or min(counts) < 1 or min(counts.values()) < 0:
+        raise UsageError("planning needs texts, each of at least one token")
+    if most < 1 or block < 1 or window < 1 or token_budget < 1 or (max_length is not None and max_length < 1):
+        raise UsageError("most, block, window, token_budget and max_length must be positive")
+    limit = max_length or max(counts)
+    cut = sum(count for length, count in counts.items() if length > limit)
+    used: Counter[int] = Counter()
+    for length, count in counts.items():
+        used[min(length, limit)] += count
+    model = cost_model(architecture, block=block, keeps_scores=keeps_scores)
+    search = _Search(model, _windows(used, window), memory_bytes, token_budget, window)
+    edges = _edges(used, _up(limit, block), block)
+    search.check(edges[-1])
+    chosen = _best(search, edges, most)
+    wide = search.wide(edges[-1])
+    work = sum(one.work for one in chosen)
+    cost = sum(one.cost for one in chosen)
+    return Plan(
+        forecasts=tuple(_forecast(one, used, model) for one in chosen),
+        wide=_forecast(wide, used, model),
+        waste=1 - sum(one.useful for one in chosen) / work,
+        launches=1 - work / cost,
+        texts=counts.total(),
+        cut=cut,
+        simulated=sum(map(len, search.windows)),
+        max_length=edges[-1],
+        memory_bytes=memory_bytes,
+        token_budget=token_budget,
+    )
+
+
+def default_profiles(
+    max_length: int,
+    *,
+    architecture: Architecture,
+    block: int = 64,
+    memory_bytes: int = MEMORY_BYTES,
+    token_budget: int = TOKEN_BUDGET,
+) -> tuple[ShapeProfile, ...]:
+    """Profiles without data: up to `DEFAULT_EDGES` tokens, and up to `max_length` (tokens, rounded up to the block).
+
+    Each takes as many tokens and sequences as its equal share of `memory_bytes` allows, and is tuned for half its
+    tokens in texts of full length. The last one takes a text of `max_length` even where that exceeds its share.
+    Raises `UsageError` for an architecture that is no packed encoder's.
+    """
+    model = cost_model(architecture, block=block)
+    top = _up(max_length, block)
+    edges = sorted({edge for edge in (_up(edge, block) for edge in DEFAULT_EDGES) if edge < top} | {top})
+    search = _Search(model, [], memory_bytes, token_budget, WINDOW)
+    profiles = []
+    for above, longest in pairwise([0, *edges]):
+        tokens, sequences = max(search.limits(above + 1, longest, PARTS // len(edges)), default=(longest, 1))
+        best = max(longest, _up(tokens // 2, block))
+        profiles.append(
+            ShapeProfile(
+                tokens=(block, best, tokens),
+                sequences=(1, min(sequences, best // longest), sequences),
+                longest=(1, longest, longest),
+            )
+        )
+    return tuple(profiles)
+
+
+class _Search:
+    """Segments, each with several sizes of its profile, against the memory they take. A segment is simulated once."""
+
+    def __init__(
+        self, model: CostModel, windows: list[list[int]], memory_bytes: int, token_budget: int, window: int
+    ) -> None:
+        self.model = model
+        self.windows = windows  # each sorted
+        self._part = memory_bytes / PARTS
+        self._token_budget = token_budget
+        self._window = window
+        self._known: dict[tuple[int, int], list[_Segment]] = {}
+
+    def check(self, longest: int) -> None:
+        """Raises `UsageError` unless one text of this length fits the memory."""
+        need, bound = self.model.memory(longest, 1, longest), self._part * PARTS
+        if need > bound:
+            fused = dataclasses.replace(self.model, keeps_scores=False).memory(longest, 1, longest)
+            hint = f" ({fused / 2**30:.2f} GiB if the engine keeps no attention scores)" if fused < need else ""
+            raise UsageError(
+                f"one text of {longest} tokens needs {need / 2**30:.2f} GiB of activations{hint}, and the memory bound "
+                f"is {bound / 2**30:.2f} GiB: give more memory, or a smaller max length"
+            )
+
+    def limits(self, shortest: int, longest: int, parts: int) -> Iterator[tuple[int, int]]:
+        """Maxima (tokens, sequences) for texts of `shortest` to `longest` tokens in so many parts of the memory."""
+        block = self.model.block
+        budget = self._token_budget // block * block
+        for tokens in sorted({max(longest, min(budget, _up(size, block))) for size in (*TOKEN_SIZES, budget)}):
+            useful = range(1, 1 + max(1, min(self._window, tokens // shortest)))
+            fitting = bisect_right(useful, parts * self._part, key=lambda n: self.model.memory(tokens, n, longest))
+            if fitting:
+                yield tokens, fitting
+
+    def segment(self, above: int, longest: int) -> list[_Segment]:
+        """Profiles of several sizes for the texts of `above + 1` to `longest` tokens, with what they cost."""
+        if (above, longest) not in self._known:
+            members = [window[bisect_right(window, above) : bisect_right(window, longest)] for window in self.windows]
+            shortest = min((window[0] for window in members if window), default=above + 1)
+            sizes = {size for parts in SHARES for size in self.limits(shortest, longest, parts)} | {(longest, 1)}
+            self._known[above, longest] = [self._simulate(above, longest, *size, members) for size in sorted(sizes)]
+        return self._known[above, longest]
+
+    def wide(self, longest: int) -> _Segment:
+        """The best single profile."""
+        return min(self.segment(0, longest), key=lambda one: (one.cost, one.memory_bytes))
+
+    def parts(self, segment: _Segment) -> int:
+        """Parts of the memory that a profile takes."""
+        return math.ceil(segment.memory_bytes / self._part)
+
+    def _simulate(self, above: int, longest: int, tokens: int, sequences: int, members: list[list[int]]) -> _Segment:
+        shapes = []
+        for window in members:
+            plan = plan_batches(window, token_budget=min(tokens, self._token_budget), max_sequences=sequences)
+            for batch in plan:
+                real = sum(window[i] for i in batch)
+                shapes.append((_up(real, self.model.block), len(batch), window[batch[0]]))
+        work = sum(self.model.work(*shape) for shape in shapes)
+        return _Segment(
+            above=above,
+            longest=longest,
+            tokens=tokens,
+            sequences=sequences,
+            memory_bytes=self.model.memory(tokens, sequences, longest),
+            shapes=tuple(shapes),
+            useful=sum(self.model.work(n, 1, n) for window in members for n in window),
+            work=work,
+            cost=work + self.model.launch_flops * len(shapes),
+        )
+
+
+def _up(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def _at(weights: Mapping[int, int], levels: Iterable[float]) -> list[int]:
+    """The lengths at these levels (0 to 1) of the distribution with these weights."""
+    ordered = sorted(weights)
+    sums = list(accumulate(weights[length] for length in ordered))
+    return [ordered[min(bisect_left(sums, level * sums[-1]), len(ordered) - 1)] for level in levels]
+
+
+def _windows(counts: Counter[int], window: int) -> list[list[int]]:
+    """A bounded sample of the texts, evenly over their lengths, in windows as they might arrive; each sorted."""
+    size = min(counts.total(), window * WINDOWS)
+    sample = _at(counts, ((i + 0.5) / size for i in range(size)))
+    random.Random(0).shuffle(sample)
+    return [sorted(sample[start : start + window]) for start in range(0, size, window)]
+
+
+def _edges(counts: Counter[int], top: int, block: int) -> list[int]:
+    """Lengths at which a segment may end: 0, quantiles rounded up to the block, the longest text, `top`."""
+    levels = [(i + 1) / LEVELS for i in range(LEVELS)]
+    quantiles = _at(counts, levels) + _at({length: length * count for length, count in counts.items()}, levels)
+    return [0, *sorted({_up(length, block) for length in quantiles} | {top})]
+
+
+def _best(search: _Search, edges: Sequence[int], most: int) -> list[_Segment]:
+    """The segments of least cost that cover all edges within the memory; each but the first saves `LEAST_GAIN`."""
+    top = edges[-1]
+    # By number of profiles: for each edge and memory taken, the cheapest segments up to there. Costs add up.
+    reached: dict[tuple[int, int], list[_Segment]] = {(0, 0): []}
+    complete = []
+    for _ in range(min(most, len(edges) - 1)):
+        before, reached = reached, {}
+        for (start, taken), segments in before.items():
+            for one in (one for end in edges if end > start for one in search.segment(start, end)):
+                place = one.longest, taken + search.parts(one)
+                longer = [*segments, one]
+                if place[1] <= PARTS and (place not in reached or _cost(longer) < _cost(reached[place])):
+                    reached[place] = longer
+        complete += [segments for (end, _), segments in reached.items() if end == top]
+    fee = LEAST_GAIN * search.wide(top).cost
+    return min(complete, key=lambda plan: (_cost(plan) + fee * len(plan), sum(one.memory_bytes for one in plan)))
+
+
+def _cost(segments: Sequence[_Segment]) -> float:
+    return sum(one.cost for one in segments)
+
+
+def _forecast(segment: _Segment, counts: Counter[int], model: CostModel) -> ProfileForecast:
+    members = {n: count for n, count in counts.items() if segment.above < n <= segment.longest}
+    best = _typical(segment, model)
+    profile = ShapeProfile(
+        tokens=(model.block, best[0], segment.tokens),
+        sequences=(1, best[1], segment.sequences),
+        longest=(1, best[2], segment.longest),
+    )
+    return ProfileForecast(
+        profile=profile,
+        texts=sum(members.values()) / counts.total(),
+        tokens=sum(n * count for n, count in members.items()) / sum(n * count for n, count in counts.items()),
+        micro_batches=len(segment.shapes),
+        waste=1 - segment.useful / segment.work if segment.work else 0.0,
+        launches=1 - segment.work / segment.cost if segment.cost else 0.0,
+        cost=segment.cost,
+        memory_bytes=segment.memory_bytes,
+    )
+
+
+def _typical(segment: _Segment, model: CostModel) -> Shape:
+    """The micro-batch in the middle of the cost: half is spent in cheaper ones. If none is known, a full text."""
+    if not segment.shapes:
+        return segment.longest, 1, segment.longest
+    costs = sorted((model.work(*shape) + model.launch_flops, shape) for shape in segment.shapes)
+    half = segment.cost / 2
+    for cost, shape in costs:
+        half -= cost
+        if half <= 0:
+            return shape
+    return costs[-1][1]

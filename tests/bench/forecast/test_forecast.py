@@ -1,0 +1,406 @@
+"""Forecasts: the count of work, the arithmetic of the roofline, and published tables that were not fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference_models import CASES
+from repository import ROOT
+
+from nopad.bench.forecast.data_sheets import GPUS, find_gpus
+from nopad.bench.forecast.forecast import (
+    ERRORS,
+    FIT,
+    arithmetic_seconds,
+    cost_of,
+    forecast,
+    micro_batches,
+    traffic_seconds,
+)
+from nopad.bench.forecast.groups import (
+    Shape,
+    UncountableError,
+    attention,
+    count_architecture,
+    count_graph,
+    memory,
+    open_graph,
+    product,
+    total_bytes,
+    total_flops,
+)
+from nopad.bench.schema import Workload
+from nopad.export.graph.onnx import export_graph
+from nopad.export.graph.precision import cast
+from nopad.export.int8.qdq import insert, linear_layers
+from nopad.model.checkpoint.load import load_checkpoint
+from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, Bundle, open_bundle
+from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import Artifact
+from nopad.runtime.planning.cost_model import cost_model
+
+ARCHITECTURE = open_bundle(DEFAULT_BUNDLE).manifest.architecture
+BASE = {
+    "model_type": "modernbert",
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_layers": 22,
+    "num_heads": 12,
+    "local_layers": [layer for layer in range(22) if layer % 3],
+}
+T4 = GPUS["t4"]
+RAGGED = Shape(tokens=1472, sequences=64, longest=53)
+LONG = Shape(tokens=1024, sequences=1, longest=1024)
+
+
+@pytest.fixture(scope="module")
+def fitting() -> Any:
+    """scripts/fit_forecast.py, which holds the published tables and how demo/BERT is counted."""
+    spec = importlib.util.spec_from_file_location("fit_forecast", ROOT / "scripts" / "fit_forecast.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fit_forecast"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The embedded model as a bundle with the fp32 graph for GPUs, whatever the embedded bundle holds."""
+    folder = tmp_path_factory.mktemp("exported")
+    graph = export_graph(load_checkpoint(DEFAULT_CHECKPOINT).encoder, folder / "model.onnx")
+    artifact = Artifact(
+        file="model.onnx",
+        target="onnx",
+        precision="fp32",
+        layout="packed",
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        token_multiple=graph.token_multiple,
+    )
+    return Bundle(
+        path=folder, manifest=dataclasses.replace(open_bundle(DEFAULT_BUNDLE).manifest, artifacts=(artifact,))
+    )
+
+
+@pytest.fixture(scope="module")
+def graph(exported: Bundle) -> Path:
+    """Its graph."""
+    return exported.file("model.onnx")
+
+
+@pytest.fixture(scope="module")
+def half_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in fp16."""
+    path = tmp_path_factory.mktemp("half") / "model.onnx"
+    export_graph(cast(load_checkpoint(DEFAULT_CHECKPOINT).encoder, "fp16"), path)
+    return path
+
+
+def workload(*lengths: int, batch: int | None = None) -> Workload:
+    return Workload(
+        name="some",
+        kind="ragged",
+        texts=len(lengths),
+        tokens=sum(lengths),
+        padded_tokens=len(lengths) * max(lengths),
+        longest=max(lengths),
+        source="here",
+        batch=batch or len(lengths),
+        lengths=lengths,
+    )
+
+
+# The count
+
+
+@pytest.mark.parametrize("shape", [RAGGED, LONG])
+def test_graph_architecture_and_cost_model_count_the_same_work(graph: Path, shape: Shape) -> None:
+    groups = count_graph(open_graph(graph), shape, precision="fp16")
+    described = count_architecture(ARCHITECTURE, shape, precision="fp16")
+    planned = cost_model(ARCHITECTURE).work(shape.tokens, shape.sequences, shape.longest)
+    # The graph has the head beside the encoder: two products with a row for each sequence.
+    head = 2 * shape.sequences * 128 * (128 + 2)
+    assert total_flops(groups) - head == pytest.approx(planned, rel=1e-9)
+    assert total_flops(described) == pytest.approx(planned, rel=1e-9)
+    assert total_bytes(groups) == pytest.approx(total_bytes(described), rel=0.03)
+    kinds = [group.kind for group in groups]
+    assert kinds.count("attention") == 3 and kinds.count("product") == 3 * 4 + 2
+
+
+def test_a_bert_graph_is_counted_too(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    encoder = load_checkpoint(checkpoint("bert-single"), **CASES["bert-single"].load).encoder
+    export_graph(encoder, tmp_path / "bert.onnx")
+    groups = count_graph(open_graph(tmp_path / "bert.onnx"), RAGGED, precision="fp16")
+    planned = cost_model(encoder.encoder_config).work(RAGGED.tokens, RAGGED.sequences, RAGGED.longest)
+    assert total_flops(groups) == pytest.approx(planned, rel=0.002)  # the head is 0.13 % of it
+    # GELU and bias end in their product: what the intermediate layer leaves is read by the next product alone.
+    (between,) = [group for group in groups if group.name.startswith("bert.encoder.layer.0.intermediate")]
+    assert between.bytes == 2 * (RAGGED.tokens * 64 + 64 * 128 + RAGGED.tokens * 128)
+
+
+def test_scores_of_attention_never_reach_memory(graph: Path) -> None:
+    groups = count_graph(open_graph(graph), LONG, precision="fp16")
+    (whole,) = [group for group in groups if group.kind == "attention" and group.columns == 1024]
+    heads, size = ARCHITECTURE["num_heads"], 128 // ARCHITECTURE["num_heads"]
+    assert whole.flops == 4 * heads * 1024 * 1024 * size
+    assert whole.bytes == 2 * 4 * 1024 * 128 + 4 * 1024 / 2  # q, k, v, output, and a mask of one row, as fp16
+
+
+def test_a_graph_in_fp32_is_counted_as_its_half_precision_export(graph: Path, half_graph: Path) -> None:
+    for shape in (RAGGED, LONG):
+        pretended = count_graph(open_graph(graph), shape, precision="fp16")
+        real = count_graph(open_graph(half_graph), shape, precision="fp16")
+        assert total_flops(pretended) == total_flops(real)
+        # Masks stay fp32 in the export, and are counted at half of that.
+        assert total_bytes(pretended) == pytest.approx(total_bytes(real), rel=0.04)
+        assert {group.precision for group in real} == {"fp16"}
+
+
+def test_int8_products_are_read_from_a_graph_with_qdq_or_assumed(half_graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(half_graph))
+    layers = linear_layers(model)
+    kept, chosen = layers[0], layers[1:]
+    scales = {tensor: np.float16(0.05) for node in model.graph.node for tensor in node.output}
+    insert(model, chosen, scales)
+    onnx.save(model, str(tmp_path / "int8.onnx"))
+    quantized = open_graph(tmp_path / "int8.onnx")
+    assert quantized.precision == "int8"
+    real = count_graph(quantized, RAGGED, precision="int8")
+    products = {group.name.rpartition("/")[0]: group.precision for group in real if group.kind == "product"}
+    assert products[kept.module] == "fp16"
+    assert sum(precision == "int8" for precision in products.values()) == len(chosen)
+    assumed = count_graph(open_graph(half_graph), RAGGED, precision="int8")
+    assert sum(group.precision == "int8" for group in assumed) == len(layers)
+    assert total_bytes(assumed) == pytest.approx(total_bytes(real), rel=0.1)
+    assert total_bytes(real) < total_bytes(count_graph(open_graph(half_graph), RAGGED, precision="fp16"))
+
+
+def test_operators_of_another_target_fall_back_to_the_architecture(exported: Bundle, tmp_path: Path) -> None:
+    model = onnx.load(str(exported.file("model.onnx")))
+    next(node for node in model.graph.node if node.op_type == "Softmax").domain = "com.microsoft"
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(UncountableError, match="Softmax"):
+        open_graph(tmp_path / "model.onnx")
+    same = Bundle(path=tmp_path, manifest=exported.manifest)
+    (described, _) = forecast(same, [workload(*range(20, 84))], ["t4"])
+    (counted, _) = forecast(exported, [workload(*range(20, 84))], ["t4"])
+    assert (described["counted"], counted["counted"]) == ("architecture", "graph")
+    assert described["flops"] == pytest.approx(counted["flops"], rel=0.03)
+    assert described["seconds"] == pytest.approx(counted["seconds"], rel=0.2)  # a head of five kernels on 3 layers
+
+
+def test_a_bundle_for_cpus_is_forecast_as_its_export_for_gpus(exported: Bundle) -> None:
+    cpu = tuple(
+        dataclasses.replace(one, target="cpu", precision="int8", token_multiple=1)
+        for one in exported.manifest.artifacts
+    )
+    manifest = dataclasses.replace(exported.manifest, artifacts=cpu)
+    (row, _) = forecast(Bundle(path=exported.path, manifest=manifest), [workload(1000)], ["t4"])
+    assert (row["counted"], row["precision"]) == ("architecture", "fp16")
+    assert row["flops"] == cost_model(ARCHITECTURE).work(1024, 1, 1000)
+
+
+def test_without_onnx_the_architecture_is_counted(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nopad.bench.forecast.count_graph", raising=False)
+    monkeypatch.delattr("nopad.bench.forecast.count_graph", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    rows = forecast(exported, [workload(512)], ["t4"])
+    assert {row["counted"] for row in rows} == {"architecture"}
+
+
+# The arithmetic
+
+
+def test_a_large_product_runs_at_what_the_board_sustains() -> None:
+    group = product(16_384, 3072, 1024, precision="fp16", width=2)
+    assert group.flops == 2 * 16_384 * 3072 * 1024
+    assert group.bytes == 2 * (16_384 * 1024 + 1024 * 3072 + 16_384 * 3072)
+    assert arithmetic_seconds(group, T4) == pytest.approx(group.flops / (65e12 * T4.sustained))
+    assert arithmetic_seconds(dataclasses.replace(group, precision="int8"), T4) == pytest.approx(
+        group.flops / (130e12 * T4.sustained)
+    )
+
+
+def test_a_small_product_pays_for_processors_without_a_tile() -> None:
+    group = product(64, 768, 768, precision="fp16", width=2)
+    # 24 tiles of 64 x 32 on 40 processors: one wave, as long as 40 tiles would take.
+    wave = 40 * 2 * 64 * 32 * 768 / (65e12 * FIT.product_share) + FIT.wave_seconds
+    assert arithmetic_seconds(group, T4) == pytest.approx(wave)
+    # One row more: 24 tiles of 64 x 64 in one wave, rather than 48 of 64 x 32 in two.
+    more = product(65, 768, 768, precision="fp16", width=2)
+    assert arithmetic_seconds(more, T4) == pytest.approx(2 * wave - FIT.wave_seconds)
+
+
+def test_attention_runs_in_blocks_of_queries() -> None:
+    group = attention(80, 65, 128, 64, precision="fp16")
+    assert group.flops == 4 * 80 * 65 * 128 * 64
+    blocks = 80 * 2  # of 64 queries, the second nearly empty: 4 waves on 40 processors
+    work = 4 * 64 * 128 * 64
+    assert arithmetic_seconds(group, T4) == pytest.approx(math.ceil(blocks / 40) * 40 * work / (65e12 * 0.35))
+
+
+def test_traffic_comes_from_the_cache_as_far_as_it_fits() -> None:
+    speed = 320e9 * 0.8
+    assert traffic_seconds(memory(1e6, precision="fp16"), T4) == pytest.approx(1e6 / 4 / speed)
+    assert traffic_seconds(memory(10e6, precision="fp16"), T4) == pytest.approx((2e6 / 4 + 8e6) / speed)
+
+
+def test_a_run_is_bound_by_the_largest_of_its_parts() -> None:
+    many = (memory(1.0, precision="fp16"),) * 10
+    assert cost_of(many, T4).bound == "launch"
+    assert cost_of(many, T4).launch == pytest.approx(10 * FIT.kernel_seconds)
+    assert cost_of((memory(1e9, precision="fp16"),), T4).bound == "memory"
+    assert cost_of((product(8192, 8192, 8192, precision="fp16", width=2),), T4).bound == "compute"
+
+
+# Properties
+
+SIZES = st.tuples(st.integers(1, 64), st.integers(1, 64), st.integers(1, 512))
+
+
+@settings(max_examples=60, deadline=None)
+@given(first=SIZES, more=SIZES, gpu=st.sampled_from(sorted(GPUS)), precision=st.sampled_from(["fp16", "int8"]))
+def test_more_is_never_faster(
+    first: tuple[int, int, int], more: tuple[int, int, int], gpu: str, precision: str
+) -> None:
+    small = Shape(tokens=64 * first[0], sequences=first[1], longest=first[2])
+    large = Shape(
+        tokens=small.tokens + 64 * more[0], sequences=small.sequences + more[1], longest=small.longest + more[2]
+    )
+    times = [
+        cost_of(count_architecture(BASE, shape, precision=precision), GPUS[gpu]).seconds for shape in (small, large)
+    ]
+    assert times[0] <= times[1]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(lengths=st.lists(st.integers(1, 900), min_size=1, max_size=40), batch=st.integers(1, 40))
+def test_packed_is_never_slower_than_padded(lengths: list[int], batch: int) -> None:
+    rows = forecast(_described(), [workload(*lengths, batch=batch)], list(GPUS))
+    by_gpu = {(row["gpu"], row["subject"]): row for row in rows}
+    for gpu in GPUS:
+        assert by_gpu[gpu, "nopad packed"]["seconds"] <= by_gpu[gpu, "padded"]["seconds"]
+
+
+def _described() -> Bundle:
+    """A bundle of ModernBERT-base without a graph."""
+    manifest = open_bundle(DEFAULT_BUNDLE, verify=False).manifest
+    engines = tuple(dataclasses.replace(one, target="tensorrt", precision="fp16") for one in manifest.artifacts)
+    manifest = dataclasses.replace(manifest, architecture=BASE, artifacts=engines)
+    return Bundle(path=DEFAULT_BUNDLE, manifest=manifest)
+
+
+@given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=60), batch=st.integers(1, 60))
+def test_micro_batches_hold_every_text_once_and_no_more_tokens_than_the_predictor_takes(
+    lengths: list[int], batch: int
+) -> None:
+    batches = micro_batches(workload(*lengths, batch=batch), token_budget=4096)
+    assert sorted(length for one in batches for length in one) == sorted(lengths)
+    assert all(sum(one) <= 4096 and len(one) <= batch for one in batches)
+    unknown = dataclasses.replace(workload(*lengths, batch=batch), lengths=())
+    guessed = [length for one in micro_batches(unknown, token_budget=4096) for length in one]
+    assert len(guessed) == len(lengths) and max(guessed) == max(lengths) and sum(guessed) == sum(lengths)
+
+
+# The rows
+
+
+def test_rows_say_what_they_are(exported: Bundle) -> None:
+    some = workload(40, 80, 120)
+    rows = forecast(exported, [some], ["T4", "h100", "t4"])
+    assert [(row["gpu"], row["subject"]) for row in rows] == [
+        ("t4", "nopad packed"),
+        ("h100", "nopad packed"),
+        ("t4", "padded"),
+        ("h100", "padded"),
+    ]
+    for row in rows:
+        assert row["label"] == "forecast" and row["precision"] == "fp16" and row["workload"] == "some"
+        assert row["tokens_per_second"] == pytest.approx(240 / row["seconds"])
+        low, high = ERRORS[GPUS[row["gpu"]].calibration]
+        assert (row["low"], row["high"]) == pytest.approx((row["seconds"] * low, row["seconds"] * high))
+        assert row["low"] < row["seconds"] < row["high"]
+        assert row["bound"] == "launch"  # 3 layers of 128 features
+        assert row["flops"] > 0 and row["bytes"] > 0 and 0 < row["efficiency"] < 1
+        assert GPUS[row["gpu"]].title in row["assumes"] and "nothing of this model was measured" in row["assumes"]
+    assert rows[2]["flops"] > rows[0]["flops"]
+    json.dumps(rows)
+
+
+def test_precisions_are_those_that_are_asked_for_and_exist(exported: Bundle) -> None:
+    rows = forecast(exported, [workload(512)], ["t4", "l4"], precisions=["bf16", "int8"])
+    assert {(row["gpu"], row["precision"]) for row in rows} == {("l4", "bf16"), ("t4", "int8"), ("l4", "int8")}
+    with pytest.raises(UsageError, match="fp8"):
+        forecast(exported, [workload(512)], ["t4"], precisions=["fp8"])
+
+
+def test_an_unknown_gpu_is_refused_with_the_list() -> None:
+    with pytest.raises(UsageError, match=r"v100.*t4, l4, a10, a100, h100, h200"):
+        find_gpus(["t4", "v100"])
+
+
+def test_a_padded_bundle_has_no_forecast(exported: Bundle) -> None:
+    padded = tuple(dataclasses.replace(one, layout="padded") for one in exported.manifest.artifacts)
+    manifest = dataclasses.replace(exported.manifest, artifacts=padded, architecture={"model_type": "distilbert"})
+    with pytest.raises(UsageError, match="packed"):
+        forecast(Bundle(path=exported.path, manifest=manifest), [workload(12)], ["t4"])
+
+
+# Published measurements; docs/forecast.md states these bounds
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.17), ("int8", 0.29)])
+def test_held_out_t4_table_is_within_the_stated_error(fitting: Any, precision: str, bound: float) -> None:
+    held_out = [one for one in fitting.entries() if (one.gpu, one.model, one.precision) == ("t4", "large", precision)]
+    assert len(held_out) == 20
+    errors = [math.expm1(abs(math.log(fitting.ratio(one, T4)))) for one in held_out]
+    assert max(errors) < bound
+    assert sorted(errors)[10] < 0.07
+
+
+def test_low_and_high_hold_the_held_out_measurements(fitting: Any) -> None:
+    low, high = ERRORS["table"]
+    ratios = [
+        fitting.ratio(one, GPUS[one.gpu])
+        for one in fitting.entries()
+        if one.gpu in fitting.FITTED and one.model == "large"
+    ]
+    assert len(ratios) == 120
+    assert sum(low <= ratio <= high for ratio in ratios) / len(ratios) >= 0.95
+    low, high = ERRORS["single"]
+    gpus = fitting.singles(FIT)
+    ratios = [
+        fitting.ratio(one, gpus[one.gpu])
+        for one in fitting.entries()
+        if one.gpu in fitting.OTHERS and not fitting.calibrates(one)
+    ]
+    assert sum(low <= ratio <= high for ratio in ratios) / len(ratios) >= 0.95
+
+
+def test_committed_shares_are_those_that_the_measurements_give(fitting: Any) -> None:
+    found = fitting.singles(FIT)
+    assert found["a10"].sustained == pytest.approx(GPUS["a10"].sustained, abs=0.005)
+    assert found["h100"].sustained == GPUS["h100"].sustained == GPUS["h200"].sustained
+
+
+@pytest.mark.slow
+def test_committed_constants_are_the_fit(fitting: Any) -> None:
+    fit, gpus = fitting.fit_constants()
+    assert fit.product_share == pytest.approx(FIT.product_share, rel=0.02)
+    assert fit.wave_seconds == pytest.approx(FIT.wave_seconds, rel=0.05)
+    assert fit.kernel_seconds == pytest.approx(FIT.kernel_seconds, rel=0.02)
+    for name, gpu in gpus.items():
+        assert gpu.sustained == pytest.approx(GPUS[name].sustained, abs=0.005)

@@ -1,0 +1,125 @@
+"""The process of its own: what it measures, and how it ends."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nopad.bench.measure import child as isolated
+from nopad.bench.measure.child import in_calls, is_out_of_memory, measure_job, refusal, run_job
+from nopad.bench.measure.machine import check_threads
+from nopad.bench.subjects.runners import Spec, lacks
+from nopad.runtime.bundle import DEFAULT_BUNDLE
+from nopad.runtime.errors import EngineError, EnvironmentProblem, UsageError
+
+GB = 10**9
+
+
+def spec(**fields: Any) -> Spec:
+    values: dict[str, Any] = {
+        "name": "nopad-fp32",
+        "runner": "nopad",
+        "path": str(DEFAULT_BUNDLE),
+        "task": "text-classification",
+        "threads": 1,
+        "max_length": 1024,
+        "engine": "onnx-cpu",
+    }
+    return Spec(**{**values, **fields})
+
+
+def test_a_subject_is_measured_from_nothing() -> None:
+    found = run_job(measure_job(spec(), ["a dull film", "splendid"], 1), memory_limit=4 * GB)
+    assert found["status"] == "ok", found
+    assert found["threads"] == 1 and found["precision"] == "fp32"
+    assert 0 < found["cold_seconds"] < found["import_seconds"] < 60
+    assert 30e6 < found["loaded_bytes"] <= found["peak_bytes"] < 1 * GB
+
+
+def test_too_little_memory_is_a_result() -> None:
+    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=20_000_000)
+    assert found["status"] == "out of memory"
+    assert "the limit is 0.02 GB" in found["note"] and found["peak_bytes"] > 20_000_000
+
+
+def test_a_time_limit_ends_it() -> None:
+    start = time.monotonic()
+    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB, timeout=0.05)
+    assert found["status"] == "not run" and "time limit" in found["note"]
+    assert time.monotonic() - start < 10
+
+
+def test_a_process_that_the_kernel_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[int] = []
+
+    def kill() -> None:
+        while not children:
+            time.sleep(0.005)
+        os.kill(children[0], signal.SIGKILL)
+
+    watched = isolated._watch
+
+    def watch(child: Any, *limits: Any) -> Any:
+        children.append(child.pid)
+        return watched(child, *limits)
+
+    monkeypatch.setattr(isolated, "_watch", watch)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB)
+    killer.join()
+    assert found["status"] == "out of memory" and "killed" in found["note"]
+
+
+def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    found = run_job(measure_job(spec(path=str(tmp_path / "no")), ["a film"], 1), memory_limit=4 * GB)
+    assert found["status"] == "failed" and found["stage"] == "open" and "no bundle at" in found["note"]
+
+
+def test_what_is_not_installed_is_known_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacks(spec()) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert lacks(spec(runner="openvino", engine="openvino")) == "openvino not installed: pip install 'nopad[bench]'"
+    assert "torch, transformers not installed" in (lacks(spec(runner="transformers", engine="sdpa")) or "")
+    assert "flash-attn" in (lacks(spec(runner="transformers", engine="flash_attention_2")) or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (EngineError("ONNX Runtime failed on 9 tokens: std::bad_alloc"), "out of memory"),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 12884901888"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), "out of memory"),
+        (EnvironmentProblem("openvino is not installed"), "missing"),
+        (ModuleNotFoundError("No module named 'optimum'"), "missing"),
+        (ValueError("another"), "failed"),
+    ],
+)
+def test_errors_are_told_apart(error: Exception, status: str) -> None:
+    assert refusal(error)["status"] == status
+    assert is_out_of_memory(error) == (status == "out of memory")
+
+
+def test_calls_keep_the_order() -> None:
+    asked: list[int] = []
+
+    def run(texts: Any) -> list[str]:
+        asked.append(len(texts))
+        return [text.upper() for text in texts]
+
+    assert in_calls(run, list("abcde"), 2) == list("ABCDE") and asked == [2, 2, 1]
+
+
+def test_threads_that_the_environment_contradicts_are_refused() -> None:
+    check_threads(1, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": ""})
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        with pytest.raises(UsageError, match=f"{name}=7 in the environment contradicts --threads 1"):
+            check_threads(1, {name: "7"})
+    with pytest.raises(UsageError, match="cores"):
+        check_threads(4096, {})

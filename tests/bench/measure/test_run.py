@@ -1,0 +1,249 @@
+"""A run on subjects that are made to misbehave: who is reported how, and who is not believed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reports import subject
+
+from nopad.bench.measure import run as running
+from nopad.bench.measure.record import Record
+from nopad.bench.measure.run import Settings, run
+from nopad.bench.measure.turns import groups_that_fit, take_turns
+from nopad.bench.schema import Cell, Report
+from nopad.bench.subjects.agreement import Kind
+from nopad.bench.subjects.contenders import Contender
+from nopad.bench.subjects.runners import Runner, Spec
+from nopad.bench.workloads.texts import Source, Texts
+from nopad.runtime.bundle import open_bundle
+from nopad.runtime.errors import UsageError
+from nopad.runtime.types import FloatArray
+
+GOOD = np.array([0.5, -0.5], dtype=np.float32)
+Answer = Callable[[int], list[FloatArray]]
+
+
+class Fake:
+    """Answers as it is told; `answer` is given the number of the call."""
+
+    version, precision = "0", "fp32"
+
+    def __init__(self, answer: Callable[[int, int], list[FloatArray]], threads: int = 1, seconds: float = 0.0) -> None:
+        self.answer, self._threads, self.seconds, self.calls, self.closed = answer, threads, seconds, 0, False
+
+    def threads(self) -> int:
+        return self._threads
+
+    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return self.answer(self.calls, len(texts))
+
+    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+        return 10 * len(texts), 20 * len(texts)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def good(call: int, texts: int) -> list[FloatArray]:
+    return [GOOD] * texts
+
+
+def rows(row: Any) -> Callable[[int, int], list[FloatArray]]:
+    return lambda call, texts: [np.array(row, dtype=np.float32)] * texts
+
+
+def fails_at(number: int, error: Exception) -> Callable[[int, int], list[FloatArray]]:
+    def answer(call: int, texts: int) -> list[FloatArray]:
+        if call == number:
+            raise error
+        return good(call, texts)
+
+    return answer
+
+
+@pytest.fixture
+def workload() -> Texts:
+    return Source(open_bundle(verify=False), None).named("4x16")
+
+
+def measured(
+    fakes: dict[str, Fake],
+    workload: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    alone: dict[str, dict[str, Any]] | None = None,
+    yardstick: str = "hf-sdpa",
+    **options: Any,
+) -> Report:
+    """A run of these subjects; `alone` is what their own processes are said to have answered."""
+    fine = {"status": "ok", "threads": 1, "version": "0", "precision": "fp32", "peak_bytes": 1000, "seconds": 0.01,
+            "import_seconds": 1.0, "load_seconds": 0.5, "cold_seconds": 0.1, "loaded_bytes": 500}  # fmt: skip
+    monkeypatch.setattr(running, "run_job", lambda job, **_: {**fine, **(alone or {}).get(job["spec"]["name"], {})})
+    monkeypatch.setattr(running, "RUNNERS", {name: lambda spec: fakes[spec.name] for name in ("fake",)})
+    monkeypatch.setattr("nopad.bench.measure.turns.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("nopad.bench.measure.turns.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("nopad.bench.measure.probe.REPEATS", 1)
+    contenders = [
+        Contender(
+            subject=subject(name, status="not run"),
+            spec=Spec(name=name, runner="fake", path="", task="text-classification", threads=1, max_length=9),
+            yardstick=None if name == yardstick else yardstick,
+        )
+        for name in fakes
+    ]
+    record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
+                    workloads=[workload.workload], subjects=[one.subject for one in contenders])  # fmt: skip
+    values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
+    kind = Kind(task="text-classification", problem_type="single_label_classification")
+    run(contenders, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
+        show=lambda *_: None)  # fmt: skip
+    return record.report()
+
+
+def cells(report: Report) -> dict[str, Cell]:
+    return {cell.subject: cell for cell in report.cells}
+
+
+def test_everyone_takes_a_turn_in_every_round(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = {"nopad-fp32": Fake(good, seconds=0.001), "hf-sdpa": Fake(good, seconds=0.003)}
+    found = measured(fakes, workload, monkeypatch, rounds=5)
+    for cell in found.cells:
+        assert cell.status == "ok" and cell.rounds == (0, 1, 2, 3, 4) and len(cell.seconds) == 5
+        assert cell.computed_tokens == 80 and cell.tokens is None and cell.peak_bytes == 1000
+    mine, reference = cells(found)["nopad-fp32"], cells(found)["hf-sdpa"]
+    assert mine.agreement == 1.0 and mine.logit_difference == 0.0
+    assert reference.agreement is None and reference.logit_difference is None
+    assert all(fake.closed for fake in fakes.values())
+    assert len(found.noise.probe_seconds) == 6 and found.noise.peak_flops
+    (one,) = found.workloads
+    assert one.limit_tokens_per_second == pytest.approx(one.tokens * found.noise.peak_flops / (one.flops or 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        (rows([np.nan, 0.0]), "NaN or infinity for 4 of 4 texts"),
+        (rows([np.inf, 0.0]), "NaN or infinity"),
+        (rows([1.0, 2.0, 3.0]), "shape (3,), expected (2,)"),
+        (fails_at(1, ValueError("no such thing")), "ValueError: no such thing"),
+        (fails_at(6, ValueError("in a later round")), "in a later round"),
+    ],
+)
+def test_no_time_is_reported_of_answers_that_are_not_sound(
+    answer: Any, note: str, workload: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cells(measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(answer)}, workload, monkeypatch))
+    bad = found["nopad-fp32"]
+    assert bad.status == "failed" and note in bad.note and bad.seconds == () and bad.rounds == ()
+    assert found["hf-sdpa"].status == "ok" and len(found["hf-sdpa"].seconds) == 3
+
+
+def test_other_labels_are_counted_not_hidden(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = cells(measured({"hf-sdpa": Fake(good), "nopad-int8": Fake(rows([-0.5, 0.75]))}, workload, monkeypatch))
+    assert wrong["nopad-int8"].agreement == 0.0 and wrong["nopad-int8"].logit_difference == pytest.approx(1.25)
+
+
+def test_without_the_reference_the_others_check_each_other(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = {"hf-sdpa": {"status": "out of memory", "note": "killed", "peak_bytes": 99}}
+    fakes = {"hf-sdpa": Fake(good), "nopad-fp32": Fake(good), "hf-eager": Fake(good)}
+    found = cells(measured(fakes, workload, monkeypatch, alone=lost))
+    assert found["hf-sdpa"].status == "out of memory" and fakes["hf-sdpa"].calls == 0
+    assert found["hf-sdpa"].peak_bytes == 99
+    assert found["nopad-fp32"].agreement == 1.0 and "hf-sdpa has no answers" in found["nopad-fp32"].note
+    single = cells(measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, alone=lost))
+    assert single["nopad-fp32"].status == "failed" and "could not be checked" in single["nopad-fp32"].note
+
+
+def test_a_library_with_other_threads_ends_the_run(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="openvino runs with 2 threads, not 1"):
+        measured(
+            {"hf-sdpa": Fake(good), "openvino": Fake(good)}, workload, monkeypatch, alone={"openvino": {"threads": 2}}
+        )
+    with pytest.raises(UsageError, match="openvino runs with 3 threads"):
+        measured({"hf-sdpa": Fake(good), "openvino": Fake(good, threads=3)}, workload, monkeypatch)
+
+
+def test_what_is_missing_has_no_cells_and_the_rest_goes_on(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {"openvino": {"status": "missing", "note": "openvino is not installed"}}
+    found = measured({"hf-sdpa": Fake(good), "openvino": Fake(good)}, workload, monkeypatch, alone=gone)
+    assert list(cells(found)) == ["hf-sdpa"]
+    assert [(one.status, one.note) for one in found.subjects] == [("ok", ""), ("missing", "openvino is not installed")]
+
+
+def test_those_that_do_not_fit_together_take_turns_in_groups(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hf-sdpa": 4000, "nopad-fp32": 3000, "optimum": 5000, "openvino": 7000}
+    alone = {name: {"peak_bytes": size} for name, size in sizes.items()}
+    found = cells(measured({name: Fake(good) for name in sizes}, workload, monkeypatch, alone=alone))
+    assert found["openvino"].status == "out of memory" and "beside the reference" in found["openvino"].note
+    assert found["nopad-fp32"].rounds == (0, 1, 2) and found["optimum"].rounds == (3, 4, 5)
+    assert found["hf-sdpa"].rounds == (0, 1, 2, 3, 4, 5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 200), st.booleans())
+def test_groups_fit_and_nobody_is_forgotten(sizes: list[int], room: int, reference: bool) -> None:
+    needs = [(str(number), size) for number, size in enumerate(sizes)]
+    groups, left_out = groups_that_fit(needs, "0" if reference else None, room)
+    known = dict(needs)
+    assert all(sum(known[name] for name in group) <= room for group in groups)
+    inside = [name for group in groups for name in group]
+    assert set(inside) | set(left_out) == set(known) and not set(inside) & set(left_out)
+    if reference and "0" not in left_out:
+        assert all(group[0] == "0" for group in groups)
+        assert all(known[name] + known["0"] > room for name in left_out)
+    assert all(inside.count(name) == 1 for name in inside if name != "0")
+
+
+def test_the_order_changes_from_round_to_round_and_is_seeded(workload: Texts) -> None:
+    def order(seed: int) -> list[str]:
+        turns: list[str] = []
+        fakes: dict[str, Runner] = {
+            name: Fake(lambda call, texts, name=name: turns.append(name) or [GOOD] * texts)  # type: ignore[misc]
+            for name in "abc"
+        }
+        take_turns(
+            fakes,
+            workload,
+            dict.fromkeys("abc", 1.0),
+            rounds=range(6),
+            order=random.Random(seed),
+            deadline=None,
+            each_round=lambda times: None,
+            failed=lambda name, error: None,
+        )
+        return turns
+
+    first = order(1)
+    assert first == order(1) != order(2)
+    rounds = {"".join(first[at : at + 3]) for at in range(0, 18, 3)}
+    assert len(rounds) > 1 and all(sorted(one) == list("abc") for one in rounds)
+
+
+@pytest.mark.parametrize(("left", "rounds"), [(1e6, 4), (-1.0, 1)])
+def test_a_time_limit_takes_rounds_away(left: float, rounds: int, workload: Texts) -> None:
+    times = take_turns(
+        {"nopad-fp32": Fake(good)},
+        workload,
+        {"nopad-fp32": 1.0},
+        rounds=range(4),
+        order=random.Random(0),
+        deadline=time.monotonic() + left,
+        each_round=lambda times: None,
+        failed=lambda name, error: None,
+    )
+    assert times["nopad-fp32"].rounds == list(range(rounds))
+
+
+def test_after_the_time_limit_nothing_is_begun(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, time_limit=1e-9)
+    assert {cell.status for cell in found.cells} == {"not run"}
+    assert all("time limit" in cell.note for cell in found.cells)

@@ -1,0 +1,115 @@
+"""Texts of a benchmark: real ones cut to tokens, generated ones said to be so; and the work in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nopad.bench.workloads.flops import flops_of, pairs_in_window
+from nopad.bench.workloads.texts import GENERATED, OwnTexts, Source, check_names, grid_size
+from nopad.runtime.bundle import open_bundle
+from nopad.runtime.data.table import DataSource
+from nopad.runtime.errors import InputFileError, UsageError
+from nopad.runtime.tokenizer import TextEncoder
+
+EMBEDDED = open_bundle(verify=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Real texts, as the command looks for them."""
+    for name in ("imdb", "sst2", "longdocs"):
+        (tmp_path / name).mkdir()
+    reviews = [
+        {"text": f"Review {number}. " + "It was a fine film, really. " * 40 * number, "label": number % 2}
+        for number in range(1, 41)
+    ]
+    (tmp_path / "imdb" / "test.jsonl").write_text("\n".join(map(json.dumps, reviews)))
+    phrases = [f'{number % 2}\tphrase number {number} is "odd"' for number in range(80)]
+    (tmp_path / "sst2" / "train.tsv").write_text("\n".join(["label\tsentence", *phrases]))
+    (tmp_path / "longdocs" / "a.txt").write_text("Four score and seven years ago, our fathers brought forth. " * 500)
+    return tmp_path
+
+
+def lengths(texts: tuple[str, ...]) -> list[int]:
+    encoder = TextEncoder(EMBEDDED.file("tokenizer.json"), 10**6)
+    return [item.used for item in encoder.encode(texts)]  # type: ignore[union-attr]
+
+
+def test_real_texts_are_taken_in_order_with_their_labels(folder: Path) -> None:
+    found = Source(EMBEDDED, folder).named("sst2-64")
+    assert found.texts[:2] == ('phrase number 0 is "odd"', 'phrase number 1 is "odd"')
+    assert found.workload.source == "sst2/train.tsv" and found.workload.labelled
+    assert found.targets is not None and found.targets[:2].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert found.workload.texts == found.workload.batch == len(found.texts) == 64
+
+
+def test_reviews_are_cut_to_512_tokens_and_counted(folder: Path) -> None:
+    found = Source(EMBEDDED, folder).named("imdb-32")
+    counted = lengths(found.texts)
+    assert max(counted) == found.workload.longest == 512
+    assert tuple(counted) == found.workload.lengths and sum(counted) == found.workload.tokens
+    assert found.workload.padded_tokens == 32 * 512
+
+
+@pytest.mark.parametrize("name", ["1x3", "1x64", "7x129", "2x1024"])
+def test_fixed_texts_have_exactly_that_many_tokens(name: str, folder: Path) -> None:
+    for source in (Source(EMBEDDED, folder), Source(EMBEDDED, None)):
+        found = source.named(name)
+        count, tokens = grid_size(name) or (0, 0)
+        assert lengths(found.texts) == [tokens] * count
+        assert found.workload.kind == "fixed" and found.workload.padded_tokens == count * tokens
+
+
+def test_generated_texts_say_so_and_stay_the_same(tmp_path: Path) -> None:
+    for source in (Source(EMBEDDED, None), Source(EMBEDDED, tmp_path)):
+        found = source.named("imdb-32")
+        assert found.workload.source == GENERATED and found.targets is None
+        assert len(source.remarks) == 1 and GENERATED in source.remarks[0]
+        assert found == Source(EMBEDDED, None).named("imdb-32")
+    assert 100 < found.workload.tokens / 32 < 400 and found.workload.longest <= 512
+
+
+def test_own_texts_go_in_calls(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"t": "a film " * (1 + n), "label": "positive"}) for n in range(10)))
+    found = Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path)), text_field="t", limit=7), 3)
+    assert found.workload.texts == 7 and found.workload.batch == 3 and found.workload.name == "mine-3"
+    assert found.targets is not None and found.targets.shape == (7, 2)
+    one, two, three = (max(found.workload.lengths[at : at + 3]) for at in (0, 3, 6))
+    assert found.workload.padded_tokens == 3 * one + 3 * two + three
+    with pytest.raises(InputFileError, match=r"field text or sentence .* is missing \(found: label, t\)"):
+        Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path))), 3)
+
+
+def test_names_that_mean_nothing_are_refused_with_those_that_do() -> None:
+    check_names(["sst2-64", "8x128"], 1024)
+    for name in ("imdb", "x512", "0x5", "8x", "1x2x3", "1x0512"):
+        with pytest.raises(UsageError, match="unknown workload.*sst2-64, imdb-32, 1x512"):
+            check_names([name], 1024)
+    with pytest.raises(UsageError, match="1024 tokens at most"):
+        check_names(["1x2048"], 1024)
+    with pytest.raises(UsageError, match="at least 3"):
+        check_names(["1x2"], 1024)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(0, 200))
+def test_pairs_in_a_window_are_counted(length: int, half_window: int) -> None:
+    counted = sum(abs(i - j) <= half_window for i in range(length) for j in range(length))
+    assert pairs_in_window(length, half_window) == counted
+
+
+def test_flops_are_those_of_a_base_model() -> None:
+    base = {"model_type": "modernbert", "hidden_size": 768, "intermediate_size": 1152, "num_layers": 22,
+            "num_heads": 12, "local_attention": 128, "local_layers": list(range(14))}  # fmt: skip
+    products = 2 * 22 * (4 * 768**2 + 3 * 768 * 1152)
+    assert products / 1e6 == pytest.approx(220.6, abs=0.1)
+    assert flops_of(base, [1]) == products + 22 * 4 * 768
+    # Two texts are the work of each, and a long text's global attention grows with its square.
+    assert flops_of(base, [512, 64]) == flops_of(base, [512]) + flops_of(base, [64])  # type: ignore[operator]
+    attention = flops_of(base, [8192]) - products * 8192  # type: ignore[operator]
+    assert attention == 4 * 768 * (8 * 8192**2 + 14 * pairs_in_window(8192, 64))
+    assert flops_of({"model_type": "distilbert"}, [5]) is None

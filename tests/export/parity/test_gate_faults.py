@@ -1,0 +1,318 @@
+"""The parity gate is proven by faults: each is seeded into an encoder, a bundle or an engine, and must be caught.
+
+The faults of the encoder go into trained weights (the embedded checkpoint) unless they need another head; they travel
+the way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as the graph for CPUs and as the plain
+one. `pytest -rP` on this file prints what caught each, and by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks, print_catch
+from onnx import numpy_helper
+
+from nopad.export.bundle import gate_bundle
+from nopad.export.graph.cpu import cpu_attention
+from nopad.export.parity.gate import run_gate
+from nopad.export.reference.transformers import Reference
+from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
+from nopad.model.encoder import PackedEncoder
+from nopad.model.packing import PackedBatch
+from nopad.model.rope_config import Rope
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle
+from nopad.runtime.predictor import load
+from nopad.runtime.types import FloatArray
+
+
+def mixed_attention(make: AttentionFactory, local: bool, layout: PackedLayout, wrong: PackedLayout) -> Attend:
+    """Attention of `layout`, but in local (or global) layers that of the `wrong` one."""
+    honest, mistaken = make(layout), make(wrong)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **rest: Any) -> torch.Tensor:
+        return (mistaken if rest["local"] == local else honest)(q, k, v, **rest)
+
+    return attend
+
+
+def texts_attend_to_one_another(make: AttentionFactory, layout: PackedLayout) -> Attend:
+    """Local layers that see only the distance, not where one text ends."""
+    together = torch.where(layout.sequence_ids >= 0, 0, -1)
+    return mixed_attention(make, True, layout, dataclasses.replace(layout, sequence_ids=together))
+
+
+def one_text_over_the_whole_stream(layout: PackedLayout) -> Attend:
+    """Global layers that take the stream for one sequence."""
+    everywhere = torch.arange(layout.sequence_ids.shape[0])
+    stream = dataclasses.replace(
+        layout,
+        sequence_ids=torch.zeros_like(everywhere),
+        position_ids=everywhere,
+        pad_index=everywhere.unsqueeze(0),
+    )
+    return mixed_attention(graph_attention, False, layout, stream)
+
+
+def always_alone(layout: PackedLayout) -> Attend:
+    """Global layers that choose the kernel for one sequence, however many there are."""
+    alone = dataclasses.replace(layout, sequence_ids=torch.zeros_like(layout.sequence_ids))
+    return mixed_attention(cpu_attention, False, layout, alone)
+
+
+def padding_is_attended_to(layout: PackedLayout) -> Attend:
+    """Global layers that take every sequence for as long as the longest."""
+    longest = dataclasses.replace(layout, pad_index=layout.pad_index.clamp(min=0))
+    return mixed_attention(cpu_attention, False, layout, longest)
+
+
+def lose_a_residual(folder: Path) -> None:
+    """A product that is not added to the stream that runs past it."""
+    model = onnx.load(folder / "model.cpu.onnx")
+    node = next(node for node in model.graph.node if node.name == "model.layers.1.mlp.Wo/Gemm")
+    assert len(node.input) == 3
+    del node.input[2:]
+    onnx.save(model, folder / "model.cpu.onnx")
+
+
+def confuse_slices(folder: Path) -> None:
+    """Keys and values of one layer are products of each other's slice of the weight."""
+    model = onnx.load(folder / "model.cpu.onnx")
+    _, keys, values = (node for node in model.graph.node if node.name.startswith("model.layers.1.attn.Wqkv/Gemm"))
+    keys.input[1], values.input[1] = values.input[1], keys.input[1]
+    onnx.save(model, folder / "model.cpu.onnx")
+
+
+def take_a_longer_text_for_short(folder: Path) -> None:
+    """Texts of one token more than the window reaches take the path without it."""
+    model = onnx.load(folder / "model.cpu.onnx")
+    (longest,) = (node.output[0] for node in model.graph.node if node.op_type == "ReduceMax")
+    (bound,) = (
+        node.input[1] for node in model.graph.node if node.op_type == "LessOrEqual" and node.input[0] == longest
+    )
+    value = next(one for one in model.graph.initializer if one.name == bound)
+    value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value) + 1, bound))
+    onnx.save(model, folder / "model.cpu.onnx")
+
+
+@torch.no_grad()
+def scale_one_head(encoder: PackedEncoder) -> None:
+    size = encoder.encoder_config.head_size
+    encoder.backbone().layers[1].attn.Wqkv.weight[size : 2 * size] *= 1.02  # queries of head 1
+
+
+@torch.no_grad()
+def round_weights(encoder: PackedEncoder) -> None:
+    for parameter in encoder.backbone().layers[0].parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
+
+
+@torch.no_grad()
+def shift_positions(encoder: PackedEncoder) -> None:
+    table = encoder.backbone().embeddings.position_embeddings.weight
+    table.copy_(table.roll(1, 0))
+
+
+@torch.no_grad()
+def forget_token_types(encoder: PackedEncoder) -> None:
+    table = encoder.backbone().embeddings.token_type_embeddings.weight
+    table[1] = table[0]
+
+
+def no_special_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(raw | {"post_processor": None}), "utf-8")
+
+
+def no_token_types(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    raw = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(raw | {"model_input_names": ["input_ids", "attention_mask"]}), "utf-8")
+
+
+LOGITS = {"logits"}
+INVARIANCE = {"logits", "batch invariance"}
+CPU: dict[str, Any] = {"targets": ("cpu",), "fast": ("cpu",)}
+FAULTS = {
+    "window dropped": Fault(caught=LOGITS, config=lambda c: {"local_layers": (False,) * c.num_layers}),
+    "half window one too wide": Fault(
+        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention + 2}
+    ),
+    "half window one too narrow": Fault(
+        fast=(), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention - 2}
+    ),
+    "half window 64 -> 65": Fault(
+        fast=("cpu",), caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 130}
+    ),
+    "half window 64 -> 63": Fault(
+        caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 126}
+    ),
+    "global rope theta": Fault(caught=LOGITS, config=lambda c: {"global_rope": Rope(rope_theta=10_000.0)}),
+    "local rope theta": Fault(fast=(), caught=LOGITS, config=lambda c: {"local_rope": Rope(rope_theta=160_000.0)}),
+    "local and global layers swapped": Fault(
+        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
+    ),
+    "one head's queries 2 % too large": Fault(fast=TARGETS, caught=LOGITS, weights=scale_one_head),
+    "texts attend to one another in local layers": Fault(
+        caught=INVARIANCE,
+        targets=("onnx",),
+        attention=functools.partial(texts_attend_to_one_another, graph_attention),
+    ),
+    "texts attend to one another in global layers": Fault(
+        caught=INVARIANCE, targets=("onnx",), fast=(), attention=one_text_over_the_whole_stream
+    ),
+    "CPU graph: texts attend to one another in local layers": Fault(
+        caught=INVARIANCE, **CPU, attention=functools.partial(texts_attend_to_one_another, cpu_attention)
+    ),
+    "CPU graph: several texts are taken for one": Fault(caught=INVARIANCE, **CPU, attention=always_alone),
+    "CPU graph: padding is attended to": Fault(
+        caught=INVARIANCE, targets=("cpu",), fast=(), attention=padding_is_attended_to
+    ),
+    "CPU graph: a residual is lost": Fault(caught=LOGITS, **CPU, files=lose_a_residual),
+    "CPU graph: a text one token too long is taken for short": Fault(
+        caught=LOGITS, **CPU, checkpoint="modernbert-single-cls", files=take_a_longer_text_for_short
+    ),
+    "CPU graph: keys and values change places": Fault(caught=LOGITS, targets=("cpu",), fast=(), files=confuse_slices),
+    "cls instead of mean pooling": Fault(fast=(), caught=LOGITS, config=lambda c: {"pooling": "cls"}),
+    "weights of one layer rounded to bf16": Fault(fast=(), caught=LOGITS, weights=round_weights),
+    "labels swapped": Fault(
+        fast=("cpu",), caught={"labels", "label names"}, manifest=lambda m: {"labels": m.labels[::-1]}
+    ),
+    "softmax instead of sigmoid": Fault(
+        caught={"probabilities"},
+        checkpoint="modernbert-multi-cls",
+        manifest=lambda m: {"problem_type": "single_label_classification"},
+    ),
+    "tokenizer without special tokens": Fault(fast=(), caught={"token ids"}, files=no_special_tokens),
+    "embeddings not normalised": Fault(
+        fast=("cpu",),
+        caught=LOGITS,
+        checkpoint="modernbert-embed-mean-unit",
+        config=lambda c: {"normalize": False},
+        manifest=lambda m: {"normalize": True},
+    ),
+    "BERT positions off by one": Fault(fast=(), caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
+    "BERT token types ignored": Fault(
+        fast=("cpu",), caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types
+    ),
+    "tokenizer without token types": Fault(
+        caught={"logits", "token types"}, checkpoint="bert-single", files=no_token_types
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """A checkpoint's folder and what load_checkpoint is told besides."""
+    from reference_models import CASES
+
+    def get(name: str) -> tuple[Path, dict[str, Any]]:
+        return (DEFAULT_CHECKPOINT, {}) if name == "embedded" else (checkpoint(name), CASES[name].load)
+
+    return get
+
+
+# Half the checkpoints with either graph; make test-full has them all with both.
+HONEST = {
+    "embedded": TARGETS,
+    "modernbert-single-cls": ("cpu",),
+    "modernbert-multi-cls": ("onnx",),
+    "modernbert-embed-mean-unit": ("cpu",),
+    "bert-single": ("onnx",),
+    "bert-rerank": ("cpu",),
+}
+assert HONEST.keys() == {fault.checkpoint for fault in FAULTS.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=[pytest.mark.slow] * (target not in fast), id=f"{name}-{target}")
+        for name, fast in HONEST.items()
+        for target in TARGETS
+    ],
+)
+def test_without_a_fault_the_gate_passes(name: str, target: str, source: Any, tmp_path: Path) -> None:
+    folder, options = source(name)
+    bundle, half_window = export_with(Fault(caught=set()), folder, options, tmp_path / "bundle", target)
+    report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+    assert report["passed"] and failed_checks(report) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=[pytest.mark.slow] * (target not in fault.fast), id=f"{name}-{target}")
+        for name, fault in FAULTS.items()
+        for target in fault.targets
+    ],
+)
+def test_the_gate_catches(name: str, target: str, source: Any, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    folder, options = source(fault.checkpoint)
+    bundle, half_window = export_with(fault, folder, options, tmp_path / "bundle", target)
+    report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+    print_catch(f"{name} ({target})", report)
+    assert not report["passed"]
+    assert failed_checks(report) >= fault.caught
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_gate_looks_as_far_as_a_wide_window(target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    make_checkpoint("modernbert-single-cls", folder, local_attention=1030)
+    for wrong, passed in ((1030, True), (1024, False)):
+        fault = Fault(caught=set(), config=lambda c, width=wrong: {"local_attention": width})  # type: ignore[misc]
+        bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong), target)
+        report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+        assert (half_window, report["passed"]) == (515, passed)
+
+
+def nan_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    return np.where(batch.lengths.max() > 256, np.float32("nan"), logits)
+
+
+def zeros_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    return np.where(batch.lengths.max() > 256, np.float32(0), logits)
+
+
+def zeros_for_one(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    return np.where((np.arange(len(logits)) == 1)[:, None], np.float32(0), logits)
+
+
+ENGINE_FAULTS: dict[str, tuple[set[str], Callable[[PackedBatch, FloatArray], FloatArray]]] = {
+    "engine answers NaN on long texts": ({"engine"}, nan_when_long),
+    "engine answers zeros on long texts": ({"engine"}, zeros_when_long),
+    "engine answers zeros for one text of a batch": ({"logits", "no all-zero answer"}, zeros_for_one),
+    "engine answers one text with another's": ({"logits", "batch invariance"}, lambda batch, x: np.roll(x, 1, axis=0)),
+    "engine is off by 1e-4": ({"logits"}, lambda batch, logits: logits + np.float32(1e-4)),
+}
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Reference]]:
+    bundle, _ = export_with(Fault(caught=set()), DEFAULT_CHECKPOINT, {}, tmp_path_factory.mktemp("embedded") / "bundle")
+    yield bundle, Reference(DEFAULT_CHECKPOINT, bundle.manifest.task)
+
+
+@pytest.mark.parametrize("name", ENGINE_FAULTS)
+def test_the_gate_catches_engines(name: str, embedded: tuple[Bundle, Reference]) -> None:
+    bundle, reference = embedded
+    caught, spoil = ENGINE_FAULTS[name]
+    with load(bundle.path, engine=BrokenEngine(spoil), threads=1, allow_unverified=True) as model:
+        report = run_gate(model, reference, half_window=16).to_json()
+    print_catch(name, report)
+    assert not report["passed"]
+    assert failed_checks(report) >= caught

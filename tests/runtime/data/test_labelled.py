@@ -1,0 +1,96 @@
+"""read_labelled: labels of evaluation files are read by the rule of training."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nopad.runtime.bundle import DEFAULT_BUNDLE, open_bundle
+from nopad.runtime.data.labelled import read_labelled
+from nopad.runtime.errors import InputFileError
+from nopad.runtime.manifest import Manifest
+
+MULTI = "multi_label_classification"
+
+
+def classifier(*labels: str, problem_type: Any = "single_label_classification") -> Manifest:
+    return replace(open_bundle(DEFAULT_BUNDLE).manifest, labels=labels, problem_type=problem_type)
+
+
+def read(path: Path, manifest: Manifest, values: list[Any], **options: Any) -> list[list[float]]:
+    rows = [{"text": "a", **(value if isinstance(value, dict) else {"label": value})} for value in values]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_labelled(path, manifest, **options).targets
+    assert found is not None
+    rows_found: list[list[float]] = found.tolist()
+    return rows_found
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "indices"),
+    [
+        (("1", "2", "3", "4", "5"), [1, "1", "1.0", 5, 5.0], [0, 0, 0, 4, 4]),
+        (("1010", "4711"), [4711, "1010"], [1, 0]),
+        (("0102", "0201"), ["0201", "0102"], [1, 0]),
+        (("-1", "0", "1"), [-1, 0, "1"], [0, 1, 2]),
+        (("False", "True"), [True, "true", "False", False], [1, 1, 0, 0]),
+        (("negative", "positive"), [1, "0", "positive", True], [1, 0, 1, 1]),
+    ],
+)
+def test_names_win_over_numbers(names: tuple[str, ...], values: list[Any], indices: list[int], tmp_path: Path) -> None:
+    rows = read(tmp_path / "a.jsonl", classifier(*names), values)
+    assert [row.index(1.0) for row in rows] == indices and all(sum(row) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("1", "2", "3"), 0),
+        (("1010", "4711"), 1),
+        (("0102", "0201"), 1),
+        (("0102", "0201"), 102),
+        (("neg", "pos"), "Pos"),
+        (("neg", "pos"), "pos "),
+        (("neg", "pos"), "\u0661"),
+        (("neg", "pos"), -1),
+        (("a", "b"), [0]),
+    ],
+)
+def test_nothing_is_silently_an_index(names: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=f"a.jsonl, line 2: label .* is not among {', '.join(names)}"):
+        read(tmp_path / "a.jsonl", classifier(*names), [names[0], value])
+
+
+def test_a_column_for_each_label(tmp_path: Path) -> None:
+    values = [{"insult": 0, "toxic": "1"}, {"insult": True, "toxic": 0}]
+    manifest = classifier("toxic", "insult", problem_type=MULTI)
+    wanted = [[1.0, 0.0], [0.0, 1.0]]
+    for field in ("toxic,insult", "insult, toxic"):  # in the order of the names, whatever that of the option
+        assert read(tmp_path / "a.jsonl", manifest, values, label_field=field) == wanted
+    other = classifier("t", "i", problem_type=MULTI)
+    assert read(tmp_path / "a.jsonl", other, values, label_field="toxic,insult") == wanted
+    with pytest.raises(InputFileError, match="line 2: label .* is not 0 or 1"):
+        read(tmp_path / "a.jsonl", manifest, [values[0], {"toxic": "no", "insult": 0}], label_field="toxic,insult")
+    with pytest.raises(InputFileError, match="line 2: no label in field 'toxic,insult'"):
+        read(tmp_path / "a.jsonl", manifest, [values[0], {"toxic": 1, "insult": " "}], label_field="toxic,insult")
+    with pytest.raises(InputFileError, match="line 1: 2 cells for 3 labels: a, b, c"):
+        read(tmp_path / "a.jsonl", classifier("a", "b", "c", problem_type=MULTI), values, label_field="toxic,insult")
+
+
+def test_lists_and_a_label_alone(tmp_path: Path) -> None:
+    manifest = classifier("a", "b", problem_type=MULTI)
+    assert read(tmp_path / "a.jsonl", manifest, [["a"], [], ["b", "a"]]) == [[1, 0], [0, 0], [1, 1]]
+    assert read(tmp_path / "a.jsonl", manifest, [[1, 0], [0, 0], [True, 1]]) == [[1, 0], [0, 0], [1, 1]]
+    alone = classifier("spam", problem_type=MULTI)
+    assert read(tmp_path / "a.jsonl", alone, [0, 1, "1", False]) == [[0], [1], [1], [0]]
+    assert read(tmp_path / "a.jsonl", alone, [["spam"], []]) == [[1], [0]]
+
+
+def test_numbers_to_learn(tmp_path: Path) -> None:
+    manifest = classifier("stars", problem_type="regression")
+    assert read(tmp_path / "a.jsonl", manifest, [1, "2.5", 3.0, " 4 "]) == [[1], [2.5], [3], [4]]
+    for value in ("1,5", "1_0", "\u0663", "nan", "good"):
+        with pytest.raises(InputFileError, match="line 1: label .* is not 1 finite number"):
+            read(tmp_path / "a.jsonl", manifest, [value])

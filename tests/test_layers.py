@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,33 @@ def test_imports_run_one_way(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "nopad" and len(parts) > 1:
             assert parts[1] in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_folder_has_a_circle_of_imports() -> None:
+    names = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()
+    }
+    known = set(names.values())
+    for depth in range(2, 5):  # rooms: modules, and at each depth a subfolder as a whole
+        graph: dict[str, set[str]] = {}
+        for path, name in names.items():
+            room = ".".join(name.split(".")[:depth])
+            for imported, _ in imports(path):
+                other = imported.removeprefix("nopad.")
+                target = ".".join(other.split(".")[:depth])
+                if other in known and target != room and target != name.split(".")[0]:
+                    graph.setdefault(room, set()).add(target)
+        TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_test_file_carries_the_name_of_the_module_that_it_tests() -> None:
+    known = {path.relative_to(ROOT).with_suffix("").as_posix() for path in modules()}
+    known |= {f"scripts/{path.stem}" for path in (ROOT / "scripts").glob("*.py")}
+    for path in (ROOT / "tests").glob("*/**/test_*.py"):
+        place = path.relative_to(ROOT / "tests")
+        words = place.stem.removeprefix("test_").split("_")
+        names = {(place.parent / "_".join(words[:end])).as_posix() for end in range(1, len(words) + 1)}
+        assert names & known, f"tests/{place} is named for no module of {place.parent}"
 
 
 def test_training_and_export_do_not_know_each_other_nor_model_the_command_line() -> None:

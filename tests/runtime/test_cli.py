@@ -225,7 +225,8 @@ def test_a_bug_of_our_own_is_not_dressed_up(error: Exception, raising: Raising, 
 
 @pytest.mark.parametrize(("returned", "code"), [(0, 0), (1, 1), (3, 3), (99, 0)])
 def test_what_a_command_returns_is_the_exit_code(returned: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, f"nopad.{COMMANDS[\'answer\'][0]}.commands.answer", SimpleNamespace(answer=answering))
+    monkeypatch.setitem(COMMANDS, "answer", ("runtime", ""))
+    monkeypatch.setitem(sys.modules, "nopad.runtime.commands.answer", SimpleNamespace(answer=answering))
     assert run(["answer", str(returned)]) == code
     with pytest.raises(SystemExit) as left:
         cli.main(["answer", str(returned)])

@@ -18,7 +18,7 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 Provider = tuple[str, dict[str, str]]
-# Micro-batches so small stay in the cache and pad little; 2 threads gain nothing from more (docs/cpu.md).
+# Micro-batches so small stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
 TOKENS_PER_THREAD = 256
 LEAST_TOKENS = 512
 

@@ -25,10 +25,11 @@ from nopad.model.checkpoint.hub import resolve_checkpoint
 from nopad.model.checkpoint.json_files import read_json, read_raw_config
 from nopad.model.checkpoint.load import Checkpoint, initialize, load_checkpoint, write_checkpoint
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
 from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer, save_tokenizer
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import CROSS_ENCODER_KEYS, ProblemType
+from nopad.model.head import ProblemType
 from nopad.model.packing import pack
 from nopad.runtime.atomic import replace_folder
 from nopad.runtime.errors import UsageError

@@ -1,4 +1,4 @@
-"""Texts with true labels (`--data`), and the scores of two models on them."""
+"""Texts with true labels (`--data`): read for the classifier that a manifest describes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
-from nopad.runtime.types import FloatArray
 
 # Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
 Targets = npt.NDArray[np.float64]
@@ -32,23 +31,6 @@ class LabelledTexts:
 
     texts: list[str]
     targets: Targets | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The bundle and transformers on the same rows."""
-
-    rows: int
-    agreement: float | None  # share of rows with equal labels; None for regression
-    label_mix: dict[str, float]  # share of rows with each predicted label: a baseline for drift
-    seconds: float  # of the bundle, tokenization included
-    reference_seconds: float
-    accuracy: float | None = None  # of the bundle; None without labels. Several labels: all of a row's must be right
-    reference_accuracy: float | None = None
-    f1: float | None = None  # weighted
-    reference_f1: float | None = None
-    mse: float | None = None  # mean squared error, for regression
-    reference_mse: float | None = None
 
 
 def read_labelled(
@@ -197,54 +179,3 @@ def _target_of(
     if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
         return ones
     return classes
-
-
-def decide(logits: FloatArray, problem_type: ProblemType | None) -> Targets | None:
-    """The labels that logits [rows, num_labels] mean, as 0 and 1; None for regression."""
-    if problem_type == "regression":
-        return None
-    if problem_type == "multi_label_classification":
-        return (logits > 0).astype(np.float64)
-    return np.eye(logits.shape[-1])[logits.argmax(-1)]
-
-
-def evaluate(
-    served: FloatArray, trained: FloatArray, manifest: Manifest, targets: Targets | None, seconds: tuple[float, float]
-) -> Evaluation:
-    """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` each took."""
-    got, want = decide(served, manifest.problem_type), decide(trained, manifest.problem_type)
-    scores: dict[str, float] = {}
-    if targets is not None and (got is None or want is None):
-        scores = {"mse": _mse(served, targets), "reference_mse": _mse(trained, targets)}
-    elif targets is not None and got is not None and want is not None:
-        scores = {
-            "accuracy": equal_rows(got, targets),
-            "reference_accuracy": equal_rows(want, targets),
-            "f1": weighted_f1(targets, got),
-            "reference_f1": weighted_f1(targets, want),
-        }
-    return Evaluation(
-        rows=len(served),
-        agreement=None if got is None or want is None else equal_rows(got, want),
-        label_mix={} if got is None else {name: float(got[:, i].mean()) for i, name in enumerate(manifest.labels)},
-        seconds=seconds[0],
-        reference_seconds=seconds[1],
-        **scores,
-    )
-
-
-def equal_rows(a: Targets, b: Targets) -> float:
-    """Share of rows that are equal in every column."""
-    return float((a == b).all(axis=1).mean())
-
-
-def _mse(logits: FloatArray, targets: Targets) -> float:
-    return float(np.mean((logits - targets) ** 2))
-
-
-def weighted_f1(truth: Targets, guess: Targets) -> float:
-    """F1 of each label, weighted by its share of the truth (scikit-learn's `average="weighted"`)."""
-    hits = (truth * guess).sum(axis=0)
-    relevant, selected = truth.sum(axis=0), guess.sum(axis=0)
-    each = 2 * hits / np.maximum(relevant + selected, 1)
-    return float((each * relevant).sum() / max(relevant.sum(), 1))

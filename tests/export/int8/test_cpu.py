@@ -26,10 +26,11 @@ from nopad.export.int8.qdq import count, largest, linear_layers
 from nopad.export.int8.quantize import label_reader
 from nopad.export.int8.sensitivity import Goal
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.head import Head
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
-by_label = label_reader("text-classification", "single_label_classification")
+by_label = label_reader(Head(task="text-classification", problem_type="single_label_classification"))
 quantize_cpu = functools.partial(nopad.export.int8.cpu.quantize_cpu, threads=1)
 
 

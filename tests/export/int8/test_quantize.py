@@ -26,10 +26,11 @@ from nopad.export.int8.qdq import CLIPPINGS, count, linear_layers, quantize_weig
 from nopad.export.int8.quantize import label_reader
 from nopad.export.int8.sensitivity import Goal, QuantizedGraph
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.head import Head, ProblemType, Task
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
-by_label = label_reader("text-classification", "single_label_classification")
+by_label = label_reader(Head(task="text-classification", problem_type="single_label_classification"))
 quantize = functools.partial(nopad.export.int8.quantize.quantize, threads=1)
 
 
@@ -261,8 +262,8 @@ def test_true_labels_count_too(graph: Graphs, tmp_path: Path) -> None:
         ("rerank", None, None),
     ],
 )
-def test_labels_are_read_as_the_task_has_them(task: str, problem_type: str | None, expected: Any) -> None:
-    read = label_reader(task, problem_type)
+def test_labels_are_read_as_the_task_has_them(task: Task, problem_type: ProblemType | None, expected: Any) -> None:
+    read = label_reader(Head(task=task, problem_type=problem_type))
     if expected is None:
         assert read is None
     else:
@@ -271,7 +272,7 @@ def test_labels_are_read_as_the_task_has_them(task: str, problem_type: str | Non
 
 
 def test_per_token_answers_are_compared_on_real_tokens(graph: Graphs, tmp_path: Path) -> None:
-    read = label_reader("token-classification", None)
+    read = label_reader(Head(task="token-classification"))
     made = quantize(
         graph("modernbert-token"), tmp_path / "int8.onnx", batches(64), labels_of=read, goal=Goal(agreement=0)
     )

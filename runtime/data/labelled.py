@@ -126,7 +126,7 @@ def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> An
     except ValueError as error:
         raise InputFileError(f"{place}: {error}; name one with --label-field") from None
     blank = [cell is MISSING or cell != cell or (isinstance(cell, str) and not cell.strip()) for cell in cells]
-    cells = [None if none else cell for cell, none in zip(cells, blank, strict=True)]
+    cells = [None if empty else cell for cell, empty in zip(cells, blank, strict=True)]
     if len(cells) == 1:
         return cells[0]
     return None if None in cells else tuple(cells)
@@ -137,9 +137,9 @@ def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[st
     own = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
     if not own or not set(own) <= set(names):
         return label
-    made = [own[one] if isinstance(one, int) and 0 <= one < len(own) else one
-            for one in (label if isinstance(label, list) else [label])]  # fmt: skip
-    return made if isinstance(label, list) else made[0]
+    items = label if isinstance(label, list) else [label]
+    named = [own[item] if isinstance(item, int) and 0 <= item < len(own) else item for item in items]
+    return named if isinstance(label, list) else named[0]
 
 
 def _target_of(
@@ -150,10 +150,10 @@ def _target_of(
     several = problem_type == "multi_label_classification"
 
     def numbers(label: Any) -> list[float]:
-        found = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
-        if len(found) != len(names) or any(item is None or not math.isfinite(item) for item in found):
+        cells = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
+        if len(cells) != len(names) or any(cell is None or not math.isfinite(cell) for cell in cells):
             raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
-        return [float(item) for item in found if item is not None]
+        return [float(cell) for cell in cells if cell is not None]
 
     def ones(label: Any) -> list[float]:
         cells = label if isinstance(label, list | tuple) else [label]

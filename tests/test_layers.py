@@ -21,13 +21,16 @@ ALLOWED = {
 TORCH_FREE = {
     f"nopad.model.{name}"
     for name in (
-        "checkpoint.read_config",
-        "checkpoint.read_head",
-        "config",
-        "errors",
-        "head",
-        "labels",
-        "packing",
+        *(
+            "checkpoint.read_config",
+            "checkpoint.read_head",
+            "config",
+            "errors",
+            "head",
+            "labels",
+            "packages",
+            "packing",
+        ),
         "rope_config",
     )
 }

@@ -20,7 +20,7 @@ from nopad.bench.measure.turns import groups_that_fit, take_turns
 from nopad.bench.schema import Cell, Report
 from nopad.bench.subjects.contenders import Contender
 from nopad.bench.subjects.runners import Runner, Spec
-from nopad.bench.workloads.texts import Source, Texts
+from nopad.bench.workloads import Source, Texts
 from nopad.model.head import Head
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.head import ProblemType
+from nopad.model.head import Head
 from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
 from nopad.runtime.data.records import open_table
@@ -70,7 +70,7 @@ def read_labelled(
             f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all "
             "rows or none"
         )
-    target = _target_of(labels, manifest.labels, manifest.problem_type)
+    target = _target_of(labels, manifest.head)
     rows = []
     for place, label in zip(places, labels, strict=True):
         try:
@@ -142,12 +142,10 @@ def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[st
     return named if isinstance(label, list) else named[0]
 
 
-def _target_of(
-    labels: Sequence[Any], names: Sequence[str], problem_type: ProblemType | None
-) -> Callable[[Any], list[float]]:
+def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]]:
     """The function that makes a label a row of targets, or raises `ValueError` with the reason."""
+    names, several = head.labels, head.multi_label
     find = label_finder(names)
-    several = problem_type == "multi_label_classification"
 
     def numbers(label: Any) -> list[float]:
         cells = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
@@ -172,7 +170,7 @@ def _target_of(
             row[index] = 1.0
         return row
 
-    if problem_type == "regression":
+    if not head.has_labels:
         return numbers
     columns = all(isinstance(label, tuple) for label in labels)
     alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)

@@ -1,4 +1,4 @@
-"""Folders written all or nothing, and file digests. Standard library only."""
+"""Folders written all or nothing, and file digests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nopad.model.errors import NopadError
-
-
-class OutputError(NopadError):
-    """An output folder that must not be written: it holds something else, or another process is writing it."""
+from nopad.runtime.errors import OutputError
 
 
 def check_output(output: Path, marker: str, known: Collection[str] | None = None) -> None:

@@ -149,22 +149,7 @@ def test_wrong_usage_is_told_on_stderr_with_code_2(arguments: list[str], words: 
     assert words in err and "Usage: nopad " in err and out == ""
 
 
-DRAWN = re.findall(r"^([| +-]*)([A-Z]\w+) +(\d)(?: |$)", errors.__doc__ or "", flags=re.MULTILINE)
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, NopadError)]
-
-
-def test_the_error_tree_is_drawn_as_it_is() -> None:
-    assert sorted(name for _, name, _ in DRAWN) == sorted(kind.__name__ for kind in KINDS) == sorted(errors.__all__)
-    above: list[str] = []  # the last name at each depth
-    for branch, name, code in DRAWN:
-        kind, depth = getattr(errors, name), len(branch) // 3
-        assert kind.exit_code == int(code), name
-        above[depth:] = [name]
-        assert depth == 0 or kind.__base__ is getattr(errors, above[depth - 1]), name
-    assert above[0] == "NopadError"
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [getattr(errors, name) for name in errors.__all__], ids=lambda kind: kind.__name__)
 def test_every_error_becomes_its_code_and_one_line(kind: type[NopadError], raising: Raising, capsys: Capture) -> None:
     raising(kind("what is wrong: do this"))
     assert run(["predict"]) == kind.exit_code

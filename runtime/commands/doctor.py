@@ -111,7 +111,7 @@ def _embedded() -> Check:
 
 @click.command()
 @common_options
-def doctor(as_json: bool, quiet: bool, threads: int | None) -> int:
+def doctor(as_json: bool, quiet: bool) -> int:
     """Show what this machine can train, export and run. Exit code 4 if it cannot predict."""
     checks = run_checks()
     if as_json:

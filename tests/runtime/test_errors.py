@@ -17,9 +17,7 @@ def kinds() -> Iterator[type[Exception]]:
     """Every exception that nopad defines for others to catch."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if re.search(
-                r"^class \w+\(\w*(Error|Exception|Problem)\)", path.read_text("utf-8"), flags=re.MULTILINE
-            ):
+            if re.search(r"^class \w+\(\w*(Error|Exception|Problem)\)", path.read_text("utf-8"), flags=re.MULTILINE):
                 name = ".".join(("nopad", *path.relative_to(ROOT).with_suffix("").parts))
                 for value in vars(importlib.import_module(name)).values():
                     own = isinstance(value, type) and value.__module__ == name

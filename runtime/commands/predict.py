@@ -21,7 +21,7 @@ from nopad.runtime.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from nopad.runtime.predictor import Model
 
-# What the model is opened with that its answers depend on: a file is continued only with the same.
+# The options of `load` that answers depend on: a file of answers is continued only with the same values.
 _DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name", "prompt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import re
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from nopad.runtime.cli import run
+from nopad.runtime.engines.cuda import Gpu
+from nopad.runtime.engines.selection import engine_order
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,3 +68,19 @@ def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, wide: None
     assert checks["can export"]["detail"] == "no: pip install 'nopad[export]' (lacks onnx)"
     assert run(["doctor"]) == 4
     assert "-- can export" in " ".join(capsys.readouterr().out.split())
+
+
+def test_doctor_says_what_an_engine_lacks(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else find(name))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    gpu = Gpu(name="Tesla T4", sm="sm75", memory=15 << 30)
+    monkeypatch.setattr("nopad.runtime.commands.doctor.gpus", lambda: (gpu,))
+    _, checks = doctor(capsys)
+    assert re.match("Tesla T4, sm75, 15 GiB: .*fp16.* attention", checks["gpu"]["detail"])
+    engines = {name.split(": ")[1]: check for name, check in checks.items() if name.startswith("engine ")}
+    assert list(engines) == list(engine_order("sm75"))
+    assert engines["tensorrt"]["detail"].startswith("no: lacks tensorrt") and not engines["tensorrt"]["ok"]
+    assert engines["tensorrt"]["detail"].endswith(": pip install 'nopad[tensorrt]'")
+    assert "has no TensorrtExecutionProvider; install onnxruntime-gpu" in engines["onnx-tensorrt"]["detail"]
+    assert engines["onnx-cuda"] == {"name": engines["onnx-cuda"]["name"], "ok": True, "detail": "can run"}

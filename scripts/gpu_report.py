@@ -35,7 +35,7 @@ from nopad.runtime.atomic import write_file
 from nopad.runtime.bundle import open_bundle, record_parity
 from nopad.runtime.console import messages
 from nopad.runtime.data.labelled import read_labelled
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.engines.selection import engine_order
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -74,7 +74,7 @@ def main() -> None:
             runners = make_runners(folder, device, DTYPES[dtype])
             for length in map(int, arguments.lengths.split(",")):
                 for ragged in (False, True):
-                    rows = measure(runners, folder, device, length, ragged, arguments.tokens, arguments.rounds)
+                    rows = measure(runners, device, length, ragged, arguments.tokens, arguments.rounds)
                     for row in rows:
                         row |= {"dtype": dtype, "share_of_peak": row.pop("flops_per_second", 0.0) / peak}
                         console.print(
@@ -138,7 +138,7 @@ def flops(config: EncoderConfig, lengths: np.ndarray[Any, Any]) -> float:
 
 @torch.inference_mode()
 def measure(
-    runners: dict[str, Any], folder: Path, device: str, length: int, ragged: bool, tokens: int, rounds: int
+    runners: dict[str, Any], device: str, length: int, ragged: bool, tokens: int, rounds: int
 ) -> list[dict[str, Any]]:
     """One workload: sequences of exactly `length` tokens, or of 1 to `length`."""
     rng = np.random.default_rng(length)

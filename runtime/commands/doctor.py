@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.runtime.console import common_options, emit
-from nopad.runtime.engines.cuda import Gpu, gpus
+from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.selection import engine_order
 

@@ -1,4 +1,4 @@
-"""What building and running engines share of TensorRT and TensorRT-RTX: importing them, and hearing their errors."""
+"""What building and running engines share of TensorRT and TensorRT-RTX: their import, and the errors that they log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from nopad.runtime.errors import EnvironmentProblem
 
-# Target, and the engine of the same name -> module.
+# Target, and engine of the same name -> module.
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _KEPT_MESSAGES = 8
 

@@ -75,6 +75,11 @@ class TorchEngine:
         except RuntimeError as error:  # of CUDA
             raise EnvironmentProblem(f"engine torch cannot start on {self._device}: {error}") from None
 
+    @property
+    def threads(self) -> int:
+        """PyTorch's number, as it is now."""
+        return int(self._torch.get_num_threads())
+
     def run(self, batch: PackedBatch) -> FloatArray:
         """Logits of a batch."""
         encoder, torch = self._encoder, self._torch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from nopad.model.packages import importable, install_hint
+from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.engines.hardware import RTX_ARCHS, Precision, refusal
 from nopad.runtime.engines.tensorrt_library import LIBRARIES
 from nopad.runtime.errors import EnvironmentProblem, UsageError
@@ -95,9 +96,9 @@ def _engines(
     target: str, precision: str, archs: Sequence[str], ask: Callable[[], str | None]
 ) -> tuple[list[EngineJob], list[str]]:
     """Engines of one target, and why not for the rest of its GPUs. Raises `UsageError` or `EnvironmentProblem`."""
-    module = LIBRARIES[target]
-    if importlib.util.find_spec(module) is None:
-        raise EnvironmentProblem(f"--target {target} needs the package {module}: pip install 'nopad[{target}]'")
+    if not importable(LIBRARIES[target]):
+        hint = install_hint(ENGINES[target].need.extra)
+        raise EnvironmentProblem(f"--target {target} needs the package {LIBRARIES[target]}: {hint}")
     if target == "tensorrt":
         here = ask()
         if here is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nopad.model.packages import Need
 from nopad.model.packing import PackedBatch
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
@@ -64,19 +65,45 @@ class EngineEntry:
 
     factory: str  # "module:factory", imported when the engine is opened
     targets: tuple[str, ...]  # of the artifacts that it opens, the target that suits it best first
+    need: Need  # what it imports
     gpu: bool = True  # whether it computes on a GPU where there is one
     cpu: bool = False  # whether it computes on a CPU where there is no GPU
 
 
 # In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`); the CPU last.
 ENGINES = {
-    "tensorrt": EngineEntry(factory="nopad.runtime.engines.tensorrt:TensorRTEngine", targets=("tensorrt",)),
-    "tensorrt-rtx": EngineEntry(factory="nopad.runtime.engines.tensorrt:TensorRTRTXEngine", targets=("tensorrt-rtx",)),
-    "onnx-tensorrt": EngineEntry(factory="nopad.runtime.engines.onnx_gpu:OnnxTensorRTEngine", targets=("onnx",)),
-    "onnx-cuda": EngineEntry(factory="nopad.runtime.engines.onnx_gpu:OnnxCudaEngine", targets=("onnx",)),
-    "torch": EngineEntry(factory="nopad.runtime.engines.torch:TorchEngine", targets=("torch",), cpu=True),
+    "tensorrt": EngineEntry(
+        factory="nopad.runtime.engines.tensorrt:TensorRTEngine",
+        targets=("tensorrt",),
+        need=Need(modules=("tensorrt", "cuda"), extra="tensorrt"),
+    ),
+    "tensorrt-rtx": EngineEntry(
+        factory="nopad.runtime.engines.tensorrt:TensorRTRTXEngine",
+        targets=("tensorrt-rtx",),
+        need=Need(modules=("tensorrt_rtx", "cuda"), extra="tensorrt-rtx"),
+    ),
+    "onnx-tensorrt": EngineEntry(
+        factory="nopad.runtime.engines.onnx_gpu:OnnxTensorRTEngine",
+        targets=("onnx",),
+        need=Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    ),
+    "onnx-cuda": EngineEntry(
+        factory="nopad.runtime.engines.onnx_gpu:OnnxCudaEngine",
+        targets=("onnx",),
+        need=Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    ),
+    "torch": EngineEntry(
+        factory="nopad.runtime.engines.torch:TorchEngine",
+        targets=("torch",),
+        need=Need(modules=("torch", "safetensors"), extra="export"),
+        cpu=True,
+    ),
     "onnx-cpu": EngineEntry(
-        factory="nopad.runtime.engines.onnx_cpu:OnnxCpuEngine", targets=("cpu", "onnx"), gpu=False, cpu=True
+        factory="nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
+        targets=("cpu", "onnx"),
+        need=Need(modules=("onnxruntime",), extra="cpu"),
+        gpu=False,
+        cpu=True,
     ),
 }
 

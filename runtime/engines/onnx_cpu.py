@@ -28,7 +28,7 @@ class OnnxCpuEngine(OnnxEngine):
     name = "onnx-cpu"
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        ort = import_onnxruntime(self.name, "cpu")
+        ort = import_onnxruntime(self.name)
         settings = session_options(ort, options.threads, STOP_SPINNING)
         super().__init__(open_session(ort, path, settings, [_CPU]), path, artifact, options)
         threads = options.threads or os.cpu_count() or 1

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.packages import install_hint
 from nopad.model.packing import IntArray, PackedBatch, to_padded
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.engines.base import CPU_TOKENS, ENGINES, EngineOptions
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
@@ -25,12 +26,13 @@ Provider = tuple[str, dict[str, str]]
 STOP_SPINNING = {"session.force_spinning_stop": "1"}
 
 
-def import_onnxruntime(engine: str, extra: str) -> Any:
+def import_onnxruntime(engine: str) -> Any:
     """ONNX Runtime, whichever package brings it. Raises `EnvironmentProblem`."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError:
-        raise EnvironmentProblem(f"engine {engine} needs ONNX Runtime: pip install 'nopad[{extra}]'") from None
+        hint = install_hint(ENGINES[engine].need.extra)
+        raise EnvironmentProblem(f"engine {engine} needs ONNX Runtime: {hint}") from None
 
 
 def session_options(ort: Any, threads: int | None, config: Mapping[str, str] | None = None) -> Any:

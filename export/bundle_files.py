@@ -12,7 +12,7 @@ from typing import Literal
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
-from nopad.export.graph.precision import Precision, cast
+from nopad.export.graph.precision import cast
 from nopad.export.int8.cpu import quantize_cpu
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
@@ -25,6 +25,7 @@ from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle, write_manifest
 from nopad.runtime.data.records import read_rows
 from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.engines.tensorrt_library import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord

@@ -50,20 +50,11 @@ PACKAGES: Mapping[str, Package] = {
     "openpyxl": Package(name="openpyxl", extras=("tables",)),
     "zstandard": Package(name="zstandard", extras=("tables",)),
 }
-# What the commands do.
+# What the commands do. What engines need stands in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
-}
-# Each engine of the runtime.
-ENGINE_NEEDS: Mapping[str, Need] = {
-    "tensorrt": Need(modules=("tensorrt", "cuda"), extra="tensorrt"),
-    "tensorrt-rtx": Need(modules=("tensorrt_rtx", "cuda"), extra="tensorrt-rtx"),
-    "onnx-tensorrt": Need(modules=("onnxruntime",), extra="onnx-gpu"),
-    "onnx-cuda": Need(modules=("onnxruntime",), extra="onnx-gpu"),
-    "torch": Need(modules=("torch", "safetensors"), extra="export"),
-    "onnx-cpu": Need(modules=("onnxruntime",), extra="cpu"),
 }
 # Each competitor in `nopad bench`, by its runner.
 COMPETITOR_NEEDS: Mapping[str, Need] = {

@@ -37,9 +37,9 @@ def check_network(
     Returns how many layers of each type it has. Raises `ExportError` that names what differs.
     """
     policy = POLICIES[precision]
-    _check_tensors(trt, "input", [network.get_input(i) for i in range(network.num_inputs)], inputs, trt.DataType.INT64)
+    _check_tensors("input", [network.get_input(i) for i in range(network.num_inputs)], inputs, trt.DataType.INT64)
     results = [network.get_output(i) for i in range(network.num_outputs)]
-    _check_tensors(trt, "output", results, outputs, _dtypes(trt)[policy.logits])
+    _check_tensors("output", results, outputs, _dtypes(trt)[policy.logits])
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     for number in range(network.num_layers):
@@ -65,19 +65,19 @@ def _dtypes(trt: Any) -> dict[Dtype, Any]:
     return {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}
 
 
-def _check_tensors(trt: Any, side: str, tensors: list[Any], wanted: Mapping[str, Sequence[str]], dtype: Any) -> None:
-    found = {tensor.name: tensor for tensor in tensors}
-    if set(found) != set(wanted):
+def _check_tensors(side: str, tensors: list[Any], wanted: Mapping[str, Sequence[str]], dtype: Any) -> None:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if set(by_name) != set(wanted):
         raise ExportError(
-            f"the graph's {side}s are {', '.join(sorted(found)) or 'none'}, the manifest says "
+            f"the graph's {side}s are {', '.join(sorted(by_name)) or 'none'}, the manifest says "
             f"{', '.join(sorted(wanted))}: not the graph of this bundle; export the checkpoint again"
         )
     for name, sizes in wanted.items():
-        tensor = found[name]
+        tensor = by_name[name]
         shape = tuple(tensor.shape)
         # A symbolic size is any (-1); an output's fixed size may be known only when it runs.
         fits = len(shape) == len(sizes) and all(
-            size == -1 or (told.isdigit() and size == int(told)) for size, told in zip(shape, sizes, strict=True)
+            size == -1 or (stated.isdigit() and size == int(stated)) for size, stated in zip(shape, sizes, strict=True)
         )
         if tensor.dtype != dtype or not fits:
             raise ExportError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,9 +16,8 @@ from nopad.model.backbone import Linear
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import NopadError
 from nopad.model.eurobert import RMSNorm
+from nopad.runtime.engines.hardware import PRECISIONS, Precision
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Dtype = Literal["fp32", "fp16", "bf16"]
 
 

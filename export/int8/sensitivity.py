@@ -25,6 +25,7 @@ from nopad.export.graph.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
 from nopad.export.int8.qdq import CLIPPINGS, INFINITY, MAGNITUDES, Counts, LinearLayer, Scale, count, weight_type
 from nopad.export.progress import Progress, silent
 from nopad.model.packing import PackedBatch
+from nopad.runtime.engines.onnx_session import session_options
 
 # Real tokens below which calibrated scales are chance.
 MIN_TOKENS = 1024
@@ -264,11 +265,7 @@ def open_session(path: Path, threads: int | None) -> Any:
     """
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.disable_quant_qdq", "1")  # products in floating point
+    settings = session_options(onnxruntime, threads, {"session.disable_quant_qdq": "1"})  # products in floating point
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exception types are not public

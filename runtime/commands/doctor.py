@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.model.packages import COMMAND_NEEDS, ENGINE_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
+from nopad.model.packages import COMMAND_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
 from nopad.runtime.console import common_options, emit
-from nopad.runtime.engines.cuda import Gpu, gpus
+from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.selection import engine_order
 
@@ -83,7 +84,7 @@ def _engine(place: int, name: str) -> Check:
 
 def _obstacle(engine: str) -> str | None:
     """Why an engine cannot run here; None if nothing is known to stand in its way."""
-    need = ENGINE_NEEDS[engine]
+    need = ENGINES[engine].need
     if lacks := missing(need.modules):
         return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
     if engine in _PROVIDERS:

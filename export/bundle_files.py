@@ -13,7 +13,8 @@ from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engin
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
 from nopad.export.graph.precision import cast
-from nopad.export.int8.cpu import quantize_cpu
+from nopad.export.int8.cpu import cpu_scheme
+from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
@@ -86,11 +87,8 @@ def write_int8_graph(
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
-        graph, static = Path(scratch) / exact.file, calibrate is not None
-        if cpu:
-            made = quantize_cpu(graph, output, batches, static=static, labels_of=labels_of, progress=progress)
-        else:
-            made = quantize(graph, output, batches, labels_of=labels_of, progress=progress)
+        scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
+        made = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
 
 

@@ -93,7 +93,7 @@ class NopadRunner:
             return int(importlib.import_module("torch").get_num_threads())
         if not self._spec.engine.startswith("onnx"):
             return self._spec.threads
-        engine = next(link.engine for link in self._model._chain._links if link.engine is not None)
+        engine = next(link.engine for link in self._model._inference.chain._links if link.engine is not None)
         return int(engine._session.get_session_options().intra_op_num_threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:

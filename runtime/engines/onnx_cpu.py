@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nopad.model.packing import IntArray, PackedBatch, to_padded
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile

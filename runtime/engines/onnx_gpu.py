@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
+from nopad.runtime.batching import GPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.compiled_cache import cache_folder
 from nopad.runtime.engines.cuda import out_of_memory
 from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session

@@ -22,7 +22,7 @@ from nopad.runtime.errors import EnvironmentProblem, UsageError
 if TYPE_CHECKING:
     from nopad.bench.measure.record import Record
     from nopad.bench.subjects.contenders import Contender
-    from nopad.bench.workloads.texts import Texts
+    from nopad.bench.workloads import Texts
 
 PUBLISH_SECONDS = 1.0  # the file is written anew at most so often
 _FOLDER = click.Path(path_type=Path)
@@ -245,7 +245,7 @@ def _cache(output: Path | None) -> Iterator[Path]:
 
 
 def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
-    from nopad.bench.workloads.texts import DEFAULTS, OwnTexts, Source, check_names, grid_size
+    from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
     from nopad.runtime.data.table import DataSource
 
     longest, remarks = bundle.manifest.max_length, []

@@ -26,7 +26,7 @@ from nopad.bench.subjects import builds
 from nopad.bench.subjects.agreement import Kind, accuracy, compare, require_finite
 from nopad.bench.subjects.contenders import Contender
 from nopad.bench.subjects.runners import RUNNERS, Runner, lacks
-from nopad.bench.workloads.texts import Texts
+from nopad.bench.workloads import Texts
 from nopad.runtime.atomic import locked
 from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray

@@ -21,7 +21,7 @@ from nopad.bench.schema import Cell, Report
 from nopad.bench.subjects.agreement import Kind
 from nopad.bench.subjects.contenders import Contender
 from nopad.bench.subjects.runners import Runner, Spec
-from nopad.bench.workloads.texts import Source, Texts
+from nopad.bench.workloads import Source, Texts
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray

@@ -84,7 +84,7 @@ def write_int8_graph(
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
-    labels_of = label_reader(checkpoint.config.task, checkpoint.config.problem_type)
+    labels_of = label_reader(checkpoint.head)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)

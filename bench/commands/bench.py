@@ -168,7 +168,6 @@ def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.measure.record import Record
     from nopad.bench.measure.run import Settings, run
     from nopad.bench.report.files import check_folder
-    from nopad.bench.subjects.agreement import Kind
     from nopad.bench.subjects.contenders import REFERENCE, check_against
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
@@ -220,7 +219,7 @@ def _bench(path: str | None, options: _Options) -> None:
                     threads=threads,
                     rounds=options.rounds,
                     seed=options.seed,
-                    kind=Kind(task=opened.manifest.task, problem_type=opened.manifest.problem_type),
+                    head=opened.manifest.head,
                     memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
                     time_limit=options.time_limit,
                 )

@@ -205,11 +205,8 @@ class Source:
             self._lacks(FILES[kind])
             return None
         manifest = self.bundle.manifest
-        if (
-            manifest.task == "text-classification"
-            and len(manifest.labels) == 2
-            and manifest.problem_type != "regression"
-        ):
+        head = manifest.head
+        if head.task == "text-classification" and head.has_labels and len(head.labels) == 2:
             rows = read_labelled(path, manifest, limit=count)
             return rows.texts, rows.targets, FILES[kind]
         return read_texts(str(path), limit=count), None, FILES[kind]

@@ -16,13 +16,13 @@ class Package:
     """A package by the name that pip knows."""
 
     name: str
-    extras: tuple[str, ...] = ()  # that a message about its absence may name, the usual one first; () for dependencies
+    extras: tuple[str, ...] = ()  # named where it is missing, the usual extra first; () for nopad's dependencies
     purpose: str = ""  # in the words of `nopad doctor`, which lists the packages that have one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What something needs that nopad does."""
+    """What a command, an engine or a competitor needs."""
 
     modules: tuple[str, ...]
     extra: str  # brings all of them
@@ -84,7 +84,7 @@ def version_of(name: str) -> str | None:
 
 
 def importable(module: str) -> bool:
-    """Whether a top-level module is there to be imported; it is not imported."""
+    """Whether a top-level module is installed; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # an import hook that forbids it
@@ -92,5 +92,5 @@ def importable(module: str) -> bool:
 
 
 def missing(modules: Sequence[str]) -> list[str]:
-    """Those that are not there to be imported."""
+    """The modules among these that cannot be imported here."""
     return [module for module in modules if not importable(module)]

@@ -12,7 +12,7 @@ from nopad.export.commands.gate_report import print_report, set_threads, source_
 from nopad.export.targets import TARGETS
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.hardware import PRECISIONS
 
@@ -81,6 +81,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @thorough_option
 @common_options
+@threads_option
 def export(
     checkpoint: str,
     target: Any,

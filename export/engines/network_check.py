@@ -6,12 +6,12 @@ changed since) would be built, and answer differently, without a word. Knows no 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nopad.export.errors import ExportError
+from nopad.export.graph.node_names import in_layer, is_decoder
 from nopad.export.graph.precision import POLICIES, Dtype, Policy
 
 # Layers that multiply matrices, and what decides accuracy in fp32; names of `LayerType` in both libraries.
@@ -19,8 +19,6 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTEN
 _NORMS = ("NORMALIZATION",)
 _SOFTMAX = ("SOFTMAX", "RAGGED_SOFTMAX")
 _QUANTIZERS = ("QUANTIZE", "DEQUANTIZE", "DYNAMIC_QUANTIZE")
-# `model.layers.0.attn.Wqkv/Gemm`, `bert.encoder.layer.0.attention/MatMul`: the exporter names nodes by their module.
-_IN_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 _WORST = 3  # violations that a message lists
 
 
@@ -104,6 +102,6 @@ def _violations(trt: Any, layer: Any, kind: str, policy: Policy) -> Iterator[str
 
 
 def _product(name: str, policy: Policy) -> Dtype:
-    if _IN_LAYER.search(name):
+    if in_layer(name):
         return policy.layers
-    return policy.decoder if name.partition("/")[0].endswith(("decoder", "lm_head")) else policy.head
+    return policy.decoder if is_decoder(name) else policy.head

@@ -98,11 +98,11 @@ def load_padded(
         read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
         config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize, read=read)
         with plain_folder(folder, config.task, CLASSES[config.task], base) as (plain, _):
-            hf_config, model = open_model(transformer_folder(plain), config.task, raw)
-        inputs = _inputs(hf_config, model, open_tokenizer(source.tokenizer).model_input_names)
+            theirs, model = open_model(transformer_folder(plain), config.task, raw)
+        inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
     if classifier is not None:
         config = classifier.extend(config, pipeline)
-    config = dataclasses.replace(config, max_position_embeddings=_positions(hf_config, model))
+    config = dataclasses.replace(config, max_position_embeddings=_positions(theirs, model))
     encoder = PaddedEncoder(config, model.float(), inputs if config.include_prompt else [*inputs, "prompt_lengths"])
     if pipeline is not None and config.modules:
         load_modules(encoder.chain, folder, pipeline.weights)
@@ -121,33 +121,33 @@ def load_padded(
     )
 
 
-def _sizes(hf_config: Any) -> dict[str, int]:
+def _sizes(theirs: Any) -> dict[str, int]:
     """What `EncoderConfig` asks of every encoder, by the names that transformers gives it in all architectures."""
     names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
     wanted = ("hidden_size", "vocab_size", "intermediate_size", "num_layers", "num_heads")
-    sizes = {name: getattr(hf_config, names.get(name, name), None) or 1 for name in wanted}
+    sizes = {name: getattr(theirs, names.get(name, name), None) or 1 for name in wanted}
     # RoBERTa's kind counts positions by config.json's padding id, or its class's, whatever the tokenizer's is.
-    pad = hf_config.pad_token_id
+    pad = theirs.pad_token_id
     known = isinstance(pad, int) and 0 <= pad < sizes["vocab_size"]
     heads = sizes["num_heads"] if sizes["hidden_size"] % sizes["num_heads"] == 0 else 1
     return {**sizes, "num_heads": heads, "pad_token_id": pad if known else 0, "max_position_embeddings": _NO_TABLE}
 
 
-def _inputs(hf_config: Any, model: nn.Module, tokenized: Sequence[str]) -> list[str]:
+def _inputs(theirs: Any, model: nn.Module, tokenized: Sequence[str]) -> list[str]:
     """The inputs that matter: token types only where there are several, and where the tokenizer makes them."""
     takes = inspect.signature(model.forward).parameters
-    types = "token_type_ids" in tokenized and (getattr(hf_config, "type_vocab_size", None) or 0) > 1
+    types = "token_type_ids" in tokenized and (getattr(theirs, "type_vocab_size", None) or 0) > 1
     return [name for name in _INPUTS if name in takes and (types or name != "token_type_ids")]
 
 
-def _positions(hf_config: Any, model: nn.Module) -> int:
+def _positions(theirs: Any, model: nn.Module) -> int:
     """Tokens of the longest text. RoBERTa's kind begins to count behind the padding id: 514 rows are 512 positions."""
     tables = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings"
     ]
-    declared = getattr(hf_config, "max_position_embeddings", None)
+    declared = getattr(theirs, "max_position_embeddings", None)
     if not tables and isinstance(declared, int) and declared > 0:
         return declared
     return min(tables, default=_NO_TABLE)

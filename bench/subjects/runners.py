@@ -20,6 +20,7 @@ import numpy as np
 
 from nopad.model.packages import COMPETITOR_NEEDS, importable, install_hint, missing
 from nopad.model.packing import round_up
+from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
@@ -88,13 +89,8 @@ class NopadRunner:
         self.precision = self._model.artifact.precision
 
     def threads(self) -> int:
-        """Of its ONNX Runtime session, or of torch; other engines compute on a GPU."""
-        if self._spec.engine == "torch":
-            return int(importlib.import_module("torch").get_num_threads())
-        if not self._spec.engine.startswith("onnx"):
-            return self._spec.threads
-        engine = next(link.engine for link in self._model._chain._links if link.engine is not None)
-        return int(engine._session.get_session_options().intra_op_num_threads)
+        """Of the engine; one that uses no threads of the CPU counts as told."""
+        return int(self._model.threads or self._spec.threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text."""
@@ -222,11 +218,8 @@ class OptimumRunner(_PaddedGraph):
     def __init__(self, spec: Spec) -> None:
         ort: Any = importlib.import_module("onnxruntime")
         super().__init__(spec)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = spec.threads
-        # Else its threads spin on after a run, on the cores of the next subject.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # No spinning after a run: it would be on the cores of the next subject.
+        options = session_options(ort, spec.threads, STOP_SPINNING)
         providers = [one for one in ("CUDAExecutionProvider",) if one in ort.get_available_providers()]
         self._session: Any = ort.InferenceSession(
             str(Path(spec.path) / (spec.file or "")), options, providers=[*providers, "CPUExecutionProvider"]

@@ -1,8 +1,8 @@
-"""Engines of one bundle in their order: the first that can, answers; what it cannot, the next one does, and says so.
+"""Engines of a bundle in their order: the first that can, answers; what it cannot, the next engine does, and says so.
 
 An engine is refused at load with its reason (package, GPU, file, parity, a self-check that gives zeros or NaN). At run
-time a batch that an engine fails on goes to the next one; an engine that fails `FAILURES` times in a row is left alone
-for `RETRY_SECONDS`, then asked the self-check, opened anew if it fails that, before a user's batch is risked on it.
+time a batch that an engine fails on goes to the next; an engine that fails `FAILURES` times in a row is left alone for
+`RETRY_SECONDS`, then put to the self-check, and opened anew if it fails that, before a user's batch is risked on it.
 Knows no model and no particular engine. May be used from several threads.
 """
 
@@ -42,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """How one engine fares."""
+    """How an engine fares."""
 
     name: str
     file: str
@@ -63,14 +63,14 @@ class ChainStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Logits as the engine gave them, and which one did."""
+    """Logits as the engine gave them, and its name."""
 
     logits: FloatArray
     engine: str
 
 
 class _RestingError(EngineError):
-    """Not asked now, because it failed repeatedly."""
+    """The engine is left alone now, because it failed repeatedly."""
 
 
 @dataclass(kw_only=True)
@@ -142,7 +142,7 @@ class EngineChain:
     def run(self, batch: PackedBatch) -> Answer:
         """Logits of a batch from the first engine that gives sound ones.
 
-        Raises the only engine's `EngineError`, or one with an `ExceptionGroup` of all engines' reasons.
+        Raises the only engine's `EngineError`; of several, an `EngineError` with an `ExceptionGroup` of their reasons.
         """
         causes: list[Exception] = []
         for link in self._links:

@@ -48,7 +48,7 @@ class OnnxCudaEngine(OnnxEngine):
 
 
 class OnnxTensorRTEngine(OnnxEngine):
-    """ONNX Runtime's TensorRT provider, told one wide profile: it never leaves the first (onnxruntime#31624).
+    """ONNX Runtime's TensorRT provider, with one wide profile: it never leaves the first (onnxruntime#31624).
 
     TensorRT keeps the graph's own types (no `trt_fp16_enable`, which would let it choose others). The engine is built
     when it is first opened on a GPU (minutes) and kept in the user's cache folder.
@@ -105,14 +105,13 @@ def _planned(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
 
 def _profile_options(profile: ShapeProfile, artifact: Artifact) -> dict[str, str]:
     """`trt_profile_min_shapes` and so on: `input_ids:64,pad_index:1x1`."""
-    options = {}
-    for place, name in enumerate(("min", "opt", "max")):
-        shapes = (
-            f"{tensor}:{'x'.join(str(getattr(profile, size)[place]) for size in sizes)}"
-            for tensor, sizes in artifact.inputs.items()
+    shapes = {tensor: profile.shapes(sizes) for tensor, sizes in artifact.inputs.items()}
+    return {
+        f"trt_profile_{name}_shapes": ",".join(
+            f"{tensor}:{'x'.join(map(str, shapes[tensor][place]))}" for tensor in artifact.inputs
         )
-        options[f"trt_profile_{name}_shapes"] = ",".join(shapes)
-    return options
+        for place, name in enumerate(("min", "opt", "max"))
+    }
 
 
 def _require_provider(ort: Any, provider: str, engine: str) -> None:

@@ -124,7 +124,7 @@ class TensorRTEngine:
             raise EnvironmentProblem(f"{artifact.file} was built on {artifact.platform}, this is {here}: export again")
 
     def _context_settings(self, trt: Any) -> Any:
-        """What `create_execution_context` is told: memory for the context's own profile, not for the largest."""
+        """The argument of `create_execution_context`: memory for the context's own profile, not for the largest."""
         return trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -223,7 +223,7 @@ class _Slot:
                 raise _at_load(f"profile {number + 1} of {artifact.file} cannot be selected", log)
             self._stream.wait()
             for name, sizes in artifact.inputs.items():
-                shape = tuple(getattr(profile, size)[2] for size in sizes)
+                shape = profile.shapes(sizes)[2]
                 self._set(context.set_input_shape(name, shape), f"shape {shape} of {name} at its largest")
                 self._allocate(name, shape, 8)
             self._allocate(self._output, tuple(context.get_tensor_shape(self._output)), 4)
@@ -344,14 +344,14 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         not set(sizes) <= known for sizes in artifact.inputs.values()
     ):
         raise BundleError(f"the manifest's inputs of {path} are not a packed stream's: {dict(artifact.inputs)}")
-    for side, told, wanted in (
+    for side, stated, wanted in (
         (inputs, artifact.inputs, trt.DataType.INT64),
         (outputs, artifact.outputs, trt.DataType.FLOAT),
     ):
-        if {name: wanted for name in told} != side:
+        if {name: wanted for name in stated} != side:
             has = ", ".join(f"{name} {kind}" for name, kind in sorted(side.items()))
             raise BundleError(
-                f"{path} has {has}, the manifest says {', '.join(sorted(told))} of {wanted}; export again"
+                f"{path} has {has}, the manifest says {', '.join(sorted(stated))} of {wanted}; export again"
             )
     if len(outputs) != 1 or artifact.layout != "packed":
         raise BundleError(f"{path} is no packed encoder's engine with one output; export again")
@@ -362,9 +362,9 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         )
     for number, profile in enumerate(artifact.profiles):
         for name, sizes in artifact.inputs.items():
-            told_shapes = [tuple(getattr(profile, size)[place] for size in sizes) for place in range(3)]
+            stated_shapes = profile.shapes(sizes)
             shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, number)]
-            if shapes != told_shapes:
+            if shapes != stated_shapes:
                 raise BundleError(
-                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {told_shapes}; export again"
+                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {stated_shapes}; export again"
                 )

@@ -102,6 +102,8 @@ ENGINES = {
         cpu=True,
     ),
 }
+# Of artifacts that GPUs run.
+GPU_TARGETS = frozenset(target for entry in ENGINES.values() if entry.gpu for target in entry.targets)
 
 
 def engine_factory(name: str) -> EngineFactory:

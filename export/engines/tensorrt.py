@@ -98,12 +98,12 @@ def build_engine(
     _add_profiles(builder, config, shapes, library, log)
     cache = _start_timing_cache(config, target, options)
     monitor = config.progress_monitor = _monitor(trt, progress, f"building {output.name}")
-    log.taken()
+    log.drain()
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
-        raise _build_failed(f"{library} cannot build {graph} for {sm}", log.taken())
+        raise _build_error(f"{library} cannot build {graph} for {sm}", log.drain())
     _write(output, memoryview(plan))
     if cache is not None:
         _write(cache, bytes(config.get_timing_cache().serialize()))
@@ -122,7 +122,7 @@ def _start_builder(trt: Any, library: str, log: Any) -> Any:
     try:
         return trt.Builder(log)
     except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
-        raise EnvironmentProblem(f"{library} does not start{log.taken()}; see nopad doctor") from None
+        raise EnvironmentProblem(f"{library} does not start{log.drain()}; see nopad doctor") from None
 
 
 def _parse(trt: Any, builder: Any, graph: Path, library: str, log: Any) -> tuple[Any, Any]:
@@ -130,7 +130,7 @@ def _parse(trt: Any, builder: Any, graph: Path, library: str, log: Any) -> tuple
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.taken()
+        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.drain()
         raise ExportError(f"{library} cannot read {graph}{first}; export the checkpoint again")
     return network, parser
 
@@ -157,7 +157,7 @@ def _add_profiles(
         for name, (low, best, high) in ranges.items():
             profile.set_shape(name, low, best, high)
         if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"{library} refuses profile {number}{log.taken()}; plan others with nopad plan")
+            raise ExportError(f"{library} refuses profile {number}{log.drain()}; plan others with nopad plan")
 
 
 def require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
@@ -232,7 +232,7 @@ def _start_timing_cache(config: Any, target: str, options: BuildOptions) -> Path
     return options.timing_cache
 
 
-def _build_failed(what: str, errors: str) -> Exception:
+def _build_error(what: str, errors: str) -> Exception:
     if is_out_of_memory(errors):
         return EnvironmentProblem(
             f"{what}, memory ran out{errors}; allow more with --workspace, or plan smaller profiles"

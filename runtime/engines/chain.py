@@ -150,7 +150,7 @@ class EngineChain:
                 continue
             try:
                 engine = self._ready(link)
-                logits = _sound(engine, batch)
+                logits = _sound_logits(engine, batch)
             except _RestingError as error:
                 causes.append(error)
             except ShapeError as error:  # no fault of the engine
@@ -160,7 +160,7 @@ class EngineChain:
                     link.reason = str(error)
             except NopadError as error:
                 causes.append(error)
-                self._failed(link, error)
+                self._note_failure(link, error)
             else:
                 with link.lock:
                     link.batches += 1
@@ -211,17 +211,17 @@ class EngineChain:
                 raise EnvironmentProblem(link.reason or "refused")
             if link.engine is None:
                 try:
-                    link.engine = self._opened(link)
+                    link.engine = self._open_and_check(link)
                 except NopadError as error:
                     link.refused, link.reason = True, str(error)
                     log.info("engine %s refused: %s", link.candidate.name, error)
                     raise
             return link.engine
 
-    def _opened(self, link: _Link) -> Engine:
+    def _open_and_check(self, link: _Link) -> Engine:
         engine = link.candidate.open()
         try:
-            _sound(engine, self._probe)
+            _sound_logits(engine, self._probe)
         except EngineError as error:
             engine.close()
             raise EnvironmentProblem(f"engine {engine.name} failed its self-check: {error}") from error
@@ -250,11 +250,11 @@ class EngineChain:
         try:
             if engine is not None:
                 try:
-                    _sound(engine, self._probe)
+                    _sound_logits(engine, self._probe)
                 except EngineError:  # after some CUDA errors every call fails: only a new one can help
                     engine.close()
                     engine = None
-            engine = engine or self._opened(link)
+            engine = engine or self._open_and_check(link)
         except NopadError as error:
             with link.lock:
                 link.reason = str(error)
@@ -267,7 +267,7 @@ class EngineChain:
         log.warning("engine %s is back", link.candidate.name)
         return engine
 
-    def _failed(self, link: _Link, error: Exception) -> None:
+    def _note_failure(self, link: _Link, error: Exception) -> None:
         with link.lock:
             link.failures += 1
             if link.rests_until is not None or link.refused:
@@ -281,7 +281,7 @@ class EngineChain:
                 log.warning("engine %s failed %d times in a row and rests", link.candidate.name, link.in_a_row)
 
 
-def _sound(engine: Engine, batch: PackedBatch) -> FloatArray:
+def _sound_logits(engine: Engine, batch: PackedBatch) -> FloatArray:
     """Logits that are numbers, and not all zero. Raises `EngineError`."""
     try:
         logits = engine.run(batch)

@@ -68,7 +68,7 @@ def find_candidates(
             fitting = _by_preference(fitting, name, ask() if ENGINES[name].gpu else None)
         for artifact in fitting:
             verified.append(allow_unverified or artifact.passed_on(name))
-            opener = _opener(bundle, artifact, factory, options) if verified[-1] else _refusing(bundle, artifact, name)
+            opener = _opener(bundle, artifact, factory, options) if verified[-1] else _refusal(bundle, artifact, name)
             candidates.append(Candidate(name=name, artifact=artifact, open=opener))
     if not candidates:
         wanted = f"engine {choice}" if isinstance(choice, str) else "these engines"
@@ -105,7 +105,7 @@ def _opener(bundle: Bundle, artifact: Artifact, factory: EngineFactory, options:
     return lambda: factory(bundle.file(artifact.file), artifact, options)
 
 
-def _refusing(bundle: Bundle, artifact: Artifact, engine: str) -> Callable[[], Engine]:
+def _refusal(bundle: Bundle, artifact: Artifact, engine: str) -> Callable[[], Engine]:
     def refuse() -> Engine:
         raise UnverifiedError(
             f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified on engine {engine}): run "

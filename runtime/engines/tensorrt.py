@@ -20,7 +20,7 @@ from nopad.model.packing import PackedBatch
 from nopad.runtime.atomic import write_file
 from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.buckets import bucketed
+from nopad.runtime.engines.buckets import fill_bucket
 from nopad.runtime.engines.compiled_cache import cache_folder
 from nopad.runtime.engines.cuda import (
     Device,
@@ -59,7 +59,7 @@ class TensorRTEngine:
         self._slots: list[_Slot] = []
         trt = import_library(self.name, f"engine {self.name}")
         try:
-            device = _fitting_device(artifact)
+            device = _device_for(artifact)
             self._require_fit(trt, device)
             device.use()
             self._open(trt, device)
@@ -85,13 +85,13 @@ class TensorRTEngine:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise _at_load(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
+            raise _load_error(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
         check_interface(trt, self._engine, self._path, self._artifact)
         settings = self._context_settings(trt)
         for number, profile in enumerate(self.profiles):
             context = self._engine.create_execution_context(settings)
             if context is None:
-                raise _at_load(f"no execution context for profile {number + 1} of {self._path}", log)
+                raise _load_error(f"no execution context for profile {number + 1} of {self._path}", log)
             self._slots.append(_Slot(device, context, number, profile, self._artifact, log))
 
     def _require_fit(self, trt: Any, device: Device) -> None:
@@ -137,7 +137,7 @@ class TensorRTEngine:
             raise EngineError(f"engine {self.name} is closed")
         filled = batch
         if self.buckets:
-            filled = bucketed(
+            filled = fill_bucket(
                 batch,
                 self.profiles[number],
                 token_multiple=self._artifact.token_multiple,
@@ -220,7 +220,7 @@ class _Slot:
         self._stream = Stream(device)
         try:
             if not context.set_optimization_profile_async(number, self._stream.handle):
-                raise _at_load(f"profile {number + 1} of {artifact.file} cannot be selected", log)
+                raise _load_error(f"profile {number + 1} of {artifact.file} cannot be selected", log)
             self._stream.wait()
             for name, sizes in artifact.inputs.items():
                 shape = profile.shapes(sizes)[2]
@@ -245,7 +245,7 @@ class _Slot:
 
     def _set(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise EngineError(f"the engine refuses {what}{self._log.taken()}")
+            raise EngineError(f"the engine refuses {what}{self._log.drain()}")
 
     def run(self, batch: PackedBatch) -> FloatArray:
         with self._lock:
@@ -258,7 +258,7 @@ class _Slot:
                     self._stream.wait()
                 raise
             except RuntimeError as error:  # what the bindings raise
-                raise EngineError(f"{type(error).__name__} in the engine: {error}{self._log.taken()}") from None
+                raise EngineError(f"{type(error).__name__} in the engine: {error}{self._log.drain()}") from None
 
     def _run(self, batch: PackedBatch) -> FloatArray:
         device, context, stream = self._device, self._context, self._stream
@@ -273,10 +273,10 @@ class _Slot:
         host, on_device = self._buffers[self._output]
         size = int(np.prod(shape, dtype=np.int64)) * 4
         if min(shape) < 1 or size > host.size:
-            raise EngineError(f"the engine would give {self._output} of shape {shape}{self._log.taken()}")
+            raise EngineError(f"the engine would give {self._output} of shape {shape}{self._log.drain()}")
         if not context.execute_async_v3(stream.handle):
             code = device.last_error()
-            raise EngineError(f"the engine did not run{f': {code}' if code else ''}{self._log.taken()}")
+            raise EngineError(f"the engine did not run{f': {code}' if code else ''}{self._log.drain()}")
         device.copy_out(host, on_device, size, stream)
         stream.wait()
         return host.view(shape, np.float32).copy()
@@ -301,7 +301,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _fitting_device(artifact: Artifact) -> Device:
+def _device_for(artifact: Artifact) -> Device:
     """The first GPU that the engine was built for."""
     if artifact.sm is None:
         raise BundleError(f"the manifest does not say which GPU {artifact.file} is for; export again")
@@ -323,8 +323,8 @@ def runs_on(built_for: str, sm: str) -> bool:
     return sm == built_for
 
 
-def _at_load(what: str, log: Any) -> Exception:
-    errors = log.taken()
+def _load_error(what: str, log: Any) -> Exception:
+    errors = log.drain()
     if is_out_of_memory(errors):
         return EnvironmentProblem(f"{what}, the GPU has too little free memory{errors}; free some, or export again")
     return BundleError(f"{what}{errors}; export again")

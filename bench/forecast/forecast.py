@@ -38,10 +38,10 @@ from nopad.model.config import attention_block
 from nopad.model.packing import plan_batches, round_up
 from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.bundle import Bundle
+from nopad.runtime.engines.base import GPU_TARGETS
 from nopad.runtime.errors import UsageError
 
 LABEL = "forecast"
-GPU_TARGETS = ("onnx", "torch", "tensorrt", "tensorrt-rtx")  # of artifacts that GPUs run
 # Output tiles that a product may be cut into; cuBLAS and TensorRT choose among such shapes.
 TILES = ((128, 128), (128, 64), (64, 64), (64, 32))
 QUERIES = 64  # of one block of fused attention

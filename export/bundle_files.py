@@ -18,7 +18,8 @@ from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
 from nopad.export.targets import EngineJob
-from nopad.model.checkpoint.load import Checkpoint, told_json, write_checkpoint
+from nopad.model.checkpoint.load import Checkpoint
+from nopad.model.checkpoint.save import own_json, write_checkpoint
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import PackedBatch, pack, plan_batches
 from nopad.runtime.atomic import sha256_of
@@ -119,7 +120,7 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     made = folder / "torch"
     made.mkdir()
     config = checkpoint.config
-    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    raw = {**checkpoint.raw_config, "nopad": own_json(config)}  # what transformers' own keys cannot say
     write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
     return dataclasses.replace(
         like,

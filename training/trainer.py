@@ -22,9 +22,12 @@ from torch import Tensor
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 from nopad.model.checkpoint.hub import resolve_checkpoint
+from nopad.model.checkpoint.initialize import initialize
 from nopad.model.checkpoint.json_files import read_json, read_raw_config
-from nopad.model.checkpoint.load import Checkpoint, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.source import open_source
 from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer, save_tokenizer
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
@@ -150,17 +153,15 @@ def open_model(
         raw = (read_raw_config(folder) if from_scratch.is_dir() else read_json(from_scratch, dict)) | changes
         encoder = build_encoder(read_config(raw, task="text-classification"))
         initialize(encoder)
-        checkpoint = Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=())
+        checkpoint = Checkpoint(raw_config=raw, encoder=encoder)
     elif model is not None:
         folder = resolve_checkpoint(model)
-        checkpoint = load_checkpoint(
-            folder, task="text-classification", config_changes=changes, new_head=True, base=base
-        )
+        files = open_source(folder, base)
+        checkpoint = load_checkpoint(files, task="text-classification", config_changes=changes, new_head=True)
         # A new head: what a cross-encoder's folder says of its scores holds no longer.
         raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
         checkpoint = dataclasses.replace(checkpoint, raw_config=raw)
-        if checkpoint.source is not None:
-            folder = checkpoint.source.tokenizer
+        folder = files.tokenizer
     else:
         raise UsageError("give one of --model and --from-scratch")
     source = resolve_checkpoint(tokenizer) if tokenizer else folder

@@ -13,8 +13,9 @@ from reference_models import EUROBERT, ULTRABERT, labels, packed_logits, token_i
 from nopad.export.bundle import export_checkpoint
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.precision import cast
-from nopad.model.checkpoint.load import initialize, write_checkpoint
+from nopad.model.checkpoint.initialize import initialize
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.encoder import build_encoder
 from nopad.model.packing import pack
 from nopad.runtime import load

@@ -26,8 +26,10 @@ from reference_models import (
 )
 from torch import Tensor
 
-from nopad.model.checkpoint.load import config_json, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.initialize import initialize
+from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import config_json, write_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import pack
 

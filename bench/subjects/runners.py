@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nopad.model.packing import round_up
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
@@ -107,7 +108,7 @@ class NopadRunner:
         computed = 0
         for batch in self._model.plan(lengths):
             members = [lengths[index] for index in batch]
-            computed += len(members) * max(members) if padded else -(-sum(members) // multiple) * multiple
+            computed += len(members) * max(members) if padded else round_up(sum(members), multiple)
         return sum(lengths), computed
 
     def close(self) -> None:

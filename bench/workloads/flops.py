@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nopad.model.config import half_window_of
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import cost_model
 
@@ -35,7 +36,7 @@ def flops_of(architecture: Mapping[str, Any], lengths: Sequence[int]) -> float |
         model = cost_model(architecture)
     except UsageError:
         return None
-    half_window = int(architecture.get("local_attention") or 0) // 2
+    half_window = half_window_of(architecture) or 0
     local = sum(pairs_in_window(length, half_window) for length in lengths) if model.local_layers else 0
     square = sum(length**2 for length in lengths)
     attention = 4 * model.hidden_size * (model.global_layers * square + model.local_layers * local)

@@ -1,8 +1,8 @@
 """A checkpoint in any form that people have -> a folder that transformers opens, for the parity gate's reference.
 
-The only file of `reference/` that is handed an opened `Source`: it looks for no files, it makes the folder that the
-others read alone. Where the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is
-judged by another's. The user's folder is never changed.
+The only file of `reference/` that is handed an opened `Source`: it makes the folder that the others read alone. Where
+the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is judged by
+another's. The user's folder is never changed.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ class Workload:
     longest: int
     source: str  # file or generator the texts came from
     batch: int  # texts in one call
-    limit_tokens_per_second: float | None = None  # what the measured sgemm peak allows
+    limit_tokens_per_second: float | None = None  # what the measured peak of fp32 products allows; int8 may exceed it
     lengths: tuple[int, ...] = ()  # real tokens of each text, in order
-    flops: float | None = None  # work of one pass without padding (nopad.bench.workloads.flops has the formula)
+    flops: float | None = None  # of a pass without padding (nopad.runtime.planning.cost_model has the formula)
     labelled: bool = False  # whether accuracy can be told
     sha256: str = ""  # of the texts, so that two reports are known to have read the same
 

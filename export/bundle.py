@@ -21,7 +21,6 @@ from nopad.export.bundle_files import (
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.errors import ExportError
 from nopad.export.graph.padded import load_padded
-from nopad.export.graph.precision import Precision
 from nopad.export.parity.run import Report, gate_every_file, open_reference
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
@@ -36,7 +35,8 @@ from nopad.model.head import Task
 from nopad.runtime.atomic import check_output, replace_folder
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpu_at_hand
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact, FileRecord, Manifest
 from nopad.runtime.profiles import ShapeProfile
@@ -138,8 +138,7 @@ def export_checkpoint(
 def _plan(options: ExportOptions) -> Jobs:
     """What is to be written, or the refusal of what never can be, before any file is read."""
     _require_fp32_onnx(options.exporter, options)
-    sm = next((gpu.sm for gpu in gpus()), None)
-    jobs = plan_jobs(options.target, options.precision, options.archs, sm=sm)
+    jobs = plan_jobs(options.target, options.precision, options.archs, sm=gpu_at_hand)
     if "int8" in jobs.graphs and options.calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):

@@ -12,20 +12,23 @@ from typing import Literal
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
-from nopad.export.graph.precision import Precision, cast
-from nopad.export.int8.cpu import quantize_cpu
+from nopad.export.graph.precision import cast
+from nopad.export.int8.cpu import cpu_scheme
+from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
 from nopad.export.targets import EngineJob
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import own_json, write_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle, write_manifest
 from nopad.runtime.data.records import read_rows
 from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.engines.tensorrt_library import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
@@ -82,36 +85,43 @@ def write_int8_graph(
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
-    labels_of = label_reader(checkpoint.config.task, checkpoint.config.problem_type)
+    labels_of = label_reader(checkpoint.head)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
-        graph, static = Path(scratch) / exact.file, calibrate is not None
-        if cpu:
-            made = quantize_cpu(graph, output, batches, static=static, labels_of=labels_of, progress=progress)
-        else:
-            made = quantize(graph, output, batches, labels_of=labels_of, progress=progress)
+        scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
+        made = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
 
 
 def _calibration_batches(
     checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
-    encoder = open_encoder(folder / "tokenizer.json", max_length)
+    """Texts as the runtime will read them: the bundle's tokenizer, its default prompt, what its model has rows for."""
+    encoder = open_encoder(folder / "tokenizer.json", max_length, vocab_size=checkpoint.config.vocab_size)
+    pipeline = checkpoint.pipeline or Pipeline()
+    prompt = pipeline.prompts[pipeline.default_prompt_name] if pipeline.default_prompt_name is not None else ""
     rows: Iterable[Text] = SAMPLES
     if source is not None:
         rows = (row.text for row in read_rows(source) if row.error is None)
-    encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
+    texts = list(islice(rows, CALIBRATION_TEXTS))
+    encoded = [tokens for tokens in encoder.encode(texts, prompt) if not isinstance(tokens, TextError)]
     if not encoded:
         name = source.path if isinstance(source, DataSource) else source
         raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
-    lengths = [one.used for one in encoded]
+    lengths = [tokens.used for tokens in encoded]
     batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):
         members = [encoded[i] for i in batch]
-        types = [one.token_type_ids for one in members]
-        filler = checkpoint.config.pad_token_id or 0
-        batches.append(pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler))
+        batches.append(
+            pack(
+                [tokens.input_ids for tokens in members],
+                [tokens.token_type_ids for tokens in members],
+                multiple=multiple,
+                filler_id=checkpoint.config.pad_token_id or 0,
+                prompt_lengths=[tokens.prompt_length for tokens in members],
+            )
+        )
     return batches
 
 

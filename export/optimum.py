@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nopad.export.errors import ExportError, MissingPackage
+from nopad.export.errors import ExportError
 from nopad.export.provenance import created, source_of
 from nopad.export.tokenizer import max_length_of, write_tokenizer
+from nopad.model.checkpoint.read_head import detect_task, read_head
 from nopad.model.checkpoint.source import Source
-from nopad.model.head import Task, detect_task, read_head
+from nopad.model.head import Task
+from nopad.model.packages import install_hint
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
+from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.manifest import Artifact, Manifest
 
 OPSET = 18
@@ -30,7 +33,7 @@ _TASKS = {
 def write_optimum_bundle(source: Source, folder: Path, *, task: Task | None, max_length: int | None) -> Bundle:
     """Export the checkpoint of `source` with optimum-onnx into an existing, empty folder (no parity gate).
 
-    Raises `MissingPackage` without optimum-onnx, `ExportError` for a task or architecture it does not do.
+    Raises `EnvironmentProblem` without optimum-onnx, `ExportError` for a task or architecture it does not do.
     """
     main_export = _import_optimum()
     raw = source.raw_config
@@ -63,9 +66,9 @@ def _import_optimum() -> Any:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise MissingPackage(
+        raise EnvironmentProblem(
             f"--exporter optimum needs optimum-onnx ({error}). It pins transformers below 4.58, so give it an "
-            "environment of its own: pip install 'nopad[optimum]'"
+            f"environment of its own: {install_hint('optimum')}"
         ) from None
     return main_export
 

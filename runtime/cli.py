@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from nopad.model.errors import NopadError
+from nopad.model.packages import extra_of, install_hint
 
 # name -> folder and short help: `nopad X` is the function X of FOLDER/commands/X.py
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,49 +37,32 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# Which extra brings a package, for messages about a missing one.
-EXTRAS = {
-    "onnxruntime": "cpu",
-    "torch": "export",
-    "transformers": "export",
-    "safetensors": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "datasets": "train",
-    "sklearn": "train",
-    "accelerate": "train",
-    "optimum": "bench",
-    "openvino": "bench",
-    "pyarrow": "tables",
-    "openpyxl": "tables",
-    "zstandard": "tables",
-}
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."
 )
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name; imports one when it is asked for."""
+    """Knows its commands by name; imports a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command."""
+        """Import a command and return it; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         folder, _ = COMMANDS[cmd_name]
         module = importlib.import_module(f"nopad.{folder}.commands.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
-        for option in command.params:  # click's own names follow the function's arguments, which nobody sees
+        for option in command.params:  # click derives names from the function's arguments, which nobody sees
             if isinstance(option, click.Option):
-                shown = max(option.opts, key=len).lstrip("-")
-                named = f"NOPAD_{cmd_name}_{shown}".replace("-", "_").upper()
-                # An option may have a variable of its own besides; its command's comes first.
+                long = max(option.opts, key=len).lstrip("-")
+                variable = f"NOPAD_{cmd_name}_{long}".replace("-", "_").upper()
+                # An option may also have a variable of its own; its command's comes first.
                 if not isinstance(option.envvar, list):
-                    option.envvar = named if option.envvar in (None, named) else [named, str(option.envvar)]
+                    option.envvar = variable if option.envvar in (None, variable) else [variable, str(option.envvar)]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -102,10 +86,10 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and leave with its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers stop so: clean up as for Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers are stopped: clean up as for Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show must not fail
     sys.exit(run(arguments))
 
 
@@ -125,16 +109,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        extra = extra_of(package, command=next(iter(sys.argv[1:] if arguments is None else arguments), ""))
+        if extra is None:
             raise
-        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        extra = "train" if command == "train" and EXTRAS[package] == "export" else EXTRAS[package]
-        click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{extra}]'", err=True)
+        click.echo(f"nopad: this needs the package {package}: {install_hint(extra)}", err=True)
         return 4
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)
         return 4
-    except SystemExit:  # not standalone, click leaves so only when the reader of our output has gone (| head)
+    except SystemExit:  # outside standalone mode, click exits only when the reader of our output has gone (| head)
         return 0
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

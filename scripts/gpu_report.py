@@ -29,15 +29,15 @@ import transformers
 from nopad.export.parity.run import gate_bundle, open_reference
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.source import open_source
-from nopad.model.config import EncoderConfig
 from nopad.model.errors import NopadError
 from nopad.model.packing import pack
 from nopad.runtime.atomic import write_file
 from nopad.runtime.bundle import open_bundle, record_parity
 from nopad.runtime.console import messages
 from nopad.runtime.data.labelled import read_labelled
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.engines.selection import engine_order
+from nopad.runtime.planning.cost_model import cost_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Run = Callable[[], Any]
@@ -75,7 +75,7 @@ def main() -> None:
             runners = make_runners(folder, device, DTYPES[dtype])
             for length in map(int, arguments.lengths.split(",")):
                 for ragged in (False, True):
-                    rows = measure(runners, folder, device, length, ragged, arguments.tokens, arguments.rounds)
+                    rows = measure(runners, device, length, ragged, arguments.tokens, arguments.rounds)
                     for row in rows:
                         row |= {"dtype": dtype, "share_of_peak": row.pop("flops_per_second", 0.0) / peak}
                         console.print(
@@ -128,18 +128,9 @@ def make_runners(folder: Path, device: str, dtype: torch.dtype) -> dict[str, Any
     return runners
 
 
-def flops(config: EncoderConfig, lengths: np.ndarray[Any, Any]) -> float:
-    """Useful work of these sequences: matrix products of every layer, attention within the window or the sequence."""
-    hidden, local = config.hidden_size, sum(config.local_layers)
-    per_token = 2 * hidden * (4 * hidden + 3 * config.intermediate_size) * config.num_layers
-    window = np.minimum(lengths, config.local_attention + 1)
-    attended = (config.num_layers - local) * lengths.astype(float) ** 2 + local * lengths * window.astype(float)
-    return float(lengths.sum() * per_token + 4 * hidden * attended.sum())
-
-
 @torch.inference_mode()
 def measure(
-    runners: dict[str, Any], folder: Path, device: str, length: int, ragged: bool, tokens: int, rounds: int
+    runners: dict[str, Any], device: str, length: int, ragged: bool, tokens: int, rounds: int
 ) -> list[dict[str, Any]]:
     """One workload: sequences of exactly `length` tokens, or of 1 to `length`."""
     rng = np.random.default_rng(length)
@@ -178,6 +169,7 @@ def measure(
                 memory[name] = torch.cuda.max_memory_allocated()
             if round_ >= 0:
                 seconds[name].append(spent)
+    work = cost_model(config).text_flops(lengths.tolist())
     rows = []
     for name in calls:
         row = {"competitor": name, "length": length, "ragged": ragged, "sequences": len(lengths)}
@@ -186,7 +178,7 @@ def measure(
             continue
         median = statistics.median(seconds[name])
         row |= {"ms": 1e3 * median, "tokens_per_second": float(lengths.sum() / median)}
-        row |= {"flops_per_second": flops(config, lengths) / median, "peak_memory_bytes": memory.get(name)}
+        row |= {"flops_per_second": work / median, "peak_memory_bytes": memory.get(name)}
         rows.append(row)
     return rows
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 import pytest
 
-from nopad.bench.workloads.texts import OwnTexts, Source
+from nopad.bench.workloads import OwnTexts, Source
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.cli import run
 from nopad.runtime.data.labelled import read_labelled

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from nopad.bench.measure.record import Record
     from nopad.bench.subjects.contenders import Contender
-    from nopad.bench.workloads.texts import Texts
+    from nopad.bench.workloads import Texts
 
 PUBLISH_SECONDS = 1.0  # the file is written anew at most so often
 _FOLDER = click.Path(path_type=Path)
@@ -115,6 +115,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--no-measure", is_flag=True, help="Only the forecast.")
 @click.option("--output", "-o", type=_FOLDER, help="Folder for bench.json, bench.md, bench.html. [default: no files]")
 @common_options
+@threads_option
 def bench(bundle: str | None, **options: Any) -> None:
     """Measure BUNDLE (default: the embedded model) beside its competitors: same texts, threads and process, in turns.
 
@@ -167,7 +168,6 @@ def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.measure.record import Record
     from nopad.bench.measure.run import Settings, run
     from nopad.bench.report.files import check_folder
-    from nopad.bench.subjects.agreement import Kind
     from nopad.bench.subjects.contenders import REFERENCE, check_against
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
@@ -219,7 +219,7 @@ def _bench(path: str | None, options: _Options) -> None:
                     threads=threads,
                     rounds=options.rounds,
                     seed=options.seed,
-                    kind=Kind(task=opened.manifest.task, problem_type=opened.manifest.problem_type),
+                    head=opened.manifest.head,
                     memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
                     time_limit=options.time_limit,
                 )
@@ -245,7 +245,7 @@ def _cache(output: Path | None) -> Iterator[Path]:
 
 
 def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
-    from nopad.bench.workloads.texts import DEFAULTS, OwnTexts, Source, check_names, grid_size
+    from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
     from nopad.runtime.data.table import DataSource
 
     longest, remarks = bundle.manifest.max_length, []

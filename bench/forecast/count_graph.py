@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from onnx.reference import ReferenceEvaluator
 
 from nopad.bench.forecast.groups import WIDTHS, Graph, Group, Shape, UncountableError, attention, memory, product
+from nopad.export.graph.node_names import in_layer
 
 SMALL = 16  # elements of a tensor that is folded: sizes and shapes are no larger
 KEPT = 4096  # elements of an initializer that is kept with its values
@@ -344,7 +345,7 @@ class _Count:
         weighted = any(self.of(name) in self.constant for name in node.input[:2])
         precision = self.around
         quantized = all(name in self.quantized for name in node.input[:2])
-        if quantized or (weighted and self.quantize and ".layer" in node.name):
+        if quantized or (weighted and self.quantize and in_layer(node.name)):
             precision = "int8"
         rows, columns, inner = out[-2] if len(out) > 1 else 1, out[-1], left[-1]
         batch = math.prod(out[:-2])

@@ -36,8 +36,8 @@ from nopad.bench.forecast.groups import (
 from nopad.bench.schema import Workload
 from nopad.model.config import attention_block
 from nopad.model.packing import plan_batches, round_up
+from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.engines.base import GPU_TOKENS
 from nopad.runtime.errors import UsageError
 
 LABEL = "forecast"

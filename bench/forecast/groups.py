@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nopad.model.errors import NopadError
 from nopad.runtime.planning.cost_model import cost_model
 
 Kind = Literal["product", "attention", "memory"]
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
-class UncountableError(Exception):
+class UncountableError(NopadError):
     """The graph has operators or inputs whose work is not known here; count by the architecture instead."""
 
 

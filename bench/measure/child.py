@@ -21,16 +21,11 @@ from typing import Any
 
 from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
 from nopad.bench.subjects.runners import RUNNERS, Spec, import_libraries
-from nopad.runtime.engines.cuda import out_of_memory
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 
 COLD_TEXT = "A film that I would see again, and soon."
 WATCH_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
-
-
-def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an error (or what a process wrote last) says that memory ran out."""
-    return isinstance(error, MemoryError) or out_of_memory(str(error))
 
 
 def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:
@@ -123,7 +118,6 @@ def main() -> None:
 
 def refusal(error: Exception) -> dict[str, Any]:
     """What an error makes of a subject: `status` and `note`."""
-    from nopad.export.errors import MissingPackage
     from nopad.runtime.errors import EnvironmentProblem, NopadError
 
     note = str(error) if isinstance(error, NopadError) else f"{type(error).__name__}: {error}"
@@ -131,7 +125,7 @@ def refusal(error: Exception) -> dict[str, Any]:
     note = note if len(note) <= 400 else f"{note[:400]} ..."
     if is_out_of_memory(error):
         return {"status": "out of memory", "note": note}
-    missing = isinstance(error, MissingPackage | EnvironmentProblem | ModuleNotFoundError)
+    missing = isinstance(error, EnvironmentProblem | ModuleNotFoundError)
     return {"status": "missing" if missing else "failed", "note": note}
 
 

@@ -23,10 +23,11 @@ from nopad.bench.measure.probe import Probe
 from nopad.bench.measure.record import NOT_REACHED, Record
 from nopad.bench.measure.turns import Times, groups_that_fit, require_threads, take_turns, warm_up
 from nopad.bench.subjects import builds
-from nopad.bench.subjects.agreement import Kind, accuracy, compare, require_finite
+from nopad.bench.subjects.agreement import accuracy, compare, require_finite
 from nopad.bench.subjects.contenders import Contender
 from nopad.bench.subjects.runners import RUNNERS, Runner, lacks
-from nopad.bench.workloads.texts import Texts
+from nopad.bench.workloads import Texts
+from nopad.model.head import Head
 from nopad.runtime.atomic import locked
 from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray
@@ -43,7 +44,7 @@ class Settings:
     threads: int
     rounds: int
     seed: int
-    kind: Kind
+    head: Head
     memory_limit: int | None = None  # bytes of one process; None: 90 % of what is available
     time_limit: float | None = None  # seconds
 
@@ -253,7 +254,7 @@ def _group(
         for one in group:
             if one.name in runners:
                 try:
-                    notes[one.name], scores = _checked(one, texts, settings.kind, answers, models)
+                    notes[one.name], scores = _checked(one, texts, settings.head, answers, models)
                     record.cell(one.name, name, "not run", NOT_REACHED, **scores)
                 except EngineError as error:
                     fail(one.name, error)
@@ -286,7 +287,7 @@ def _tokens(runner: Runner, texts: Texts) -> tuple[int, int]:
 def _checked(
     one: Contender,
     texts: Texts,
-    kind: Kind,
+    head: Head,
     answers: Mapping[str, list[FloatArray]],
     models: Mapping[str, tuple[str, bool]],
 ) -> tuple[str, dict[str, Any]]:
@@ -295,7 +296,7 @@ def _checked(
     Raises `EngineError` where the answers cannot be compared.
     """
     mine = answers[one.name]
-    right = None if one.random_weights else accuracy(mine, texts.targets, kind)
+    right = None if one.random_weights else accuracy(mine, texts.targets, head)
     if one.yardstick is None:
         return "", {"accuracy": right}
     other, note = one.yardstick, ""
@@ -304,5 +305,5 @@ def _checked(
         if not like:
             raise EngineError(f"its answers could not be checked: {other} has none here")
         other, note = like[0], f"agreement is with {like[0]}: {other} has no answers here"
-    agreement, difference = compare(mine, answers[other], kind)
+    agreement, difference = compare(mine, answers[other], head)
     return note, {"agreement": agreement, "logit_difference": difference, "accuracy": right}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from nopad.bench.measure.child import in_calls
 from nopad.bench.subjects.runners import Runner
-from nopad.bench.workloads.texts import Texts
+from nopad.bench.workloads import Texts
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nopad.model.packages import COMPETITOR_NEEDS, importable, install_hint, missing
 from nopad.model.packing import round_up
+from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
@@ -88,13 +89,8 @@ class NopadRunner:
         self.precision = self._model.artifact.precision
 
     def threads(self) -> int:
-        """Of its ONNX Runtime session, or of torch; other engines compute on a GPU."""
-        if self._spec.engine == "torch":
-            return int(importlib.import_module("torch").get_num_threads())
-        if not self._spec.engine.startswith("onnx"):
-            return self._spec.threads
-        engine = next(link.engine for link in self._model._chain._links if link.engine is not None)
-        return int(engine._session.get_session_options().intra_op_num_threads)
+        """Of the engine; one that uses no threads of the CPU counts as told."""
+        return int(self._model.threads or self._spec.threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text."""
@@ -222,11 +218,8 @@ class OptimumRunner(_PaddedGraph):
     def __init__(self, spec: Spec) -> None:
         ort: Any = importlib.import_module("onnxruntime")
         super().__init__(spec)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = spec.threads
-        # Else its threads spin on after a run, on the cores of the next subject.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # No spinning after a run: it would be on the cores of the next subject.
+        options = session_options(ort, spec.threads, STOP_SPINNING)
         providers = [one for one in ("CUDAExecutionProvider",) if one in ort.get_available_providers()]
         self._session: Any = ort.InferenceSession(
             str(Path(spec.path) / (spec.file or "")), options, providers=[*providers, "CPUExecutionProvider"]
@@ -294,20 +287,15 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "optimum": ("tokenizers", "onnxruntime"),
     "openvino": ("tokenizers", "openvino"),
 }
-# What each cannot do without. nopad's engines say so themselves.
-_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("torch", "transformers"),
-    "optimum": ("onnxruntime",),
-    "openvino": ("openvino",),
-}
 
 
 def lacks(spec: Spec) -> str | None:
     """What is not installed that this subject needs, and what to do; None if nothing is known to be."""
-    if spec.engine == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+    if spec.engine == "flash_attention_2" and not importable("flash_attn"):
         return "FlashAttention-2 (package flash-attn) is not installed; it needs a CUDA GPU of compute capability 8.0"
-    missing = [name for name in _NEEDS.get(spec.runner, ()) if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} not installed: pip install 'nopad[bench]'" if missing else None
+    need = COMPETITOR_NEEDS.get(spec.runner)  # nopad's engines say for themselves what they need
+    absent = missing(need.modules) if need is not None else []
+    return f"{', '.join(absent)} not installed: {install_hint(need.extra)}" if need and absent else None
 
 
 def import_libraries(spec: Spec) -> None:

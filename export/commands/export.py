@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
+from nopad.export.targets import TARGETS
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.hardware import PRECISIONS
 
 if TYPE_CHECKING:
     from nopad.export.bundle import ExportResult
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -32,7 +32,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.argument("checkpoint")
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
+    type=click.Choice(TARGETS),
     default="cpu",
     show_default=True,
     help="cpu: the fastest on CPUs. onnx: plain ONNX, for ONNX Runtime on a GPU and other tools. "
@@ -41,7 +41,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 )
 @click.option(
     "--precision",
-    metavar="[fp32|fp16|bf16|int8],..",
+    metavar=f"[{'|'.join(PRECISIONS)}],..",
     callback=_precisions,
     help="fp16 and bf16 are for GPUs; int8 is for --target cpu and, with --calibrate, for engines. "
     "[default: fp32; fp16 for engines]",
@@ -83,6 +83,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @source_options
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @thorough_option
+@threads_option
 @common_options
 def export(
     checkpoint: str,

@@ -1,4 +1,4 @@
-"""Which part of the encoder runs in which precision. The one place where that is decided.
+"""Which part of the encoder runs in which precision. Decided here alone.
 
 `cast` makes an encoder of it, `nopad.export.engines.network_check` checks what TensorRT has parsed against it.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 
+from nopad.export.graph.node_names import is_decoder
 from nopad.model.backbone import Linear
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import NopadError
 from nopad.model.eurobert import RMSNorm
+from nopad.runtime.engines.hardware import PRECISIONS, Precision
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Dtype = Literal["fp32", "fp16", "bf16"]
 
 
@@ -55,7 +55,7 @@ _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def cast(encoder: PackedEncoder, precision: Precision) -> PackedEncoder:
     """A copy of `encoder` in `precision`; the encoder itself, where nothing changes.
 
-    Raises for an unknown precision, and for int8: `nopad.export.int8.quantize` makes that from the fp16 graph.
+    Raises `NopadError` for an unknown precision, and for int8, which `nopad.export.int8.quantize` makes of a graph.
     """
     if precision not in PRECISIONS or precision == "int8":
         raise NopadError(f"unknown precision {precision!r}; an encoder is cast to fp32, fp16 or bf16")
@@ -76,5 +76,5 @@ def _dtype_of(name: str, module: nn.Module, policy: Policy) -> Dtype | None:
     if isinstance(module, nn.LayerNorm | RMSNorm):
         return policy.norms
     if isinstance(module, Linear):  # a head's
-        return policy.decoder if name.rpartition(".")[2] in ("decoder", "lm_head") else policy.head
+        return policy.decoder if is_decoder(name) else policy.head
     return policy.layers if isinstance(module, nn.Linear) else None

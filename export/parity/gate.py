@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from nopad.export.parity.accuracy import Evaluation
 from nopad.export.parity.bounds import BOUNDS, Bounds, Row
 from nopad.export.parity.labelled import labelled_data
 from nopad.export.parity.lengths import lengths
@@ -35,7 +36,7 @@ from nopad.export.parity.texts import whole_texts
 from nopad.export.parity.trial import DEFAULT_LONGEST, Check, Trial
 from nopad.export.progress import Progress, silent
 from nopad.export.reference.transformers import Reference
-from nopad.runtime.data.labelled import Evaluation, LabelledTexts
+from nopad.runtime.data.labelled import LabelledTexts
 from nopad.runtime.errors import EngineError
 from nopad.runtime.predictor import Model
 

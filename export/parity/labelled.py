@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from nopad.export.parity.accuracy import evaluate
 from nopad.export.parity.bounds import Row, difference, scaled
 from nopad.export.parity.trial import Trial
-from nopad.runtime.data.labelled import evaluate
 
 
 def labelled_data(trial: Trial) -> Iterator[Row]:
@@ -35,7 +35,7 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     yield Row.at_most("logits", case, difference(served, trained), scaled(bounds.logits, trained))
     if served.shape != trained.shape or model.task == "embeddings":
         return
-    figures = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
+    figures = evaluate(served, trained, model.manifest.head, data.targets, (middle - start, end - middle))
     trial.evaluation = figures
     if figures.agreement is not None:
         yield Row.at_least("labels", case, figures.agreement, bounds.agreement)

@@ -10,7 +10,6 @@ from nopad.export.parity.bounds import Row, difference, scaled
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.parity.token_ids import compare, differing, explain, marked_sentences
 from nopad.export.parity.trial import Trial
-from nopad.runtime.decode import probabilities
 from nopad.runtime.errors import TextError
 from nopad.runtime.types import FloatArray, Text
 
@@ -39,7 +38,7 @@ def sentences(trial: Trial) -> Iterator[Row]:
         want = reference.answer(text, ids, types)
         yield Row.at_most("logits", case, difference(got, want), scaled(bounds.logits, want))
         if model.labels:
-            served, trained = probabilities(got, model.manifest), reference.probabilities(want)
+            served, trained = model.manifest.head.uncalibrated.probabilities(got), reference.probabilities(want)
             bound = scaled(bounds.probabilities, trained)
             yield Row.at_most("probabilities", case, difference(served, trained), bound)
             best, wanted = _best(served), _best(trained)

@@ -22,8 +22,7 @@ from nopad.export.parity.bounds import Bounds, Row, difference, scaled
 from nopad.export.parity.full_length import full_length
 from nopad.export.parity.known_texts import Ids, KnownTexts
 from nopad.export.parity.trial import Check, Trial
-from nopad.runtime.batching import WINDOW
-from nopad.runtime.engines.base import CPU_TOKENS
+from nopad.runtime.batching import CPU_TOKENS, WINDOW
 from nopad.runtime.engines.buckets import LONGEST_STEP, TOKEN_BLOCKS
 from nopad.runtime.errors import EngineError
 from nopad.runtime.profiles import ShapeProfile

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from nopad.export.parity.accuracy import Evaluation
 from nopad.export.parity.bounds import Bounds, Row
 from nopad.export.parity.known_texts import KnownTexts
 from nopad.export.progress import Progress, silent
 from nopad.export.reference.transformers import Reference
-from nopad.runtime.data.labelled import Evaluation, LabelledTexts
+from nopad.runtime.data.labelled import LabelledTexts
 from nopad.runtime.predictor import Model
 
 # Longest length of the default grid: the reference is quadratic in it. `longest=` asks for more.

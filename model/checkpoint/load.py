@@ -13,6 +13,7 @@ from nopad.model.attention import AttentionFactory
 from nopad.model.checkpoint.adapter import merge
 from nopad.model.checkpoint.initialize import initialize
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.read_head import detect_task, json_object
 from nopad.model.checkpoint.sentence_transformers import Pipeline, pipeline_for, read_activation
 from nopad.model.checkpoint.setfit import SetFitHead, classifier_of
 from nopad.model.checkpoint.source import Source, open_source
@@ -21,7 +22,7 @@ from nopad.model.config import EmbeddingModule, EncoderConfig, Pooling
 from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task, detect_task, json_object
+from nopad.model.head import Head, Task
 
 # What makes an embedding of the encoder's tokens: of sentence-transformers' files, or of the key `nopad`.
 EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
@@ -51,6 +52,14 @@ class Checkpoint:
         if not crosses and self.config.task != "rerank":
             return None
         return named or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
+
+    @property
+    def head(self) -> Head:
+        """What the encoder's logits mean. Raises `CheckpointError`."""
+        config = self.config
+        return Head(
+            task=config.task, labels=config.labels, problem_type=config.problem_type, activation=self.activation
+        )
 
     @property
     def config(self) -> EncoderConfig:

@@ -1,4 +1,8 @@
-"""An engine for tests, nopad's and its users': answers from a function, without any file."""
+"""An engine for tests, nopad's and its users': answers from a function, without any file.
+
+The shortest engine there is: what `nopad.runtime.engines.base.Engine` asks for, and its own factory. It is not in the
+registry: `load(..., engine=FakeEngine(answer))` takes it as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
@@ -17,6 +22,7 @@ class FakeEngine:
 
     name = "fake"
     token_budget = CPU_TOKENS
+    threads: int | None = None
     profiles: tuple[ShapeProfile, ...] = ()
 
     def __init__(self, answer: Callable[[PackedBatch], FloatArray]) -> None:

@@ -7,17 +7,24 @@ CPU without a word, so what really runs where is asked after opening.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nopad.model.packages import install_hint, version_of
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
+from nopad.runtime.batching import GPU_TOKENS
+from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.engines.compiled_cache import cache_folder
-from nopad.runtime.engines.cuda import out_of_memory
-from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session
+from nopad.runtime.engines.onnx_session import (
+    OnnxEngine,
+    Provider,
+    import_onnxruntime,
+    open_session,
+    session_options,
+)
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 from nopad.runtime.errors import BundleError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
@@ -36,7 +43,7 @@ class OnnxCudaEngine(OnnxEngine):
     token_budget = GPU_TOKENS
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        ort = import_onnxruntime(self.name, "onnx-gpu")
+        ort = import_onnxruntime(self.name)
         super().__init__(_open(ort, path, options, [_CUDA], self.name), path, artifact, options)
 
 
@@ -53,11 +60,11 @@ class OnnxTensorRTEngine(OnnxEngine):
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         if artifact.layout != "packed":
             raise BundleError(f"engine {self.name} takes packed graphs; {path} is {artifact.layout}: use onnx-cuda")
-        ort = import_onnxruntime(self.name, "onnx-gpu")
+        ort = import_onnxruntime(self.name)
         _require_provider(ort, "TensorrtExecutionProvider", self.name)
         profile = wide_profile(artifact.profiles or _planned(path, artifact))
         settings = {"device_id": "0", **_profile_options(profile, artifact)}
-        versions = [f"{name} {_installed(name)}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
+        versions = [f"{name} {version_of(name) or 'none'}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
         folder = cache_folder(path, *versions, *settings.values())
         if folder is not None:
             for kind in ("engine", "timing"):
@@ -108,18 +115,12 @@ def _profile_options(profile: ShapeProfile, artifact: Artifact) -> dict[str, str
     return options
 
 
-def _installed(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
 def _require_provider(ort: Any, provider: str, engine: str) -> None:
     if provider not in ort.get_available_providers():
         raise EnvironmentProblem(
             f"engine {engine} needs the {provider} of onnxruntime-gpu; ONNX Runtime {ort.__version__} here has "
-            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then pip install 'nopad[onnx-gpu]'"
+            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then "
+            f"{install_hint(ENGINES[engine].need.extra)}"
         )
 
 
@@ -127,19 +128,20 @@ def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Prov
     """A session whose first provider does the work. Raises `EnvironmentProblem` where it does not."""
     wanted = providers[0][0]
     _require_provider(ort, wanted, engine)
-    said = io.StringIO()
+    settings = session_options(ort, options.threads, {"session.record_ep_graph_assignment_info": "1"})
+    printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it misses
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             ort.preload_dlls()
     try:
-        session = open_session(ort, path, options, providers, {"session.record_ep_graph_assignment_info": "1"})
+        session = open_session(ort, path, settings, providers)
     except BundleError as error:
-        if out_of_memory(str(error)):
+        if is_out_of_memory(error):
             raise EnvironmentProblem(f"engine {engine}: the GPU has too little memory: {error}") from None
         raise
     active = session.get_providers()
     if active[0] != wanted:
-        missed = "; ".join(line for line in said.getvalue().splitlines() if line.strip())
+        missed = "; ".join(line for line in printed.getvalue().splitlines() if line.strip())
         raise EnvironmentProblem(
             f"engine {engine}: ONNX Runtime {ort.__version__} has {wanted}, but it did not start and "
             f"{', '.join(active)} would answer; {_LIBRARIES} may be missing{f' ({missed})' if missed else ''}"

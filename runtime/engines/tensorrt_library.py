@@ -1,4 +1,4 @@
-"""What building and running engines share of TensorRT and TensorRT-RTX: importing them, and hearing their errors."""
+"""What building and running engines share of TensorRT and TensorRT-RTX: their import, and the errors that they log."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import platform
 from collections import deque
 from typing import Any
 
+from nopad.model.packages import install_hint
+from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import EnvironmentProblem
 
-# Target, and the engine of the same name -> module.
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# Target, and engine of the same name -> module.
+LIBRARIES = {name: ENGINES[name].need.modules[0] for name in ("tensorrt", "tensorrt-rtx")}
 _KEPT_MESSAGES = 8
 
 
@@ -27,7 +29,8 @@ def import_library(target: str, who: str) -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         what = "is not installed" if missing else f"is installed but does not load ({error})"
-    raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: pip install 'nopad[{target}]'")
+    hint = install_hint(ENGINES[target].need.extra)
+    raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: {hint}")
 
 
 def logger(trt: Any) -> Any:

@@ -1,25 +1,28 @@
-"""What a packed micro-batch costs an engine, and how much memory a profile makes it reserve: the planner's one model.
+"""The FLOPs of an encoder, and what a packed micro-batch costs an engine in time and in memory.
 
-Work is counted in FLOPs (a multiply-add is two) of what the engine executes, filler and padding included:
+FLOPs (a multiply-add is two) are those of matrix products and of attention:
 
-- matrix products, per token of the stream: 2 * layers * (4 h^2 + 3 h i) for a gated MLP (ModernBERT), 2 h i for a plain
-  one (BERT); h hidden size, i intermediate size;
-- local attention, per token and local layer: 4 h * 3 blocks, the keys of the previous, own and next block;
-- global attention, per global layer: 4 h * sequences * longest^2, for it runs on the padded square;
-- every run: the launch of its kernels, as the work that the GPU could have done meanwhile.
+- products, per token: 2 * layers * (4 h^2 + 3 h i) with a gated MLP (ModernBERT), 2 h i with a plain MLP (BERT); h is
+  the hidden size, i the intermediate size;
+- attention, per layer: 4 h for every pair of a query and a key.
 
-Norms, embeddings and heads are left out: below 1 % of the above. What is not modelled: kernels that are tuned for the
-opt shape and slower away from it, and small matrices that do not fill the GPU. Both make narrow profiles better than
-this model says. Knows no engine and no files.
+A text of L tokens needs L^2 pairs in a global layer and `pairs_in_window` in a local layer. An engine executes more,
+filler and padding included: in a local layer each token of the stream meets the keys of the previous, own and next
+block, and a global layer runs on the padded square, sequences * longest^2 pairs. Every run also launches its kernels,
+counted as the work that the GPU could have done meanwhile.
+
+Norms, activations, embeddings and heads are left out: below 1 % of a base model's FLOPs. What is not modelled: kernels
+that are tuned for the opt shape and slower away from it, and small matrices that do not fill the GPU. Both make narrow
+profiles better than this model says. Knows no engine and no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nopad.model.config import EncoderConfig
+from nopad.model.config import EncoderConfig, half_window_of
 from nopad.runtime.errors import UsageError
 
 # One run's launches in FLOPs per layer: about 10 kernels (norms, products, rotary, attention, activation) of 4 us, at
@@ -33,7 +36,7 @@ UNLISTED = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """Costs of one architecture. `keeps_scores`: the engine writes the global layers' scores to memory (not fused)."""
+    """Costs of an architecture. `keeps_scores`: the engine writes the global layers' scores to memory (not fused)."""
 
     hidden_size: int
     intermediate_size: int
@@ -41,30 +44,31 @@ class CostModel:
     local_layers: int
     global_layers: int
     gated: bool
+    half_window: int  # tokens that a local layer sees on each side
     block: int  # tokens of one attention block
     element_bytes: int  # of activations
     keeps_scores: bool
 
     @property
     def launch_flops(self) -> float:
-        """What one run costs besides its work."""
+        """What a run costs besides its work."""
         return LAUNCH_FLOPS_PER_LAYER * (self.local_layers + self.global_layers)
 
-    @property
-    def product_flops(self) -> int:
-        """Work of one token in matrix products, attention's left out."""
+    def flops(self, tokens: int, *, local_pairs: int, global_pairs: int) -> float:
+        """FLOPs of so many tokens, and so many (query, key) pairs in each local and in each global layer."""
         h, layers = self.hidden_size, self.local_layers + self.global_layers
-        return 2 * layers * (4 * h**2 + (3 if self.gated else 2) * h * self.intermediate_size)
+        products = 2 * layers * (4 * h**2 + (3 if self.gated else 2) * h * self.intermediate_size)
+        pairs = self.local_layers * local_pairs + self.global_layers * global_pairs
+        return float(products * tokens + 4 * h * pairs)
 
-    @property
-    def token_flops(self) -> float:
-        """Work of one token of the stream, but for global attention."""
-        return self.product_flops + 4 * self.hidden_size * 3 * self.block * self.local_layers
+    def text_flops(self, lengths: Sequence[int]) -> float:
+        """FLOPs that texts of these lengths need, nothing padded: the work that counts as useful."""
+        local = sum(pairs_in_window(length, self.half_window) for length in lengths)
+        return self.flops(sum(lengths), local_pairs=local, global_pairs=sum(length**2 for length in lengths))
 
     def work(self, tokens: int, sequences: int, longest: int) -> float:
-        """FLOPs that a micro-batch of this shape executes."""
-        square = 4.0 * self.hidden_size * sequences * longest**2
-        return self.token_flops * tokens + self.global_layers * square
+        """FLOPs that an engine executes for a micro-batch of this shape."""
+        return self.flops(tokens, local_pairs=tokens * 3 * self.block, global_pairs=sequences * longest**2)
 
     def memory(self, tokens: int, sequences: int, longest: int) -> int:
         """Bytes of activations that an engine reserves for a profile with these maxima, met all at once.
@@ -90,6 +94,12 @@ class CostModel:
         return int(WORKSPACE_BYTES + UNLISTED * (lasting * tokens + max(attending * tokens, mlp * tokens, globally)))
 
 
+def pairs_in_window(length: int, half_window: int) -> int:
+    """(query, key) pairs of a text in a local layer: L + 2 * sum over d = 1 .. min(half_window, L - 1) of (L - d)."""
+    reach = min(half_window, length - 1)
+    return length + 2 * (reach * length - reach * (reach + 1) // 2)
+
+
 def cost_model(
     architecture: EncoderConfig | Mapping[str, Any],
     *,
@@ -103,12 +113,12 @@ def cost_model(
     """
     if isinstance(architecture, EncoderConfig):
         kind, layers = architecture.architecture, architecture.num_layers
-        local = sum(architecture.local_layers)
+        local, half_window = sum(architecture.local_layers), architecture.half_window
         sizes = (architecture.hidden_size, architecture.intermediate_size, architecture.num_heads)
     else:
         try:
             kind, layers, local = (architecture["model_type"], architecture["num_layers"], architecture["local_layers"])
-            local = len(local)
+            local, half_window = len(local), half_window_of(architecture) or 0
             sizes = tuple(architecture[name] for name in ("hidden_size", "intermediate_size", "num_heads"))
             positive = all(type(size) is int and size > 0 for size in (*sizes, layers)) and local <= layers
         except (KeyError, TypeError):
@@ -125,6 +135,7 @@ def cost_model(
         local_layers=local,
         global_layers=layers - local,
         gated=kind != "bert",
+        half_window=half_window,
         block=block,
         element_bytes=element_bytes,
         keeps_scores=keeps_scores,

@@ -5,12 +5,28 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from reference_models import MODERNBERT
+from repository import ROOT, load_script
 
+from nopad.model.checkpoint.read_config import read_config
 from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, open_bundle
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_report.py"
+SCRIPT = ROOT / "scripts" / "gpu_report.py"
+
+
+@pytest.mark.parametrize("length", [64, 128, 512])
+def test_the_share_of_peak_counts_the_pairs_of_a_window(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_report = load_script("gpu_report")
+    monkeypatch.setattr(gpu_report, "timed", lambda run, device: 1.0)
+    sizes = {"hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22, "num_attention_heads": 12}
+    config = read_config({**MODERNBERT, **sizes, "local_attention": 128}, task="embeddings")
+    (row,) = gpu_report.measure({"nopad": SimpleNamespace(encoder_config=config)}, "cpu", length, False, length, 1)
+    pairs = sum(abs(i - j) <= 64 for i in range(length) for j in range(length))
+    products = 2 * 22 * (4 * 768**2 + 3 * 768 * 1152)
+    assert row["flops_per_second"] == products * length + 4 * 768 * (14 * pairs + 8 * length**2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The README's benchmark table is what the committed result file gives."""
 
-import importlib.util
 import re
 import sys
 from dataclasses import replace
@@ -8,24 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from repository import ROOT
+from repository import ROOT, load_script
 from sample_report import noisy, sample_report
 
 from nopad.bench.report.files import write_json
 from nopad.bench.schema import Report
 from nopad.runtime.errors import InputFileError
 
-SCRIPT = ROOT / "scripts" / "readme_benchmark.py"
 README = "# a project\n\nbefore\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_benchmark", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("readme_benchmark")
 
 
 def place(report: Report, folder: Path, text: str = README) -> tuple[Path, Path]:

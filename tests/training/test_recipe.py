@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from training_samples import sentences, write_jsonl
 
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import OutputError, UsageError
 from nopad.training.data import load_data
 from nopad.training.recipe import Recipe
 from nopad.training.trainer import PackedTrainer, train
@@ -107,10 +107,10 @@ def test_other_values_reach_the_trainer(scratch: Path, tmp_path: Path, seen: lis
     data = load_data(str(write_jsonl(tmp_path / "a.jsonl", sentences(100))))
     recipe = Recipe(max_length=16, batch_size=9, gradient_accumulation=2, epochs=4, warmup_ratio=0.5, seed=7)
     with pytest.raises(Stop):
-        train(data, tmp_path / "out", from_scratch=scratch, recipe=recipe, extra_arguments={"max_grad_norm": 0.3})
+        train(data, tmp_path / "out", from_scratch=scratch, recipe=recipe)
     arguments = seen[0].args
     assert arguments.warmup_steps == 10  # 90 rows / 18 per step * 4 epochs / 2
-    assert arguments.seed == 7 and arguments.max_grad_norm == 0.3
+    assert arguments.seed == 7
     batch = next(iter(seen[0].get_train_dataloader()))
     lengths = (batch["pad_index"] >= 0).sum(1)
     assert len(lengths) == len(batch["labels"]) == 9
@@ -135,8 +135,6 @@ def test_a_foreign_output_is_refused_before_training(scratch: Path, tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_text("1")
     data = load_data(str(write_jsonl(tmp_path / "a.jsonl", sentences(100))))
-    from nopad.runtime.atomic import OutputError
-
     with pytest.raises(OutputError, match="left alone"):
         train(data, tmp_path / "out", from_scratch=scratch, recipe=Recipe(max_length=64))
     assert not seen

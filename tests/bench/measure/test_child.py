@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from nopad.bench.measure import child as isolated
-from nopad.bench.measure.child import in_calls, is_out_of_memory, measure_job, refusal, run_job
+from nopad.bench.measure.child import in_calls, measure_job, refusal, run_job
 from nopad.bench.measure.machine import check_threads
 from nopad.bench.subjects.runners import Spec, lacks
 from nopad.runtime.bundle import DEFAULT_BUNDLE
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 from nopad.runtime.errors import EngineError, EnvironmentProblem, UsageError
 
 GB = 10**9

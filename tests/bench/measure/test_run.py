@@ -18,10 +18,10 @@ from nopad.bench.measure.record import Record
 from nopad.bench.measure.run import Settings, run
 from nopad.bench.measure.turns import groups_that_fit, take_turns
 from nopad.bench.schema import Cell, Report
-from nopad.bench.subjects.agreement import Kind
 from nopad.bench.subjects.contenders import Contender
 from nopad.bench.subjects.runners import Runner, Spec
-from nopad.bench.workloads.texts import Source, Texts
+from nopad.bench.workloads import Source, Texts
+from nopad.model.head import Head
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray
@@ -103,8 +103,8 @@ def measured(
     record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
                     workloads=[workload.workload], subjects=[one.subject for one in contenders])  # fmt: skip
     values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
-    kind = Kind(task="text-classification", problem_type="single_label_classification")
-    run(contenders, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
+    head = Head(task="text-classification", problem_type="single_label_classification")
+    run(contenders, [workload], record, Settings(**{**values, **options}, head=head), publish=lambda: None,
         show=lambda *_: None)  # fmt: skip
     return record.report()
 

@@ -12,8 +12,7 @@ from sample_report import sample_report
 from nopad.bench.report.files import JSON, check_folder, read_report, to_json, write_json
 from nopad.bench.report.markdown import to_markdown
 from nopad.bench.schema import Cell, Noise, Report
-from nopad.runtime.atomic import OutputError
-from nopad.runtime.errors import InputFileError, NewerVersionError
+from nopad.runtime.errors import InputFileError, NewerVersionError, OutputError
 
 
 def full() -> Report:

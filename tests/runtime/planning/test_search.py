@@ -1,44 +1,28 @@
 """Planning profiles: they cover every text within the memory, cost what the runtime's own plan costs, and no more than
-one wide profile. The cost model's figures are those of the literature and of TensorRT-RTX.
+one wide profile.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import random
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from architectures import ARCHITECTURES
+from architectures import MODERNBERT_BASE as BASE
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_models import BERT, MODERNBERT
 
-from nopad.model.checkpoint.read_config import read_config
 from nopad.model.packing import pack
-from nopad.runtime import predictor
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
+from nopad.runtime.batching import WINDOW, plan_in_profiles
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import CostModel, cost_model
-from nopad.runtime.planning.search import LEAST_GAIN, WINDOW, Plan, default_profiles, plan_profiles
-from nopad.runtime.profiles import ShapeProfile, choose_profile, plan_in_profiles
+from nopad.runtime.planning.search import LEAST_GAIN, Plan, default_profiles, plan_profiles
+from nopad.runtime.profiles import ShapeProfile, choose_profile
 
 FAST = settings(max_examples=80, deadline=None, derandomize=True)
-BASE: dict[str, Any] = {  # ModernBERT-base, as a manifest has it
-    "model_type": "modernbert",
-    "vocab_size": 50368,
-    "hidden_size": 768,
-    "intermediate_size": 1152,
-    "num_layers": 22,
-    "num_heads": 12,
-    "local_attention": 128,
-    "local_layers": [i for i in range(22) if i % 3],
-    "max_position_embeddings": 8192,
-}
-ARCHITECTURES = [BASE, read_config(MODERNBERT, task="embeddings"), read_config(BERT, task="embeddings")]
 
 
 def cost(model: CostModel, lengths: list[int], profiles: tuple[ShapeProfile, ...], plan: Plan) -> tuple[float, int]:
@@ -222,7 +206,6 @@ def test_large_histograms_are_sampled_evenly() -> None:
     plan = plan_profiles({30: 9_000_000, 600: 1_000_000}, architecture=BASE)
     assert (plan.texts, plan.simulated) == (10_000_000, 8 * WINDOW)
     assert plan.forecasts[0].texts == pytest.approx(0.9) or len(plan.forecasts) == 1
-    assert WINDOW == predictor.WINDOW
 
 
 def test_too_little_memory_is_told_with_what_it_takes() -> None:
@@ -268,87 +251,6 @@ def test_default_profiles_take_every_text(architecture: Any, max_length: int, bl
         corner = model.memory(profile.tokens[2], profile.sequences[2], profile.longest[2])
         assert corner <= (2 << 30) / len(profiles)
         assert profile.sequences[2] >= 16 and profile.tokens[1] % block == 0
-
-
-def test_the_work_of_modernbert_base() -> None:
-    """By hand: a gated layer has 4 h^2 + 3 h i weights; 14 of 22 layers are local and see 192 keys."""
-    model = cost_model(BASE)
-    products = 2 * 22 * (4 * 768 * 768 + 3 * 768 * 1152)
-    assert products == pytest.approx(220.6e6, rel=1e-3)
-    assert model.token_flops == pytest.approx(products + 14 * 4 * 192 * 768)
-    assert model.work(64, 1, 10) - 64 * model.token_flops == pytest.approx(8 * 4 * 100 * 768)
-    assert model.work(128, 3, 40) == pytest.approx(128 * model.token_flops + 8 * 4 * 3 * 1600 * 768)
-    assert 100 < model.launch_flops / model.token_flops < 300  # tokens: what the constant is said to be
-    assert cost_model(read_config({**MODERNBERT}, task="embeddings")).local_layers == 2
-    bert = cost_model(read_config(BERT, task="embeddings"))
-    assert bert.token_flops == 2 * 3 * (4 * 64 * 64 + 2 * 64 * 128) and bert.global_layers == 3
-
-
-SIZE = st.integers(1, 20_000)
-
-
-@FAST
-@given(size=st.tuples(SIZE, SIZE, SIZE), more=st.tuples(SIZE, SIZE, SIZE), index=st.sampled_from(range(3)))
-def test_larger_profiles_reserve_no_less(size: tuple[int, int, int], more: tuple[int, int, int], index: int) -> None:
-    larger = tuple(max(a, b) for a, b in zip(size, more, strict=True))
-    assume(larger != size)
-    model = cost_model(ARCHITECTURES[index])
-    assert model.memory(*larger) >= model.memory(*size)
-    assert model.memory(*size) >= dataclasses.replace(model, keeps_scores=False).memory(*size)
-    assert cost_model(ARCHITECTURES[index], element_bytes=4).memory(*size) > model.memory(*size)
-
-
-def reserved(graph: Path, size: tuple[int, int, int]) -> int:
-    """Bytes of activations that TensorRT-RTX reports for an engine with this one profile."""
-    trt = pytest.importorskip("tensorrt_rtx")
-    lines: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-        def log(self, severity: Any, message: str) -> None:
-            lines.append(message)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    assert trt.OnnxParser(network, log).parse(graph.read_bytes())
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        name = network.get_input(i).name
-        if name == "pad_index":
-            profile.set_shape(name, (1, 1), size[1:], size[1:])
-        else:
-            profile.set_shape(name, (64,), size[:1], size[:1])
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
-    found = [match for line in lines if (match := re.match(r"Total Activation Memory: (\d+) bytes", line))]
-    return int(found[-1][1])
-
-
-def plain_graph(precision: Any, folder: Path) -> Path:
-    """The graph in plain ONNX of the embedded checkpoint, as engines are built from it."""
-    from nopad.export.graph.onnx import export_graph
-    from nopad.export.graph.precision import cast
-    from nopad.model.checkpoint.load import load_checkpoint
-
-    return export_graph(cast(load_checkpoint(DEFAULT_CHECKPOINT).encoder, precision), folder / "model.onnx").file
-
-
-def test_the_forecast_memory_holds_what_tensorrt_rtx_reserves(tmp_path: Path) -> None:
-    architecture, graph = open_bundle().manifest.architecture, plain_graph("fp32", tmp_path)
-    for size in ((1024, 1, 1024), (4096, 64, 128), (16384, 16, 1024)):
-        forecast = cost_model(architecture, element_bytes=4).memory(*size)
-        assert 1 <= forecast / reserved(graph, size) <= 2, size
-
-
-def test_in_half_precision_tensorrt_rtx_keeps_no_scores(tmp_path: Path) -> None:
-    architecture, graph = open_bundle().manifest.architecture, plain_graph("fp16", tmp_path)
-    size = (8192, 16, 4096)
-    careful, fused = (cost_model(architecture, keeps_scores=keeps).memory(*size) for keeps in (True, False))
-    assert 1 <= fused / reserved(graph, size) <= 1.6
-    assert careful > 10 * fused
 
 
 def test_a_plan_as_json() -> None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nopad.bench.schema import Workload
-from nopad.bench.workloads.flops import flops_of
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.data.labelled import Targets, read_labelled, read_texts
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, TextError, UsageError
-from nopad.runtime.tokenizer import open_encoder
+from nopad.runtime.planning.cost_model import cost_model
+from nopad.runtime.tokenizer import open_bundle_encoder
 
 # name -> texts, and tokens of each (fixed) or at most (ragged)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
@@ -56,8 +56,8 @@ class OwnTexts:
 
 def grid_size(name: str) -> tuple[int, int] | None:
     """(texts, tokens of each) of a name like `8x512`; None for any other."""
-    found = _GRID.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
+    match = _GRID.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def check_names(names: Sequence[str], longest: int) -> None:
@@ -81,8 +81,7 @@ class Source:
         self.bundle = bundle
         self.folder = folder
         self.remarks: list[str] = []
-        manifest = bundle.manifest
-        self._encoder = open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, manifest=manifest)
+        self._encoder = open_bundle_encoder(bundle)
         self._specials = sum(self._tokens("a")[1])
         if folder is None:
             self.remarks.append(f"no folder of real texts (--data-folder): {GENERATED} of like lengths stand in")
@@ -92,13 +91,11 @@ class Source:
         size = grid_size(name)
         if size is not None:
             texts, source = self._fixed(*size)
-            return self._made(name, "fixed", texts, source)
+            return self._texts(name, "fixed", texts, source)
         count, most = RAGGED[name]
-        found = self._ragged(name.split("-")[0], count)
-        if found is None:
-            return self._made(name, "ragged", [self._cut(text, most) for text in _generated(name, count)], GENERATED)
-        texts, targets, source = found
-        return self._made(name, "ragged", [self._cut(text, most) for text in texts], source, targets)
+        real = self._ragged(name.split("-")[0], count)
+        texts, targets, source = (_generated(name, count), None, GENERATED) if real is None else real
+        return self._texts(name, "ragged", [self._cut(text, most) for text in texts], source, targets)
 
     def own(self, data: OwnTexts, batch: int) -> Texts:
         """The first `limit` rows of a file, in calls of `batch`. Raises `InputFileError`."""
@@ -113,9 +110,9 @@ class Source:
         path = Path(data.source.path)
         name = f"{path.stem}-{batch}"
         name = f"own-{name}" if name in RAGGED else name
-        return self._made(name, "ragged", texts, path.name, targets, batch)
+        return self._texts(name, "ragged", texts, path.name, targets, batch)
 
-    def _made(
+    def _texts(
         self, name: str, kind: Any, texts: Sequence[str], source: str, targets: Targets | None = None, batch: int = 0
     ) -> Texts:
         lengths = []
@@ -187,9 +184,9 @@ class Source:
             piece = whole[start : start + 8 * tokens]
             if len(piece) < 8 * tokens:
                 piece += " " + whole[: 8 * tokens - len(piece)]
-            found = self._exactly(piece, tokens) if piece.strip() else None
-            if found is not None:
-                texts.append(found)
+            text = self._exactly(piece, tokens) if piece.strip() else None
+            if text is not None:
+                texts.append(text)
             if len(texts) == count:
                 return texts, source
         raise InputFileError(f"the texts of {source} cannot be cut to {tokens} tokens under this bundle's tokenizer")
@@ -208,11 +205,8 @@ class Source:
             self._lacks(FILES[kind])
             return None
         manifest = self.bundle.manifest
-        if (
-            manifest.task == "text-classification"
-            and len(manifest.labels) == 2
-            and manifest.problem_type != "regression"
-        ):
+        head = manifest.head
+        if head.task == "text-classification" and head.has_labels and len(head.labels) == 2:
             rows = read_labelled(path, manifest, limit=count)
             return rows.texts, rows.targets, FILES[kind]
         return read_texts(str(path), limit=count), None, FILES[kind]
@@ -221,6 +215,14 @@ class Source:
         if self.folder is not None:
             remark = f"{self.folder} has no {name}: {GENERATED} of like lengths stand in"
             self.remarks += [] if remark in self.remarks else [remark]
+
+
+def flops_of(architecture: Mapping[str, Any], lengths: Sequence[int]) -> float | None:
+    """What the texts need; None for an architecture that is no packed encoder's."""
+    try:
+        return cost_model(architecture).text_flops(lengths)
+    except UsageError:
+        return None
 
 
 def _generated(kind: str, count: int) -> list[str]:

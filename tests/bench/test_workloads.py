@@ -1,17 +1,15 @@
-"""Texts of a benchmark: real ones cut to tokens, generated ones said to be so; and the work in them."""
+"""Texts of a benchmark: real texts cut to tokens, generated texts said to be so; and the work in them."""
 
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from nopad.bench.workloads.flops import flops_of, pairs_in_window
-from nopad.bench.workloads.texts import GENERATED, OwnTexts, Source, check_names, grid_size
+from nopad.bench.workloads import GENERATED, OwnTexts, Source, check_names, flops_of, grid_size
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, UsageError
+from nopad.runtime.planning.cost_model import cost_model
 from nopad.runtime.tokenizer import TextEncoder
 
 EMBEDDED = open_bundle(verify=False)
@@ -95,21 +93,8 @@ def test_names_that_mean_nothing_are_refused_with_those_that_do() -> None:
         check_names(["1x2"], 1024)
 
 
-@settings(deadline=None)
-@given(st.integers(1, 300), st.integers(0, 200))
-def test_pairs_in_a_window_are_counted(length: int, half_window: int) -> None:
-    counted = sum(abs(i - j) <= half_window for i in range(length) for j in range(length))
-    assert pairs_in_window(length, half_window) == counted
-
-
-def test_flops_are_those_of_a_base_model() -> None:
-    base = {"model_type": "modernbert", "hidden_size": 768, "intermediate_size": 1152, "num_layers": 22,
-            "num_heads": 12, "local_attention": 128, "local_layers": list(range(14))}  # fmt: skip
-    products = 2 * 22 * (4 * 768**2 + 3 * 768 * 1152)
-    assert products / 1e6 == pytest.approx(220.6, abs=0.1)
-    assert flops_of(base, [1]) == products + 22 * 4 * 768
-    # Two texts are the work of each, and a long text's global attention grows with its square.
-    assert flops_of(base, [512, 64]) == flops_of(base, [512]) + flops_of(base, [64])  # type: ignore[operator]
-    attention = flops_of(base, [8192]) - products * 8192  # type: ignore[operator]
-    assert attention == 4 * 768 * (8 * 8192**2 + 14 * pairs_in_window(8192, 64))
+def test_the_work_is_told_of_packed_encoders_alone() -> None:
+    assert flops_of(EMBEDDED.manifest.architecture, [5, 7]) == cost_model(EMBEDDED.manifest.architecture).text_flops(
+        [5, 7]
+    )
     assert flops_of({"model_type": "distilbert"}, [5]) is None

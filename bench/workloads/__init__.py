@@ -1,1 +1,0 @@
-"""What they are measured on."""

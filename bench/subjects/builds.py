@@ -89,7 +89,7 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     source, kind = Path(job["checkpoint"]), job["kind"]
     if kind == "bert":
         return _random_bert(source, Path(job["folder"]), job["task"], job["labels"])
-    from nopad.export.bundle import export_checkpoint
+    from nopad.export.bundle import ExportOptions, export_checkpoint
 
     if kind == "optimum":
         with contextlib.suppress(ImportError):  # the export says what to do about that
@@ -97,11 +97,13 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     result = export_checkpoint(
         source,
         Path(job["folder"]),
-        target=job.get("target", "onnx"),
-        exporter="optimum" if kind == "optimum" else "nopad",
-        task=job["task"],
-        parity=False,
-        threads=job["threads"],
+        ExportOptions(
+            target=job.get("target", "onnx"),
+            exporter="optimum" if kind == "optimum" else "nopad",
+            task=job["task"],
+            parity=False,
+            threads=job["threads"],
+        ),
     )
     return {"build_seconds": result.export_seconds, "file_bytes": result.bytes}
 

@@ -1,7 +1,8 @@
 """The reference of the parity gate: transformers' own model and tokenizer, one text at a time; for a folder of
 sentence-transformers, that library (`nopad.export.reference.sentence_transformers`).
 
-Deliberately shares no code with nopad's encoder, runtime or decoding, so that a fault there cannot hide here.
+Deliberately shares no code with nopad's encoder, runtime or decoding, and reads the checkpoint's files by itself (it is
+given a folder, not the `Checkpoint` that was exported), so that a fault there cannot hide here.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from nopad.bench.forecast.count_architecture import count_architecture
 from nopad.bench.forecast.data_sheets import GPUS, Gpu
 from nopad.bench.forecast.forecast import FIT, Fit, cost_of
-from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, count_architecture, memory, product
+from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, memory, product
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published_bert.json").read_text())
 SIZES = {"base": (12, 768, 3072, 12), "large": (24, 1024, 4096, 16)}  # layers, hidden, intermediate, heads

@@ -18,27 +18,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nopad.bench.forecast.count_architecture import count_architecture
 from nopad.bench.forecast.data_sheets import Calibration, Gpu, find_gpus
-from nopad.bench.forecast.groups import (
-    WIDTHS,
-    Graph,
-    Group,
-    Shape,
-    UncountableError,
-    count_architecture,
-    count_graph,
-    open_graph,
-    total_bytes,
-    total_flops,
-)
+from nopad.bench.forecast.groups import WIDTHS, Group, Shape, UncountableError, total_bytes, total_flops
 from nopad.bench.schema import Workload
 from nopad.model.config import attention_block
 from nopad.model.packing import plan_batches
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import GPU_TOKENS
 from nopad.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from nopad.bench.forecast.concrete_graph import Graph
 
 LABEL = "forecast"
 GPU_TARGETS = ("onnx", "torch", "tensorrt", "tensorrt-rtx")  # of artifacts that GPUs run
@@ -233,6 +226,8 @@ class _Counter:
 
     def _count(self, shape: Shape) -> tuple[Group, ...]:
         if self.graph:
+            from nopad.bench.forecast.count_graph import count_graph
+
             try:
                 return count_graph(self.graph, shape, precision=self.precision)
             except UncountableError:
@@ -243,6 +238,8 @@ class _Counter:
 
 def _opened(path: Path) -> Graph | None:
     try:
+        from nopad.bench.forecast.concrete_graph import open_graph
+
         return open_graph(path)
     except (UncountableError, ImportError):  # onnx comes with the extra for export
         return None

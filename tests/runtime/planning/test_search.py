@@ -4,12 +4,9 @@ one wide profile.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import random
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +17,6 @@ from hypothesis import strategies as st
 
 from nopad.model.packing import pack
 from nopad.runtime import predictor
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import CostModel, cost_model
 from nopad.runtime.planning.search import LEAST_GAIN, WINDOW, Plan, default_profiles, plan_profiles

@@ -20,7 +20,7 @@ from nopad.export.progress import Progress
 from nopad.export.targets import EngineJob
 from nopad.model.checkpoint.load import Checkpoint, told_json, write_checkpoint
 from nopad.model.config import EncoderConfig
-from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle, write_manifest
 from nopad.runtime.data.records import read_rows
@@ -147,7 +147,7 @@ def check_jobs(
         require_buildable(job.target, job.sm, precision, options)
     positions = config.max_position_embeddings
     for number, profile in enumerate(profiles if jobs else (), 1):
-        if profile.longest[2] > -(-positions // config.block) * config.block:
+        if profile.longest[2] > round_up(positions, config.block):
             raise UsageError(
                 f"profile {number}: longest max {profile.longest[2]} is beyond the model's max_position_embeddings "
                 f"{positions}"

@@ -7,13 +7,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from nopad.export.errors import ExportError, MissingPackage
+from nopad.export.errors import ExportError
 from nopad.export.provenance import created, source_of
 from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.checkpoint.json_files import read_raw_config
 from nopad.model.checkpoint.source import open_source
 from nopad.model.head import Task, detect_task, read_head
+from nopad.model.packages import install_hint
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
+from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.manifest import Artifact, Manifest
 
 OPSET = 18
@@ -28,14 +30,14 @@ _TASKS = {
 def write_optimum_bundle(checkpoint: Path, folder: Path, *, task: Task | None, max_length: int | None) -> Bundle:
     """Export `checkpoint` with optimum-onnx into an existing, empty folder (no parity gate).
 
-    Raises `MissingPackage` without optimum-onnx, `ExportError` for a task or architecture it does not do.
+    Raises `EnvironmentProblem` without optimum-onnx, `ExportError` for a task or architecture it does not do.
     """
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise MissingPackage(
+        raise EnvironmentProblem(
             f"--exporter optimum needs optimum-onnx ({error}). It pins transformers below 4.58, so give it an "
-            "environment of its own: pip install 'nopad[optimum]'"
+            f"environment of its own: {install_hint('optimum')}"
         ) from None
     raw = read_raw_config(checkpoint)
     source = open_source(checkpoint)  # refuses pickles

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nopad.model.checkpoint import setfit
 from nopad.model.checkpoint.adapter import SETTINGS_FILE
 from nopad.model.checkpoint.sentence_transformers import module_files
 from nopad.model.checkpoint.source import Source
+from nopad.model.packages import version_of
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle
 
@@ -38,12 +38,7 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
 
 def created() -> dict[str, Any]:
     """Versions of everything that had a hand in the bundle, and the time (UTC)."""
-    versions: dict[str, Any] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
     return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 

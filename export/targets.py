@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nopad.export.graph.precision import Precision
+from nopad.model.packages import ENGINE_NEEDS, importable, install_hint
 from nopad.runtime.engines.hardware import RTX_ARCHS, refusal
+from nopad.runtime.engines.tensorrt_library import LIBRARIES
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 Target = Literal["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+ENGINE_TARGETS = tuple(LIBRARIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,9 @@ def plan_jobs(
 
 
 def _engines(target: str, precision: str, archs: Sequence[str], sm: str | None) -> tuple[list[EngineJob], list[str]]:
-    if importlib.util.find_spec(_MODULES[target]) is None:
-        raise EnvironmentProblem(
-            f"--target {target} needs the package {_MODULES[target]}: pip install 'nopad[{target}]'"
-        )
+    if not importable(LIBRARIES[target]):
+        hint = install_hint(ENGINE_NEEDS[target].extra)
+        raise EnvironmentProblem(f"--target {target} needs the package {LIBRARIES[target]}: {hint}")
     if target == "tensorrt":
         if sm is None:
             raise EnvironmentProblem(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from nopad.model.errors import CheckpointError
 from nopad.model.head import CLASS_SUFFIX, ProblemType, Task
+from nopad.model.packing import round_up
 from nopad.model.rope_config import Rope
 
 Packed = Literal["modernbert", "bert", "eurobert", "ultrabert"]
@@ -38,7 +40,13 @@ _CLASS_PREFIX: dict[Architecture, str] = {
 
 def attention_block(half_window: int) -> int:
     """Tokens of one block of local attention: the multiple of 64 that covers the half window."""
-    return max(1, -(-half_window // 64)) * 64
+    return max(64, round_up(half_window, 64))
+
+
+def half_window_of(architecture: Mapping[str, Any]) -> int | None:
+    """`EncoderConfig.half_window` of a manifest's `architecture`; None where that names none, as a padded bundle's."""
+    width = architecture.get("local_attention")
+    return width // 2 if isinstance(width, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,11 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
     """One micro-batch as a packed stream (shapes in the module's docstring; all int64)."""
@@ -64,7 +69,7 @@ def pack(
         raise ValueError("pack needs at least one sequence and at least one token in each")
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     used = int(cu_seqlens[-1])
-    total = -(-used // multiple) * multiple
+    total = round_up(used, multiple)
 
     def stream(rows: Sequence[Sequence[int]], filler: int) -> IntArray:
         out = np.full(total, filler, dtype=np.int64)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from nopad.model.errors import NopadError
+from nopad.model.packages import extra_of, install_hint
 
 # name -> folder and short help: `nopad X` is the function X of FOLDER/commands/X.py
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,23 +37,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# Which extra brings a package, for messages about a missing one.
-EXTRAS = {
-    "onnxruntime": "cpu",
-    "torch": "export",
-    "transformers": "export",
-    "safetensors": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "datasets": "train",
-    "sklearn": "train",
-    "accelerate": "train",
-    "optimum": "bench",
-    "openvino": "bench",
-    "pyarrow": "tables",
-    "openpyxl": "tables",
-    "zstandard": "tables",
-}
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."
 )
@@ -125,11 +109,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        extra = extra_of(package, command=next(iter(sys.argv[1:] if arguments is None else arguments), ""))
+        if extra is None:
             raise
-        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        extra = "train" if command == "train" and EXTRAS[package] == "export" else EXTRAS[package]
-        click.echo(f"nopad: this needs the package {package}: pip install 'nopad[{extra}]'", err=True)
+        click.echo(f"nopad: this needs the package {package}: {install_hint(extra)}", err=True)
         return 4
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
-from nopad.model.config import SCORE_ACTIVATIONS, Pooling
+from nopad.model.config import SCORE_ACTIVATIONS, Pooling, half_window_of
 from nopad.model.head import PROBLEM_TYPES, TASKS, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
@@ -100,6 +100,11 @@ class Manifest:
         """
         gated = [artifact for artifact in self.artifacts if artifact.parity]
         return "verified" if gated and all(artifact.verdict == "verified" for artifact in gated) else "unverified"
+
+    @property
+    def half_window(self) -> int | None:
+        """Tokens that a local layer sees on each side of a token; None if the architecture names no window."""
+        return half_window_of(self.architecture)
 
 
 def to_json(manifest: Manifest) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from nopad.model.packing import PackedBatch, pack, plan_batches
+from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
 from nopad.runtime import decode
 from nopad.runtime.batching import WINDOW, windows
 from nopad.runtime.bundle import Bundle, open_bundle
@@ -177,7 +177,7 @@ class Model:
 
     def takes(self, lengths: Sequence[int]) -> bool:
         """Whether the chosen engine answers texts of so many tokens in one micro-batch."""
-        tokens = -(-sum(lengths) // self.token_multiple) * self.token_multiple
+        tokens = round_up(sum(lengths), self.token_multiple)
         shape = tokens, len(lengths), max(lengths)
         return not self.profiles or any(profile.admits(*shape) for profile in self.profiles)
 

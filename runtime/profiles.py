@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nopad.model.packing import PackedBatch, plan_batches
+from nopad.model.packing import PackedBatch, plan_batches, round_up
 from nopad.runtime.errors import InputFileError
 
 Range = tuple[int, int, int]  # min, opt, max, as TensorRT has them
@@ -128,7 +128,7 @@ def plan_in_profiles(
             max_sequences=min(max_sequences, profile.sequences[2]),
         )
         for members in ([taken[i] for i in batch] for batch in plan):
-            tokens = -(-sum(lengths[i] for i in members) // multiple) * multiple
+            tokens = round_up(sum(lengths[i] for i in members), multiple)
             # Only a minimum can be missed, and never by a batch of which one text would pass it alone.
             if profile.admits(tokens, len(members), max(lengths[i] for i in members)):
                 batches.append(members)

@@ -185,7 +185,6 @@ def measure(
 def gate_engines(arguments: argparse.Namespace, sm: str | None, say: Callable[[str], None]) -> dict[str, Any]:
     """The gate on every engine that can run here; its verdict goes into the bundle."""
     bundle = open_bundle(arguments.bundle)
-    raw = json.loads((arguments.reference / "config.json").read_text("utf-8"))
     data = None
     if arguments.data:
         data = read_labelled(arguments.data, bundle.manifest, limit=arguments.limit)
@@ -195,7 +194,7 @@ def gate_engines(arguments: argparse.Namespace, sm: str | None, say: Callable[[s
             report = gate_bundle(
                 open_bundle(arguments.bundle),
                 arguments.reference,
-                half_window=int(raw.get("local_attention") or 128) // 2,
+                half_window=bundle.manifest.half_window or 64,
                 engine=engine,
                 data=data,
                 longest=2048,

@@ -25,7 +25,7 @@ from nopad.bench.forecast.data_sheets import Calibration, Gpu, find_gpus
 from nopad.bench.forecast.groups import WIDTHS, Group, Shape, UncountableError, total_bytes, total_flops
 from nopad.bench.schema import Workload
 from nopad.model.config import attention_block
-from nopad.model.packing import plan_batches
+from nopad.model.packing import plan_batches, round_up
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import GPU_TOKENS
 from nopad.runtime.errors import UsageError
@@ -138,7 +138,7 @@ def shape_of(lengths: Sequence[int], *, padded: bool, multiple: int) -> Shape:
     """The stream of one micro-batch; with `padded`, every text is as long as its longest."""
     longest = max(lengths)
     used = longest * len(lengths) if padded else sum(lengths)
-    return Shape(tokens=-(-used // multiple) * multiple, sequences=len(lengths), longest=longest)
+    return Shape(tokens=round_up(used, multiple), sequences=len(lengths), longest=longest)
 
 
 def forecast(
@@ -205,7 +205,7 @@ class _Counter:
         packed = [one for one in bundle.manifest.artifacts if one.layout == "packed" and one.target in GPU_TARGETS]
         self.architecture = bundle.manifest.architecture
         self.precision = precision
-        block = attention_block(int(self.architecture.get("local_attention") or 0) // 2)
+        block = attention_block(bundle.manifest.half_window or 0)
         self.multiple = max((one.token_multiple for one in packed), default=block)
         self.graph: Graph | None = None
         self.known: dict[Shape, tuple[Group, ...]] = {}

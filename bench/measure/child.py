@@ -123,7 +123,6 @@ def main() -> None:
 
 def refusal(error: Exception) -> dict[str, Any]:
     """What an error makes of a subject: `status` and `note`."""
-    from nopad.export.errors import MissingPackage
     from nopad.runtime.errors import EnvironmentProblem, NopadError
 
     note = str(error) if isinstance(error, NopadError) else f"{type(error).__name__}: {error}"
@@ -131,7 +130,7 @@ def refusal(error: Exception) -> dict[str, Any]:
     note = note if len(note) <= 400 else f"{note[:400]} ..."
     if is_out_of_memory(error):
         return {"status": "out of memory", "note": note}
-    missing = isinstance(error, MissingPackage | EnvironmentProblem | ModuleNotFoundError)
+    missing = isinstance(error, EnvironmentProblem | ModuleNotFoundError)
     return {"status": "missing" if missing else "failed", "note": note}
 
 

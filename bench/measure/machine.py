@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nopad.model.packages import version_of
 from nopad.runtime.engines.cuda import gpus
 from nopad.runtime.errors import UsageError
 
@@ -59,13 +59,7 @@ def describe() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of every package that may take part."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {package: version for package in PACKAGES if (version := version_of(package)) is not None}
 
 
 def available_bytes() -> int:

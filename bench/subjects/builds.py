@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nopad.model.packages import install_hint, version_of
 from nopad.runtime.atomic import sha256_of, write_file
 
 SEED = 3  # of BERT's random weights: their values change no time
@@ -46,7 +46,7 @@ def place(cache: Path, job: Mapping[str, Any]) -> Path:
     known = {
         "job": {key: value for key, value in job.items() if key not in ("checkpoint", "threads", "folder")},
         "files": {file.name: sha256_of(file) for file in files},
-        "versions": {name: _version(name) for name in ("nopad", "torch", "transformers", "optimum-onnx")},
+        "versions": {name: version_of(name) for name in ("nopad", "torch", "transformers", "optimum-onnx")},
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return cache / f"{job['kind']}-{digest[:16]}"
@@ -54,11 +54,11 @@ def place(cache: Path, job: Mapping[str, Any]) -> Path:
 
 def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
     """The answer of a job that cannot succeed for want of a package, without a process to find out; None: it may."""
-    if job["kind"] != "optimum" or _version("optimum-onnx") is not None:
+    if job["kind"] != "optimum" or version_of("optimum-onnx") is not None:
         return None
     note = (
         "optimum-onnx, which exports its graph, is not installed; it pins transformers below 4.58, so give it an "
-        "environment of its own: pip install 'nopad[bench]'"
+        f"environment of its own: {install_hint('bench')}"
     )
     return {"status": "missing", "note": note}
 
@@ -79,13 +79,6 @@ def record(folder: Path, answer: Mapping[str, Any]) -> None:
 
 def _record(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def build(job: Mapping[str, Any]) -> dict[str, Any]:

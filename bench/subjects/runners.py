@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nopad.model.packages import COMPETITOR_NEEDS, importable, install_hint, missing
+from nopad.model.packing import round_up
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
@@ -107,7 +108,7 @@ class NopadRunner:
         computed = 0
         for batch in self._model.plan(lengths):
             members = [lengths[index] for index in batch]
-            computed += len(members) * max(members) if padded else -(-sum(members) // multiple) * multiple
+            computed += len(members) * max(members) if padded else round_up(sum(members), multiple)
         return sum(lengths), computed
 
     def close(self) -> None:
@@ -293,20 +294,15 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "optimum": ("tokenizers", "onnxruntime"),
     "openvino": ("tokenizers", "openvino"),
 }
-# What each cannot do without. nopad's engines say so themselves.
-_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("torch", "transformers"),
-    "optimum": ("onnxruntime",),
-    "openvino": ("openvino",),
-}
 
 
 def lacks(spec: Spec) -> str | None:
     """What is not installed that this subject needs, and what to do; None if nothing is known to be."""
-    if spec.engine == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+    if spec.engine == "flash_attention_2" and not importable("flash_attn"):
         return "FlashAttention-2 (package flash-attn) is not installed; it needs a CUDA GPU of compute capability 8.0"
-    missing = [name for name in _NEEDS.get(spec.runner, ()) if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} not installed: pip install 'nopad[bench]'" if missing else None
+    need = COMPETITOR_NEEDS.get(spec.runner)  # nopad's engines say for themselves what they need
+    absent = missing(need.modules) if need is not None else []
+    return f"{', '.join(absent)} not installed: {install_hint(need.extra)}" if need and absent else None
 
 
 def import_libraries(spec: Spec) -> None:

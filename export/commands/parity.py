@@ -77,12 +77,12 @@ def parity(
     if data is not None:
         own = DataSource(path=data, encoding=encoding, columns=columns)
         rows = read_labelled(own, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    window = int(opened.manifest.architecture.get("local_attention", 128))
+    half_window = opened.manifest.half_window
     with status(console) as progress:
         report = gate_bundle(
             opened,
             folder,
-            half_window=window // 2,
+            half_window=64 if half_window is None else half_window,
             base=base,
             allow_pickle=allow_pickle,
             progress=progress,

@@ -17,6 +17,7 @@ from typing import Any
 from nopad.export.engines.network_check import check_network
 from nopad.export.errors import ExportError
 from nopad.export.progress import Progress, silent
+from nopad.model.packages import install_hint
 from nopad.runtime.atomic import write_file
 from nopad.runtime.engines.cuda import out_of_memory
 from nopad.runtime.engines.hardware import refusal
@@ -172,7 +173,7 @@ def _library(target: str) -> Any:
     parts = trt.__version__.split(".")
     if target == "tensorrt" and not _OLDEST <= tuple(map(int, parts[:2])) < _BEYOND:
         raise EnvironmentProblem(
-            f"this is TensorRT {trt.__version__}, nopad builds with 10.13 to 11.x: pip install 'nopad[tensorrt]'"
+            f"this is TensorRT {trt.__version__}, nopad builds with 10.13 to 11.x: {install_hint('tensorrt')}"
         )
     return trt
 

@@ -5,8 +5,8 @@ or a mask where one sequence fills the batch, without windows where no text is l
 positions; the stream may have any length. `rearrange` then spares copies that the encoder's code implies: slices of a
 product become products of slices of the weight, and a product is added to its residual where it is made.
 
-What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX Runtime's
-`docs/ContribOperators.md`.
+What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX
+Runtime's `docs/ContribOperators.md`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from nopad.model.checkpoint.folder_kind import name_file
 from nopad.model.checkpoint.json_files import read_json
 from nopad.model.checkpoint.sentence_transformers import module_files, transformer_folder
 from nopad.model.errors import CheckpointError
+from nopad.model.packages import install_hint
 
 # Beside the weights of an encoder; what a folder of sentence-transformers has besides, its modules.json tells.
 _ROOT = (
@@ -42,7 +43,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError(f"no folder {path}, and the Hub needs: pip install 'nopad[export]'") from None
+        raise CheckpointError(f"no folder {path}, and the Hub needs: {install_hint('export')}") from None
 
     def fetch(files: Iterable[str], commit: str | None = None) -> Path:
         return Path(snapshot_download(str(name), revision=commit, allow_patterns=list(files)))

@@ -22,6 +22,7 @@ from nopad.model.config import EmbeddingModule, EncoderConfig
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import ProblemType, Task
+from nopad.model.packages import install_hint
 
 SETTINGS_FILE, HEAD_FILE = "config_setfit.json", "model_head.pkl"
 FloatArray = npt.NDArray[np.float64]
@@ -114,7 +115,7 @@ def read_head(folder: Path) -> SetFitHead:
         import joblib
         import sklearn  # noqa: F401 (its classes are what the pickle names)
     except ImportError:
-        raise CheckpointError(f"{path} needs scikit-learn to be opened: pip install 'nopad[train]'") from None
+        raise CheckpointError(f"{path} needs scikit-learn to be opened: {install_hint('train')}") from None
     settings = read_json(folder / SETTINGS_FILE, dict) if (folder / SETTINGS_FILE).is_file() else {}
     try:
         with warnings.catch_warnings():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from nopad.model.checkpoint.json_files import read_json
 from nopad.model.errors import CheckpointError
+from nopad.model.packages import importable
 
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
@@ -107,7 +107,7 @@ def _reason(folder: Path, path: Path, config: Mapping[str, Any], error: Exceptio
             f"the tokenizer of {folder} is Python code of its own (auto_map in tokenizer_config.json), which nopad "
             "does not run; save a tokenizer.json for it, or name one of transformers' classes as tokenizer_class"
         )
-    if path.suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
+    if path.suffix == ".model" and not importable("sentencepiece"):
         return f"{path} is a SentencePiece model, which needs its library: pip install sentencepiece"
     if _damaged(path):
         return f"{path} is damaged: {error}; copy the file again"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -12,40 +10,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.packages import COMMAND_NEEDS, ENGINE_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
 from nopad.runtime.console import common_options, emit
 from nopad.runtime.engines.cuda import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.selection import engine_order
 
-# package -> what it is for; the extra that brings it stands in nopad.runtime.cli.EXTRAS.
-_PACKAGES = {
-    "numpy": "runtime",
-    "tokenizers": "runtime",
-    "onnxruntime": "runtime: engine onnx-cpu",
-    "torch": "train, export",
-    "transformers": "train, export, parity",
-    "safetensors": "train, export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "accelerate": "train",
-    "datasets": "train",
-    "scikit-learn": "train",
-    "optimum-onnx": "export --exporter optimum",
-}
-# engine -> the modules it imports, and the extra that brings them.
-_NEEDS = {
-    "tensorrt": ("tensorrt", "cuda"),
-    "tensorrt-rtx": ("tensorrt_rtx", "cuda"),
-    "onnx-tensorrt": ("onnxruntime",),
-    "onnx-cuda": ("onnxruntime",),
-    "torch": ("torch", "safetensors"),
-    "onnx-cpu": ("onnxruntime",),
-}
-_EXTRAS = (
-    {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "torch": "export"}
-    | dict.fromkeys(("onnx-tensorrt", "onnx-cuda"), "onnx-gpu")
-    | {"onnx-cpu": "cpu"}
-)
+# The engines that are one of ONNX Runtime's execution providers, which its package for CPUs has not.
+_PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +39,9 @@ def run_checks() -> list[Check]:
     checks += [_gpu(gpu) for gpu in found] or [
         Check(name="gpu", ok=True, detail="none found (no CUDA driver, no nvidia-smi): engines run on the CPU")
     ]
-    for package, purpose in _PACKAGES.items():
-        try:
-            detail, ok = f"{importlib.metadata.version(package)} ({purpose})", True
-        except importlib.metadata.PackageNotFoundError:
-            detail, ok = f"not installed ({purpose})", False
-        checks.append(Check(name=package, ok=ok, detail=detail))
-    for name, able in {"can train": "accelerate datasets scikit-learn torch transformers", "can export":
-                       "onnx onnxscript torch transformers", "can predict": "onnxruntime"}.items():  # fmt: skip
-        missing = [check.name for check in checks if check.name in able.split() and not check.ok]
-        extra = {"can train": "train", "can export": "export", "can predict": "cpu"}[name]
-        detail = f"no: pip install 'nopad[{extra}]' (lacks {', '.join(missing)})" if missing else "yes"
-        checks.append(Check(name=name, ok=not missing, detail=detail))
-    checks += _engines(found[0].sm if found else None)
+    checks += [_package(package) for package in PACKAGES.values() if package.purpose]
+    checks += [_command(name, need) for name, need in COMMAND_NEEDS.items()]
+    checks += [_engine(place, name) for place, name in enumerate(engine_order(found[0].sm if found else None), 1)]
     checks.append(_embedded())
     return checks
 
@@ -99,27 +61,37 @@ def _gpu(gpu: Gpu) -> Check:
     return Check(name="gpu", ok=True, detail=f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB: {able}")
 
 
-def _importable(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ImportError:  # an import hook that forbids it
-        return False
+def _package(package: Package) -> Check:
+    version = version_of(package.name)
+    return Check(name=package.name, ok=version is not None, detail=f"{version or 'not installed'} ({package.purpose})")
 
 
-def _engines(sm: str | None) -> list[Check]:
-    """The engines in the order in which `load` tries them here, and what each lacks."""
-    checks = []
-    for place, name in enumerate(engine_order(sm), 1):
-        lacks = [package for package in _NEEDS[name] if not _importable(package)]
-        detail = f"no: lacks {', '.join(lacks)}: pip install 'nopad[{_EXTRAS[name]}]'" if lacks else "can run"
-        if not lacks and name in ("onnx-cuda", "onnx-tensorrt"):
-            import onnxruntime
+def _command(name: str, need: Need) -> Check:
+    packages = [PACKAGES[module].name for module in need.modules]
+    lacks = [package for package in packages if version_of(package) is None]
+    detail = f"no: {install_hint(need.extra)} (lacks {', '.join(lacks)})" if lacks else "yes"
+    return Check(name=f"can {name}", ok=not lacks, detail=detail)
 
-            provider = "CUDAExecutionProvider" if name == "onnx-cuda" else "TensorrtExecutionProvider"
-            if provider not in onnxruntime.get_available_providers():
-                detail = f"no: onnxruntime {onnxruntime.__version__} has no {provider}; install onnxruntime-gpu"
-        checks.append(Check(name=f"engine {place}: {name}", ok=detail == "can run", detail=detail))
-    return checks
+
+def _engine(place: int, name: str) -> Check:
+    """An engine, by its place in the order in which `load` tries them here."""
+    obstacle = _obstacle(name)
+    return Check(
+        name=f"engine {place}: {name}", ok=obstacle is None, detail=f"no: {obstacle}" if obstacle else "can run"
+    )
+
+
+def _obstacle(engine: str) -> str | None:
+    """Why an engine cannot run here; None if nothing is known to stand in its way."""
+    need = ENGINE_NEEDS[engine]
+    if lacks := missing(need.modules):
+        return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
+    if engine in _PROVIDERS:
+        import onnxruntime
+
+        if _PROVIDERS[engine] not in onnxruntime.get_available_providers():
+            return f"onnxruntime {onnxruntime.__version__} has no {_PROVIDERS[engine]}; install onnxruntime-gpu"
+    return None
 
 
 def _embedded() -> Check:

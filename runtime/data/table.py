@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nopad.model.packages import install_hint
 from nopad.runtime.errors import EnvironmentProblem, InputFileError, UsageError
 
 # A row's number (1 is the first line of a text, the first row of other kinds), and its record or why it has none.
@@ -79,7 +80,7 @@ def need(package: str, what: str) -> Any:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         missing = (error.name or package).split(".")[0]
-        raise EnvironmentProblem(f"{what} needs the package {missing}: pip install 'nopad[tables]'") from None
+        raise EnvironmentProblem(f"{what} needs the package {missing}: {install_hint('tables')}") from None
 
 
 def unreadable(name: str, error: BaseException) -> InputFileError:

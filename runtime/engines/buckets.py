@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from nopad.model.packing import IntArray, PackedBatch
+from nopad.model.packing import IntArray, PackedBatch, round_up
 from nopad.runtime.profiles import ShapeProfile
 
 # Steps: small enough to waste little, large enough that a service sees few shapes.
@@ -25,9 +25,9 @@ def bucketed(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, 
     `cu_seqlens` stays as it is: it tells the real sequences.
     """
     sequences, longest = batch.pad_index.shape
-    tokens = min(_up(len(batch.input_ids), TOKEN_BLOCKS * token_multiple), profile.tokens[2])
+    tokens = min(round_up(len(batch.input_ids), TOKEN_BLOCKS * token_multiple), profile.tokens[2])
     rows = min(1 << (sequences - 1).bit_length(), profile.sequences[2]) - sequences
-    columns = min(_up(longest, LONGEST_STEP), profile.longest[2]) - longest
+    columns = min(round_up(longest, LONGEST_STEP), profile.longest[2]) - longest
     pad_index = np.pad(batch.pad_index, ((0, rows), (0, columns)), constant_values=-1)
     pad_index[sequences:, 0] = 0
 
@@ -43,7 +43,3 @@ def bucketed(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, 
         pad_index=pad_index,
         prompt_lengths=np.pad(batch.prompt_lengths, (0, rows)),
     )
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.packages import ENGINE_NEEDS, install_hint
 from nopad.model.packing import IntArray, PackedBatch, to_padded
 from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
@@ -23,12 +24,13 @@ TOKENS_PER_THREAD = 256
 LEAST_TOKENS = 512
 
 
-def import_onnxruntime(engine: str, extra: str) -> Any:
+def import_onnxruntime(engine: str) -> Any:
     """ONNX Runtime, whichever package brings it. Raises `EnvironmentProblem`."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError:
-        raise EnvironmentProblem(f"engine {engine} needs ONNX Runtime: pip install 'nopad[{extra}]'") from None
+        hint = install_hint(ENGINE_NEEDS[engine].extra)
+        raise EnvironmentProblem(f"engine {engine} needs ONNX Runtime: {hint}") from None
 
 
 def open_session(
@@ -106,7 +108,7 @@ class OnnxCpuEngine(OnnxEngine):
     name = "onnx-cpu"
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        ort = import_onnxruntime(self.name, "cpu")
+        ort = import_onnxruntime(self.name)
         # Else its threads go on spinning for a while after a run, on cores that other libraries could use.
         config = {"session.force_spinning_stop": "1"}
         super().__init__(

@@ -7,12 +7,12 @@ CPU without a word, so what really runs where is asked after opening.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nopad.model.packages import ENGINE_NEEDS, install_hint, version_of
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
 from nopad.runtime.engines.compiled_cache import cache_folder
@@ -36,7 +36,7 @@ class OnnxCudaEngine(OnnxEngine):
     token_budget = GPU_TOKENS
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        ort = import_onnxruntime(self.name, "onnx-gpu")
+        ort = import_onnxruntime(self.name)
         super().__init__(_open(ort, path, options, [_CUDA], self.name), path, artifact, options)
 
 
@@ -53,11 +53,11 @@ class OnnxTensorRTEngine(OnnxEngine):
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         if artifact.layout != "packed":
             raise BundleError(f"engine {self.name} takes packed graphs; {path} is {artifact.layout}: use onnx-cuda")
-        ort = import_onnxruntime(self.name, "onnx-gpu")
+        ort = import_onnxruntime(self.name)
         _require_provider(ort, "TensorrtExecutionProvider", self.name)
         profile = wide_profile(artifact.profiles or _planned(path, artifact))
         settings = {"device_id": "0", **_profile_options(profile, artifact)}
-        versions = [f"{name} {_installed(name)}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
+        versions = [f"{name} {version_of(name) or 'none'}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
         folder = cache_folder(path, *versions, *settings.values())
         if folder is not None:
             for kind in ("engine", "timing"):
@@ -108,18 +108,12 @@ def _profile_options(profile: ShapeProfile, artifact: Artifact) -> dict[str, str
     return options
 
 
-def _installed(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
 def _require_provider(ort: Any, provider: str, engine: str) -> None:
     if provider not in ort.get_available_providers():
         raise EnvironmentProblem(
             f"engine {engine} needs the {provider} of onnxruntime-gpu; ONNX Runtime {ort.__version__} here has "
-            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then pip install 'nopad[onnx-gpu]'"
+            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then "
+            f"{install_hint(ENGINE_NEEDS[engine].extra)}"
         )
 
 

@@ -7,10 +7,11 @@ import platform
 from collections import deque
 from typing import Any
 
+from nopad.model.packages import ENGINE_NEEDS, install_hint
 from nopad.runtime.errors import EnvironmentProblem
 
 # Target, and the engine of the same name -> module.
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+LIBRARIES = {name: ENGINE_NEEDS[name].modules[0] for name in ("tensorrt", "tensorrt-rtx")}
 _KEPT_MESSAGES = 8
 
 
@@ -27,7 +28,8 @@ def import_library(target: str, who: str) -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         what = "is not installed" if missing else f"is installed but does not load ({error})"
-    raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: pip install 'nopad[{target}]'")
+    hint = install_hint(ENGINE_NEEDS[target].extra)
+    raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: {hint}")
 
 
 def logger(trt: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nopad.model.errors import CheckpointError
+from nopad.model.packages import ENGINE_NEEDS, install_hint
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import CPU_TOKENS, GPU_TOKENS, EngineOptions
 from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
@@ -42,7 +43,7 @@ class TorchEngine:
             importlib.import_module("safetensors")
         except (ImportError, OSError) as error:  # OSError: of its shared libraries
             raise EnvironmentProblem(
-                f"engine torch needs torch and safetensors ({error}): pip install 'nopad[export]'"
+                f"engine torch needs torch and safetensors ({error}): {install_hint(ENGINE_NEEDS[self.name].extra)}"
             ) from None
         from nopad.model.checkpoint.load import load_checkpoint
 

@@ -76,11 +76,10 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
     manifest = bundle.manifest
     if not any(artifact.layout == "packed" for artifact in manifest.artifacts):
         raise UsageError(f"{bundle.path} is a padded bundle: it has no profiles to plan")
-    window = manifest.architecture.get("local_attention")  # a graph for CPUs alone says nothing of engines' streams
     return PlannedModel(
         name=str(bundle.path) if folder else "the embedded model",
         architecture=manifest.architecture,
-        block=attention_block(window // 2 if isinstance(window, int) else 0),
+        block=attention_block(manifest.half_window or 0),  # a graph for CPUs alone has no blocks to ask for
         max_length=manifest.max_length,
         tokenizer=bundle.file(manifest.tokenizer),
     )

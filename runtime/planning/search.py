@@ -21,7 +21,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from nopad.model.config import EncoderConfig
-from nopad.model.packing import plan_batches
+from nopad.model.packing import plan_batches, round_up
 from nopad.runtime.engines.base import GPU_TOKENS
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import CostModel, cost_model
@@ -142,7 +142,7 @@ def plan_profiles(
         used[min(length, limit)] += count
     model = cost_model(architecture, block=block, keeps_scores=keeps_scores)
     search = _Search(model, _windows(used, window), memory_bytes, token_budget, window)
-    edges = _edges(used, _up(limit, block), block)
+    edges = _edges(used, round_up(limit, block), block)
     search.check(edges[-1])
     chosen = _best(search, edges, most)
     wide = search.wide(edges[-1])
@@ -177,13 +177,13 @@ def default_profiles(
     Raises `UsageError` for an architecture that is no packed encoder's.
     """
     model = cost_model(architecture, block=block)
-    top = _up(max_length, block)
-    edges = sorted({edge for edge in (_up(edge, block) for edge in DEFAULT_EDGES) if edge < top} | {top})
+    top = round_up(max_length, block)
+    edges = sorted({edge for edge in (round_up(edge, block) for edge in DEFAULT_EDGES) if edge < top} | {top})
     search = _Search(model, [], memory_bytes, token_budget, WINDOW)
     profiles = []
     for above, longest in pairwise([0, *edges]):
         tokens, sequences = max(search.limits(above + 1, longest, PARTS // len(edges)), default=(longest, 1))
-        best = max(longest, _up(tokens // 2, block))
+        best = max(longest, round_up(tokens // 2, block))
         profiles.append(
             ShapeProfile(
                 tokens=(block, best, tokens),
@@ -222,7 +222,7 @@ class _Search:
         """Maxima (tokens, sequences) for texts of `shortest` to `longest` tokens in so many parts of the memory."""
         block = self.model.block
         budget = self._token_budget // block * block
-        for tokens in sorted({max(longest, min(budget, _up(size, block))) for size in (*TOKEN_SIZES, budget)}):
+        for tokens in sorted({max(longest, min(budget, round_up(size, block))) for size in (*TOKEN_SIZES, budget)}):
             useful = range(1, 1 + max(1, min(self._window, tokens // shortest)))
             fitting = bisect_right(useful, parts * self._part, key=lambda n: self.model.memory(tokens, n, longest))
             if fitting:
@@ -251,7 +251,7 @@ class _Search:
             plan = plan_batches(window, token_budget=min(tokens, self._token_budget), max_sequences=sequences)
             for batch in plan:
                 real = sum(window[i] for i in batch)
-                shapes.append((_up(real, self.model.block), len(batch), window[batch[0]]))
+                shapes.append((round_up(real, self.model.block), len(batch), window[batch[0]]))
         work = sum(self.model.work(*shape) for shape in shapes)
         return _Segment(
             above=above,
@@ -264,10 +264,6 @@ class _Search:
             work=work,
             cost=work + self.model.launch_flops * len(shapes),
         )
-
-
-def _up(size: int, block: int) -> int:
-    return -(-size // block) * block
 
 
 def _at(weights: Mapping[int, int], levels: Iterable[float]) -> list[int]:
@@ -289,7 +285,7 @@ def _edges(counts: Counter[int], top: int, block: int) -> list[int]:
     """Lengths at which a segment may end: 0, quantiles rounded up to the block, the longest text, `top`."""
     levels = [(i + 1) / LEVELS for i in range(LEVELS)]
     quantiles = _at(counts, levels) + _at({length: length * count for length, count in counts.items()}, levels)
-    return [0, *sorted({_up(length, block) for length in quantiles} | {top})]
+    return [0, *sorted({round_up(length, block) for length in quantiles} | {top})]
 
 
 def _best(search: _Search, edges: Sequence[int], most: int) -> list[_Segment]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference_models import ATTENTIONS, TOLERANCE, Reference, difference, packed_logits, token_ids
 
 from nopad.model.attention import PackedLayout, local_mask, sdpa_attention
-from nopad.model.packing import pack, plan_batches, to_padded
+from nopad.model.packing import pack, plan_batches, round_up, to_padded
 
 ROWS = st.lists(st.lists(st.integers(0, 50_000), min_size=1, max_size=70), min_size=1, max_size=12)
 MULTIPLES = st.sampled_from([1, 7, 64, 192])
@@ -98,6 +98,12 @@ def test_plan_batches(lengths: list[int], budget: int, most: int, padded: bool) 
         cost = (len(batch) + 1) * lengths[batch[0]] if padded else sum(lengths[i] for i in [*batch, following[0]])
         square = (len(batch) + 1) * lengths[batch[0]] ** 2
         assert len(batch) == most or cost > budget or square > budget**2
+
+
+@given(size=st.integers(0, 10**6), multiple=st.integers(1, 10**4))
+def test_round_up_gives_the_least_multiple_that_covers(size: int, multiple: int) -> None:
+    up = round_up(size, multiple)
+    assert up % multiple == 0 and up - multiple < size <= up
 
 
 def test_planning_counts_the_padding() -> None:

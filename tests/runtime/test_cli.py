@@ -20,9 +20,10 @@ import click
 import pytest
 
 import nopad.runtime.errors as errors
+from nopad.model.packages import PACKAGES
 from nopad.runtime import cli
 from nopad.runtime.bundle import open_bundle, write_manifest
-from nopad.runtime.cli import COMMANDS, EXTRAS, run
+from nopad.runtime.cli import COMMANDS, run
 from nopad.runtime.errors import NopadError
 
 NAME = "modernbert-single-mean"
@@ -192,25 +193,15 @@ def test_a_failure_of_the_machine_becomes_its_code_and_one_line(
     assert line.startswith(f"nopad: {words}") and out == ""
 
 
-@pytest.mark.parametrize("package", EXTRAS)
+@pytest.mark.parametrize("package", [module for module, package in PACKAGES.items() if package.extras])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     package: str, raising: Raising, capsys: Capture
 ) -> None:
-    own = EXTRAS[package]  # what export brings, train brings, too
-    for name, extra in (("parity", own), ("train", "train" if own == "export" else own)):
+    extras = PACKAGES[package].extras  # a command's own goes before the usual one
+    for name, extra in (("parity", extras[0]), ("train", "train" if "train" in extras else extras[0])):
         raising(ModuleNotFoundError(f"No module named '{package}.core'", name=f"{package}.core"), name)
         assert run([name]) == 4
         assert capsys.readouterr().err == f"nopad: this needs the package {package}: pip install 'nopad[{extra}]'\n"
-
-
-def test_the_extras_named_are_those_of_the_package() -> None:
-    needed: dict[str, set[str]] = {}
-    for line in importlib.metadata.requires("nopad") or []:
-        if found := re.match(r"([\w-]+).*extra == [\"'](\w+)[\"']", line):
-            needed.setdefault(found[2], set()).add(found[1])
-    distributions = {"sklearn": "scikit-learn", "optimum": "optimum-onnx"}
-    for package, extra in EXTRAS.items():
-        assert distributions.get(package, package) in needed[extra], package
 
 
 @pytest.mark.parametrize(

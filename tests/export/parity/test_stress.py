@@ -159,7 +159,7 @@ def gated(
 
 def gate(engine: SuspectEngine, gated: tuple[Bundle, Reference], **options: Any) -> dict[str, Any]:
     bundle, reference = gated
-    half_window = (bundle.manifest.architecture["local_attention"] or 128) // 2
+    half_window = bundle.manifest.half_window or 64
     with load(bundle.path, engine=engine, threads=1, allow_unverified=True) as model:
         return run_gate(model, reference, half_window=half_window, **options).to_json()
 

@@ -1,0 +1,105 @@
+"""The packages that nopad imports where it needs them, the extras that bring them, and what to install for the rest.
+
+pyproject.toml is the other end: `tests/model/test_packages.py` ties the tables to its extras. Imports no package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package by the name that pip knows."""
+
+    name: str
+    extras: tuple[str, ...] = ()  # that a message about its absence may name, the usual one first; () for dependencies
+    purpose: str = ""  # in the words of `nopad doctor`, which lists the packages that have one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What something needs that nopad does."""
+
+    modules: tuple[str, ...]
+    extra: str  # brings all of them
+
+
+# By the module that is imported, in the order in which `nopad doctor` lists them.
+PACKAGES: Mapping[str, Package] = {
+    "numpy": Package(name="numpy", purpose="runtime"),
+    "tokenizers": Package(name="tokenizers", purpose="runtime"),
+    "onnxruntime": Package(name="onnxruntime", extras=("cpu",), purpose="runtime: engine onnx-cpu"),
+    "torch": Package(name="torch", extras=("export", "train"), purpose="train, export"),
+    "transformers": Package(name="transformers", extras=("export", "train"), purpose="train, export, parity"),
+    "safetensors": Package(name="safetensors", extras=("export", "train"), purpose="train, export"),
+    "onnx": Package(name="onnx", extras=("export",), purpose="export"),
+    "onnxscript": Package(name="onnxscript", extras=("export",), purpose="export"),
+    "accelerate": Package(name="accelerate", extras=("train",), purpose="train"),
+    "datasets": Package(name="datasets", extras=("train",), purpose="train"),
+    "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
+    "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
+    "openvino": Package(name="openvino", extras=("bench",)),
+    "tensorrt": Package(name="tensorrt", extras=("tensorrt",)),
+    "tensorrt_rtx": Package(name="tensorrt_rtx", extras=("tensorrt-rtx",)),
+    "cuda": Package(name="cuda-python", extras=("tensorrt", "tensorrt-rtx")),
+    "pyarrow": Package(name="pyarrow", extras=("tables",)),
+    "openpyxl": Package(name="openpyxl", extras=("tables",)),
+    "zstandard": Package(name="zstandard", extras=("tables",)),
+}
+# What the commands do.
+COMMAND_NEEDS: Mapping[str, Need] = {
+    "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
+    "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
+    "predict": Need(modules=("onnxruntime",), extra="cpu"),
+}
+# Each engine of the runtime.
+ENGINE_NEEDS: Mapping[str, Need] = {
+    "tensorrt": Need(modules=("tensorrt", "cuda"), extra="tensorrt"),
+    "tensorrt-rtx": Need(modules=("tensorrt_rtx", "cuda"), extra="tensorrt-rtx"),
+    "onnx-tensorrt": Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    "onnx-cuda": Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    "torch": Need(modules=("torch", "safetensors"), extra="export"),
+    "onnx-cpu": Need(modules=("onnxruntime",), extra="cpu"),
+}
+# Each competitor in `nopad bench`, by its runner.
+COMPETITOR_NEEDS: Mapping[str, Need] = {
+    "transformers": Need(modules=("torch", "transformers"), extra="bench"),
+    "optimum": Need(modules=("onnxruntime",), extra="bench"),
+    "openvino": Need(modules=("openvino",), extra="bench"),
+}
+
+
+def install_hint(extra: str) -> str:
+    """What to type for an extra of nopad."""
+    return f"pip install 'nopad[{extra}]'"
+
+
+def extra_of(module: str, command: str = "") -> str | None:
+    """The extra that brings `module`: the one named like `command` if that does; None where no extra is known."""
+    extras = PACKAGES[module].extras if module in PACKAGES else ()
+    return command if command in extras else next(iter(extras), None)
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a package, by pip's name of it; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def importable(module: str) -> bool:
+    """Whether a top-level module is there to be imported; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # an import hook that forbids it
+        return False
+
+
+def missing(modules: Sequence[str]) -> list[str]:
+    """Those that are not there to be imported."""
+    return [module for module in modules if not importable(module)]

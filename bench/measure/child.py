@@ -20,7 +20,8 @@ from dataclasses import asdict
 from typing import Any
 
 from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
-from nopad.bench.subjects.runners import RUNNERS, Spec, import_libraries
+from nopad.bench.subjects.runners import RUNNERS, import_libraries
+from nopad.bench.subjects.spec import Spec
 from nopad.runtime.engines.cuda import out_of_memory
 
 COLD_TEXT = "A film that I would see again, and soon."

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nopad.bench.measure.child import in_calls
-from nopad.bench.subjects.runners import Runner
+from nopad.bench.subjects.spec import Runner
 from nopad.bench.workloads import Texts
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray

@@ -77,7 +77,7 @@ def result(table: Table) -> str:
     """What the run found, in one sentence."""
     reference, report = table.report.reference, table.report
     parts = []
-    for subject in table.contenders():
+    for subject in table.compared():
         found = [
             figures.ratio
             for workload in report.workloads
@@ -96,7 +96,7 @@ def result(table: Table) -> str:
             f"no workload was finished by both nopad and {reference}." if reference else "it has no reference."
         )
     compared = sum(
-        any((at := table.figures.get((one.name, workload.name))) and at.ratio for one in table.contenders())
+        any((at := table.figures.get((one.name, workload.name))) and at.ratio for one in table.compared())
         for workload in report.workloads
     )
     every = len(report.workloads)
@@ -128,7 +128,7 @@ def _tiles(table: Table) -> str:
     for workload in table.report.workloads if table.report.cells else ():
         found = [
             (figures.p50, subject.name, figures.ratio)
-            for subject in table.contenders()
+            for subject in table.compared()
             if (figures := table.figures.get((subject.name, workload.name))) is not None and figures.ratio is not None
         ]
         lines = [f'<div class="of">{escaped(workload.name)}</div>']

@@ -12,7 +12,8 @@ import pytest
 from nopad.bench.measure import child as isolated
 from nopad.bench.measure.child import in_calls, is_out_of_memory, measure_job, refusal, run_job
 from nopad.bench.measure.machine import check_threads
-from nopad.bench.subjects.runners import Spec, lacks
+from nopad.bench.subjects.runners import lacks
+from nopad.bench.subjects.spec import Spec
 from nopad.runtime.bundle import DEFAULT_BUNDLE
 from nopad.runtime.errors import EngineError, EnvironmentProblem, UsageError
 

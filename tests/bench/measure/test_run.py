@@ -15,12 +15,12 @@ from reports import subject
 
 from nopad.bench.measure import run as running
 from nopad.bench.measure.record import Record
-from nopad.bench.measure.run import Settings, run
+from nopad.bench.measure.run import Run, Settings
 from nopad.bench.measure.turns import groups_that_fit, take_turns
 from nopad.bench.schema import Cell, Report
 from nopad.bench.subjects.agreement import Kind
-from nopad.bench.subjects.contenders import Contender
-from nopad.bench.subjects.runners import Runner, Spec
+from nopad.bench.subjects.plans import SubjectPlan
+from nopad.bench.subjects.spec import Runner, Spec
 from nopad.bench.workloads import Source, Texts
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import UsageError
@@ -92,8 +92,8 @@ def measured(
     monkeypatch.setattr("nopad.bench.measure.turns.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.turns.TURN_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.probe.REPEATS", 1)
-    contenders = [
-        Contender(
+    plans = [
+        SubjectPlan(
             subject=subject(name, status="not run"),
             spec=Spec(name=name, runner="fake", path="", task="text-classification", threads=1, max_length=9),
             yardstick=None if name == yardstick else yardstick,
@@ -101,11 +101,12 @@ def measured(
         for name in fakes
     ]
     record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
-                    workloads=[workload.workload], subjects=[one.subject for one in contenders])  # fmt: skip
+                    workloads=[workload.workload], subjects=[plan.subject for plan in plans])  # fmt: skip
     values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
     kind = Kind(task="text-classification", problem_type="single_label_classification")
-    run(contenders, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
-        show=lambda *_: None)  # fmt: skip
+    run = Run(plans, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
+              show=lambda *_: None)  # fmt: skip
+    run.measure()
     return record.report()
 
 

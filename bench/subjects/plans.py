@@ -1,4 +1,7 @@
-"""Who takes part: engines of the bundle, and competitors by name. Opens and builds nothing."""
+"""Who takes part: engines of the bundle, and competitors by name. Opens and builds nothing.
+
+A subject is whatever is measured; a competitor is a subject that is not nopad's on the bundle.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from nopad.bench.schema import Subject
 from nopad.bench.subjects.builds import bert_job, nopad_job, optimum_job, place
-from nopad.bench.subjects.runners import Spec
+from nopad.bench.subjects.spec import Spec
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import ENGINES, TARGETS
 from nopad.runtime.engines.cuda import gpus
@@ -22,6 +25,7 @@ from nopad.runtime.manifest import Artifact, Manifest
 
 REFERENCE = "hf-sdpa"
 BERT_REFERENCE = "bert-hf-sdpa"
+Builds = tuple[tuple[Path, Mapping[str, Any]], ...]  # folders in the cache, and the jobs that make them
 # name -> runner, and for transformers its attention
 COMPETITORS: dict[str, tuple[str, str]] = {
     "hf-sdpa": ("transformers", "sdpa"),
@@ -37,14 +41,14 @@ BERT_POSITIONS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One that takes part, before it is opened."""
+class SubjectPlan:
+    """A subject before it is opened: its record, and how it is opened, made and judged."""
 
     subject: Subject
     spec: Spec
-    builds: tuple[tuple[Path, Mapping[str, Any]], ...] = ()  # folder in the cache, and the job that makes it
+    builds: Builds = ()
     timed_build: Mapping[str, Any] | None = None  # made only to time it
-    yardstick: str | None = None  # subject whose answers its own must equal; None: it is one itself
+    yardstick: str | None = None  # subject whose answers its own must equal; None: it is a yardstick itself
     longest: int | None = None  # tokens it can take
     random_weights: bool = False  # its accuracy means nothing
 
@@ -63,7 +67,7 @@ def check_against(names: Sequence[str]) -> None:
         raise UsageError("--against none stands alone")
 
 
-def engines_of(
+def plan_engines(
     bundle: Bundle,
     *,
     threads: int,
@@ -72,7 +76,7 @@ def engines_of(
     allow_unverified: bool = False,
     timed_from: Path | None = None,
     yardstick: str | None = None,
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """The bundle's files, each on the first engine for it on this machine, or on each of `engines`.
 
     With `timed_from`, a checkpoint, the export of fp32 graphs is timed. Raises `UsageError` where nothing is left.
@@ -81,17 +85,17 @@ def engines_of(
         if engine not in ENGINES:
             raise UsageError(f"unknown engine {engine!r}; this nopad has {', '.join(ENGINES)}")
     order = engines or engine_order(next((gpu.sm for gpu in gpus()), None))
-    found: list[tuple[Artifact, str]] = []
+    chosen: list[tuple[Artifact, str]] = []
     for artifact in bundle.manifest.artifacts:
         fitting = [engine for engine in order if artifact.target in TARGETS[engine]]
         if precisions and artifact.precision not in precisions:
             continue
-        found += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
-    if not found:
-        holds = ", ".join(f"{one.target} {one.precision}" for one in bundle.manifest.artifacts)
+        chosen += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
+    if not chosen:
+        holds = ", ".join(f"{artifact.target} {artifact.precision}" for artifact in bundle.manifest.artifacts)
         raise UsageError(f"{bundle.path} has nothing of that engine and precision; it holds {holds}")
-    made = []
-    for (artifact, engine), name in zip(found, _names(found), strict=True):
+    plans = []
+    for (artifact, engine), name in zip(chosen, _names(chosen), strict=True):
         spec = Spec(
             name=name,
             runner="nopad",
@@ -110,44 +114,44 @@ def engines_of(
         # With the weights beside it.
         size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
-        made.append(Contender(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
-    return made
+        plans.append(SubjectPlan(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
+    return plans
 
 
-def _names(found: Sequence[tuple[Artifact, str]]) -> list[str]:
+def _names(chosen: Sequence[tuple[Artifact, str]]) -> list[str]:
     """nopad-PRECISION; where several have that, with the file's target; where several still, with the engine."""
     levels = [
-        [f"nopad-{artifact.precision}" for artifact, _ in found],
-        [f"nopad-{artifact.precision}-{artifact.target}" for artifact, _ in found],
-        [f"nopad-{artifact.precision}-{engine}" for artifact, engine in found],
-        [f"nopad-{artifact.precision}-{engine}-{Path(artifact.file).stem}" for artifact, engine in found],
+        [f"nopad-{artifact.precision}" for artifact, _ in chosen],
+        [f"nopad-{artifact.precision}-{artifact.target}" for artifact, _ in chosen],
+        [f"nopad-{artifact.precision}-{engine}" for artifact, engine in chosen],
+        [f"nopad-{artifact.precision}-{engine}-{Path(artifact.file).stem}" for artifact, engine in chosen],
     ]
     counts = [Counter(level) for level in levels]
     return [
         next((level[i] for level, count in zip(levels, counts, strict=True) if count[level[i]] == 1), levels[-1][i])
-        for i in range(len(found))
+        for i in range(len(chosen))
     ]
 
 
-def competitors(
+def plan_competitors(
     names: Sequence[str], checkpoint: Path, bundle: Bundle, cache: Path, *, threads: int, raw_config: Mapping[str, Any]
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """The named competitors (but BERT) on the checkpoint that the bundle was made from."""
-    manifest, made = bundle.manifest, []
+    manifest, plans = bundle.manifest, []
     model = str(raw_config.get("model_type"))
     for name in names:
         runner, engine = COMPETITORS[name]
         if runner:
-            made.append(_competitor(name, runner, engine, checkpoint, manifest, cache, threads, model))
-    return made
+            plans.append(_plan_competitor(name, runner, engine, checkpoint, manifest, cache, threads, model))
+    return plans
 
 
-def bert_contenders(
+def plan_bert(
     checkpoint: Path | None, vocabulary: Path | None, bundle: Bundle, cache: Path, *, threads: int, target: str
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """BERT-base in nopad and in the competitors; of random weights where no checkpoint is given."""
     manifest = bundle.manifest
-    first: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
+    first: Builds = ()
     if checkpoint is None:
         source = vocabulary or bundle.file(manifest.tokenizer).parent
         job = bert_job(source, manifest.task, max(len(manifest.labels), 1), threads)
@@ -159,7 +163,7 @@ def bert_contenders(
         longest = int(raw.get("max_position_embeddings") or BERT_POSITIONS)
     longest = min(longest, manifest.max_length)
     manifest = dataclasses.replace(manifest, max_length=longest)
-    made = []
+    plans = []
     for name in BERT_IN:
         if name == "nopad":
             job = nopad_job(checkpoint, manifest.task, target, threads)
@@ -176,25 +180,25 @@ def bert_contenders(
                 **{**_common(manifest), "model": "bert"},
             )
             subject = _subject(spec, "nopad", padded=False)
-            one = Contender(subject=subject, spec=spec, builds=((folder, job),))
+            plan = SubjectPlan(subject=subject, spec=spec, builds=((folder, job),))
         else:
             runner, engine = COMPETITORS[name]
-            one = _competitor(f"bert-{name}", runner, engine, checkpoint, manifest, cache, threads, "bert", first)
-            one = dataclasses.replace(one, spec=dataclasses.replace(one.spec, own_tokenizer=True))
-        yardstick = None if one.name == BERT_REFERENCE else BERT_REFERENCE
-        made.append(
+            plan = _plan_competitor(f"bert-{name}", runner, engine, checkpoint, manifest, cache, threads, "bert", first)
+            plan = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, own_tokenizer=True))
+        yardstick = None if plan.name == BERT_REFERENCE else BERT_REFERENCE
+        plans.append(
             dataclasses.replace(
-                one,
-                builds=(*first, *one.builds),
+                plan,
+                builds=(*first, *plan.builds),
                 yardstick=yardstick,
                 longest=longest,
                 random_weights=bool(first),
             )
         )
-    return made
+    return plans
 
 
-def _competitor(
+def _plan_competitor(
     name: str,
     runner: str,
     engine: str,
@@ -203,11 +207,11 @@ def _competitor(
     cache: Path,
     threads: int,
     model: str,
-    first: Sequence[tuple[Path, Mapping[str, Any]]] = (),
-) -> Contender:
-    builds: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
+    first: Builds = (),
+) -> SubjectPlan:
+    builds: Builds = ()
     path, file = checkpoint, None
-    size = sum(one.stat().st_size for one in checkpoint.glob("*.safetensors")) or None
+    size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) or None
     if runner != "transformers":
         job = optimum_job(checkpoint, manifest.task, threads)
         path, file, size = _built_place(cache, job, first), "model.onnx", None
@@ -223,10 +227,10 @@ def _competitor(
     )
     subject = _subject(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
     yardstick = None if name == REFERENCE else REFERENCE
-    return Contender(subject=subject, spec=spec, builds=builds, yardstick=yardstick)
+    return SubjectPlan(subject=subject, spec=spec, builds=builds, yardstick=yardstick)
 
 
-def _built_place(cache: Path, job: Mapping[str, Any], first: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path:
+def _built_place(cache: Path, job: Mapping[str, Any], first: Builds) -> Path:
     """The place of what is made from a checkpoint that may itself have to be made: named after that one's place."""
     return cache / f"{job['kind']}-of-{first[0][0].name}" if first else place(cache, job)
 

@@ -17,7 +17,7 @@ from nopad.bench.report.derived import Table, tabulate
 from nopad.bench.report.html_plots import Panel, latency, memory, quality, speed, throughput
 from nopad.bench.report.markdown import LEGEND
 from nopad.bench.schema import Report
-from nopad.charts.svg import escaped, key
+from nopad.charts.svg import escaped, key, style_sheet
 from nopad.charts.units import number, ratio, share
 
 
@@ -28,10 +28,11 @@ def write_html(report: Report, path: Path) -> None:
 
 def page(report: Report) -> str:
     """The page of that report."""
-    style, script = (
+    own, script = (
         files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
         for name in ("report.css", "report.js")
     )
+    style = style_sheet() + own
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
         "form-action 'none'"

@@ -21,7 +21,6 @@ from nopad.export.bundle_files import (
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.errors import ExportError
 from nopad.export.graph.padded import load_padded
-from nopad.export.graph.precision import Precision
 from nopad.export.parity.gate import run_gate
 from nopad.export.progress import Progress, silent
 from nopad.export.provenance import created, source_of
@@ -40,7 +39,8 @@ from nopad.model.head import Task
 from nopad.runtime.atomic import check_output, replace_folder
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, record_parity, write_manifest
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpu_at_hand
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.predictor import load
@@ -109,7 +109,7 @@ def export_checkpoint(
     own = _own_files(output)
     check_output(output, MANIFEST, own)
     _require_fp32_onnx(exporter, target, precision)
-    jobs = plan_jobs(target, precision, archs, sm=next((gpu.sm for gpu in gpus()), None))
+    jobs = plan_jobs(target, precision, archs, sm=gpu_at_hand)
     if "int8" in jobs.graphs and calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):

@@ -12,8 +12,9 @@ from typing import Literal
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
-from nopad.export.graph.precision import Precision, cast
-from nopad.export.int8.cpu import quantize_cpu
+from nopad.export.graph.precision import cast
+from nopad.export.int8.cpu import cpu_scheme
+from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
@@ -25,6 +26,7 @@ from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle, write_manifest
 from nopad.runtime.data.records import read_rows
 from nopad.runtime.data.table import DataSource
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.engines.tensorrt_library import this_platform
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.manifest import Artifact, FileRecord
@@ -85,11 +87,8 @@ def write_int8_graph(
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
-        graph, static = Path(scratch) / exact.file, calibrate is not None
-        if cpu:
-            made = quantize_cpu(graph, output, batches, static=static, labels_of=labels_of, progress=progress)
-        else:
-            made = quantize(graph, output, batches, labels_of=labels_of, progress=progress)
+        scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
+        made = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nopad.export.graph.precision import Precision
-from nopad.model.packages import ENGINE_NEEDS, importable, install_hint
-from nopad.runtime.engines.hardware import RTX_ARCHS, refusal
+from nopad.model.packages import importable, install_hint
+from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.hardware import RTX_ARCHS, Precision, refusal
 from nopad.runtime.engines.tensorrt_library import LIBRARIES
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 Target = Literal["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-ENGINE_TARGETS = tuple(LIBRARIES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineJob:
     """One engine to build."""
 
-    target: str  # tensorrt, tensorrt-rtx
+    target: str  # of `tensorrt_library.LIBRARIES`
     sm: str
 
 
@@ -37,26 +37,31 @@ class Jobs:
 
 
 def plan_jobs(
-    target: Target, precision: Precision | Sequence[Precision] | None, archs: Sequence[str], *, sm: str | None
+    target: Target,
+    precision: Precision | Sequence[Precision] | None,
+    archs: Sequence[str],
+    *,
+    sm: Callable[[], str | None],
 ) -> Jobs:
-    """Jobs of one export on a machine with a GPU of compute capability `sm` (None: without a GPU).
+    """Jobs of one export on this machine.
 
-    Several precisions are for graphs alone: an engine is of one.
+    `sm` says the compute capability of its GPU (None: without a GPU); it is called only where an engine's target needs
+    it. Several precisions are for graphs alone: an engine has a single one.
 
     What was asked for by name and cannot be built raises `UsageError` (it never can) or `EnvironmentProblem` (it can
     elsewhere), before anything is done; of `all` it is skipped with the reason.
     """
     wanted: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
-    if "int8" in wanted and target not in ("cpu", *ENGINE_TARGETS):
+    if "int8" in wanted and target not in ("cpu", *LIBRARIES):
         raise UsageError("--precision int8 is for --target cpu, tensorrt and tensorrt-rtx")
-    for one in wanted:
-        if one in ("fp16", "bf16") and target == "cpu":
+    for name in wanted:
+        if name in ("fp16", "bf16") and target == "cpu":
             raise UsageError(
-                f"--precision {one} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
+                f"--precision {name} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
             )
     if len(set(wanted)) < len(wanted) or len(wanted) > 1 and target not in ("cpu", "onnx"):
         raise UsageError(f"--precision {','.join(wanted)}: name one, or different ones of --target cpu or onnx")
-    if archs and target not in ("all", *ENGINE_TARGETS):
+    if archs and target not in ("all", *LIBRARIES):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
     if target == "cpu":
         return Jobs(cpu=wanted or ("fp32",), graphs=(), torch=None, engines=(), skipped=())
@@ -65,18 +70,19 @@ def plan_jobs(
     half: Precision = wanted[0] if wanted else "fp16"
     if target == "torch":  # the graph is for machines without torch, which have no GPU either
         return Jobs(cpu=("fp32",), graphs=(), torch=half, engines=(), skipped=())
+    ask = functools.cache(sm)
     engines: list[EngineJob] = []
     skipped: list[str] = []
-    for kind in ENGINE_TARGETS if target == "all" else (target,):
+    for kind in LIBRARIES if target == "all" else (target,):
         if target == "all":
             try:
-                found, why = _engines(kind, half, archs if kind == "tensorrt-rtx" else (), sm)
+                jobs, reasons = _engines(kind, half, archs if kind == "tensorrt-rtx" else (), ask)
             except (UsageError, EnvironmentProblem) as error:
-                found, why = [], [str(error)]
+                jobs, reasons = [], [str(error)]
         else:
-            found, why = _engines(kind, half, archs, sm)
-        engines += found
-        skipped += why
+            jobs, reasons = _engines(kind, half, archs, ask)
+        engines += jobs
+        skipped += reasons
     return Jobs(
         cpu=("fp32",) if target == "all" else (),
         graphs=(half,),
@@ -86,26 +92,34 @@ def plan_jobs(
     )
 
 
-def _engines(target: str, precision: str, archs: Sequence[str], sm: str | None) -> tuple[list[EngineJob], list[str]]:
+def _engines(
+    target: str, precision: str, archs: Sequence[str], ask: Callable[[], str | None]
+) -> tuple[list[EngineJob], list[str]]:
+    """Engines of one target, and why not for the rest of its GPUs. Raises `UsageError` or `EnvironmentProblem`."""
     if not importable(LIBRARIES[target]):
-        hint = install_hint(ENGINE_NEEDS[target].extra)
+        hint = install_hint(ENGINES[target].need.extra)
         raise EnvironmentProblem(f"--target {target} needs the package {LIBRARIES[target]}: {hint}")
     if target == "tensorrt":
-        if sm is None:
+        here = ask()
+        if here is None:
             raise EnvironmentProblem(
                 "--target tensorrt needs the GPU that it builds for, and there is none; --target tensorrt-rtx builds "
                 "without one"
             )
-        if any(arch != sm for arch in archs):
-            raise UsageError(f"--arch {','.join(archs)}: TensorRT builds for the GPU at hand, {sm}, alone")
-        wanted: Sequence[str] = [sm]
+        if any(arch != here for arch in archs):
+            raise UsageError(f"--arch {','.join(archs)}: TensorRT builds for the GPU at hand, {here}, alone")
+        wanted: Sequence[str] = [here]
     else:
-        wanted = archs or ([sm] if sm in RTX_ARCHS else RTX_ARCHS)
-    reasons = {one: refusal(target, one, precision) for one in wanted}
-    named = [reason for one, reason in reasons.items() if reason and (one in archs or target == "tensorrt")]
+        wanted = archs or _rtx_archs(ask())
+    reasons = {sm: refusal(target, sm, precision) for sm in wanted}
+    named = [reason for sm, reason in reasons.items() if reason and (sm in archs or target == "tensorrt")]
     if named:
         raise UsageError(named[0])
-    able = [EngineJob(target=target, sm=one) for one, reason in reasons.items() if reason is None]
-    if not able:
-        raise UsageError("; ".join(reason for reason in reasons.values() if reason))
-    return able, [reason for reason in reasons.values() if reason]
+    refused = [reason for reason in reasons.values() if reason]
+    if len(refused) == len(reasons):
+        raise UsageError("; ".join(refused))
+    return [EngineJob(target=target, sm=sm) for sm, reason in reasons.items() if reason is None], refused
+
+
+def _rtx_archs(here: str | None) -> Sequence[str]:
+    return [here] if here in RTX_ARCHS else RTX_ARCHS

@@ -16,13 +16,13 @@ class Package:
     """A package by the name that pip knows."""
 
     name: str
-    extras: tuple[str, ...] = ()  # that a message about its absence may name, the usual one first; () for dependencies
+    extras: tuple[str, ...] = ()  # named where it is missing, the usual extra first; () for nopad's dependencies
     purpose: str = ""  # in the words of `nopad doctor`, which lists the packages that have one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What something needs that nopad does."""
+    """What a command, an engine or a competitor needs."""
 
     modules: tuple[str, ...]
     extra: str  # brings all of them
@@ -50,20 +50,11 @@ PACKAGES: Mapping[str, Package] = {
     "openpyxl": Package(name="openpyxl", extras=("tables",)),
     "zstandard": Package(name="zstandard", extras=("tables",)),
 }
-# What the commands do.
+# What the commands do. What engines need stands in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
-}
-# Each engine of the runtime.
-ENGINE_NEEDS: Mapping[str, Need] = {
-    "tensorrt": Need(modules=("tensorrt", "cuda"), extra="tensorrt"),
-    "tensorrt-rtx": Need(modules=("tensorrt_rtx", "cuda"), extra="tensorrt-rtx"),
-    "onnx-tensorrt": Need(modules=("onnxruntime",), extra="onnx-gpu"),
-    "onnx-cuda": Need(modules=("onnxruntime",), extra="onnx-gpu"),
-    "torch": Need(modules=("torch", "safetensors"), extra="export"),
-    "onnx-cpu": Need(modules=("onnxruntime",), extra="cpu"),
 }
 # Each competitor in `nopad bench`, by its runner.
 COMPETITOR_NEEDS: Mapping[str, Need] = {
@@ -93,7 +84,7 @@ def version_of(name: str) -> str | None:
 
 
 def importable(module: str) -> bool:
-    """Whether a top-level module is there to be imported; it is not imported."""
+    """Whether a top-level module is installed; it is not imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # an import hook that forbids it
@@ -101,5 +92,5 @@ def importable(module: str) -> bool:
 
 
 def missing(modules: Sequence[str]) -> list[str]:
-    """Those that are not there to be imported."""
+    """The modules among these that cannot be imported here."""
     return [module for module in modules if not importable(module)]

@@ -1,4 +1,4 @@
-"""Folders written all or nothing, and file digests. Standard library only."""
+"""Folders written all or nothing, and file digests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nopad.model.errors import NopadError
-
-
-class OutputError(NopadError):
-    """An output folder that must not be written: it holds something else, or another process is writing it."""
+from nopad.runtime.errors import OutputError
 
 
 def check_output(output: Path, marker: str, known: Collection[str] | None = None) -> None:
-    """Refuse an `output` that stands already and is not of our making.
+    """Refuse an `output` that exists and was not written by us.
 
-    It must have the file `marker`, and only files named in `known` where that is given: nobody else's file is lost.
+    It must hold the file `marker` and, unless `known` is None, only files named there: nobody else's file is lost.
     Raises `OutputError`; called again by `replace_folder`, and early by long commands.
     """
     if output.is_symlink() or (output.exists() and not output.is_dir()):
@@ -40,9 +36,9 @@ def check_output(output: Path, marker: str, known: Collection[str] | None = None
 
 @contextmanager
 def locked(path: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from the same work on `path`; `doing` tells them what is going on.
+    """Keep other processes from the same work on `path`; `doing` tells them what is being done.
 
-    Makes the parent folder. Raises `OutputError` at once if another process is at it.
+    Makes the parent folder. Raises `OutputError` at once if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.parent / f".{path.name}.lock"
@@ -63,21 +59,21 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 def replace_folder(output: Path, *, marker: str, known: Collection[str] | None = None) -> Iterator[Path]:
     """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
 
-    A folder that stands at `output` is replaced only in the last step, and only if `check_output` lets it.
+    A folder that exists at `output` is replaced only in the last step, and only if `check_output` allows it.
     Raises `OutputError`, also when another process is writing to the same output.
     """
     output = output.absolute()
     check_output(output, marker, known)
     with locked(output, f"writing {output}"):
-        left = re.compile(re.escape(f".{output.name}.") + r"[a-z0-9_]{8}\.partial")
-        for path in output.parent.iterdir():  # of a process that was killed; we hold the lock
-            if left.fullmatch(path.name):
+        leftover = re.compile(re.escape(f".{output.name}.") + r"[a-z0-9_]{8}\.partial")
+        for path in output.parent.iterdir():  # left by a process that was killed; we hold the lock
+            if leftover.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
         try:
             temporary.chmod(0o755)
             yield temporary
-            check_output(output, marker, known)  # something may have come meanwhile
+            check_output(output, marker, known)  # something may have appeared meanwhile
             if output.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
                 os.rename(output, old / "was")

@@ -43,26 +43,26 @@ EPILOG = (
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name; imports one when it is asked for."""
+    """Knows its commands by name; imports a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command."""
+        """Import a command and return it; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         folder, _ = COMMANDS[cmd_name]
         module = importlib.import_module(f"nopad.{folder}.commands.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
-        for option in command.params:  # click's own names follow the function's arguments, which nobody sees
+        for option in command.params:  # click derives names from the function's arguments, which nobody sees
             if isinstance(option, click.Option):
-                shown = max(option.opts, key=len).lstrip("-")
-                named = f"NOPAD_{cmd_name}_{shown}".replace("-", "_").upper()
-                # An option may have a variable of its own besides; its command's comes first.
+                long = max(option.opts, key=len).lstrip("-")
+                variable = f"NOPAD_{cmd_name}_{long}".replace("-", "_").upper()
+                # An option may also have a variable of its own; its command's comes first.
                 if not isinstance(option.envvar, list):
-                    option.envvar = named if option.envvar in (None, named) else [named, str(option.envvar)]
+                    option.envvar = variable if option.envvar in (None, variable) else [variable, str(option.envvar)]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -86,10 +86,10 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and leave with its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers stop so: clean up as for Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers are stopped: clean up as for Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show must not fail
     sys.exit(run(arguments))
 
 
@@ -117,7 +117,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)
         return 4
-    except SystemExit:  # not standalone, click leaves so only when the reader of our output has gone (| head)
+    except SystemExit:  # outside standalone mode, click exits only when the reader of our output has gone (| head)
         return 0
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""What the commands share: the options every command has, and where messages go (stderr; stdout is for results)."""
+"""What the commands share: options of one meaning everywhere, and where messages go (stderr; stdout is for results)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def common_options(command: F) -> F:
-    """`--json`, `--quiet`, `--threads`."""
+    """`--json`, `--quiet`: every command has them."""
     options = [
         click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout."),
         click.option("--quiet", "-q", is_flag=True, help="No progress and no remarks on stderr."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]"),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+# Of the commands that compute; below `common_options`, so that it comes last in --help.
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 
 
 def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:

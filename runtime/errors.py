@@ -1,33 +1,39 @@
 """The error tree. Every message names the thing at fault and the next step; `exit_code` is the command line's.
 
-NopadError                    3
-+- CheckpointError            3  a checkpoint folder that cannot be taken (defined in nopad.model.errors)
-+- OutputError                3  an output folder that must not be written (nopad.runtime.atomic)
-+- UsageError                 2  an option or argument that makes no sense here
-+- BundleError                3  a bundle that is missing, incomplete or malformed
-|  +- IntegrityError          3  a file of the bundle is not the one that was written
-|  +- NewerVersionError       3  the bundle was made by a newer nopad
-|  +- UnverifiedError         3  the bundle has not passed the parity gate
-+- InputFileError             3  a file of texts that cannot be read at all
-+- TextError                  3  one input text that cannot be answered
-+- EnvironmentProblem         4  a package or a device is missing, or memory or disk ran out
-+- EngineError                4  an engine failed on a batch, or answered NaN
-|  +- ShapeError              4  a batch that fits none of an engine's profiles
-+- ParityError                1  the parity gate said no
-
-`nopad.training.errors` and `nopad.export.errors` hang their own below the root.
+NopadError                       3
++- CheckpointError               3  a checkpoint folder that cannot be taken (nopad.model.errors, as the root)
++- UsageError                    2  an option or argument that makes no sense here
++- OutputError                   3  an output that must not be written
++- BundleError                   3  a bundle that is missing, incomplete or malformed
+|  +- IntegrityError             3  a file of the bundle is not the one that was written
+|  +- NewerVersionError          3  the bundle was made by a newer nopad
+|  +- UnverifiedError            3  the bundle has not passed the parity gate
++- InputFileError                3  a file of texts that cannot be read at all
++- TextError                     3  one input text that cannot be answered
++- EnvironmentProblem            4  a package or a device is missing, or memory or disk ran out
++- EngineError                   4  an engine failed on a batch, or answered NaN
+|  +- ShapeError                 4  a batch that fits none of an engine's profiles
+|  +- CudaError                  4  a CUDA call failed (nopad.runtime.engines.cuda)
+|     +- OutOfDeviceMemoryError  4  the GPU has no room (nopad.runtime.engines.cuda)
++- DataError                     3  a data set that cannot be trained on (nopad.training.errors)
++- DivergedError                 3  a training run whose figures are no longer finite (nopad.training.errors)
++- ExportError                   3  a checkpoint that cannot be exported as asked (nopad.export.errors)
++- UncountableError              3  a graph whose work is not known (nopad.bench.forecast.groups)
 """
 
 from __future__ import annotations
 
 from nopad.model.errors import CheckpointError, NopadError
-from nopad.runtime.atomic import OutputError
 
 
 class UsageError(NopadError):
     """An option or argument that makes no sense here."""
 
     exit_code = 2
+
+
+class OutputError(NopadError):
+    """An output that must not be written: it holds something else, or another process is writing it."""
 
 
 class BundleError(NopadError):
@@ -70,12 +76,6 @@ class ShapeError(EngineError):
     """A batch that fits none of an engine's profiles: no fault of the engine, but another must answer it."""
 
 
-class ParityError(NopadError):
-    """The parity gate said no."""
-
-    exit_code = 1
-
-
 __all__ = [
     "BundleError",
     "CheckpointError",
@@ -86,7 +86,6 @@ __all__ = [
     "NewerVersionError",
     "NopadError",
     "OutputError",
-    "ParityError",
     "ShapeError",
     "TextError",
     "UnverifiedError",

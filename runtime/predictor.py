@@ -20,7 +20,7 @@ from nopad.runtime.batching import WINDOW, windows
 from nopad.runtime.bundle import Bundle, open_bundle
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.chain import Candidate, ChainStatus, EngineChain
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.profiles import ShapeProfile, plan_in_profiles
@@ -90,7 +90,7 @@ def load(
         bundle,
         engine,
         EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id, allow_host_code=allow_host_code),
-        sm=next((gpu.sm for gpu in gpus()), None),
+        sm=gpu_at_hand,
         precision=precision,
         file=file,
         allow_unverified=allow_unverified,
@@ -174,6 +174,11 @@ class Model:
     def token_budget(self) -> int:
         """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
         return self._token_budget or self._chain.token_budget
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the chosen engine's library on the CPU, as it says now; None where it does not."""
+        return self._chain.threads
 
     def takes(self, lengths: Sequence[int]) -> bool:
         """Whether the chosen engine answers texts of so many tokens in one micro-batch."""

@@ -34,7 +34,7 @@ from nopad.runtime.atomic import write_file
 from nopad.runtime.bundle import open_bundle, record_parity
 from nopad.runtime.console import messages
 from nopad.runtime.data.labelled import read_labelled
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.engines.selection import engine_order
 from nopad.runtime.planning.cost_model import cost_model
 

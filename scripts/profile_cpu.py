@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from nopad.model.packing import pack
+from nopad.runtime.engines.onnx_session import session_options
 
 
 def profile(graph: Path, lengths: list[int], multiple: int, threads: int, runs: int) -> dict[str, float]:
@@ -25,9 +26,7 @@ def profile(graph: Path, lengths: list[int], multiple: int, threads: int, runs: 
     draw = np.random.default_rng(0)
     batch = pack([draw.integers(5, 1000, length).tolist() for length in lengths], multiple=multiple)
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options = session_options(ort, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from nopad.model.errors import CheckpointError
-from nopad.runtime.atomic import OutputError, check_output, locked
-from nopad.runtime.errors import EnvironmentProblem, UsageError
+from nopad.runtime.atomic import check_output, locked
+from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError
 from nopad.training.recipe import Recipe
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--no-measure", is_flag=True, help="Only the forecast.")
 @click.option("--output", "-o", type=_FOLDER, help="Folder for bench.json, bench.md, bench.html. [default: no files]")
 @common_options
+@threads_option
 def bench(bundle: str | None, **options: Any) -> None:
     """Measure BUNDLE (default: the embedded model) beside its competitors: same texts, threads and process, in turns.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from nopad.bench.forecast.concrete_graph import ConcreteGraph, Graph, attribute
 from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, memory, product
 from nopad.bench.forecast.units import PRODUCTS, Unit, find_units
+from nopad.export.graph.node_names import in_layer
 
 GATHERS = {"Gather", "GatherND", "GatherElements", "Slice"}
 POINTWISE = {"Add", "Mul", "Sub", "Div", "Gelu", "Relu", "Tanh", "Erf", "Sigmoid", "Cast", "QuantizeLinear", "Clip"}
@@ -107,7 +108,7 @@ class _Count:
             left = left[::-1]
         weighted = any(map(graph.is_constant, node.input[:2]))
         quantized = all(name in graph.dequantized for name in node.input[:2])
-        assumed = weighted and self.quantize and ".layer" in node.name
+        assumed = weighted and self.quantize and in_layer(node.name)
         precision = "int8" if quantized or assumed else self.around
         rows, columns, inner = out[-2] if len(out) > 1 else 1, out[-1], left[-1]
         batch = math.prod(out[:-2])

@@ -19,11 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nopad.model.errors import NopadError
+
 Kind = Literal["product", "attention", "memory"]
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
-class UncountableError(Exception):
+class UncountableError(NopadError):
     """The graph has operators or inputs whose work is not known here; count by the architecture instead."""
 
 

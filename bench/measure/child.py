@@ -22,16 +22,11 @@ from typing import Any
 from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
 from nopad.bench.subjects.runners import RUNNERS, import_libraries
 from nopad.bench.subjects.spec import Spec
-from nopad.runtime.engines.cuda import out_of_memory
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 
 COLD_TEXT = "A film that I would see again, and soon."
 WATCH_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
-
-
-def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an error (or what a process wrote last) says that memory ran out."""
-    return isinstance(error, MemoryError) or out_of_memory(str(error))
 
 
 def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.packages import version_of
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 
 # Variables that set the threads of a library under test, whatever the library is told later.

@@ -11,6 +11,7 @@ import numpy as np
 from nopad.bench.report.derived import Figures
 from nopad.bench.report.intervals import spread, wide
 from nopad.bench.schema import Noise
+from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 
 # 1,024 tokens through a layer of ModernBERT-base (hidden size 768 to query, key and value).
 M, K, N = 1024, 768, 2304
@@ -76,9 +77,7 @@ def _through_onnxruntime(threads: int) -> Callable[[], object] | None:
         import onnxruntime
     except ImportError:
         return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = session_options(onnxruntime, threads, STOP_SPINNING)
     a, b = _operands()
     session = onnxruntime.InferenceSession(_graph(b.tobytes()), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"a": a})

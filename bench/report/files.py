@@ -16,8 +16,8 @@ from typing import Any, get_args, get_type_hints
 from nopad.bench.report.derived import Figures, tabulate
 from nopad.bench.report.intervals import wide
 from nopad.bench.schema import SCHEMA_VERSION, Cell, Noise, Report, Status, Subject, Workload
-from nopad.runtime.atomic import OutputError, write_file
-from nopad.runtime.errors import InputFileError, NewerVersionError
+from nopad.runtime.atomic import write_file
+from nopad.runtime.errors import InputFileError, NewerVersionError, OutputError
 
 JSON, MARKDOWN, HTML = "bench.json", "bench.md", "bench.html"
 

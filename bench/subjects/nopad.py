@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
@@ -32,13 +31,8 @@ class NopadRunner:
         self.precision = self._model.artifact.precision
 
     def threads(self) -> int:
-        """Of its ONNX Runtime session, or of torch; other engines compute on a GPU."""
-        if self._spec.engine == "torch":
-            return int(importlib.import_module("torch").get_num_threads())
-        if not self._spec.engine.startswith("onnx"):
-            return self._spec.threads
-        engine = next(link.engine for link in self._model._chain._links if link.engine is not None)
-        return int(engine._session.get_session_options().intra_op_num_threads)
+        """Of the engine; an engine that uses no threads of the CPU has as many as it was opened with."""
+        return int(self._model.threads or self._spec.threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.types import FloatArray
 
 
@@ -57,11 +58,8 @@ class OptimumRunner(_PaddedGraph):
     def __init__(self, spec: Spec) -> None:
         ort: Any = importlib.import_module("onnxruntime")
         super().__init__(spec)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = spec.threads
-        # Else its threads spin on after a run, on the cores of the next subject.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # No spinning after a run: it would be on the cores of the next subject.
+        options = session_options(ort, spec.threads, STOP_SPINNING)
         providers = [name for name in ("CUDAExecutionProvider",) if name in ort.get_available_providers()]
         self._session: Any = ort.InferenceSession(
             str(Path(spec.path) / (spec.file or "")), options, providers=[*providers, "CPUExecutionProvider"]

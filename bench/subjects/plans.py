@@ -17,8 +17,8 @@ from nopad.bench.schema import Subject
 from nopad.bench.subjects.builds import bert_job, nopad_job, optimum_job, place
 from nopad.bench.subjects.spec import Spec
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.engines.base import ENGINES, TARGETS
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.selection import engine_order
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact, Manifest
@@ -84,10 +84,10 @@ def plan_engines(
     for engine in engines:
         if engine not in ENGINES:
             raise UsageError(f"unknown engine {engine!r}; this nopad has {', '.join(ENGINES)}")
-    order = engines or engine_order(next((gpu.sm for gpu in gpus()), None))
+    order = engines or engine_order(gpu_at_hand())
     chosen: list[tuple[Artifact, str]] = []
     for artifact in bundle.manifest.artifacts:
-        fitting = [engine for engine in order if artifact.target in TARGETS[engine]]
+        fitting = [engine for engine in order if artifact.target in ENGINES[engine].targets]
         if precisions and artifact.precision not in precisions:
             continue
         chosen += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]

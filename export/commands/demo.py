@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nopad.export.parity.samples import SAMPLES
-from nopad.runtime.console import common_options, emit, messages, status
+from nopad.runtime.console import common_options, emit, messages, status, threads_option
 
 REVIEWS = (
     "An hour of my life I want back.",
@@ -28,6 +28,7 @@ ROUNDS = 5
 @click.command()
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Keep the bundle here. [default: not kept]")
 @common_options
+@threads_option
 def demo(output: Path | None, as_json: bool, quiet: bool, threads: int | None) -> int:
     """Export the embedded checkpoint, prove its parity, predict, and compare the speed with transformers.
 

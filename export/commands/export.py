@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
+from nopad.export.targets import TARGETS
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.data.table import DataSource
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+from nopad.runtime.engines.hardware import PRECISIONS
 
 
 def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -29,7 +29,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.argument("checkpoint")
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]),
+    type=click.Choice(TARGETS),
     default="cpu",
     show_default=True,
     help="cpu: the fastest on CPUs. onnx: plain ONNX, for ONNX Runtime on a GPU and other tools. "
@@ -38,7 +38,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 )
 @click.option(
     "--precision",
-    metavar="[fp32|fp16|bf16|int8],..",
+    metavar=f"[{'|'.join(PRECISIONS)}],..",
     callback=_precisions,
     help="fp16 and bf16 are for GPUs; int8 is for --target cpu and, with --calibrate, for engines. "
     "[default: fp32; fp16 for engines]",
@@ -81,6 +81,7 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @thorough_option
 @common_options
+@threads_option
 def export(
     checkpoint: str,
     target: Any,

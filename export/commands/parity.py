@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 
@@ -29,6 +29,7 @@ from nopad.runtime.engines.base import ENGINES
 @click.option("--longest", type=click.IntRange(min=1), default=512, help="Longest length of the grid, in tokens.")
 @thorough_option
 @common_options
+@threads_option
 def parity(
     bundle: str,
     reference: str,

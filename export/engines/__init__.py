@@ -1,1 +1,1 @@
-"""Engines of TensorRT and TensorRT-RTX, built."""
+"""Building engines of TensorRT and TensorRT-RTX."""

@@ -6,12 +6,12 @@ changed since) would be built, and answer differently, without a word. Knows no 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nopad.export.errors import ExportError
+from nopad.export.graph.node_names import in_layer, is_decoder
 from nopad.export.graph.precision import POLICIES, Dtype, Policy
 
 # Layers that multiply matrices, and what decides accuracy in fp32; names of `LayerType` in both libraries.
@@ -19,8 +19,6 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTEN
 _NORMS = ("NORMALIZATION",)
 _SOFTMAX = ("SOFTMAX", "RAGGED_SOFTMAX")
 _QUANTIZERS = ("QUANTIZE", "DEQUANTIZE", "DYNAMIC_QUANTIZE")
-# `model.layers.0.attn.Wqkv/Gemm`, `bert.encoder.layer.0.attention/MatMul`: the exporter names nodes by their module.
-_IN_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 _WORST = 3  # violations that a message lists
 
 
@@ -37,9 +35,9 @@ def check_network(
     Returns how many layers of each type it has. Raises `ExportError` that names what differs.
     """
     policy = POLICIES[precision]
-    _check_tensors(trt, "input", [network.get_input(i) for i in range(network.num_inputs)], inputs, trt.DataType.INT64)
+    _check_tensors("input", [network.get_input(i) for i in range(network.num_inputs)], inputs, trt.DataType.INT64)
     results = [network.get_output(i) for i in range(network.num_outputs)]
-    _check_tensors(trt, "output", results, outputs, _dtypes(trt)[policy.logits])
+    _check_tensors("output", results, outputs, _dtypes(trt)[policy.logits])
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     for number in range(network.num_layers):
@@ -65,19 +63,19 @@ def _dtypes(trt: Any) -> dict[Dtype, Any]:
     return {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}
 
 
-def _check_tensors(trt: Any, side: str, tensors: list[Any], wanted: Mapping[str, Sequence[str]], dtype: Any) -> None:
-    found = {tensor.name: tensor for tensor in tensors}
-    if set(found) != set(wanted):
+def _check_tensors(side: str, tensors: list[Any], wanted: Mapping[str, Sequence[str]], dtype: Any) -> None:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if set(by_name) != set(wanted):
         raise ExportError(
-            f"the graph's {side}s are {', '.join(sorted(found)) or 'none'}, the manifest says "
+            f"the graph's {side}s are {', '.join(sorted(by_name)) or 'none'}, the manifest says "
             f"{', '.join(sorted(wanted))}: not the graph of this bundle; export the checkpoint again"
         )
     for name, sizes in wanted.items():
-        tensor = found[name]
+        tensor = by_name[name]
         shape = tuple(tensor.shape)
         # A symbolic size is any (-1); an output's fixed size may be known only when it runs.
         fits = len(shape) == len(sizes) and all(
-            size == -1 or (told.isdigit() and size == int(told)) for size, told in zip(shape, sizes, strict=True)
+            size == -1 or (stated.isdigit() and size == int(stated)) for size, stated in zip(shape, sizes, strict=True)
         )
         if tensor.dtype != dtype or not fits:
             raise ExportError(
@@ -104,6 +102,6 @@ def _violations(trt: Any, layer: Any, kind: str, policy: Policy) -> Iterator[str
 
 
 def _product(name: str, policy: Policy) -> Dtype:
-    if _IN_LAYER.search(name):
+    if in_layer(name):
         return policy.layers
-    return policy.decoder if name.partition("/")[0].endswith(("decoder", "lm_head")) else policy.head
+    return policy.decoder if is_decoder(name) else policy.head

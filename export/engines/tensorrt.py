@@ -19,8 +19,8 @@ from nopad.export.errors import ExportError
 from nopad.export.progress import Progress, silent
 from nopad.model.packages import install_hint
 from nopad.runtime.atomic import write_file
-from nopad.runtime.engines.cuda import out_of_memory
 from nopad.runtime.engines.hardware import refusal
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 from nopad.runtime.engines.tensorrt_library import LIBRARIES, import_library, logger
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
@@ -83,7 +83,7 @@ def build_engine(
     """
     options = options or BuildOptions()
     require_buildable(target, sm, precision, options)
-    shapes = [_shapes(number, one, inputs, token_multiple) for number, one in enumerate(profiles, 1)]
+    shapes = [_shapes(number, profile, inputs, token_multiple) for number, profile in enumerate(profiles, 1)]
     if not shapes:
         raise ExportError("an engine needs at least one profile; plan some with nopad plan")
     start = time.perf_counter()
@@ -94,23 +94,14 @@ def build_engine(
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
         raise EnvironmentProblem(f"{library} does not start{log.taken()}; see nopad doctor") from None
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
-        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.taken()
-        raise ExportError(f"{library} cannot read {graph}{first}; export the checkpoint again")
+    network, parser = _parse(trt, builder, graph, library, log)
     try:
         layers = check_network(trt, network, inputs=inputs, outputs=outputs, precision=precision)
     except ExportError as error:
         raise ExportError(f"{graph}: {error}") from None
     config = builder.create_builder_config()
     _configure(trt, config, target, sm, options)
-    for number, ranges in enumerate(shapes, 1):
-        profile = builder.create_optimization_profile()
-        for name, (low, best, high) in ranges.items():
-            profile.set_shape(name, low, best, high)
-        if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"{library} refuses profile {number}{log.taken()}; plan others with nopad plan")
+    _add_profiles(builder, config, shapes, library, log)
     cache = _start_timing_cache(config, target, options)
     monitor = _monitor(trt, progress, f"building {output.name}")
     config.progress_monitor = monitor
@@ -132,6 +123,27 @@ def build_engine(
         bytes=output.stat().st_size,
         layers=layers,
     )
+
+
+def _parse(trt: Any, builder: Any, graph: Path, library: str, log: Any) -> tuple[Any, Any]:
+    """The network of an ONNX file, and the parser, which must outlive it: it owns the weights. Raises `ExportError`."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.taken()
+        raise ExportError(f"{library} cannot read {graph}{first}; export the checkpoint again")
+    return network, parser
+
+
+def _add_profiles(
+    builder: Any, config: Any, shapes: Sequence[Mapping[str, Sequence[tuple[int, ...]]]], library: str, log: Any
+) -> None:
+    for number, ranges in enumerate(shapes, 1):
+        profile = builder.create_optimization_profile()
+        for name, (low, best, high) in ranges.items():
+            profile.set_shape(name, low, best, high)
+        if config.add_optimization_profile(profile) < 0:
+            raise ExportError(f"{library} refuses profile {number}{log.taken()}; plan others with nopad plan")
 
 
 def require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
@@ -209,12 +221,12 @@ def _start_timing_cache(config: Any, target: str, options: BuildOptions) -> Path
     return options.timing_cache
 
 
-def _build_failed(what: str, said: str) -> Exception:
-    if out_of_memory(said) or "workspace limit" in said.lower():
+def _build_failed(what: str, errors: str) -> Exception:
+    if is_out_of_memory(errors):
         return EnvironmentProblem(
-            f"{what}, memory ran out{said}; allow more with --workspace, or plan smaller profiles"
+            f"{what}, memory ran out{errors}; allow more with --workspace, or plan smaller profiles"
         )
-    return ExportError(f"{what}{said or ': it gives no reason'}")
+    return ExportError(f"{what}{errors or ': it gives no reason'}")
 
 
 def _write(path: Path, data: Any) -> None:

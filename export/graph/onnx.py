@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nopad.export.errors import ExportError
 from nopad.export.graph.cpu import cpu_attention, rearrange
+from nopad.export.graph.node_names import node_name
 from nopad.model.attention import graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
@@ -141,18 +142,17 @@ def _name_dimensions(graph: Any, names: dict[str, str]) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Name every node after the module it came from: `model.layers.0.attn.Wqkv/Gemm`."""
-    seen: Counter[str] = Counter()
+    """Name every node after the module it came from."""
+    seen: Counter[tuple[str, str]] = Counter()
     module = "stream"
     for node in graph:
         namespace = node.metadata_props.get("namespace", "")
         scopes = [scope.split(":")[0] for scope in namespace.split("/")[:-1]]
         if namespace:  # nodes that the exporter's optimizer made have none: they keep the module before them
             module = next((scope for scope in reversed(scopes) if scope and not scope.startswith("_empty")), "stream")
-        name = f"{module}/{node.op_type}"
-        seen[name] += 1
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
+        node.name = node_name(module, node.op_type, seen[module, node.op_type])
+        seen[module, node.op_type] += 1
 
 
 @contextmanager

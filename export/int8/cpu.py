@@ -17,8 +17,7 @@ What is sensitive is found by asking these very products: a trial computes both,
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,60 +26,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from nopad.export.graph.cpu import DOMAIN
-from nopad.export.int8.qdq import LinearLayer, Scales, drop_unread, quantize_weight
-from nopad.export.int8.quantize import Scheme, quantize_by
-from nopad.export.int8.sensitivity import Goal, Labels, LabelsOf, QuantizedGraph
-from nopad.export.progress import Progress, silent
-from nopad.model.packing import PackedBatch
+from nopad.export.int8.linear_layers import LinearLayer, drop_unread
+from nopad.export.int8.quantize import Scheme
+from nopad.export.int8.scales import Scales, quantize_weight
 
 _WEIGHT_LEVELS = 63  # 7 bits
 _ZERO = 128  # of unsigned activations that are symmetric
-# Rows below which a label more or less is chance: 0.5 % of 200 is one. Then logits decide.
+# Rows below which a label more or less is chance: 0.5 % of 200 is a single label. Then logits decide.
 _ENOUGH_ROWS = 200
 
 
-def quantize_cpu(
-    graph: Path,
-    output: Path,
-    batches: Iterable[PackedBatch],
-    *,
-    static: bool,
-    labels_of: LabelsOf | None = None,
-    labels: Sequence[Labels] | None = None,
-    goal: Goal | None = None,
-    keep_fp: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> QuantizedGraph:
-    """Write the int8 form of the packed fp32 graph at `graph` to `output`; `batches` tell what may be int8.
-
-    `static`: scales calibrated on `batches`; else each token is scaled by itself.
-    The most sensitive layers are kept in fp32, at most half of them, until `goal` (default: `Goal()`) is met. It is met
-    in labels where `labels_of` (`quantize.label_reader`) has them and there are at least 200 rows, and in
-    logits otherwise: `judged_by` says which. `passed` says whether it is.
-    `labels`: true labels of the rows of each batch, comparable with `labels_of(logits)`: [B, ...], or [tokens, ...] for
-    tasks per token. `keep_fp`: module names or patterns (`*.mlp.Wo`) of layers that stay fp32 whatever they cost.
-
-    Raises `ExportError`: texts missing or, for calibration, too few; no fp32 graph of ours.
-    """
-    scheme = Scheme(
+def cpu_scheme(*, calibrated: bool) -> Scheme:
+    """int8 of the packed fp32 graph: with scales `calibrated` on texts, or each token scaled by itself."""
+    return Scheme(
         precision="fp32",
-        rewrite=functools.partial(to_integers, per_token=not static),
-        calibrated=static,
+        rewrite=functools.partial(to_integers, per_token=not calibrated),
+        calibrated=calibrated,
         weight_bits=_WEIGHT_LEVELS.bit_length() + 1,
         enough_rows=_ENOUGH_ROWS,
-    )
-    return quantize_by(
-        scheme,
-        graph,
-        output,
-        batches,
-        keep_fp=keep_fp,
-        labels_of=labels_of,
-        targets=labels,
-        goal=goal or Goal(),
-        threads=threads,
-        progress=progress,
     )
 
 

@@ -7,7 +7,6 @@ calibrated, an input for each of them. Batches come packed; ONNX Runtime answers
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from nopad.export.errors import ExportError
-from nopad.export.graph.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
-from nopad.export.int8.qdq import CLIPPINGS, INFINITY, MAGNITUDES, Counts, LinearLayer, Scale, count, weight_type
-from nopad.export.progress import Progress, silent
+from nopad.export.int8.linear_layers import LinearLayer, weight_type
+from nopad.export.int8.scales import CLIPPINGS, INFINITY, MAGNITUDES, Counts, Scale, count
+from nopad.export.int8.sessions import Logits, feeds, is_per_token, run, session_of, thin
+from nopad.export.progress import Progress
 from nopad.model.packing import PackedBatch
 
 # Real tokens below which calibrated scales are chance.
 MIN_TOKENS = 1024
 _CLIPPING_BATCHES = 8  # that the clippings are compared on
-_KEPT_VALUES = 1 << 20  # logits of a batch that are looked at: fill-mask has a vocabulary of them for every token
 
-Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
 LabelsOf = Callable[[Logits], Labels]
 
@@ -41,7 +38,6 @@ class Goal:
     """What the int8 graph must keep on the texts at hand, compared with the graph it was made from."""
 
     agreement: float = 0.995  # share of equal labels, 0..1
-    accuracy_loss: float = 0.003  # 0..1, where true labels are given
     logit_error: float = 0.05  # as in `QuantizedGraph`; decides where labels cannot: `Comparison.by_logits`
     seconds: float = 900.0  # the search for layers to keep stops there, with what it has
 
@@ -53,11 +49,11 @@ class QuantizedGraph:
     file: Path
     int8: tuple[str, ...]  # modules whose product runs in int8
     kept: tuple[str, ...]  # linear layers of the encoder that stay in the precision they had
-    clipping: str  # of `qdq.CLIPPINGS`; "none" for scales of each token
+    clipping: str  # of `scales.CLIPPINGS`; "none" for scales of each token
     tokens: int  # real tokens of those texts
     logit_error: float  # root mean square of the difference, relative to that of the logits
-    agreement: float | None  # as `Goal` has them; None for tasks without labels
-    accuracy_loss: float | None  # None without true labels
+    agreement: float | None  # as `Goal` has it; None for tasks without labels
+    accuracy_loss: None = None  # these texts have no true labels (the gate's have); manifests keep the key
     passed: bool | None  # whether the goal is met; None where none is set
     sensitivity: Mapping[str, float]  # module -> logit error if it alone is int8; empty where nothing had to be kept
     scales: str = "calibrated"  # of activations; or "per token"
@@ -72,13 +68,11 @@ class QuantizedGraph:
 class Trial:
     """A graph with a switch `int8:MODULE` for every module and its scales as inputs, and texts to try it on."""
 
-    def __init__(
-        self, switched: onnx.ModelProto, modules: Sequence[str], batches: Sequence[PackedBatch], threads: int | None
-    ) -> None:
+    def __init__(self, switched: onnx.ModelProto, modules: Sequence[str], batches: Sequence[PackedBatch]) -> None:
         self.modules = modules
         self.batches = batches
         self.scales: Mapping[str, Scale] = {}
-        self._session = session_of(switched, threads)
+        self._session = session_of(switched)
         self._per_token = is_per_token(switched)
         kinds = [v.type.tensor_type.elem_type for v in switched.graph.input if v.name.startswith("scale:")]
         self._scale_type = helper.tensor_dtype_to_np_dtype(kinds[0]) if kinds else np.dtype(np.float32)
@@ -95,13 +89,12 @@ class Comparison:
     """The first graph's answers, to hold others against."""
 
     reference: Sequence[Logits]
-    targets: Sequence[Labels] | None
     labels_of: LabelsOf | None
     by_logits: bool = False  # the goal is `Goal.logit_error`: there are no labels, or too few to count
 
     def part(self, batches: Sequence[int]) -> Comparison:
-        """The same for some of the batches, without true labels."""
-        return Comparison([self.reference[i] for i in batches], None, self.labels_of)
+        """The same for some of the batches."""
+        return Comparison([self.reference[i] for i in batches], self.labels_of)
 
     def error(self, answers: Sequence[Logits]) -> float:
         """Root mean square of the difference, relative to that of the reference."""
@@ -109,40 +102,25 @@ class Comparison:
         return float(np.sqrt(np.mean((ours - theirs) ** 2) / max(float(np.mean(theirs**2)), 1e-12)))
 
     def agreement(self, answers: Sequence[Logits]) -> float | None:
-        """Share of rows with the reference's label; None for tasks without labels."""
+        """Share of rows with the reference's label (all of its labels); None for tasks without labels."""
         if self.labels_of is None:
             return None
-        return _equal(self.labels_of, answers, [self.labels_of(rows) for rows in self.reference])
-
-    def accuracy_loss(self, answers: Sequence[Logits]) -> float | None:
-        """Accuracy of the reference less that of `answers`; None without true labels."""
-        if self.labels_of is None or self.targets is None:
-            return None
-        labels = [thin(rows, logits.shape[-1]) for rows, logits in zip(self.targets, self.reference, strict=True)]
-        return _equal(self.labels_of, self.reference, labels) - _equal(self.labels_of, answers, labels)
+        pairs = zip(map(self.labels_of, answers), map(self.labels_of, self.reference), strict=True)
+        rows = [(ours == theirs).reshape(len(ours), -1).all(axis=1) for ours, theirs in pairs]
+        return float(np.concatenate(rows).mean())
 
     def meets(self, goal: Goal, answers: Sequence[Logits]) -> bool:
         """Whether `answers` keep what `goal` asks for."""
         if self.by_logits:
             return self.error(answers) <= goal.logit_error
-        agreement, lost = self.agreement(answers) or 0.0, self.accuracy_loss(answers) or 0.0
-        return agreement >= goal.agreement and lost <= goal.accuracy_loss
-
-
-def _equal(labels_of: LabelsOf, answers: Sequence[Logits], labels: Sequence[Labels]) -> float:
-    """Share of rows whose labels are all the same."""
-    pairs = zip(answers, labels, strict=True)
-    rows = [(labels_of(logits) == wanted).reshape(len(logits), -1).all(axis=1) for logits, wanted in pairs]
-    return float(np.concatenate(rows).mean())
+        return (self.agreement(answers) or 0.0) >= goal.agreement
 
 
 def calibrate(
     model: onnx.ModelProto,
     layers: Sequence[LinearLayer],
     batches: Sequence[PackedBatch],
-    *,
-    threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> tuple[dict[str, Counts], list[Logits]]:
     """The distribution of every tensor that `layers` read, without filler tokens, and the logits of each batch.
 
@@ -153,12 +131,12 @@ def calibrate(
     own = len(model.graph.output)
     kind = weight_type(model, layers[0]) if layers else 0
     model.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in counts)
-    session = session_of(model, threads)
+    session = session_of(model)
     del model.graph.output[own:]
     logits: list[Logits] = []
     for done, batch in enumerate(batches):
         progress("int8: calibrating", done, len(batches))
-        answer, *tensors = session.run(["logits", *counts], _feeds(session, batch))
+        answer, *tensors = session.run(["logits", *counts], feeds(session, batch))
         logits.append(thin(answer[: batch.num_tokens] if is_per_token(model) else answer))
         for name, values in zip(counts, tensors, strict=True):
             counts[name] += count(values[: batch.num_tokens])
@@ -230,72 +208,3 @@ def search(
         else:
             too_few = middle
     return ranked[:enough], sensitivity
-
-
-def read_model(graph: Path) -> onnx.ModelProto:
-    """The graph with its weights. Raises `ExportError`."""
-    try:
-        return onnx.load(str(graph))
-    except Exception as error:  # protobuf's own, and the file system's
-        raise ExportError(f"cannot read {graph} ({error}); export the checkpoint again") from None
-
-
-def write_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model`, its weights beside it where they are too large for one file; they stay in memory too."""
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= INLINE_BYTES:
-        onnx.save_model(model, str(path))
-        return
-    onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + EXTERNAL_SUFFIX)
-    load_external_data_for_model(model, str(path.parent))  # saving has moved the weights out of memory
-
-
-def session_of(model: onnx.ModelProto, threads: int | None) -> Any:
-    """An ONNX Runtime session of a graph in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_model(model, path)
-        return open_session(path, threads)
-
-
-def open_session(path: Path, threads: int | None) -> Any:
-    """An ONNX Runtime session on the CPU that computes dequantized products in floating point.
-
-    Raises `ExportError`.
-    """
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.disable_quant_qdq", "1")  # products in floating point
-    try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's exception types are not public
-        raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open the graph for int8: {error}") from None
-
-
-def _feeds(session: Any, batch: PackedBatch) -> dict[str, Any]:
-    return {value.name: getattr(batch, value.name) for value in session.get_inputs() if hasattr(batch, value.name)}
-
-
-def run(
-    session: Any, batches: Sequence[PackedBatch], per_token: bool, inputs: Mapping[str, Any] | None = None
-) -> list[Logits]:
-    """Logits of each batch, of real tokens only where they are `per_token`."""
-    out: list[Logits] = []
-    for batch in batches:
-        answer: Logits = session.run(["logits"], {**_feeds(session, batch), **(inputs or {})})[0]
-        out.append(thin(answer[: batch.num_tokens] if per_token else answer))
-    return out
-
-
-def thin(rows: npt.NDArray[Any], columns: int | None = None) -> npt.NDArray[Any]:
-    """Every n-th of `rows`, so that not more than `_KEPT_VALUES` logits remain."""
-    step = -(-len(rows) * (columns or rows.shape[-1]) // _KEPT_VALUES)
-    return rows[:: max(1, step)]
-
-
-def is_per_token(model: onnx.ModelProto) -> bool:
-    """Whether the graph answers every token."""
-    return model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "tokens"

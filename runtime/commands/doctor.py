@@ -10,13 +10,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.model.packages import COMMAND_NEEDS, ENGINE_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
+from nopad.model.packages import COMMAND_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
 from nopad.runtime.console import common_options, emit
-from nopad.runtime.engines.cuda import Gpu, gpus
+from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.selection import engine_order
 
-# The engines that are one of ONNX Runtime's execution providers, which its package for CPUs has not.
+# The engines that are one of ONNX Runtime's execution providers, which its package for CPUs lacks.
 _PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -30,18 +31,18 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Everything `doctor` reports. Imports no heavy package but the engine it tries."""
+    """Everything that `doctor` reports. The only heavy package that it imports is that of the engine that it tries."""
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         Check(name="cpu", ok=True, detail=f"{os.cpu_count()} cores; {_simd()}"),
     ]
-    found = gpus()
-    checks += [_gpu(gpu) for gpu in found] or [
+    devices = gpus()
+    checks += [_gpu(gpu) for gpu in devices] or [
         Check(name="gpu", ok=True, detail="none found (no CUDA driver, no nvidia-smi): engines run on the CPU")
     ]
     checks += [_package(package) for package in PACKAGES.values() if package.purpose]
     checks += [_command(name, need) for name, need in COMMAND_NEEDS.items()]
-    checks += [_engine(place, name) for place, name in enumerate(engine_order(found[0].sm if found else None), 1)]
+    checks += [_engine(place, name) for place, name in enumerate(engine_order(devices[0].sm if devices else None), 1)]
     checks.append(_embedded())
     return checks
 
@@ -83,7 +84,7 @@ def _engine(place: int, name: str) -> Check:
 
 def _obstacle(engine: str) -> str | None:
     """Why an engine cannot run here; None if nothing is known to stand in its way."""
-    need = ENGINE_NEEDS[engine]
+    need = ENGINES[engine].need
     if lacks := missing(need.modules):
         return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
     if engine in _PROVIDERS:
@@ -100,7 +101,7 @@ def _embedded() -> Check:
     try:
         with load() as model:
             answer = model.predict(["an hour of my life I want back"])[0]
-    except Exception as error:  # a report must not fail with what it reports
+    except Exception as error:  # a report must not fail on what it reports
         return Check(name="embedded model", ok=False, detail=f"{type(error).__name__}: {error}")
     return Check(
         name="embedded model",
@@ -111,7 +112,7 @@ def _embedded() -> Check:
 
 @click.command()
 @common_options
-def doctor(as_json: bool, quiet: bool, threads: int | None) -> int:
+def doctor(as_json: bool, quiet: bool) -> int:
     """Show what this machine can train, export and run. Exit code 4 if it cannot predict."""
     checks = run_checks()
     if as_json:

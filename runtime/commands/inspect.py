@@ -20,7 +20,7 @@ from nopad.runtime.manifest import Artifact, to_json
 @click.argument("bundle", required=False)
 @click.option("--no-verify", is_flag=True, help="Do not check the files' SHA-256.")
 @common_options
-def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool, threads: int | None) -> None:
+def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool) -> None:
     """Show what BUNDLE holds and how it was verified (without one: the embedded default)."""
     opened = open_bundle(bundle, verify=not no_verify)
     if as_json:

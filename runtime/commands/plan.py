@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -59,8 +59,6 @@ def plan(
     model: str | None,
     field: str | None,
     second_field: str | None,
-    encoding: str | None,
-    columns: tuple[str, ...],
     limit: int | None,
     memory: str,
     most: int,
@@ -70,7 +68,7 @@ def plan(
     output: Path | None,
     as_json: bool,
     quiet: bool,
-    threads: int | None,
+    **reading: Any,
 ) -> None:
     """Plan optimization profiles: few shapes for a TensorRT engine that waste little on texts like yours.
 
@@ -80,7 +78,7 @@ def plan(
 
     Costs are forecasts of a model (nopad.runtime.planning.cost_model says which), not measurements.
     """
-    from nopad.runtime.planning.lengths import Lengths, lengths_of_texts, open_model, parse_bytes, read_lengths
+    from nopad.runtime.planning.lengths import Lengths, open_model, parse_bytes, read_lengths
     from nopad.runtime.planning.search import plan_profiles
 
     if (data is None) == (lengths is None):
@@ -93,37 +91,46 @@ def plan(
     _check_output(output)
     console = messages(quiet)
     if data is None:
-        found = Lengths(counts=read_lengths(source), cut=0, failed=0, first_failure=None)
+        texts = Lengths(counts=read_lengths(source), cut=0, failed=0, first_failure=None)
     else:
-        with status(console) as show:
-            show(f"counting tokens of {source}")
-            found = lengths_of_texts(
-                opened,
-                DataSource(path=source, encoding=encoding, columns=columns),
-                field,
-                second_field,
-                limit=limit,
-                progress=lambda rows: show(f"counting tokens of {source}", rows),
-            )
-    made = plan_profiles(
-        found.counts,
+        texts = _count(opened, DataSource(path=source, **reading), field, second_field, limit, console)
+    result = plan_profiles(
+        texts.counts,
         architecture=opened.architecture,
         memory_bytes=memory_bytes,
         most=most,
         block=opened.block,
-        max_length=min(longest or max(found.counts), opened.max_length),
+        max_length=min(longest or max(texts.counts), opened.max_length),
         token_budget=token_budget,
         keeps_scores=not fused,
     )
-    made = dataclasses.replace(made, cut=max(made.cut, found.cut))
+    result = dataclasses.replace(result, cut=max(result.cut, texts.cut))
     if output is not None:
-        _write(output, made, source, opened)
+        _write(output, result, source, opened)
     if as_json:
-        rows = {"rows_failed": found.failed, "output": str(output) if output else None}
-        emit({"source": source, "model": opened.name, **rows, **made.to_json()})
+        rows = {"rows_failed": texts.failed, "output": str(output) if output else None}
+        emit({"source": source, "model": opened.name, **rows, **result.to_json()})
     else:
-        _print(made, opened)
-    _remarks(console, made, found, opened, output)
+        _print(result, opened)
+    _remarks(console, result, texts, opened, output)
+
+
+def _count(
+    model: PlannedModel,
+    source: DataSource,
+    field: str | None,
+    second_field: str | None,
+    limit: int | None,
+    console: Console,
+) -> Lengths:
+    from nopad.runtime.planning.lengths import lengths_of_texts
+
+    with status(console) as show:
+        message = f"counting tokens of {source.path}"
+        show(message)
+        return lengths_of_texts(
+            model, source, field, second_field, limit=limit, progress=lambda rows: show(message, rows)
+        )
 
 
 def _longest(asked: str | None, model: PlannedModel) -> int | None:
@@ -150,64 +157,64 @@ def _check_output(output: Path | None) -> None:
             raise OutputError(f"{output} exists and holds no profiles, so it is left alone; name another") from None
 
 
-def _write(output: Path, made: Plan, source: str, model: PlannedModel) -> None:
+def _write(output: Path, plan: Plan, source: str, model: PlannedModel) -> None:
     from nopad.runtime.atomic import write_file
     from nopad.runtime.profiles import write_profiles
 
     about = {
         "source": source,
         "model": model.name,
-        "texts": made.texts,
-        "memory_bytes": made.memory_bytes,
-        "token_budget": made.token_budget,
-        "cost_ratio": round(made.cost_ratio, 4),
-        "waste": round(made.waste, 4),
+        "texts": plan.texts,
+        "memory_bytes": plan.memory_bytes,
+        "token_budget": plan.token_budget,
+        "cost_ratio": round(plan.cost_ratio, 4),
+        "waste": round(plan.waste, 4),
     }
-    write_file(output, write_profiles(made.profiles, planned=about))
+    write_file(output, write_profiles(plan.profiles, planned=about))
 
 
-def _print(made: Plan, model: PlannedModel) -> None:
+def _print(plan: Plan, model: PlannedModel) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{made.texts} texts for {model.name}, {made.simulated} of them simulated")
+    console.print(f"{plan.texts} texts for {model.name}, {plan.simulated} of them simulated")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in ("tokens", "sequences", "longest", "texts", "volume", "batches", "waste", "launch", "MiB"):
         table.add_column(name, justify="right", overflow="fold")
-    for number, one in enumerate(made.forecasts, 1):
-        table.add_row(str(number), *_cells(one))
-    table.add_row("wide", *_cells(made.wide), style="dim")
+    for number, forecast in enumerate(plan.forecasts, 1):
+        table.add_row(str(number), *_cells(forecast))
+    table.add_row("wide", *_cells(plan.wide), style="dim")
     console.print(table)
-    saved = f"expected cost {made.cost_ratio:.1%} of one wide profile's" if len(made.forecasts) > 1 else "one is enough"
+    saved = f"expected cost {plan.cost_ratio:.1%} of one wide profile's" if len(plan.forecasts) > 1 else "one is enough"
     console.print(
-        f"{saved}; waste {made.waste:.1%} (wide {made.wide.waste:.1%}), "
-        f"launches {made.launches:.1%} (wide {made.wide.launches:.1%})"
+        f"{saved}; waste {plan.waste:.1%} (wide {plan.wide.waste:.1%}), "
+        f"launches {plan.launches:.1%} (wide {plan.wide.launches:.1%})"
     )
 
 
-def _cells(one: ProfileForecast) -> list[str]:
+def _cells(forecast: ProfileForecast) -> list[str]:
     return [
-        *(f"{best}/{most}" for _, best, most in dataclasses.asdict(one.profile).values()),
-        *(f"{share:.1%}" for share in (one.texts, one.tokens)),
-        str(one.micro_batches),
-        *(f"{share:.1%}" for share in (one.waste, one.launches)),
-        f"{one.memory_bytes / 2**20:.0f}",
+        *(f"{best}/{most}" for _, best, most in dataclasses.asdict(forecast.profile).values()),
+        *(f"{share:.1%}" for share in (forecast.texts, forecast.tokens)),
+        str(forecast.micro_batches),
+        *(f"{share:.1%}" for share in (forecast.waste, forecast.launches)),
+        f"{forecast.memory_bytes / 2**20:.0f}",
     ]
 
 
-def _remarks(console: Console, made: Plan, found: Lengths, model: PlannedModel, output: Path | None) -> None:
+def _remarks(console: Console, plan: Plan, texts: Lengths, model: PlannedModel, output: Path | None) -> None:
     console.print(
         "sizes are opt/max; volume: share of all tokens; batches: of simulated texts; waste: share of the work that "
         "is filler and padding; launch: share of the cost that is starting kernels; MiB: of activations, reserved; "
         "wide: one profile for everything, in the same memory"
     )
-    if found.failed:
-        rows = found.failed + found.counts.total()
-        console.print(f"{found.failed} of {rows} rows have no text ({found.first_failure})", style="bold")
-    if made.cut:
-        console.print(f"{made.cut} texts are longer than {made.max_length} tokens and count as cut")
-    if made.max_length < model.max_length:
+    if texts.failed:
+        rows = texts.failed + texts.counts.total()
+        console.print(f"{texts.failed} of {rows} rows have no text ({texts.first_failure})", style="bold")
+    if plan.cut:
+        console.print(f"{plan.cut} texts are longer than {plan.max_length} tokens and count as cut")
+    if plan.max_length < model.max_length:
         console.print(
-            f"a text over {made.max_length} tokens will need another engine; --max-length model takes all "
+            f"a text over {plan.max_length} tokens will need another engine; --max-length model takes all "
             f"{model.max_length}"
         )
     if output is not None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from nopad.runtime.predictor import Model
+
+# The options of `load` that answers depend on: a file of answers is continued only with the same values.
+_DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name", "prompt")
 
 
 @click.command()
@@ -66,6 +73,7 @@ from nopad.runtime.errors import BundleError, UsageError
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
 @common_options
+@threads_option
 def predict(
     arguments: tuple[str, ...],
     source: str | None,
@@ -76,19 +84,11 @@ def predict(
     scores: bool,
     encoding: str | None,
     columns: tuple[str, ...],
-    engine: str,
-    precision: str | None,
     top_k: int | None,
-    truncation: Any,
-    token_budget: int | None,
-    prompt_name: str | None,
-    prompt: str | None,
-    allow_unverified: bool,
-    allow_host_code: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
-    threads: int | None,
+    **opening: Any,
 ) -> int:
     """Answer each TEXT, or every line of --input, with BUNDLE (without one: the embedded sentiment model).
 
@@ -100,11 +100,49 @@ def predict(
     A bad line fails alone: its answer is {"line": N, "error": "..."}, and the exit code is 3 at the end.
     """
     from nopad.runtime.offline.answers import answer_file
-    from nopad.runtime.predictor import load
 
     bundle, texts = _split(arguments)
-    if output == Path("-"):
-        output = None
+    output = None if output == Path("-") else output
+    _check_usage(texts, source, output, keep=keep, scores=scores, resume=resume)
+    console = messages(quiet)
+    with _load(bundle, **opening) as model:
+        if source is None:
+            code = _print(model, texts, top_k, as_json, console)
+            _say_if_degraded(model, console)
+            return code
+        outcome = answer_file(
+            model,
+            DataSource(path=source, encoding=encoding, columns=columns),
+            output,
+            field=field,
+            second_field=second_field,
+            keep=[name.strip() for name in keep.split(",")] if keep else (),
+            scores=scores,
+            top_k=top_k,
+            options={name: opening[name] for name in _DECIDING},
+            resume=resume,
+            console=console,
+            emit=emit,
+        )
+        _say_if_degraded(model, console)
+        if outcome.truncated:
+            console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
+        if outcome.failed:
+            console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
+        return 3 if outcome.failed else 0
+
+
+def _load(bundle: str | None, engine: str, **options: Any) -> Model:
+    """The model; `engine` is a name, or several with commas between them."""
+    from nopad.runtime.predictor import load
+
+    engines = tuple(name.strip() for name in engine.split(","))
+    return load(bundle, engine=engines if len(engines) > 1 else engine, **options)
+
+
+def _check_usage(
+    texts: Sequence[str], source: str | None, output: Path | None, *, keep: str | None, scores: bool, resume: bool
+) -> None:
     if bool(texts) == bool(source):
         raise UsageError("give either texts or --input FILE" + (", not both" if texts else ""))
     if output is not None and source is None:
@@ -113,59 +151,15 @@ def predict(
         raise UsageError(f"{'--keep' if keep else '--scores'} needs --input FILE")
     if resume and (output is None or source in (None, "-")):
         raise UsageError("--resume needs --input FILE and --output FILE")
-    console = messages(quiet)
-    with load(
-        bundle,
-        engine=tuple(one.strip() for one in engine.split(",")) if "," in engine else engine,
-        precision=precision,
-        threads=threads,
-        truncation=truncation,
-        token_budget=token_budget,
-        prompt_name=prompt_name,
-        prompt=prompt,
-        allow_unverified=allow_unverified,
-        allow_host_code=allow_host_code,
-    ) as model:
-        if source is not None:
-            outcome = answer_file(
-                model,
-                DataSource(path=source, encoding=encoding, columns=columns),
-                output,
-                field=field,
-                second_field=second_field,
-                keep=[name.strip() for name in keep.split(",")] if keep else (),
-                scores=scores,
-                top_k=top_k,
-                options={
-                    "engine": engine,
-                    "precision": precision,
-                    "truncation": truncation,
-                    "token_budget": token_budget,
-                    "prompt_name": prompt_name,
-                    "prompt": prompt,
-                },
-                resume=resume,
-                console=console,
-                emit=emit,
-            )
-            _say_if_degraded(model, console)
-            if outcome.truncated:
-                console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
-            if outcome.failed:
-                console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
-            return 3 if outcome.failed else 0
-        code = _print(model, texts, top_k, as_json, console)
-        _say_if_degraded(model, console)
-        return code
 
 
-def _say_if_degraded(model: Any, console: Console) -> None:
+def _say_if_degraded(model: Model, console: Console) -> None:
     status = model.status()
-    if not status.degraded:
-        return
-    for one in status.engines:
-        if one.failures:
-            console.print(f"engine {one.name} failed on {one.failures} batches, another answered: {one.reason}")
+    for engine in status.engines if status.degraded else ():
+        if engine.failures:
+            console.print(
+                f"engine {engine.name} failed on {engine.failures} batches, another answered: {engine.reason}"
+            )
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
@@ -182,7 +176,7 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     return None, arguments
 
 
-def _print(model: Any, texts: tuple[str, ...], top_k: int | None, as_json: bool, console: Console) -> int:
+def _print(model: Model, texts: tuple[str, ...], top_k: int | None, as_json: bool, console: Console) -> int:
     from nopad.runtime.offline.answers import as_object
     from nopad.runtime.types import Failure
 

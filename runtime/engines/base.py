@@ -1,4 +1,7 @@
-"""The contract between the predictor and whatever computes logits. Imports nothing heavy."""
+"""The contract between the predictor and whatever computes logits, and the registry of engines. Imports nothing heavy.
+
+A new engine is a module beside this one and an entry in `ENGINES`; `fake.py` is the shortest example.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nopad.model.packages import Need
 from nopad.model.packing import PackedBatch
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
@@ -33,6 +37,7 @@ class Engine(Protocol):
     name: str
     profiles: tuple[ShapeProfile, ...]  # the shapes it takes; () for any
     token_budget: int  # tokens of a micro-batch that suit it, where the caller does not say
+    threads: int | None  # of its library, on the CPU; None: the library's own choice, or it uses none
 
     def run(self, batch: PackedBatch) -> FloatArray:
         """Logits, float32: [B, ...] per sequence, or [T, ...] per token of the stream (filler included).
@@ -54,22 +59,52 @@ class EngineFactory(Protocol):
         ...
 
 
-# name -> "module:factory", imported when chosen; `TARGETS` says which artifacts it opens.
+@dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """An engine of the registry."""
+
+    factory: str  # "module:factory", imported when the engine is opened
+    targets: tuple[str, ...]  # of the artifacts that it opens, the target that suits it best first
+    need: Need  # what it imports
+    gpu: bool = True  # whether it computes on a GPU where there is one
+    cpu: bool = False  # whether it computes on a CPU where there is no GPU
+
+
+# In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`); the CPU last.
 ENGINES = {
-    "tensorrt": "nopad.runtime.engines.tensorrt:TensorRTEngine",
-    "tensorrt-rtx": "nopad.runtime.engines.tensorrt:TensorRTRTXEngine",
-    "onnx-tensorrt": "nopad.runtime.engines.onnx_gpu:OnnxTensorRTEngine",
-    "onnx-cuda": "nopad.runtime.engines.onnx_gpu:OnnxCudaEngine",
-    "torch": "nopad.runtime.engines.torch:TorchEngine",
-    "onnx-cpu": "nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
-}
-TARGETS: dict[str, tuple[str, ...]] = {  # the one that suits it best first
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx",),
-    "onnx-tensorrt": ("onnx",),
-    "onnx-cuda": ("onnx",),
-    "torch": ("torch",),
-    "onnx-cpu": ("cpu", "onnx"),
+    "tensorrt": EngineEntry(
+        factory="nopad.runtime.engines.tensorrt:TensorRTEngine",
+        targets=("tensorrt",),
+        need=Need(modules=("tensorrt", "cuda"), extra="tensorrt"),
+    ),
+    "tensorrt-rtx": EngineEntry(
+        factory="nopad.runtime.engines.tensorrt:TensorRTRTXEngine",
+        targets=("tensorrt-rtx",),
+        need=Need(modules=("tensorrt_rtx", "cuda"), extra="tensorrt-rtx"),
+    ),
+    "onnx-tensorrt": EngineEntry(
+        factory="nopad.runtime.engines.onnx_gpu:OnnxTensorRTEngine",
+        targets=("onnx",),
+        need=Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    ),
+    "onnx-cuda": EngineEntry(
+        factory="nopad.runtime.engines.onnx_gpu:OnnxCudaEngine",
+        targets=("onnx",),
+        need=Need(modules=("onnxruntime",), extra="onnx-gpu"),
+    ),
+    "torch": EngineEntry(
+        factory="nopad.runtime.engines.torch:TorchEngine",
+        targets=("torch",),
+        need=Need(modules=("torch", "safetensors"), extra="export"),
+        cpu=True,
+    ),
+    "onnx-cpu": EngineEntry(
+        factory="nopad.runtime.engines.onnx_cpu:OnnxCpuEngine",
+        targets=("cpu", "onnx"),
+        need=Need(modules=("onnxruntime",), extra="cpu"),
+        gpu=False,
+        cpu=True,
+    ),
 }
 
 
@@ -77,6 +112,6 @@ def engine_factory(name: str) -> EngineFactory:
     """The factory of a registered engine. Raises `UsageError` for an unknown name."""
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}; this nopad has: auto, {', '.join(ENGINES)}")
-    module, _, attribute = ENGINES[name].partition(":")
+    module, _, attribute = ENGINES[name].factory.partition(":")
     factory: EngineFactory = getattr(importlib.import_module(module), attribute)
     return factory

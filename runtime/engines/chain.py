@@ -133,6 +133,12 @@ class EngineChain:
         """The engine that was chosen at load."""
         return self._chosen.candidate
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of that engine on the CPU, as it says now; None where it does not."""
+        engine = self._chosen.engine
+        return engine.threads if engine is not None else None
+
     def run(self, batch: PackedBatch) -> Answer:
         """Logits of a batch from the first engine that gives sound ones.
 

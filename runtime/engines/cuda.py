@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import re
-import shutil
-import subprocess
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,12 +30,6 @@ _STICKY = frozenset(
         "cudaErrorMisalignedAddress",
     )
 )
-# CUDA and TensorRT, ONNX Runtime, PyTorch, the C++ library, the operating system: each says it its own way.
-_NO_MEMORY = re.compile(
-    r"out ?of ?memory|cudaErrorMemoryAllocation|failed to allocate memory|ca(nno|n')t allocate memory"
-    r"|not enough memory|bad[_ ]alloc|bad_array_new_length",
-    re.IGNORECASE,
-)
 
 
 class CudaError(EngineError):
@@ -54,52 +44,6 @@ class CudaError(EngineError):
 
 class OutOfDeviceMemoryError(CudaError):
     """The GPU (or page-locked host memory) has no room for it."""
-
-
-def out_of_memory(text: str) -> bool:
-    """Whether a library's message speaks of memory that ran out, of a GPU or of the machine."""
-    return _NO_MEMORY.search(text) is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One GPU of this machine."""
-
-    name: str
-    sm: str  # sm75
-    memory: int  # bytes, all of it
-
-
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA programs see, () where there are none. Raises nothing; makes no CUDA context.
-
-    Asks cuda-python, and nvidia-smi where that is missing or older or newer than the driver likes.
-    """
-    try:
-        cuda = cuda_runtime()
-        properties = [
-            _checked(cuda, cuda.cudaGetDeviceProperties(i), "reading the GPU") for i in range(device_count(cuda))
-        ]
-    except (EnvironmentProblem, EngineError):
-        return _ask_nvidia_smi()
-    return tuple(
-        Gpu(name=_text(one.name), sm=sm_of(one.major, one.minor), memory=int(one.totalGlobalMem)) for one in properties
-    )
-
-
-def _ask_nvidia_smi() -> tuple[Gpu, ...]:
-    if not shutil.which("nvidia-smi"):
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        rows = [line.rsplit(",", 2) for line in out.splitlines() if line.strip()]
-        return tuple(
-            Gpu(name=name.strip(), sm=sm_of(*map(int, capability.split("."))), memory=int(float(mebibytes)) << 20)
-            for name, capability, mebibytes in rows
-        )
-    except (subprocess.SubprocessError, OSError, ValueError, TypeError):
-        return ()
 
 
 def cuda_runtime() -> Any:
@@ -126,6 +70,12 @@ def device_count(cuda: Any) -> int:
         )
     name = "" if error == cuda.cudaError_t.cudaSuccess else f" ({error.name})"
     raise EnvironmentProblem(f"no GPU that CUDA can use on this machine{name}; is CUDA_VISIBLE_DEVICES right?")
+
+
+def device_properties(cuda: Any, ordinal: int) -> tuple[str, str, int]:
+    """Name, compute capability (`sm75`) and bytes of memory of a GPU. Raises `CudaError`; makes no CUDA context."""
+    properties = _checked(cuda, cuda.cudaGetDeviceProperties(ordinal), "reading the GPU")
+    return _text(properties.name), sm_of(properties.major, properties.minor), int(properties.totalGlobalMem)
 
 
 def _version(number: int) -> str:
@@ -156,9 +106,7 @@ class Device:
         self.cuda = cuda_runtime()
         device_count(self.cuda)
         self.ordinal = ordinal
-        properties = self.check(self.cuda.cudaGetDeviceProperties(ordinal), "reading the GPU")
-        self.name = _text(properties.name)
-        self.sm = sm_of(properties.major, properties.minor)
+        self.name, self.sm, _ = device_properties(self.cuda, ordinal)
 
     def check(self, result: tuple[Any, ...], doing: str) -> Any:
         """The value of a CUDA call's result. Raises `CudaError`, `OutOfDeviceMemoryError`; `doing` says at what."""

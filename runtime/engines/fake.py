@@ -1,4 +1,8 @@
-"""An engine for tests, nopad's and its users': answers from a function, without any file."""
+"""An engine for tests, nopad's and its users': answers from a function, without any file.
+
+The shortest engine there is: what `nopad.runtime.engines.base.Engine` asks for, and its own factory. It is not in the
+registry: `load(..., engine=FakeEngine(answer))` takes it as it is.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ class FakeEngine:
 
     name = "fake"
     token_budget = CPU_TOKENS
+    threads: int | None = None
     profiles: tuple[ShapeProfile, ...] = ()
 
     def __init__(self, answer: Callable[[PackedBatch], FloatArray]) -> None:

@@ -1,4 +1,4 @@
-"""What each GPU generation can do: the one table that engines, exporter and doctor go by. Standard library only.
+"""What each GPU generation can do: the table that engines, exporter and doctor go by. Standard library only.
 
 Sources: CUDA C++ Programming Guide, "Arithmetic Instructions" (types by compute capability); TensorRT and
 TensorRT-RTX support matrices; FlashAttention-2's requirements (fp16 or bf16, compute capability 8.0).
@@ -7,8 +7,10 @@ TensorRT-RTX support matrices; FlashAttention-2's requirements (fp16 or bf16, co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of an artifact; `nopad.export.graph.precision` says what each is
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Attention = Literal["flash", "sdpa"]
 
 
@@ -18,18 +20,12 @@ class Capability:
 
     sm: str  # sm75
     name: str
-    precisions: tuple[str, ...]  # that TensorRT builds for it, the fastest useful one first
-    rtx_precisions: tuple[str, ...]  # that TensorRT-RTX builds; () where it does not support the GPU
+    precisions: tuple[Precision, ...]  # that TensorRT builds for it, the fastest useful one first
+    rtx_precisions: tuple[Precision, ...]  # that TensorRT-RTX builds; () where it does not support the GPU
     attention: Attention  # of the torch engine: FlashAttention-2, or SDPA with block-local layers
-    engines: tuple[str, ...]  # default order
 
 
-# Of every GPU with FlashAttention-2, and of those that are newer than this table.
-DEFAULT_ENGINES = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "torch", "onnx-cuda", "onnx-cpu")
-# Turing has no flash attention for torch to be faster with (an assumption: nobody has measured the two on a T4 yet).
-_TURING_ENGINES = ("tensorrt", "tensorrt-rtx", "onnx-tensorrt", "onnx-cuda", "torch", "onnx-cpu")
-_AMPERE = ("fp16", "bf16", "fp32", "int8")
-CPU_ENGINES = ("onnx-cpu", "torch")
+_AMPERE: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
 
 
 def _modern(sm: str, name: str, rtx: bool = True) -> Capability:
@@ -39,13 +35,12 @@ def _modern(sm: str, name: str, rtx: bool = True) -> Capability:
         precisions=_AMPERE,
         rtx_precisions=_AMPERE if rtx else (),
         attention="flash",
-        engines=DEFAULT_ENGINES,
     )
 
 
 CAPABILITIES: dict[str, Capability] = {
-    one.sm: one
-    for one in (
+    capability.sm: capability
+    for capability in (
         # Turing has no bf16 and no FlashAttention-2; TensorRT-RTX has no fp32 matrix product for it.
         Capability(
             sm="sm75",
@@ -53,7 +48,6 @@ CAPABILITIES: dict[str, Capability] = {
             precisions=("fp16", "fp32", "int8"),
             rtx_precisions=("fp16", "int8"),
             attention="sdpa",
-            engines=_TURING_ENGINES,
         ),
         _modern("sm80", "Ampere (A100, A30)", rtx=False),
         _modern("sm86", "Ampere (A10, RTX 30)"),
@@ -63,7 +57,7 @@ CAPABILITIES: dict[str, Capability] = {
         _modern("sm120", "Blackwell (RTX 50)"),
     )
 }
-RTX_ARCHS = tuple(sm for sm, one in CAPABILITIES.items() if one.rtx_precisions)
+RTX_ARCHS = tuple(sm for sm, capability in CAPABILITIES.items() if capability.rtx_precisions)
 
 
 def sm_of(major: int, minor: int) -> str:

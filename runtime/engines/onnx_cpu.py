@@ -1,105 +1,25 @@
-"""ONNX Runtime on the CPU: packed graphs of nopad, padded graphs of optimum. Its engines on GPUs share most of it."""
+"""ONNX Runtime on the CPU: graphs in its own CPU operators, plain ONNX, and the padded graphs of optimum."""
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from nopad.model.packages import ENGINE_NEEDS, install_hint
-from nopad.model.packing import IntArray, PackedBatch, to_padded
 from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
-from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
+from nopad.runtime.engines.onnx_session import (
+    STOP_SPINNING,
+    OnnxEngine,
+    Provider,
+    import_onnxruntime,
+    open_session,
+    session_options,
+)
 from nopad.runtime.manifest import Artifact
-from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.types import FloatArray
 
-Provider = tuple[str, dict[str, str]]
+_CPU: Provider = ("CPUExecutionProvider", {})
 # Micro-batches so small stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
 TOKENS_PER_THREAD = 256
 LEAST_TOKENS = 512
-
-
-def import_onnxruntime(engine: str) -> Any:
-    """ONNX Runtime, whichever package brings it. Raises `EnvironmentProblem`."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError:
-        hint = install_hint(ENGINE_NEEDS[engine].extra)
-        raise EnvironmentProblem(f"engine {engine} needs ONNX Runtime: {hint}") from None
-
-
-def open_session(
-    ort: Any,
-    path: Path,
-    options: EngineOptions,
-    providers: Sequence[Provider],
-    config: Mapping[str, str] | None = None,
-) -> Any:
-    """An `InferenceSession` with these providers (name, options) and no silent fallback. Raises `BundleError`.
-
-    `config`: entries of `onnxruntime_session_options_config_keys.h`.
-    """
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    for key, value in (config or {}).items():
-        settings.add_session_config_entry(key, value)
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-    try:
-        # Else a provider that fails, now or in a later run, is silently replaced by the CPU's.
-        return ort.InferenceSession(str(path), settings, providers=list(providers), enable_fallback=0)
-    except Exception as error:  # ORT's exception types are not public
-        raise BundleError(f"ONNX Runtime {ort.__version__} cannot open {path}: {error}") from None
-
-
-class OnnxEngine:
-    """Runs an open `InferenceSession`; ONNX Runtime allows concurrent runs on it."""
-
-    name = "onnx"
-    token_budget = CPU_TOKENS
-    profiles: tuple[ShapeProfile, ...] = ()
-
-    def __init__(self, session: Any, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        self._session: Any = session
-        self._wanted = [node.name for node in session.get_inputs()]
-        if sorted(self._wanted) != sorted(artifact.inputs):
-            raise BundleError(f"{path} takes {self._wanted}, the manifest says {sorted(artifact.inputs)}")
-        self._padded = artifact.layout == "padded"
-        self._filler = artifact.token_multiple > 1
-        self._pad_token_id = options.pad_token_id
-
-    def run(self, batch: PackedBatch) -> FloatArray:
-        """Logits of a batch; a padded graph's per-token logits are laid back onto the stream."""
-        session = self._session
-        if session is None:
-            raise EngineError(f"engine {self.name} is closed")
-        feeds = _padded_feeds(batch, self._pad_token_id) if self._padded else self._packed_feeds(batch)
-        try:
-            logits = session.run(None, {name: feeds[name] for name in self._wanted})[0]
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime failed on {batch.num_tokens} tokens: {error}") from None
-        logits = np.asarray(logits, dtype=np.float32)
-        if self._padded and logits.ndim == 3:
-            stream = np.zeros((len(batch.input_ids), logits.shape[-1]), dtype=np.float32)
-            real = batch.pad_index >= 0
-            stream[batch.pad_index[real]] = logits[real]
-            return stream
-        return logits
-
-    def _packed_feeds(self, batch: PackedBatch) -> dict[str, IntArray]:
-        end = None if self._filler else batch.num_tokens  # packed for an engine beside it that wants filler
-        stream = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-        rows = {"pad_index": batch.pad_index, "prompt_lengths": batch.prompt_lengths}
-        return {**{name: getattr(batch, name)[:end] for name in stream}, **rows}
-
-    def close(self) -> None:
-        """Drop the session."""
-        self._session = None
 
 
 class OnnxCpuEngine(OnnxEngine):
@@ -109,22 +29,7 @@ class OnnxCpuEngine(OnnxEngine):
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         ort = import_onnxruntime(self.name)
-        # Else its threads go on spinning for a while after a run, on cores that other libraries could use.
-        config = {"session.force_spinning_stop": "1"}
-        super().__init__(
-            open_session(ort, path, options, [("CPUExecutionProvider", {})], config), path, artifact, options
-        )
+        settings = session_options(ort, options.threads, STOP_SPINNING)
+        super().__init__(open_session(ort, path, settings, [_CPU]), path, artifact, options)
         threads = options.threads or os.cpu_count() or 1
         self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
-
-
-def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:
-    input_ids, attention_mask, token_type_ids = to_padded(batch, pad_token_id)
-    position_ids = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "prompt_lengths": batch.prompt_lengths,
-    }

@@ -12,12 +12,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nopad.model.packages import ENGINE_NEEDS, install_hint, version_of
+from nopad.model.packages import install_hint, version_of
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
+from nopad.runtime.engines.base import ENGINES, GPU_TOKENS, EngineOptions
 from nopad.runtime.engines.compiled_cache import cache_folder
-from nopad.runtime.engines.cuda import out_of_memory
-from nopad.runtime.engines.onnx_cpu import OnnxEngine, Provider, import_onnxruntime, open_session
+from nopad.runtime.engines.onnx_session import (
+    OnnxEngine,
+    Provider,
+    import_onnxruntime,
+    open_session,
+    session_options,
+)
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 from nopad.runtime.errors import BundleError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
@@ -113,7 +119,7 @@ def _require_provider(ort: Any, provider: str, engine: str) -> None:
         raise EnvironmentProblem(
             f"engine {engine} needs the {provider} of onnxruntime-gpu; ONNX Runtime {ort.__version__} here has "
             f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then "
-            f"{install_hint(ENGINE_NEEDS[engine].extra)}"
+            f"{install_hint(ENGINES[engine].need.extra)}"
         )
 
 
@@ -121,19 +127,20 @@ def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Prov
     """A session whose first provider does the work. Raises `EnvironmentProblem` where it does not."""
     wanted = providers[0][0]
     _require_provider(ort, wanted, engine)
-    said = io.StringIO()
+    settings = session_options(ort, options.threads, {"session.record_ep_graph_assignment_info": "1"})
+    printed = io.StringIO()
     if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it misses
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             ort.preload_dlls()
     try:
-        session = open_session(ort, path, options, providers, {"session.record_ep_graph_assignment_info": "1"})
+        session = open_session(ort, path, settings, providers)
     except BundleError as error:
-        if out_of_memory(str(error)):
+        if is_out_of_memory(error):
             raise EnvironmentProblem(f"engine {engine}: the GPU has too little memory: {error}") from None
         raise
     active = session.get_providers()
     if active[0] != wanted:
-        missed = "; ".join(line for line in said.getvalue().splitlines() if line.strip())
+        missed = "; ".join(line for line in printed.getvalue().splitlines() if line.strip())
         raise EnvironmentProblem(
             f"engine {engine}: ONNX Runtime {ort.__version__} has {wanted}, but it did not start and "
             f"{', '.join(active)} would answer; {_LIBRARIES} may be missing{f' ({missed})' if missed else ''}"

@@ -1,13 +1,17 @@
-"""Which engines may answer for a bundle on this machine, and in which order. Opens none of them."""
+"""Which engines may answer for a bundle on this machine, and in which order. Opens none of them.
+
+Asking a machine for its GPU can take seconds, so it is asked only where the answer decides something.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.engines.base import TARGETS, Engine, EngineFactory, EngineOptions, engine_factory
+from nopad.runtime.engines.base import ENGINES, Engine, EngineFactory, EngineOptions, engine_factory
 from nopad.runtime.engines.chain import Candidate
-from nopad.runtime.engines.hardware import CAPABILITIES, CPU_ENGINES, DEFAULT_ENGINES
+from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.errors import BundleError, UnverifiedError
 from nopad.runtime.manifest import Artifact
 
@@ -18,8 +22,14 @@ EngineChoice = str | EngineFactory | Sequence[str | EngineFactory]
 def engine_order(sm: str | None) -> tuple[str, ...]:
     """Engines to try on a GPU of compute capability `sm` (None: without a GPU), the fastest first."""
     if sm is None:
-        return CPU_ENGINES
-    return CAPABILITIES[sm].engines if sm in CAPABILITIES else DEFAULT_ENGINES
+        return tuple(sorted((name for name, entry in ENGINES.items() if entry.cpu), key=lambda name: ENGINES[name].gpu))
+    order = list(ENGINES)
+    # FlashAttention-2 makes torch faster than onnx-cuda; GPUs that are newer than the table have it. That torch is the
+    # slower of the two without it is an assumption: nobody has measured them on a T4.
+    if sm not in CAPABILITIES or CAPABILITIES[sm].attention == "flash":
+        order.remove("torch")
+        order.insert(order.index("onnx-cuda"), "torch")
+    return tuple(order)
 
 
 def find_candidates(
@@ -27,40 +37,53 @@ def find_candidates(
     choice: EngineChoice,
     options: EngineOptions,
     *,
-    sm: str | None,
+    sm: Callable[[], str | None],
     precision: str | None = None,
     file: str | None = None,
     allow_unverified: bool = False,
 ) -> list[Candidate]:
-    """What `choice` means for this bundle on a machine with a GPU of compute capability `sm`, in order.
+    """What `choice` means for this bundle on this machine, in order.
+
+    `sm` says the compute capability of its GPU (None: without a GPU). It is called once at most, and not at all where
+    only engines for CPUs are named, or only they can open what the bundle holds.
 
     An artifact that has not passed the parity gate on an engine is a candidate that refuses to open, so that its
     reason is seen. Raises `BundleError` if no artifact fits, `UnverifiedError` if none of those that fit is verified,
     `UsageError` for an unknown name.
     """
+    artifacts = [a for a in bundle.manifest.artifacts if precision in (None, a.precision) and file in (None, a.file)]
+    ask = functools.cache(sm)
     if choice == "auto":
-        choices: Sequence[str | EngineFactory] = engine_order(sm)
+        choices: Sequence[str | EngineFactory] = engine_order(ask() if _open_on_gpu(artifacts) else None)
     else:
         choices = choice if isinstance(choice, Sequence) and not isinstance(choice, str) else [choice]
-    artifacts = [a for a in bundle.manifest.artifacts if precision in (None, a.precision) and file in (None, a.file)]
-    found: list[tuple[bool, Candidate]] = []
-    for one in choices:
-        name = one if isinstance(one, str) else "onnx-cpu"  # a factory of your own stands in for it
-        factory = engine_factory(one) if isinstance(one, str) else one
-        fitting = [artifact for artifact in artifacts if artifact.target in TARGETS[name]]
-        for artifact in sorted(fitting, key=lambda artifact: _preference(artifact, name, sm)):
-            verified = allow_unverified or artifact.passed_on(name)
-            opener = _opener(bundle, artifact, factory, options) if verified else _refusing(bundle, artifact, name)
-            found.append((verified, Candidate(name=name, artifact=artifact, open=opener)))
-    if not found:
+    candidates: list[Candidate] = []
+    verified: list[bool] = []
+    for engine in choices:
+        name = engine if isinstance(engine, str) else "onnx-cpu"  # a factory of your own stands in for it
+        factory = engine_factory(engine) if isinstance(engine, str) else engine
+        fitting = [artifact for artifact in artifacts if artifact.target in ENGINES[name].targets]
+        if len(fitting) > 1:
+            fitting = _by_preference(fitting, name, ask() if ENGINES[name].gpu else None)
+        for artifact in fitting:
+            verified.append(allow_unverified or artifact.passed_on(name))
+            opener = _opener(bundle, artifact, factory, options) if verified[-1] else _refusing(bundle, artifact, name)
+            candidates.append(Candidate(name=name, artifact=artifact, open=opener))
+    if not candidates:
         wanted = f"engine {choice}" if isinstance(choice, str) else "these engines"
         raise BundleError(
             f"{bundle.path} has no file for {wanted}{f' in {precision}' if precision else ''}; "
             f"it holds {_holds(bundle)}: export it with that target"
         )
-    if not any(verified for verified, _ in found):
-        found[0][1].open()  # says that it is unverified
-    return [candidate for _, candidate in found]
+    if not any(verified):
+        candidates[0].open()  # says that it is unverified
+    return candidates
+
+
+def _open_on_gpu(artifacts: Sequence[Artifact]) -> bool:
+    """Whether an engine that uses a GPU opens any of them."""
+    targets = {target for entry in ENGINES.values() if entry.gpu for target in entry.targets}
+    return any(artifact.target in targets for artifact in artifacts)
 
 
 def _holds(bundle: Bundle) -> str:
@@ -69,14 +92,18 @@ def _holds(bundle: Bundle) -> str:
     return ", ".join(sorted(set(kinds))) or "nothing"
 
 
-def _preference(artifact: Artifact, engine: str, sm: str | None) -> tuple[bool, int, int]:
-    # This GPU's engine before another's (which will say so); half precision is fast on GPUs and slow on CPUs.
+def _by_preference(artifacts: Sequence[Artifact], engine: str, sm: str | None) -> list[Artifact]:
+    """What an engine opens, the best first: this GPU's before another's (which will say so), then by precision."""
+    # Half precision is fast on GPUs and slow on CPUs.
     order: Sequence[str] = ("fp32", "int8", "fp16", "bf16")
-    if engine != "onnx-cpu" and sm is not None:
+    if sm is not None:
         order = CAPABILITIES[sm].precisions if sm in CAPABILITIES else ("fp16", "bf16", "fp32", "int8")
-    known = artifact.precision in order
-    precision = order.index(artifact.precision) if known else len(order)
-    return artifact.sm not in (None, sm), precision, TARGETS[engine].index(artifact.target)
+
+    def rank(artifact: Artifact) -> tuple[bool, int, int]:
+        precision = order.index(artifact.precision) if artifact.precision in order else len(order)
+        return artifact.sm not in (None, sm), precision, ENGINES[engine].targets.index(artifact.target)
+
+    return sorted(artifacts, key=rank)
 
 
 def _opener(bundle: Bundle, artifact: Artifact, factory: EngineFactory, options: EngineOptions) -> Callable[[], Engine]:

@@ -29,10 +29,10 @@ from nopad.runtime.engines.cuda import (
     Stream,
     cuda_runtime,
     device_count,
-    out_of_memory,
 )
 from nopad.runtime.engines.hardware import refusal
-from nopad.runtime.engines.tensorrt_library import import_library, logger, this_platform
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
+from nopad.runtime.engines.tensorrt_library import LIBRARIES, import_library, logger, this_platform
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
@@ -44,7 +44,8 @@ class TensorRTEngine:
 
     name = "tensorrt"
     token_budget = GPU_TOKENS
-    library = "tensorrt"
+    threads: int | None = None
+    library = LIBRARIES[name]
     version_parts = 2  # of the library's version, which must be that of the build: 10.13
     buckets = False  # whether batches are filled up to few shapes
 
@@ -85,7 +86,7 @@ class TensorRTEngine:
         if self._engine is None:
             raise _at_load(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
         check_interface(trt, self._engine, self._path, self._artifact)
-        settings = self._context_settings(trt, device)
+        settings = self._context_settings(trt)
         for number, profile in enumerate(self.profiles):
             context = self._engine.create_execution_context(settings)
             if context is None:
@@ -121,7 +122,7 @@ class TensorRTEngine:
         if artifact.platform not in (None, here):
             raise EnvironmentProblem(f"{artifact.file} was built on {artifact.platform}, this is {here}: export again")
 
-    def _context_settings(self, trt: Any, device: Device) -> Any:
+    def _context_settings(self, trt: Any) -> Any:
         """What `create_execution_context` is told: memory for the context's own profile, not for the largest."""
         return trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
 
@@ -161,7 +162,7 @@ class TensorRTRTXEngine(TensorRTEngine):
     """
 
     name = "tensorrt-rtx"
-    library = "tensorrt_rtx"
+    library = LIBRARIES[name]
     version_parts = 4  # engines of one release are for that release alone
     buckets = True
 
@@ -173,9 +174,9 @@ class TensorRTRTXEngine(TensorRTEngine):
         super()._open(trt, device)
         self._keep_cache()
 
-    def _context_settings(self, trt: Any, device: Device) -> Any:
+    def _context_settings(self, trt: Any) -> Any:
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(super()._context_settings(trt, device))
+        config.set_execution_context_allocation_strategy(super()._context_settings(trt))
         if hasattr(trt, "CudaGraphStrategy"):  # from 1.2
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if self._cache_file is not None:
@@ -322,10 +323,10 @@ def runs_on(built_for: str, sm: str) -> bool:
 
 
 def _at_load(what: str, log: Any) -> Exception:
-    said = log.taken()
-    if out_of_memory(said):
-        return EnvironmentProblem(f"{what}, the GPU has too little free memory{said}; free some, or export again")
-    return BundleError(f"{what}{said}; export again")
+    errors = log.taken()
+    if is_out_of_memory(errors):
+        return EnvironmentProblem(f"{what}, the GPU has too little free memory{errors}; free some, or export again")
+    return BundleError(f"{what}{errors}; export again")
 
 
 def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> None:

@@ -1,4 +1,4 @@
-"""What building and running engines share of TensorRT and TensorRT-RTX: importing them, and hearing their errors."""
+"""What building and running engines share of TensorRT and TensorRT-RTX: their import, and the errors that they log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import platform
 from collections import deque
 from typing import Any
 
-from nopad.model.packages import ENGINE_NEEDS, install_hint
+from nopad.model.packages import install_hint
+from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import EnvironmentProblem
 
-# Target, and the engine of the same name -> module.
-LIBRARIES = {name: ENGINE_NEEDS[name].modules[0] for name in ("tensorrt", "tensorrt-rtx")}
+# Target, and engine of the same name -> module.
+LIBRARIES = {name: ENGINES[name].need.modules[0] for name in ("tensorrt", "tensorrt-rtx")}
 _KEPT_MESSAGES = 8
 
 
@@ -28,7 +29,7 @@ def import_library(target: str, who: str) -> Any:
     except (ImportError, OSError, RuntimeError) as error:  # the latter two: of its shared libraries
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         what = "is not installed" if missing else f"is installed but does not load ({error})"
-    hint = install_hint(ENGINE_NEEDS[target].extra)
+    hint = install_hint(ENGINES[target].need.extra)
     raise EnvironmentProblem(f"{who} needs the package {module}, which {what}: {hint}")
 
 

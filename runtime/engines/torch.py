@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from nopad.model.errors import CheckpointError
-from nopad.model.packages import ENGINE_NEEDS, install_hint
+from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import CPU_TOKENS, GPU_TOKENS, EngineOptions
+from nopad.runtime.engines.base import CPU_TOKENS, ENGINES, GPU_TOKENS, EngineOptions
 from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
@@ -43,7 +43,7 @@ class TorchEngine:
             importlib.import_module("safetensors")
         except (ImportError, OSError) as error:  # OSError: of its shared libraries
             raise EnvironmentProblem(
-                f"engine torch needs torch and safetensors ({error}): {install_hint(ENGINE_NEEDS[self.name].extra)}"
+                f"engine torch needs torch and safetensors ({error}): {install_hint(ENGINES[self.name].need.extra)}"
             ) from None
         from nopad.model.checkpoint.load import load_checkpoint
 
@@ -75,6 +75,11 @@ class TorchEngine:
             raise EnvironmentProblem(f"engine torch: the GPU has too little memory for {path}: {error}") from None
         except RuntimeError as error:  # of CUDA
             raise EnvironmentProblem(f"engine torch cannot start on {self._device}: {error}") from None
+
+    @property
+    def threads(self) -> int:
+        """PyTorch's number, as it is now."""
+        return int(self._torch.get_num_threads())
 
     def run(self, batch: PackedBatch) -> FloatArray:
         """Logits of a batch."""

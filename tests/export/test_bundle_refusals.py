@@ -18,10 +18,9 @@ import transformers
 
 import nopad.export.bundle
 import nopad.export.bundle_files
-from nopad.runtime.atomic import OutputError
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.cli import run
-from nopad.runtime.errors import UnverifiedError
+from nopad.runtime.errors import OutputError, UnverifiedError
 from nopad.runtime.predictor import load
 
 Bundles = Callable[[str], Path]

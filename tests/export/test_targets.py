@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from nopad.export.targets import EngineJob, Jobs, plan_jobs
+from nopad.export.targets import TARGETS, EngineJob, Jobs, plan_jobs
 from nopad.runtime.engines.base import ENGINES
-from nopad.runtime.engines.hardware import CAPABILITIES, CPU_ENGINES, DEFAULT_ENGINES, RTX_ARCHS, refusal
-from nopad.runtime.engines.selection import engine_order
+from nopad.runtime.engines.hardware import RTX_ARCHS
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 
@@ -20,6 +19,10 @@ def both_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     have = {"tensorrt", "tensorrt_rtx"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in have else real(name))
+
+
+def no_gpu() -> None:
+    """A machine without one."""
 
 
 def rtx(*archs: str) -> tuple[EngineJob, ...]:
@@ -47,7 +50,7 @@ def rtx(*archs: str) -> tuple[EngineJob, ...]:
     ],
 )  # fmt: skip
 def test_jobs(target: Any, precision: Any, archs: list[str], sm: str | None, jobs: Jobs) -> None:
-    assert plan_jobs(target, precision, archs, sm=sm) == jobs
+    assert plan_jobs(target, precision, archs, sm=lambda: sm) == jobs
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_refusals_come_first(
     target: Any, precision: Any, archs: list[str], sm: str | None, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        plan_jobs(target, precision, archs, sm=sm)
+        plan_jobs(target, precision, archs, sm=lambda: sm)
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +83,8 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         EnvironmentProblem, match=r"needs the package tensorrt_rtx: pip install 'nopad\[tensorrt-rtx\]'"
     ):
-        plan_jobs("tensorrt-rtx", None, [], sm=None)
-    jobs = plan_jobs("all", None, [], sm=None)
+        plan_jobs("tensorrt-rtx", None, [], sm=no_gpu)
+    jobs = plan_jobs("all", None, [], sm=no_gpu)
     assert (
         jobs.engines == ()
         and len(jobs.skipped) == 2
@@ -91,26 +94,29 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
-    jobs = plan_jobs("all", None, [], sm=None)
+    jobs = plan_jobs("all", None, [], sm=no_gpu)
     assert jobs.engines == rtx(*RTX_ARCHS)
     assert len(jobs.skipped) == 1 and "needs the GPU that it builds for" in jobs.skipped[0]
-    hopper = plan_jobs("all", None, [], sm="sm90")
+    hopper = plan_jobs("all", None, [], sm=lambda: "sm90")
     assert EngineJob(target="tensorrt", sm="sm90") in hopper.engines and hopper.skipped == ()
-    wide = plan_jobs("all", "fp32", [], sm=None)
+    wide = plan_jobs("all", "fp32", [], sm=no_gpu)
     assert wide.graphs == ("fp32",) and "sm75" not in {job.sm for job in wide.engines}
     assert any("fp32 on sm75" in reason for reason in wide.skipped)
 
 
-def test_the_hardware_table_promises_nothing_that_a_t4_lacks() -> None:
-    turing = CAPABILITIES["sm75"]
-    assert "bf16" not in turing.precisions and turing.attention == "sdpa"
-    assert not {"fp32", "bf16"} & set(turing.rtx_precisions)
-    assert refusal("tensorrt", "sm75", "fp16") is None and refusal("tensorrt-rtx", "sm75", "fp16") is None
+@pytest.mark.parametrize(("target", "archs"), [("cpu", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])])
+def test_a_target_for_which_the_gpu_at_hand_decides_nothing_does_not_ask_for_it(target: Any, archs: list[str]) -> None:
+    def ask() -> str:
+        raise AssertionError("asked for the GPU")
+
+    assert plan_jobs(target, None, archs, sm=ask).skipped == ()
 
 
-def test_every_order_is_of_engines_that_exist_and_ends_on_the_cpu() -> None:
-    for order in [one.engines for one in CAPABILITIES.values()] + [DEFAULT_ENGINES]:
-        assert sorted(order) == sorted(ENGINES) and order[-1] == "onnx-cpu"
-    assert engine_order(None) == CPU_ENGINES and set(CPU_ENGINES) <= set(ENGINES)
-    assert engine_order("sm75") == CAPABILITIES["sm75"].engines
-    assert engine_order("sm999") == DEFAULT_ENGINES  # newer than the table
+def test_all_asks_for_the_gpu_once() -> None:
+    asked = []
+    plan_jobs("all", None, [], sm=lambda: asked.append("sm") or "sm86")
+    assert asked == ["sm"]
+
+
+def test_every_target_is_opened_by_an_engine() -> None:
+    assert {target for entry in ENGINES.values() for target in entry.targets} | {"all"} == set(TARGETS)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nopad.runtime.atomic import OutputError, check_output, replace_folder, sha256_of, write_file
+from nopad.runtime.atomic import check_output, replace_folder, sha256_of, write_file
+from nopad.runtime.errors import OutputError
 
 
 def listing(folder: Path) -> dict[str, bytes]:

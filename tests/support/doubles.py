@@ -457,6 +457,7 @@ class GpuOnnxRuntime(ModuleType):
 
         return SimpleNamespace(
             get_inputs=real.get_inputs,
+            get_session_options=real.get_session_options,
             get_providers=lambda: active,
             get_provider_graph_assignment_info=assignment,
             run=run,

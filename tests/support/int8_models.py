@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from reference_models import CASES, token_ids
+from tokenizers import Tokenizer
 
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.precision import cast
@@ -53,6 +57,24 @@ def batches(rows: int = 128, vocab_size: int = 200, token_budget: int = 1024) ->
     return [pack([ids[i] for i in members]) for members in plan]
 
 
+def layer_graph(
+    operator: str, weight: Array, other: Array | None = None, rank: int = 2, **attributes: Any
+) -> onnx.ModelProto:
+    """x @ weight (+ other) as one layer of an encoder; a matrix to add is an input."""
+    width = weight.shape[1] if attributes.get("transB") else weight.shape[0]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * (rank - 1) + [width])]
+    constants = [numpy_helper.from_array(weight, "w")]
+    if other is not None and other.ndim == 1:
+        constants.append(numpy_helper.from_array(other, "c"))
+    elif other is not None:
+        inputs.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [None, other.shape[1]]))
+    names = ["x", "w", *(["c"] if other is not None else [])]
+    node = helper.make_node(operator, names, ["y"], f"model.layers.0.mlp.Wo/{operator}", **attributes)
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)]
+    made = helper.make_graph([node], "layer", inputs, outputs, constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
 def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     """As users open it: nothing but the number of threads is set."""
     settings = onnxruntime.SessionOptions()
@@ -70,3 +92,22 @@ def run(path: Path, feeds: Iterable[PackedBatch]) -> Array:
         logits = opened.run(None, {value.name: getattr(batch, value.name) for value in opened.get_inputs()})[0]
         out.append(logits[: batch.num_tokens] if per_token else logits)
     return np.concatenate(out)
+
+
+def by_label(logits: Array) -> Array:
+    """The label of each row, for tasks with a single label."""
+    labels: Array = logits.argmax(-1)
+    return labels
+
+
+def read_imdb(imdb: Path, file: str, limit: int, *, max_length: int) -> tuple[list[PackedBatch], list[Array]]:
+    """Reviews in batches for the embedded checkpoint, and their labels."""
+    tokenizer = Tokenizer.from_file(str(DEFAULT_CHECKPOINT / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    with (imdb / file).open() as lines:
+        rows = [json.loads(line) for line in islice(lines, limit)]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch([row["text"] for row in rows])]
+    plan = plan_batches([len(text) for text in ids], token_budget=2048, max_sequences=64)
+    labels = np.array([row["label"] for row in rows])
+    return [pack([ids[i] for i in members]) for members in plan], [labels[members] for members in plan]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from training_samples import sentences, write_jsonl
 
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import OutputError, UsageError
 from nopad.training.data import load_data
 from nopad.training.recipe import Recipe
 from nopad.training.trainer import PackedTrainer, train
@@ -135,8 +135,6 @@ def test_a_foreign_output_is_refused_before_training(scratch: Path, tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_text("1")
     data = load_data(str(write_jsonl(tmp_path / "a.jsonl", sentences(100))))
-    from nopad.runtime.atomic import OutputError
-
     with pytest.raises(OutputError, match="left alone"):
         train(data, tmp_path / "out", from_scratch=scratch, recipe=Recipe(max_length=64))
     assert not seen

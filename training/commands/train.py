@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options
+from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 
@@ -70,6 +70,7 @@ from nopad.runtime.data.table import DataSource
 @click.option("--bf16/--no-bf16", default=None, help="Train in bfloat16. [default: where the GPU has it]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @common_options
+@threads_option
 def train(
     model: str | None,
     from_scratch: Path | None,

@@ -15,7 +15,8 @@ from nopad.bench.forecast.count_architecture import count_architecture
 from nopad.bench.forecast.count_graph import count_graph
 from nopad.bench.forecast.groups import Shape, total_bytes, total_flops
 from nopad.export.graph.onnx import export_graph
-from nopad.export.int8.qdq import insert, linear_layers
+from nopad.export.int8.linear_layers import linear_layers
+from nopad.export.int8.qdq import insert_qdq
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.runtime.bundle import DEFAULT_BUNDLE, open_bundle
 from nopad.runtime.planning.cost_model import cost_model
@@ -73,7 +74,7 @@ def test_int8_products_are_read_from_a_graph_with_qdq_or_assumed(half_graph: Pat
     layers = linear_layers(model)
     kept, chosen = layers[0], layers[1:]
     scales = {tensor: np.float16(0.05) for node in model.graph.node for tensor in node.output}
-    insert(model, chosen, scales)
+    insert_qdq(model, chosen, scales)
     onnx.save(model, str(tmp_path / "int8.onnx"))
     quantized = open_graph(tmp_path / "int8.onnx")
     assert quantized.precision == "int8"

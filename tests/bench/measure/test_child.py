@@ -11,7 +11,8 @@ import pytest
 from runners import spec
 
 from nopad.bench.measure import child as isolated
-from nopad.bench.measure.child import in_calls, is_out_of_memory, measure_job, refusal, run_job
+from nopad.bench.measure.child import in_calls, measure_job, refusal, run_job
+from nopad.runtime.engines.out_of_memory import is_out_of_memory
 from nopad.runtime.errors import EngineError, EnvironmentProblem
 
 GB = 10**9

@@ -10,8 +10,7 @@ from reports import cell, full_report, report, subject
 from sample_report import sample_report
 
 from nopad.bench.report.files import JSON, check_folder, read_report, to_json, write_json
-from nopad.runtime.atomic import OutputError
-from nopad.runtime.errors import InputFileError, NewerVersionError
+from nopad.runtime.errors import InputFileError, NewerVersionError, OutputError
 
 
 def test_a_report_survives_its_file(tmp_path: Path) -> None:

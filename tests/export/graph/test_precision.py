@@ -15,11 +15,12 @@ from reference_models import BERT as BERT_CONFIG
 from reference_models import CASES, MODERNBERT, Case, difference, labels, packed_logits, token_ids
 
 from nopad.export.graph.onnx import export_graph
-from nopad.export.graph.precision import POLICIES, PRECISIONS, Policy, cast
+from nopad.export.graph.precision import POLICIES, Policy, cast
 from nopad.model.attention import graph_attention
 from nopad.model.checkpoint.read_config import read_config
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import NopadError
+from nopad.runtime.engines.hardware import PRECISIONS
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ONNX = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from int8_models import BERT, MODERNBERT, Array, Graphs, batches, graphs, run, session
-from onnx import TensorProto, helper, numpy_helper
+from int8_models import BERT, MODERNBERT, Graphs, batches, by_label, graphs, layer_graph, read_imdb, run, session
+from onnx import numpy_helper
 from reference_models import CASES, token_ids
-from tokenizers import Tokenizer
 
-import nopad.export.int8.cpu
 from nopad.export.errors import ExportError
+from nopad.export.graph.node_names import in_layer
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.precision import cast
-from nopad.export.int8.cpu import to_integers
-from nopad.export.int8.qdq import count, largest, linear_layers
-from nopad.export.int8.quantize import label_reader
+from nopad.export.int8.cpu import cpu_scheme, to_integers
+from nopad.export.int8.linear_layers import linear_layers
+from nopad.export.int8.quantize import Scheme, quantize
+from nopad.export.int8.scales import count, largest
 from nopad.export.int8.sensitivity import Goal
 from nopad.model.checkpoint.load import load_checkpoint
-from nopad.model.packing import PackedBatch, pack, plan_batches
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT
+from nopad.model.packing import pack
 
-by_label = label_reader("text-classification", "single_label_classification")
-quantize_cpu = functools.partial(nopad.export.int8.cpu.quantize_cpu, threads=1)
+PER_TOKEN, CALIBRATED = cpu_scheme(calibrated=False), cpu_scheme(calibrated=True)
+both = pytest.mark.parametrize("scheme", [PER_TOKEN, CALIBRATED], ids=["per token", "calibrated"])
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Graphs) -> Graphs:
     """The fp32 graph for CPUs of the embedded checkpoint, or of a small random one."""
     return graphs(tmp_path_factory, checkpoint, precision="fp32", cpu=True)
-
-
-def layer_graph(
-    operator: str, weight: Array, other: Array | None = None, rank: int = 2, **attributes: Any
-) -> onnx.ModelProto:
-    """x @ weight (+ other) as one layer of an encoder; a matrix to add is an input."""
-    width = weight.shape[1] if attributes.get("transB") else weight.shape[0]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * (rank - 1) + [width])]
-    constants = [numpy_helper.from_array(weight, "w")]
-    if other is not None and other.ndim == 1:
-        constants.append(numpy_helper.from_array(other, "c"))
-    elif other is not None:
-        inputs.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [None, other.shape[1]]))
-    names = ["x", "w", *(["c"] if other is not None else [])]
-    node = helper.make_node(operator, names, ["y"], f"model.layers.0.mlp.Wo/{operator}", **attributes)
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)]
-    made = helper.make_graph([node], "layer", inputs, outputs, constants)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @pytest.mark.parametrize("per_token", [True, False], ids=["per token", "calibrated"])
@@ -101,14 +81,7 @@ def test_a_product_is_what_numpy_computes_in_integers(
         assert np.abs(ours[row] - exact[row]).max() <= 0.05 * np.abs((x @ weight)[row]).max()
 
 
-def test_other_products_are_left_alone() -> None:
-    weight = np.ones((4, 4), dtype=np.float32)
-    for attributes in ({"alpha": 0.5}, {"transA": 1}):
-        assert linear_layers(layer_graph("Gemm", weight, **attributes)) == []
-    assert len(linear_layers(layer_graph("Gemm", weight, alpha=1.0))) == 1
-
-
-@pytest.mark.parametrize("static", [False, True], ids=["per token", "calibrated"])
+@both
 @pytest.mark.parametrize(
     ("name", "modules", "reads"),
     [
@@ -118,13 +91,13 @@ def test_other_products_are_left_alone() -> None:
     ],
 )
 def test_exactly_the_linear_layers_are_integers_and_answers_stay_near(
-    graph: Graphs, tmp_path: Path, name: str, modules: list[str], reads: int, static: bool
+    graph: Graphs, tmp_path: Path, name: str, modules: list[str], reads: int, scheme: Scheme
 ) -> None:
-    made = quantize_cpu(graph(name), tmp_path / "int8.onnx", batches(), static=static)
+    made = quantize(scheme, graph(name), tmp_path / "int8.onnx", batches())
     assert sorted(made.int8) == sorted(modules)
     assert (made.kept, made.agreement, made.judged_by, made.passed) == ((), None, "logits", True)
-    assert (made.scales, made.weight_bits) == ("calibrated" if static else "per token", 7)
-    assert (made.clipping == "none") is not static
+    assert (made.scales, made.weight_bits) == ("calibrated" if scheme.calibrated else "per token", 7)
+    assert (made.clipping == "none") is not scheme.calibrated
     before, model = onnx.load(str(graph(name))), onnx.load(str(made.file))
     assert list(model.graph.input) == list(before.graph.input)
     assert list(model.graph.output) == list(before.graph.output)
@@ -153,9 +126,9 @@ def test_exactly_the_linear_layers_are_integers_and_answers_stay_near(
     assert 0 < made.logit_error < 0.05
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["per token", "calibrated"])
-def test_an_answer_does_not_depend_on_the_rest_of_the_batch(graph: Graphs, tmp_path: Path, static: bool) -> None:
-    made = quantize_cpu(graph("embedded"), tmp_path / "int8.onnx", batches(vocab_size=8192), static=static)
+@both
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch(graph: Graphs, tmp_path: Path, scheme: Scheme) -> None:
+    made = quantize(scheme, graph("embedded"), tmp_path / "int8.onnx", batches(vocab_size=8192))
     texts = [token_ids(3 + 9 * row, 8192, seed=row) for row in range(8)]
     together = run(made.file, [pack(texts)])
     alone = run(made.file, [pack([text]) for text in texts])
@@ -179,14 +152,14 @@ def _with_outliers(source: Path, output: Path, layers: Iterable[int]) -> None:
     onnx.save(model, str(output))
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["per token", "calibrated"])
-def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path: Path, static: bool) -> None:
+@both
+def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path: Path, scheme: Scheme) -> None:
     odd, texts = tmp_path / "odd.onnx", batches(256, 8192)
     _with_outliers(graph("embedded"), odd, (1, 2))
     theirs = run(odd, texts)
-    broken = quantize_cpu(odd, tmp_path / "all.onnx", texts, static=static, goal=Goal(logit_error=9.0))
+    broken = quantize(replace(scheme, goal=Goal(logit_error=9.0)), odd, tmp_path / "all.onnx", texts)
     assert broken.kept == () and broken.logit_error > 0.05
-    made = quantize_cpu(odd, tmp_path / "int8.onnx", texts, static=static)
+    made = quantize(scheme, odd, tmp_path / "int8.onnx", texts)
     guilty = {"model.layers.1.mlp.Wo", "model.layers.2.mlp.Wo"}
     assert set(sorted(made.sensitivity, key=lambda module: -made.sensitivity[module])[:2]) == guilty
     assert made.passed is True and set(made.kept) and set(made.kept) <= guilty
@@ -200,63 +173,49 @@ def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path
 def test_labels_decide_where_there_are_enough(graph: Graphs, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
     many, few = batches(256, 8192), batches(64, 8192)
-    made = quantize_cpu(graph("embedded"), output, many, static=False, labels_of=by_label)
+    made = quantize(PER_TOKEN, graph("embedded"), output, many, labels_of=by_label)
     same = (run(output, many).argmax(-1) == run(graph("embedded"), many).argmax(-1)).mean()
     assert made.judged_by == "labels"
     assert made.agreement == pytest.approx(same, abs=1 / 256)
-    made = quantize_cpu(graph("embedded"), output, few, static=False, labels_of=by_label)
+    made = quantize(PER_TOKEN, graph("embedded"), output, few, labels_of=by_label)
     assert made.judged_by == "logits" and made.agreement is not None
 
 
 def test_a_goal_out_of_reach_is_said_and_half_the_layers_are_kept(graph: Graphs, tmp_path: Path) -> None:
     steps: list[str] = []
-    made = quantize_cpu(
+    made = quantize(
+        replace(PER_TOKEN, goal=Goal(logit_error=0.0)),
         graph("embedded"),
         tmp_path / "int8.onnx",
         batches(32),
-        static=False,
-        goal=Goal(logit_error=0.0),
-        keep_fp=["*.0.attn.*"],
         progress=lambda message, done=0, total=None: steps.append(message),
     )
     assert made.passed is False
-    assert (len(made.kept), len(made.int8)) == (2 + 5, 5)
-    assert {"model.layers.0.attn.Wqkv", "model.layers.0.attn.Wo"} < set(made.kept)
-    assert "int8: trying with 5 of 10 layers in fp32" in steps
+    assert (len(made.kept), len(made.int8)) == (6, 6)
+    assert "int8: trying with 6 of 12 layers in fp32" in steps
     json.dumps(made.to_json(), allow_nan=False)
 
 
 def test_a_module_of_several_products_is_one_layer(graph: Graphs, tmp_path: Path) -> None:
     """The graph splits `Wqkv` in three and `Wi` in two: the parts go to int8 or stay together."""
-    kept = ["model.layers.1.mlp.Wi", "model.layers.2.attn.Wqkv"]
-    made = quantize_cpu(graph("embedded"), tmp_path / "int8.onnx", batches(32), static=False, keep_fp=kept)
-    assert (len(made.int8), list(made.kept)) == (10, kept)
-    names = [node.name for node in onnx.load(str(made.file)).graph.node]
-    parts = [[name for name in names if name.startswith(f"{module}/Gemm")] for module in kept]
-    assert [len(one) for one in parts] == [2, 3]
-    products = [name for name in names if name.endswith(":MatMulIntegerToFloat")]
-    assert len(products) == 3 * (3 + 1 + 2 + 1) - 5
+    scheme = replace(PER_TOKEN, goal=Goal(logit_error=0.0))  # half the layers stay
+    made = quantize(scheme, graph("embedded"), tmp_path / "int8.onnx", batches(32))
+    parts = {"Wqkv": 3, "Wi": 2, "Wo": 1}
+    assert all({module.rpartition(".")[2] for module in side} & {"Wqkv", "Wi"} for side in (made.kept, made.int8))
+    nodes = onnx.load(str(made.file)).graph.node
+    plain = Counter(node.name.rpartition("/")[0] for node in nodes if node.op_type == "Gemm" and in_layer(node.name))
+    integer = Counter(node.name.partition("/")[0] for node in nodes if node.op_type == "MatMulIntegerToFloat")
+    assert plain == {module: parts[module.rpartition(".")[2]] for module in made.kept}
+    assert integer == {module: parts[module.rpartition(".")[2]] for module in made.int8}
 
 
-def _read_imdb(imdb: Path, file: str, limit: int) -> tuple[list[PackedBatch], Sequence[Array]]:
-    tokenizer = Tokenizer.from_file(str(DEFAULT_CHECKPOINT / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(256)
-    with (imdb / file).open() as lines:
-        rows = [json.loads(line) for line in islice(lines, limit)]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch([row["text"] for row in rows])]
-    plan = plan_batches([len(one) for one in ids], token_budget=2048, max_sequences=64)
-    labels = np.array([row["label"] for row in rows])
-    return [pack([ids[i] for i in members]) for members in plan], [labels[members] for members in plan]
-
-
-@pytest.mark.parametrize("static", [False, True], ids=["per token", "calibrated"])
-def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path, static: bool) -> None:
-    texts, labels = _read_imdb(imdb, "train.jsonl", 200)
+@both
+def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path, scheme: Scheme) -> None:
+    texts, _ = read_imdb(imdb, "train.jsonl", 200, max_length=256)
     output = tmp_path / "int8.onnx"
-    made = quantize_cpu(graph("embedded"), output, texts, static=static, labels_of=by_label, labels=labels)
-    assert made.passed is True and made.judged_by == "labels" and made.accuracy_loss is not None
-    fresh, truth = _read_imdb(imdb, "test.jsonl", 200)
+    made = quantize(scheme, graph("embedded"), output, texts, labels_of=by_label)
+    assert made.passed is True and made.judged_by == "labels"
+    fresh, truth = read_imdb(imdb, "test.jsonl", 200, max_length=256)
     ours, exact = (run(path, fresh).argmax(-1) for path in (output, graph("embedded")))
     assert (ours == exact).mean() >= 0.995
     right = np.concatenate(truth)
@@ -266,15 +225,10 @@ def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path, static: 
 def test_what_cannot_be_quantized_is_refused(graph: Graphs, checkpoint: Graphs, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
     with pytest.raises(ExportError, match=r"0 tokens of them are too few: give at least 1 "):
-        quantize_cpu(graph("bert-single"), output, [], static=False)
+        quantize(PER_TOKEN, graph("bert-single"), output, [])
     with pytest.raises(ExportError, match=r"200 tokens of them are too few: give at least 1024 "):
-        quantize_cpu(graph("bert-single"), output, [pack([[1, 2]] * 100)], static=True)
+        quantize(CALIBRATED, graph("bert-single"), output, [pack([[1, 2]] * 100)])
     half = cast(load_checkpoint(checkpoint("bert-single"), **CASES["bert-single"].load).encoder, "fp16")
     export_graph(half, tmp_path / "fp16.onnx")
     with pytest.raises(ExportError, match=r"is float16; .* --precision fp32"):
-        quantize_cpu(tmp_path / "fp16.onnx", output, batches(8), static=False)
-    with pytest.raises(ExportError, match="all 18 linear layers are to stay in fp32"):
-        quantize_cpu(graph("bert-single"), output, batches(8), static=False, keep_fp=["*"])
-    with pytest.raises(ExportError, match=r"1 arrays of true labels for \d+ batches"):
-        quantize_cpu(graph("bert-single"), output, batches(64), static=False, labels=[np.zeros(1)])
-    assert not output.exists()
+        quantize(PER_TOKEN, tmp_path / "fp16.onnx", output, batches(8))

@@ -20,8 +20,9 @@ from reference_models import token_ids
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import Engine, EngineOptions, engine_factory
-from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine, open_session
+from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.engines.onnx_gpu import misplaced, wide_profile
+from nopad.runtime.engines.onnx_session import open_session, session_options
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
@@ -100,9 +101,8 @@ def test_onnx_runtime_says_where_each_node_runs(graph: Graphs) -> None:
     session = open_session(
         onnxruntime,
         graph(NAME)[0],
-        EngineOptions(threads=1),
+        session_options(onnxruntime, 1, {"session.record_ep_graph_assignment_info": "1"}),
         [("CPUExecutionProvider", {})],
-        {"session.record_ep_graph_assignment_info": "1"},
     )
     info = session.get_provider_graph_assignment_info()
     assert misplaced(info, "CPUExecutionProvider") == []

@@ -23,7 +23,7 @@ from repository import DATA
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.engines.base import EngineOptions, engine_factory
 from nopad.runtime.engines.buckets import bucketed
-from nopad.runtime.engines.cuda import gpus
+from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.engines.tensorrt import TensorRTEngine
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, NopadError, ShapeError

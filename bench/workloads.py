@@ -20,7 +20,7 @@ from nopad.runtime.data.labelled import Targets, read_labelled, read_texts
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.planning.cost_model import cost_model
-from nopad.runtime.tokenizer import open_encoder
+from nopad.runtime.tokenizer import open_bundle_encoder
 
 # name -> texts, and tokens of each (fixed) or at most (ragged)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
@@ -81,8 +81,7 @@ class Source:
         self.bundle = bundle
         self.folder = folder
         self.remarks: list[str] = []
-        manifest = bundle.manifest
-        self._encoder = open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, manifest=manifest)
+        self._encoder = open_bundle_encoder(bundle)
         self._specials = sum(self._tokens("a")[1])
         if folder is None:
             self.remarks.append(f"no folder of real texts (--data-folder): {GENERATED} of like lengths stand in")
@@ -206,11 +205,8 @@ class Source:
             self._lacks(FILES[kind])
             return None
         manifest = self.bundle.manifest
-        if (
-            manifest.task == "text-classification"
-            and len(manifest.labels) == 2
-            and manifest.problem_type != "regression"
-        ):
+        head = manifest.head
+        if head.task == "text-classification" and head.has_labels and len(head.labels) == 2:
             rows = read_labelled(path, manifest, limit=count)
             return rows.texts, rows.targets, FILES[kind]
         return read_texts(str(path), limit=count), None, FILES[kind]

@@ -20,6 +20,7 @@ from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
 from nopad.export.targets import EngineJob
 from nopad.model.checkpoint.load import Checkpoint, told_json, write_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
 from nopad.runtime.atomic import sha256_of
@@ -83,7 +84,7 @@ def write_int8_graph(
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
-    labels_of = label_reader(checkpoint.config.task, checkpoint.config.problem_type)
+    labels_of = label_reader(checkpoint.head)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
@@ -95,21 +96,31 @@ def write_int8_graph(
 def _calibration_batches(
     checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
-    encoder = open_encoder(folder / "tokenizer.json", max_length)
+    """Texts as the runtime will read them: the bundle's tokenizer, its default prompt, what its model has rows for."""
+    encoder = open_encoder(folder / "tokenizer.json", max_length, vocab_size=checkpoint.config.vocab_size)
+    said = checkpoint.pipeline or Pipeline()
+    prompt = said.prompts[said.default_prompt_name] if said.default_prompt_name is not None else ""
     rows: Iterable[Text] = SAMPLES
     if source is not None:
         rows = (row.text for row in read_rows(source) if row.error is None)
-    encoded = [one for one in encoder.encode(list(islice(rows, CALIBRATION_TEXTS))) if not isinstance(one, TextError)]
+    texts = list(islice(rows, CALIBRATION_TEXTS))
+    encoded = [tokens for tokens in encoder.encode(texts, prompt) if not isinstance(tokens, TextError)]
     if not encoded:
         name = source.path if isinstance(source, DataSource) else source
         raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
-    lengths = [one.used for one in encoded]
+    lengths = [tokens.used for tokens in encoded]
     batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):
         members = [encoded[i] for i in batch]
-        types = [one.token_type_ids for one in members]
-        filler = checkpoint.config.pad_token_id or 0
-        batches.append(pack([one.input_ids for one in members], types, multiple=multiple, filler_id=filler))
+        batches.append(
+            pack(
+                [tokens.input_ids for tokens in members],
+                [tokens.token_type_ids for tokens in members],
+                multiple=multiple,
+                filler_id=checkpoint.config.pad_token_id or 0,
+                prompt_lengths=[tokens.prompt_length for tokens in members],
+            )
+        )
     return batches
 
 

@@ -11,8 +11,9 @@ from nopad.export.errors import ExportError
 from nopad.export.provenance import created, source_of
 from nopad.export.tokenizer import max_length_of, write_tokenizer
 from nopad.model.checkpoint.json_files import read_raw_config
+from nopad.model.checkpoint.read_head import detect_task, read_head
 from nopad.model.checkpoint.source import open_source
-from nopad.model.head import Task, detect_task, read_head
+from nopad.model.head import Task
 from nopad.model.packages import install_hint
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
 from nopad.runtime.errors import EnvironmentProblem

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nopad.model.errors import CheckpointError
-from nopad.model.head import CLASS_SUFFIX, ProblemType, Task
+from nopad.model.head import ProblemType, Task
 from nopad.model.packing import round_up
 from nopad.model.rope_config import Rope
 
@@ -25,16 +25,21 @@ DENSE_ACTIVATIONS = (
     "Identity", "Tanh", "Sigmoid", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish",
     "Softplus", "Softsign", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish", "Tanhshrink",
 )  # fmt: skip
-# Activations of a cross-encoder's scores, classes of torch.nn, too. None of them changes the order of two scores.
-SCORE_ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "LogSigmoid", "Softplus", "Softmax")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
+# The class name that transformers writes into config.json: a prefix for each architecture, a suffix for each task.
 _CLASS_PREFIX: dict[Architecture, str] = {
     "modernbert": "ModernBert",
     "bert": "Bert",
     "eurobert": "EuroBert",
     "ultrabert": "Ultrabert",
     "other": "",
+}
+CLASS_SUFFIX: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "Model": "embeddings",
 }
 
 

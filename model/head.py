@@ -1,142 +1,124 @@
-"""What a `config.json` says of its head: task, labels, problem type. Pure: no torch, no files."""
+"""What logits mean: probabilities, and the labels decided on. The only place. numpy alone; no torch, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from nopad.model.errors import CheckpointError
+import numpy as np
+import numpy.typing as npt
 
 Task = Literal["text-classification", "token-classification", "fill-mask", "embeddings", "rerank"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+FloatArray = npt.NDArray[np.float32]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
-# The class name that transformers writes into config.json for each task.
-CLASS_SUFFIX: dict[str, Task] = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "Model": "embeddings",
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Softmax over the last axis."""
+    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    out: FloatArray = exponent / exponent.sum(axis=-1, keepdims=True)
+    return out
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Logistic function, without overflow."""
+    out: FloatArray = (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+    return out
+
+
+def _softplus(logits: FloatArray) -> FloatArray:
+    out: FloatArray = np.logaddexp(logits, np.float32(0.0))
+    return out
+
+
+# What makes scores of logits, by the names of torch.nn's classes. None of them changes the order of two scores.
+SCORE_ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
+    "Identity": lambda logits: logits,
+    "Sigmoid": sigmoid,
+    "Tanh": np.tanh,
+    "ReLU": lambda logits: np.maximum(logits, np.float32(0.0)),
+    "LogSigmoid": lambda logits: -_softplus(-logits),
+    "Softplus": _softplus,
+    "Softmax": softmax,
 }
-# Of config.json: what a cross-encoder of sentence-transformers has, from version 4 on and before.
-CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
-
-
-def json_object(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A key of `config.json` that holds an object; {} where it is missing. Raises `CheckpointError`."""
-    value = raw.get(key)
-    if value is not None and not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json: {key} is a {type(value).__name__}, expected an object")
-    return value or {}
-
-
-def detect_task(raw: Mapping[str, Any]) -> Task:
-    """Tell the task from `architectures`; a one-logit cross-encoder of sentence-transformers is `rerank`."""
-    names = raw.get("architectures")
-    for name in names if isinstance(names, list) else ():
-        for suffix, task in CLASS_SUFFIX.items():
-            if str(name).endswith(suffix):
-                cross_encoder = any(key in raw for key in CROSS_ENCODER_KEYS)
-                if task == "text-classification" and len(_labels(raw)) == 1 and cross_encoder:
-                    return "rerank"
-                return task
-    raise CheckpointError(
-        f"config.json: architectures {raw.get('architectures')!r} does not tell the task; "
-        f"name it with --task ({', '.join(TASKS)})"
-    )
-
-
-def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the outputs, as text, by transformers' rules: `id2label` alone names them, `label2id` does not.
-
-    Answers are keyed by name, so names that repeat are refused, and what transformers 4 and 5 read differently.
-    """
-    id2label, num_labels = json_object(raw, "id2label"), raw.get("num_labels")
-    if not id2label:
-        return _unnamed(raw, num_labels)
-    if num_labels is not None and num_labels != len(id2label):
-        raise CheckpointError(
-            f"config.json: id2label names {len(id2label)} labels, num_labels says {num_labels}; take out the wrong one"
-        )
-    by_id: dict[int, Any] = {}
-    for key, name in id2label.items():
-        try:
-            by_id[int(key)] = name
-        except ValueError:
-            turned = "; it looks like label2id" if isinstance(name, int) else ""
-            raise CheckpointError(
-                f"config.json: id2label has the key {key!r}, expected the number of an output{turned}"
-            ) from None
-        if name is None or isinstance(name, list | dict):
-            raise CheckpointError(f"config.json: id2label names output {key} {name!r}, expected a text or a number")
-    count = len(id2label)
-    missing = sorted(set(range(count)) - by_id.keys())
-    if missing:
-        raise CheckpointError(
-            f"config.json: id2label has the ids {', '.join(map(str, sorted(by_id)))}, so transformers builds {count} "
-            f"outputs, 0 to {count - 1}, of which {', '.join(map(str, missing))} would have no name. Which output the "
-            "ids beyond them mean cannot be told: number the names from 0 without gaps, in the order of the outputs"
-        )
-    labels = tuple(str(by_id[i]) for i in range(count))
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise CheckpointError(
-            f"config.json: id2label must name each label once, but {', '.join(map(repr, twice))} is there more than "
-            "once, and answers go by name; give each output its own"
-        )
-    blank = [i for i, label in enumerate(labels) if not label.strip()]
-    if not all(map(_is_unicode, labels)):
-        raise CheckpointError("config.json: a name in id2label holds a lone surrogate, so it is not valid Unicode")
-    if blank:
-        raise CheckpointError(f"config.json: id2label gives output {blank[0]} a blank name; give it one that is seen")
-    return labels
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _unnamed(raw: Mapping[str, Any], num_labels: Any) -> tuple[str, ...]:
-    """Without `id2label`, transformers counts two outputs, or `num_labels`, and calls them LABEL_0, LABEL_1..."""
-    if num_labels is None and len(json_object(raw, "label2id")) not in (0, 2):
-        raise CheckpointError(
-            f"config.json: label2id names {len(raw['label2id'])} labels, but there is no id2label, which is what "
-            "transformers reads: it would build 2 outputs. Write id2label too"
-        )
-    return tuple(f"LABEL_{i}" for i in range(int(num_labels or 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What any checkpoint's `config.json` says of its head, whatever the architecture."""
+    """The meaning of a model's logits, by the rules of transformers' pipelines.
+
+    Raises `ValueError` for a temperature or thresholds that cannot be.
+    """
 
     task: Task
-    labels: tuple[str, ...]
-    problem_type: ProblemType | None
+    labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
+    activation: str | None = None  # of SCORE_ACTIVATIONS, as a cross-encoder names it; None: what the task has
+    # Logits are divided by it (C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] | None = None  # probabilities, one for each label; None: 0.5, or the best label
 
+    def __post_init__(self) -> None:
+        """Refuse a calibration that means nothing."""
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature must be a positive number, got {self.temperature}")
+        if self.problem_type == "regression" and self != self.uncalibrated:
+            raise ValueError("a regression has no probabilities, so neither temperature nor thresholds")
+        if self.thresholds is not None and not (
+            self.has_labels and len(self.thresholds) == len(self.labels) and all(0 < x < 1 for x in self.thresholds)
+        ):
+            raise ValueError(
+                f"thresholds must be a number between 0 and 1 for each of the {len(self.labels)} labels, got "
+                f"{self.thresholds}"
+            )
 
-def read_head(raw: Mapping[str, Any], task: Task | None = None) -> Head:
-    """Task, labels and problem type of a `config.json`. Raises `CheckpointError`."""
-    task = task or detect_task(raw)
-    if task not in TASKS:
-        raise CheckpointError(f"unknown task {task!r}; nopad has {', '.join(TASKS)}")
-    labels = _labels(raw) if task in ("text-classification", "token-classification", "rerank") else ()
-    problem_type: Any = raw.get("problem_type")
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        raise CheckpointError(f"config.json: unknown problem_type {problem_type!r}; known: {', '.join(PROBLEM_TYPES)}")
-    if task == "rerank" and len(labels) != 1:
-        raise CheckpointError(f"task rerank needs a checkpoint with one label, this one has {len(labels)}")
-    if task != "text-classification":
-        problem_type = None
-    elif problem_type is None:
-        # As transformers' pipeline scores: one logit gets a sigmoid, unless config.json says regression.
-        problem_type = "multi_label_classification" if len(labels) == 1 else "single_label_classification"
-    elif problem_type == "single_label_classification" and len(labels) == 1:
-        raise CheckpointError(
-            "config.json: problem_type single_label_classification needs two labels, this has one; "
-            "multi_label_classification gives it a probability of its own"
-        )
-    return Head(task=task, labels=labels, problem_type=problem_type)
+    @property
+    def has_labels(self) -> bool:
+        """Whether logits decide on a label (or on a token of the vocabulary)."""
+        return self.task not in ("embeddings", "rerank") and self.problem_type != "regression"
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none; else one label excludes the others."""
+        return self.problem_type == "multi_label_classification"
+
+    @property
+    def uncalibrated(self) -> Head:
+        """The head as transformers knows it: without temperature and thresholds."""
+        plain = self.temperature == 1.0 and self.thresholds is None
+        return self if plain else dataclasses.replace(self, temperature=1.0, thresholds=None)
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Scores of the labels, float32 as the logits [..., num_labels].
+
+        Softmax; sigmoid for several labels and rerank; the raw values for regression; or what a cross-encoder names.
+        """
+        several = "Sigmoid" if self.multi_label or self.task == "rerank" else "Softmax"
+        name = self.activation or ("Identity" if self.problem_type == "regression" else several)
+        return SCORE_ACTIVATIONS[name](logits if self.temperature == 1.0 else logits / np.float32(self.temperature))
+
+    def best(self, logits: FloatArray) -> npt.NDArray[np.int64]:
+        """The index of the label, where one excludes the others: [..., num_labels] -> [...].
+
+        With thresholds, the label whose probability is the largest multiple of its threshold: of two labels with the
+        thresholds t and 1 - t, the first is chosen from probability t on (Z.-H. Zhou and X.-Y. Liu, "Training
+        Cost-Sensitive Neural Networks", TKDE 2006: threshold moving).
+        """
+        chances = logits if self.thresholds is None else logits / self.temperature - np.log(self.thresholds)
+        return chances.argmax(-1)
+
+    def decide(self, logits: FloatArray) -> npt.NDArray[np.float64]:
+        """The labels as zeros and ones, [..., num_labels]. Raises `ValueError` where there are none: `has_labels`."""
+        if not self.has_labels:
+            raise ValueError(f"{self.problem_type or self.task} decides on no label")
+        if self.multi_label:
+            chosen = self.probabilities(logits) >= np.array(0.5 if self.thresholds is None else self.thresholds)
+        else:
+            chosen = np.arange(logits.shape[-1]) == self.best(logits)[..., None]
+        return chosen.astype(np.float64)

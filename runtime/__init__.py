@@ -1,6 +1,10 @@
-"""Bundle -> predictions. Imports numpy and tokenizers, and an engine's library when one is opened; never torch."""
+"""Bundle -> predictions. Imports numpy and tokenizers, and an engine's library when one is opened; never torch.
 
-from nopad.runtime.predictor import Model, load
+`load` and `Model` are imported when asked for, so that a command which answers nothing imports no engine chain.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from nopad.runtime.types import (
     Embedding,
     Entity,
@@ -12,3 +16,18 @@ from nopad.runtime.types import (
 )
 
 __all__ = ["Embedding", "Entity", "Failure", "MaskFill", "Model", "Prediction", "Ranked", "Tagging", "load"]
+
+if TYPE_CHECKING:
+    from nopad.runtime.predictor import Model, load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Model", "load"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nopad.runtime import predictor
+
+    return getattr(predictor, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,59 +1,15 @@
-"""Logits -> typed answers. Pure functions on numpy arrays; the rules are those of transformers' pipelines."""
+"""Logits -> typed answers, by the meaning that `nopad.model.head` gives them. Pure functions on numpy arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from nopad.model.head import softmax
 from nopad.runtime.entities import entities, read_tags
 from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import Embedding, FloatArray, MaskFill, Prediction, Tagging
-
-
-def softmax(logits: FloatArray) -> FloatArray:
-    """Softmax over the last axis."""
-    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    out: FloatArray = exponent / exponent.sum(axis=-1, keepdims=True)
-    return out
-
-
-def sigmoid(logits: FloatArray) -> FloatArray:
-    """Logistic function, without overflow."""
-    out: FloatArray = (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
-    return out
-
-
-def _softplus(logits: FloatArray) -> FloatArray:
-    out: FloatArray = np.logaddexp(logits, np.float32(0.0))
-    return out
-
-
-# SCORE_ACTIVATIONS, as torch.nn computes them.
-_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "Identity": lambda logits: logits,
-    "Sigmoid": sigmoid,
-    "Tanh": np.tanh,
-    "ReLU": lambda logits: np.maximum(logits, np.float32(0.0)),
-    "LogSigmoid": lambda logits: -_softplus(-logits),
-    "Softplus": _softplus,
-    "Softmax": softmax,
-}
-
-
-def probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
-    """Scores of the labels: softmax, sigmoid (several labels, rerank), the raw values (regression), or what a
-    cross-encoder's folder says.
-    """
-    if manifest.activation is not None:
-        return _ACTIVATIONS[manifest.activation](logits)
-    if manifest.task == "rerank" or manifest.problem_type == "multi_label_classification":
-        return sigmoid(logits)
-    if manifest.problem_type == "regression":
-        return logits
-    return softmax(logits)
 
 
 def _check_width(logits: FloatArray, manifest: Manifest) -> None:
@@ -67,12 +23,14 @@ def prediction(
 ) -> Prediction:
     """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
     _check_width(logits, manifest)
-    scores = probabilities(logits, manifest)
-    order = np.argsort(-scores, kind="stable")
-    best = int(order[0])
-    if manifest.problem_type == "multi_label_classification":
-        labels = tuple(manifest.labels[i] for i in order if scores[i] >= 0.5)
+    head = manifest.head
+    scores = head.probabilities(logits)
+    order = np.argsort(-logits, kind="stable")  # that of the scores, also where a sigmoid gives 1.0 to several
+    if head.multi_label:
+        best, chosen = int(order[0]), head.decide(logits)
+        labels = tuple(manifest.labels[i] for i in order if chosen[i])
     else:
+        best = int(head.best(logits))
         labels = (manifest.labels[best],)
     return Prediction(
         label=manifest.labels[best],
@@ -91,8 +49,7 @@ def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str,
     _check_width(logits, manifest)
     if not isinstance(tokens.text, str):
         raise TextError("a tagger reads one text, this is a pair; give its parts one by one")
-    scores = softmax(logits)
-    best = scores.argmax(axis=-1)
+    scores, best = manifest.head.probabilities(logits), manifest.head.best(logits)
     kept = [i for i, special in enumerate(tokens.special) if not special]
     labels = [manifest.labels[best[i]] for i in kept]
     values = [float(scores[i, best[i]]) for i in kept]

@@ -5,8 +5,8 @@ told apart by the names themselves. BIO groups are those of transformers' pipeli
 which reads `B-` and `I-` only; in the other schemes the scheme counts (L. Ratinov and D. Roth, "Design Challenges and
 Misconceptions in Named Entity Recognition", CoNLL 2009).
 
-Labels are read token by token, as in that pipeline: a word's later pieces are not made to follow its first. A model
-that says `B-PER B-PER` of two pieces of one word thus names two entities, and one that says `B-PER I-PER` names one.
+Labels are read token by token, as in that pipeline: a word's later pieces are not made to follow its first. `B-PER
+B-PER` of two pieces of a word are thus two entities, `B-PER I-PER` are a single entity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from nopad.runtime.types import Entity
 
-# B begins an entity, I is inside, E ends it, S is one of its own; the other letters are other schemes' names for these.
+# B begins an entity, I is inside, E ends it, S is a whole entity; the other letters are other schemes' names for these.
 _TAGS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _TAGGED = re.compile(r"([BIMELSUW])([^0-9A-Za-z])(.+)", re.IGNORECASE | re.DOTALL)
 _OUTSIDE = "O"
@@ -39,7 +39,7 @@ def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
     """What each label of a model means; None for a token outside of any entity.
 
     `B-` and `I-` are tags whatever the others are, as in transformers. Another letter, another separator (`B_PER`) or a
-    small letter is one where the same kind has more than one tag, or another kind shows that this letter is in use:
+    small letter is a tag where the same kind has more than one tag, or another kind shows that this letter is in use:
     `E-MAIL` beside `PHONE` is a name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is not. `O` is outside; beside tags, so
     are `o` and `0`.
     """
@@ -71,7 +71,7 @@ class _Run:
 
 
 def _runs(tags: Sequence[Tag | None]) -> list[_Run]:
-    """Tokens of each entity: a stray I or E begins one, E and S end theirs."""
+    """Tokens of each entity: a stray I or E begins an entity, E and S end theirs."""
     runs: list[_Run] = []
     for i, tag in enumerate(tags):
         if tag is None:
@@ -94,7 +94,7 @@ def entities(
     White space at the ends is left out (byte-level tokens begin with their space). Characters that several tokens share
     belong to the entity that comes first; an entity with no character of its own is left out.
     """
-    found: list[Entity] = []
+    answer: list[Entity] = []
     end = 0
     for run in _runs(tags):
         start = max(end, min(offsets[i][0] for i in run.members))
@@ -107,5 +107,5 @@ def entities(
             start += len(piece) - len(piece.lstrip())
             stop -= len(piece) - len(piece.rstrip())
         score = float(np.mean([scores[i] for i in run.members]))
-        found.append(Entity(label=run.kind, score=score, start=start, end=stop, text=text[start:stop]))
-    return tuple(found)
+        answer.append(Entity(label=run.kind, score=score, start=start, end=stop, text=text[start:stop]))
+    return tuple(answer)

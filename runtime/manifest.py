@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
-from nopad.model.config import SCORE_ACTIVATIONS, Pooling, half_window_of
-from nopad.model.head import PROBLEM_TYPES, TASKS, ProblemType, Task
+from nopad.model.config import Pooling, half_window_of
+from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
 
@@ -91,6 +92,11 @@ class Manifest:
     evaluation: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of no known meaning
+
+    @cached_property
+    def head(self) -> Head:
+        """What the logits mean."""
+        return Head(task=self.task, labels=self.labels, problem_type=self.problem_type, activation=self.activation)
 
     @property
     def verdict(self) -> Verdict:

@@ -1,4 +1,4 @@
-"""`load` and `Model`: the in-process face of a bundle.
+"""`load` and `Model`: the in-process face of a bundle, over `nopad.runtime.inference`.
 
 Texts are tokenized, sorted by length within a window, packed into micro-batches under a token budget, run, and
 answered in the caller's order. A `Model` may be used from several threads: nothing in it changes after `load`.
@@ -7,25 +7,23 @@ answered in the caller's order. A `Model` may be used from several threads: noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
-from nopad.runtime import decode
-from nopad.runtime.batching import WINDOW, windows
-from nopad.runtime.bundle import Bundle, open_bundle
+from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.chain import Candidate, ChainStatus, EngineChain
+from nopad.runtime.engines.chain import ChainStatus
 from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.selection import EngineChoice, find_candidates
-from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
-from nopad.runtime.profiles import ShapeProfile, plan_in_profiles
+from nopad.runtime.errors import TextError, UsageError
+from nopad.runtime.inference import MASKS_TOP_K, Decoder, Inference
+from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.prompts import resolve_prompt
-from nopad.runtime.tokenizer import TextEncoder, Tokens, open_encoder
+from nopad.runtime.tokenizer import Tokens, open_bundle_encoder
 from nopad.runtime.types import (
     Failure,
     FloatArray,
@@ -38,10 +36,7 @@ from nopad.runtime.types import (
     Truncation,
 )
 
-PROBE = "a film"  # what an engine is asked before it is trusted
 R = TypeVar("R")
-T = TypeVar("T")
-Decoder = Callable[[FloatArray, Tokens, str], R]  # logits of one text, its tokens, the engine -> the answer
 OnError = Literal["raise", "return"]
 
 
@@ -95,15 +90,15 @@ def load(
         file=file,
         allow_unverified=allow_unverified,
     )
-    manifest = bundle.manifest
-    return Model(
+    before = resolve_prompt(bundle.manifest, prompt_name, prompt)
+    inference = Inference(
         bundle=bundle,
+        encoder=open_bundle_encoder(bundle),
         candidates=candidates,
-        encoder=open_encoder(bundle.file(manifest.tokenizer), manifest.max_length, truncation, manifest=manifest),
         token_budget=token_budget,
         fallback=fallback,
-        prompt=resolve_prompt(manifest, prompt_name, prompt),
     )
+    return Model(inference, prompt=before, truncation=truncation)
 
 
 def _logit(answer: Prediction) -> float:
@@ -114,29 +109,14 @@ def _logit(answer: Prediction) -> float:
 class Model:
     """An opened bundle. A context manager; made by `load`."""
 
-    def __init__(
-        self,
-        *,
-        bundle: Bundle,
-        candidates: Sequence[Candidate],
-        encoder: TextEncoder,
-        token_budget: int | None = None,
-        fallback: bool = True,
-        prompt: str = "",
-    ) -> None:
-        self.bundle = bundle
-        self.manifest = bundle.manifest
-        self._encoder = encoder
+    def __init__(self, inference: Inference, *, prompt: str = "", truncation: Truncation = "truncate") -> None:
+        self.bundle = inference.bundle
+        self.manifest = inference.manifest
+        self.artifact = inference.artifact
+        self.token_multiple = inference.token_multiple
+        self._inference = inference
         self._prompt = prompt
-        self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
-        (probe,) = encoder.encode([PROBE])
-        if isinstance(probe, TextError):
-            raise BundleError(f"the tokenizer of {bundle.path} cannot read {PROBE!r}: {probe}; export the bundle again")
-        self._chain = EngineChain(candidates, self._pack([probe.input_ids], [probe.token_type_ids]), fallback=fallback)
-        self.artifact = self._chain.chosen.artifact
-        self._token_budget = token_budget
-        self._closed = False
-        self._per_token = self.manifest.task in ("token-classification", "fill-mask")
+        self._truncation = truncation
 
     def __enter__(self) -> Model:
         return self
@@ -148,12 +128,11 @@ class Model:
 
     def close(self) -> None:
         """Release the engine. The model cannot be used afterwards."""
-        self._closed = True
-        self._chain.close()
+        self._inference.close()
 
     def status(self) -> ChainStatus:
         """Which engine was chosen, whether the model is degraded, and how each engine fares."""
-        return self._chain.status()
+        return self._inference.chain.status()
 
     @property
     def task(self) -> str:
@@ -168,23 +147,25 @@ class Model:
     @property
     def profiles(self) -> tuple[ShapeProfile, ...]:
         """The shapes that the chosen engine takes; () for any."""
-        return self._chain.profiles
+        return self._inference.planner.profiles
 
     @property
     def token_budget(self) -> int:
         """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
-        return self._token_budget or self._chain.token_budget
+        return self._inference.planner.token_budget
 
     @property
     def threads(self) -> int | None:
         """Threads of the chosen engine's library on the CPU, as it says now; None where it does not."""
-        return self._chain.threads
+        return self._inference.chain.threads
 
     def takes(self, lengths: Sequence[int]) -> bool:
         """Whether the chosen engine answers texts of so many tokens in one micro-batch."""
-        tokens = round_up(sum(lengths), self.token_multiple)
-        shape = tokens, len(lengths), max(lengths)
-        return not self.profiles or any(profile.admits(*shape) for profile in self.profiles)
+        return self._inference.planner.takes(lengths)
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Micro-batches that suit the chosen engine."""
+        return self._inference.planner.plan(lengths)
 
     @overload
     def predict(
@@ -212,7 +193,12 @@ class Model:
         the place of a text that cannot be answered; "raise" raises its `TextError`, which names its index.
         """
         self._require("predict", "text-classification", "rerank")
-        return self._answer(texts, self._predict_one(top_k, return_logits), on_error)
+        if on_error not in ("raise", "return"):
+            raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
+        answers = self._stream(texts, self._inference.decoder(top_k, return_logits))
+        if on_error == "raise":
+            answers = _raising(answers)
+        return answers if isinstance(texts, Iterator) else list(answers)
 
     async def apredict(self, text: Text, *, top_k: int | None = None, return_logits: bool = False) -> Prediction:
         """Classify one text without blocking the event loop."""
@@ -222,12 +208,12 @@ class Model:
     def tag(self, texts: Sequence[str], *, return_logits: bool = False) -> list[Tagging]:
         """Label every token of each text, and group them into entities."""
         self._require("tag", "token-classification")
-        return list(self._raising(self._stream(texts, self._tag_one(return_logits))))
+        return list(_raising(self._stream(texts, self._inference.decoder(return_logits=return_logits))))
 
-    def fill(self, texts: Sequence[str], *, top_k: int = 5) -> list[MaskFill]:
+    def fill(self, texts: Sequence[str], *, top_k: int = MASKS_TOP_K) -> list[MaskFill]:
         """The best tokens for every mask in each text (the mask token is `manifest.mask_token`)."""
         self._require("fill", "fill-mask")
-        return list(self._raising(self._stream(texts, self._fill_one(top_k))))
+        return list(_raising(self._stream(texts, self._inference.decoder(top_k))))
 
     def embed(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
         """Embeddings, float32 [len(texts), embedding size].
@@ -238,8 +224,8 @@ class Model:
         if not texts:
             size = list(self.artifact.outputs.values())[0][-1]
             return np.zeros((0, int(size) if size.isdigit() else 0), dtype=np.float32)
-        before = self._prompt_of(prompt_name, prompt)
-        return np.stack([one.vector for one in self._raising(self._stream(texts, decode.embedding, before))])
+        answers = self._stream(texts, self._inference.decoder(), self._prompt_of(prompt_name, prompt))
+        return np.stack([answer.vector for answer in _raising(answers)])
 
     def rerank(
         self, query: str, passages: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
@@ -249,8 +235,8 @@ class Model:
         if isinstance(passages, str):
             raise UsageError("give a list of passages; put a single one in brackets: [passage]")
         pairs = [(query, passage) for passage in passages]
-        one = self._predict_one(None, True)
-        answers = list(self._raising(self._stream(pairs, one, self._prompt_of(prompt_name, prompt))))
+        decoder: Decoder[Prediction] = self._inference.decoder(return_logits=True)
+        answers = list(_raising(self._stream(pairs, decoder, self._prompt_of(prompt_name, prompt))))
         # By logit: where a sigmoid gives 1.0 to several, they still have an order.
         best = sorted(range(len(answers)), key=lambda i: -_logit(answers[i]))
         return [Ranked(index=i, score=answers[i].score, text=passages[i]) for i in best]
@@ -264,13 +250,8 @@ class Model:
         prompt: str | None = None,
     ) -> Iterator[Result | Failure]:
         """Answers of whatever the task is, lazily and in order; a `Failure` in the place of a bad text."""
-        one: dict[str, Decoder[Result]] = {
-            "token-classification": self._tag_one(False),
-            "fill-mask": self._fill_one(top_k or 5),
-            "embeddings": decode.embedding,
-        }
-        before = self._prompt_of(prompt_name, prompt)
-        return self._stream(texts, one.get(self.task, self._predict_one(top_k, False)), before)
+        decoder: Decoder[Result] = self._inference.decoder(top_k)
+        return self._stream(texts, decoder, self._prompt_of(prompt_name, prompt))
 
     def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Raw logits of each text: [num_labels], or [tokens_used, ...] for tasks per token. The parity gate's view."""
@@ -278,42 +259,24 @@ class Model:
 
     def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
         """The same, lazily."""
-        return self._raising(self._stream(texts, lambda logits, tokens, name: logits))
+        return _raising(self._stream(texts, lambda logits, tokens, engine: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
         """The texts as the model reads them, with the default prompt if there is one."""
-        return self._encoder.encode(texts, self._prompt)
+        return self._inference.encode(texts, self._prompt, self._truncation)
 
     def run_ids(
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> list[FloatArray]:
         """Logits of token id sequences, all in one micro-batch."""
-        return self._run(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
+        return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
 
     def _prompt_of(self, prompt_name: str | None, prompt: str | None) -> str:
         return self._prompt if prompt_name is prompt is None else resolve_prompt(self.manifest, prompt_name, prompt)
 
-    def _pack(
-        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
-    ) -> PackedBatch:
-        filler = self.manifest.pad_token_id
-        return pack(sequences, types, multiple=self.token_multiple, filler_id=filler, prompt_lengths=prompts)
-
-    def _run(
-        self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]], prompts: Sequence[int] | None = None
-    ) -> tuple[list[FloatArray], str]:
-        """Logits of each sequence, and the name of the engine that answered."""
-        self._require_open()
-        batch = self._pack(sequences, types, prompts)
-        answer = self._chain.run(batch)
-        out = answer.logits
-        if self._per_token:
-            return [out[a:b] for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)], answer.engine
-        return list(out), answer.engine
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise UsageError(f"the model of {self.bundle.path} is closed: load it again, or use it inside its `with`")
+    def _stream(self, texts: Iterable[Text], decoder: Decoder[R], prompt: str | None = None) -> Iterator[R | Failure]:
+        before = self._prompt if prompt is None else prompt
+        return self._inference.answers(texts, decoder, before, self._truncation)
 
     def _require(self, method: str, *tasks: str) -> None:
         if self.task not in tasks:
@@ -322,83 +285,11 @@ class Model:
             )
             raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
 
-    def _predict_one(self, top_k: int | None, keep: bool) -> Decoder[Prediction]:
-        if top_k is not None and top_k < 1:
-            raise UsageError(f"top_k must be at least 1, got {top_k}")
-        return lambda logits, tokens, name: decode.prediction(logits, tokens, self.manifest, name, top_k, keep)
 
-    def _tag_one(self, keep: bool) -> Decoder[Tagging]:
-        return lambda logits, tokens, name: decode.tagging(logits, tokens, self.manifest, name, keep)
-
-    def _fill_one(self, top_k: int) -> Decoder[MaskFill]:
-        mask_id = self._encoder.token_id(self.manifest.mask_token or "[MASK]")
-
-        def one(logits: FloatArray, tokens: Tokens, name: str) -> MaskFill:
-            if mask_id is None or mask_id not in tokens.input_ids:
-                raise TextError(f"the text has no {self.manifest.mask_token or '[MASK]'} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self._encoder, mask_id, name, top_k)
-
-        return one
-
-    def _answer(self, texts: Any, one: Decoder[R], on_error: OnError) -> Any:
-        if on_error not in ("raise", "return"):
-            raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
-        stream = self._stream(texts, one)
-        answers = self._raising(stream) if on_error == "raise" else stream
-        return answers if isinstance(texts, Iterator) else list(answers)
-
-    @staticmethod
-    def _raising(answers: Iterator[R | Failure]) -> Iterator[R]:
-        for answer in answers:
-            if isinstance(answer, Failure):
-                if isinstance(answer.error, TextError):
-                    raise TextError(f"text {answer.index}: {answer.error}") from None
-                raise answer.error
-            yield answer
-
-    def _stream(self, texts: Iterable[Text], one: Decoder[R], prompt: str | None = None) -> Iterator[R | Failure]:
-        if isinstance(texts, str):  # which would be read letter by letter
-            raise UsageError("give a list of texts; put a single one in brackets: [text]")
-        start = 0
-        for window in windows(texts, lambda text: text):
-            self._require_open()
-            yield from self._window(window, start, one, self._prompt if prompt is None else prompt)
-            start += len(window)
-
-    def _window(self, texts: Sequence[Text], start: int, one: Decoder[R], prompt: str) -> list[R | Failure]:
-        encoded = self._encoder.encode(texts, prompt)
-        answers: dict[int, R | Failure] = {
-            i: Failure(index=start + i, error=item) for i, item in enumerate(encoded) if isinstance(item, TextError)
-        }
-        tokens = {i: item for i, item in enumerate(encoded) if not isinstance(item, TextError)}
-        index = list(tokens)
-        plan = self.plan([tokens[i].used for i in index])
-        for batch in plan:
-            members = [tokens[index[i]] for i in batch]
-            try:
-                prompts = [m.prompt_length for m in members]
-                rows, name = self._run([m.input_ids for m in members], [m.token_type_ids for m in members], prompts)
-            except EngineError as error:  # costs this batch alone
-                answers |= {index[i]: Failure(index=start + index[i], error=error) for i in batch}
-                continue
-            for i, row in zip(batch, rows, strict=True):
-                try:
-                    answers[index[i]] = one(row, tokens[index[i]], name)
-                except TextError as error:
-                    answers[index[i]] = Failure(index=start + index[i], error=error)
-        return [answers[i] for i in range(len(texts))]
-
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches that suit the chosen engine."""
-        if self.profiles:
-            return plan_in_profiles(
-                lengths,
-                self.profiles,
-                token_budget=self._token_budget,
-                max_sequences=WINDOW,
-                multiple=self.token_multiple,
-            )
-        padded, suits = self.artifact.layout == "padded", self._chain.token_budget
-        return plan_batches(
-            lengths, token_budget=self.token_budget, max_sequences=WINDOW, padded=padded, square_budget=suits
-        )
+def _raising(answers: Iterator[R | Failure]) -> Iterator[R]:
+    for answer in answers:
+        if isinstance(answer, Failure):
+            if isinstance(answer.error, TextError):
+                raise TextError(f"text {answer.index}: {answer.error}") from None
+            raise answer.error
+        yield answer

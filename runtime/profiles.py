@@ -1,8 +1,8 @@
-"""Optimization profiles: the shapes that a TensorRT engine is built for, and which micro-batches fit them.
+"""Optimization profiles: the shapes that a TensorRT engine is built for, their file, and which batches fit them.
 
 A profile bounds the three free sizes of a packed batch (`nopad.model.packing`): tokens of the stream, sequences, and
-the longest sequence (`pad_index` is [sequences, longest]). How profiles are found from data is
-`nopad.runtime.planning.search`'s.
+the longest sequence (`pad_index` is [sequences, longest]). `nopad.runtime.batching` plans micro-batches that fit;
+`nopad.runtime.planning.search` finds profiles from data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nopad.model.packing import PackedBatch, plan_batches, round_up
+from nopad.model.packing import PackedBatch
 from nopad.runtime.errors import InputFileError
 
 Range = tuple[int, int, int]  # min, opt, max, as TensorRT has them
@@ -99,40 +99,3 @@ def choose_profile(profiles: Sequence[ShapeProfile], batch: PackedBatch) -> int 
     """Index of the smallest profile that the batch fits (by its longest sequence, then its tokens); None: none does."""
     fitting = [i for i, profile in enumerate(profiles) if profile.fits(batch)]
     return min(fitting, key=lambda i: (profiles[i].longest[2], profiles[i].tokens[2], i), default=None)
-
-
-def plan_in_profiles(
-    lengths: Sequence[int],
-    profiles: Sequence[ShapeProfile],
-    *,
-    token_budget: int | None,
-    max_sequences: int,
-    multiple: int = 64,
-) -> list[list[int]]:
-    """As `plan_batches`, but each micro-batch, packed to a `multiple` of tokens, fits a profile.
-
-    A text goes to the narrowest profile that takes it, and meets none that needs a wider one. A batch below the minima
-    of its profile waits for the texts of a wider one; what no profile takes alone goes alone, for another engine to
-    answer. `token_budget` None: as many tokens as the profile has.
-    """
-    batches: list[list[int]] = []
-    waiting = list(range(len(lengths)))
-    for profile in sorted(profiles, key=lambda profile: (profile.longest[2], profile.tokens[2])):
-        room = profile.tokens[2] // multiple * multiple
-        taken = [i for i in waiting if lengths[i] <= min(room, profile.longest[2])]
-        if not taken:
-            continue
-        plan = plan_batches(
-            [lengths[i] for i in taken],
-            token_budget=room if token_budget is None else min(token_budget, room),
-            max_sequences=min(max_sequences, profile.sequences[2]),
-        )
-        for members in ([taken[i] for i in batch] for batch in plan):
-            tokens = round_up(sum(lengths[i] for i in members), multiple)
-            # Only a minimum can be missed, and never by a batch of which one text would pass it alone.
-            if profile.admits(tokens, len(members), max(lengths[i] for i in members)):
-                batches.append(members)
-                waiting = sorted(set(waiting) - set(members))
-    batches += [[index] for index in waiting]
-    # The longest first, as plan_batches has it.
-    return sorted(batches, key=lambda batch: -max(lengths[i] for i in batch))

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from tokenizers import Encoding, Tokenizer
 
+from nopad.runtime.bundle import Bundle
 from nopad.runtime.errors import BundleError, TextError
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import Text, Truncation
 
 CONFIG = "tokenizer_config.json"
@@ -35,21 +35,26 @@ class Tokens:
         return len(self.input_ids)
 
 
-def open_encoder(
-    tokenizer: Path, max_length: int, truncation: Truncation = "truncate", *, manifest: Manifest | None = None
-) -> TextEncoder:
+def open_encoder(tokenizer: Path, max_length: int, *, vocab_size: int | None = None) -> TextEncoder:
     """The encoder of a `tokenizer.json`, with what `tokenizer_config.json` beside it says. Raises `BundleError`.
 
-    Of a bundle, give the `manifest`: a configuration that it does not list is not read, and a text with a token that
-    the model has no embedding for is refused.
+    For a folder without a manifest: a checkpoint, or a bundle in the making. `vocab_size` is how many embeddings the
+    model has; a text with a token beyond them is refused.
     """
     config = tokenizer.with_name(CONFIG)
-    if manifest is None:
-        known, vocab_size = config.is_file(), None
-    else:
-        known = str(PurePosixPath(manifest.tokenizer).with_name(CONFIG)) in manifest.files
-        vocab_size = manifest.architecture.get("vocab_size")
-    return TextEncoder(tokenizer, max_length, truncation, config=config if known else None, vocab_size=vocab_size)
+    return TextEncoder(tokenizer, max_length, config=config if config.is_file() else None, vocab_size=vocab_size)
+
+
+def open_bundle_encoder(bundle: Bundle) -> TextEncoder:
+    """The encoder of a bundle, as it is served: a configuration that the manifest does not list is not read."""
+    manifest = bundle.manifest
+    config = str(PurePosixPath(manifest.tokenizer).with_name(CONFIG))
+    return TextEncoder(
+        bundle.file(manifest.tokenizer),
+        manifest.max_length,
+        config=bundle.file(config) if config in manifest.files else None,
+        vocab_size=manifest.architecture.get("vocab_size"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,6 @@ class TextEncoder:
         self,
         path: Path,
         max_length: int,
-        truncation: Truncation = "truncate",
         *,
         config: Path | None = None,
         vocab_size: int | None = None,
@@ -82,7 +86,6 @@ class TextEncoder:
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
         self._max_length = max_length
-        self._truncation = truncation
         self._vocab_size = vocab_size
         said = _read_config(config) if config else _Config()
         self._typed = said.typed
@@ -101,17 +104,20 @@ class TextEncoder:
         """One token as readable text."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).strip()
 
-    def encode(self, texts: Sequence[Text], prompt: str = "") -> list[Tokens | TextError]:
+    def encode(
+        self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
+    ) -> list[Tokens | TextError]:
         """Tokens of each text, or the error that says why it has none, in its place.
 
-        `prompt` is put before each text, and before the first of a pair.
+        `prompt` is put before each text, and before the first of a pair. A text over the max length is cut, or with
+        the `truncation` "error" refused.
         """
         out: list[Tokens | TextError | None] = [self._check(text) for text in texts]
         good = [index for index, error in enumerate(out) if error is None]
         whole = [_prompted(texts[index], prompt) for index in good]
         length = self.prompt_length(prompt)
         for index, text, encoding in zip(good, whole, self._tokenizer.encode_batch(whole), strict=True):
-            out[index] = self._tokens(text, encoding, length)
+            out[index] = self._tokens(text, encoding, length, truncation)
         return [item for item in out if item is not None]
 
     def prompt_length(self, prompt: str) -> int:
@@ -139,7 +145,7 @@ class TextEncoder:
             return TextError(f"a pair must hold two texts, not {len(text)}")
         return None
 
-    def _tokens(self, text: Text, encoding: Encoding, prompt_length: int) -> Tokens | TextError:
+    def _tokens(self, text: Text, encoding: Encoding, prompt_length: int, truncation: Truncation) -> Tokens | TextError:
         ids = encoding.ids
         total = len(ids)
         if not ids:
@@ -155,7 +161,7 @@ class TextEncoder:
             return TextError(f"the text holds {beyond!r}, a token of which the model has no embedding; leave it out")
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
-            if self._truncation == "error":
+            if truncation == "error":
                 return TextError(
                     f"the text has {total} tokens, over the model's max length of {self._max_length}: shorten it, "
                     "or let it be truncated (truncation='truncate')"

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nopad.export.parity.accuracy import equal_rows
 from nopad.export.parity.gate import BOUNDS
 from nopad.runtime import load
 from nopad.runtime.bundle import open_bundle
-from nopad.runtime.data.labelled import LabelledTexts, decide, equal_rows, read_labelled
+from nopad.runtime.data.labelled import LabelledTexts, read_labelled
 from nopad.runtime.types import FloatArray
 
 CALIBRATION_ROWS = 512
@@ -71,11 +72,9 @@ def main() -> None:
     if data.targets is None:
         sys.exit(f"judge_int8: {arguments.data} has no labels")
 
-    def labels(logits: FloatArray) -> np.ndarray:
-        decided = decide(logits, manifest.problem_type)
-        if decided is None:
-            sys.exit("judge_int8: a regression has no labels")
-        return decided
+    if not manifest.head.has_labels:
+        sys.exit("judge_int8: a regression has no labels")
+    labels = manifest.head.decide
 
     wanted, seconds = answer(plain, "fp32", data.texts, arguments.threads)
     accuracy = equal_rows(labels(wanted), data.targets)

@@ -20,7 +20,19 @@ ALLOWED = {
 # model is not free of torch; these parts of it are what the runtime takes.
 TORCH_FREE = {
     f"nopad.model.{name}"
-    for name in ("checkpoint.read_config", "config", "errors", "head", "labels", "packages", "packing", "rope_config")
+    for name in (
+        *(
+            "checkpoint.read_config",
+            "checkpoint.read_head",
+            "config",
+            "errors",
+            "head",
+            "labels",
+            "packages",
+            "packing",
+        ),
+        "rope_config",
+    )
 }
 # The one engine that is the encoder itself; it imports it when it is opened.
 TORCH_ENGINE = "engines/torch.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -19,6 +19,7 @@ from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.labels import MULTI, LabelColumn, describe, remarks_on_classes, understand_labels, zeros_and_ones
+from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.sources import Rows, find_splits, read_rows
 
 
@@ -30,7 +31,7 @@ class TrainingData:
     evaluation: Any
     labels: tuple[str, ...]
     problem_type: ProblemType
-    understood: str  # the classes and their rows, or the number to learn
+    summary: str  # the classes and their rows, or the number to learn
     remarks: tuple[str, ...]  # rows left out, labels that may be meant otherwise
 
 
@@ -49,8 +50,8 @@ def load_data(
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     problem_type: ProblemType | None = None,
-    eval_fraction: float = 0.1,
-    seed: int = 42,
+    eval_fraction: float = EVAL_FRACTION,
+    seed: int = Recipe.seed,
 ) -> TrainingData:
     """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the labels.
 
@@ -58,20 +59,11 @@ def load_data(
     `problem_type` says it, it follows from the labels of the training rows that have a text (docs/labels.md).
     Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
     """
-    for name in labels or ():
-        if not name.strip() or list(labels or ()).count(name) > 1:
-            raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
-    if problem_type not in (None, *PROBLEM_TYPES):
-        raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
+    _check_options(labels, problem_type)
     parts = find_splits(source)
     wanted = [text_column] if text_column else TEXT_COLUMNS
     rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted)
-    if evaluation is not None:
-        parts = find_splits(evaluation)
-    held_out = next((parts[name] for name in ("validation", "test") if name in parts), None)
-    if held_out is None and evaluation is not None:
-        held_out = next(iter(parts.values()))
-
+    held_out = _part_to_evaluate(parts, evaluation)
     text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
     columns = [
         rows.column(name, LABEL_COLUMNS, "--label-column")
@@ -84,25 +76,41 @@ def load_data(
             held_rows.provide(name, "--label-column")
     examples, remarks = _examples(rows, text, columns, "training", labels)
     count = _rows_to_hold_out(len(examples), eval_fraction) if held_rows is None else 0
-    learned = _understand(rows, examples, columns, labels, problem_type)
-    train = _encoded(examples, columns, learned, "training")
+    kind = _understand(rows, examples, columns, labels, problem_type)
+    train = _encoded(examples, columns, kind, "training")
     targets = np.asarray(train.with_format("numpy")["target"][:])
-    remarks = [*rows.remarks, *remarks, *learned.remarks, *remarks_on_classes(learned, targets)]
+    remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
     if held_rows is None:
         halves = train.train_test_split(test_size=count, seed=seed)
-        train, made = halves["train"], halves["test"]
+        train, test = halves["train"], halves["test"]
     else:
         held, more = _examples(held_rows, text, columns, "evaluation", labels)
-        made = _encoded(held, columns, learned, "evaluation")
+        test = _encoded(held, columns, kind, "evaluation")
         remarks += more
     return TrainingData(
         train=train,
-        evaluation=made,
-        labels=learned.names,
-        problem_type=learned.problem_type,
-        understood=describe(learned, targets),
+        evaluation=test,
+        labels=kind.names,
+        problem_type=kind.problem_type,
+        summary=describe(kind, targets),
         remarks=tuple(remarks),
     )
+
+
+def _check_options(labels: Sequence[str] | None, problem_type: str | None) -> None:
+    for name in labels or ():
+        if not name.strip() or list(labels or ()).count(name) > 1:
+            raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
+
+
+def _part_to_evaluate(parts: Mapping[str, Any], evaluation: DataSource | str | None) -> Any:
+    """The split that rows are evaluated on: of `evaluation`, else of the training data; None where it has none."""
+    if evaluation is not None:
+        parts = find_splits(evaluation)
+    split = next((parts[name] for name in ("validation", "test") if name in parts), None)
+    return next(iter(parts.values())) if split is None and evaluation is not None else split
 
 
 def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
@@ -116,7 +124,7 @@ def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
 
 
 def _examples(
-    rows: Rows, text: str, columns: Sequence[str], part: str, given: Sequence[str] | None
+    rows: Rows, text: str, columns: Sequence[str], part: str, names: Sequence[str] | None
 ) -> tuple[list[_Example], list[str]]:
     """The rows that have a text, each with its label (of several columns, a list), and a remark on those left out."""
     examples = []
@@ -125,7 +133,7 @@ def _examples(
         value = rows.text(record, text)
         if not isinstance(value, str) or not value.strip():
             continue
-        cells = [_label(record.get(name), name, place, own.get(name, ()), given) for name in columns]
+        cells = [_label(record.get(name), name, place, own.get(name, ()), names) for name in columns]
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -138,11 +146,11 @@ def _examples(
     return examples, [remark] if without else []
 
 
-def _label(value: Any, column: str, place: str, own: Sequence[str], given: Sequence[str] | None) -> Any:
+def _label(value: Any, column: str, place: str, own: Sequence[str], names: Sequence[str] | None) -> Any:
     """A cell's label, or list of labels; the numbers of a column that brings its `own` class names become these."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{place}: column {column!r} has no value; fill it in, or remove the row")
-    made = []
+    items = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, Decimal):  # a database's numbers, in Parquet
             item = int(item) if item == item.to_integral_value() else float(item)
@@ -156,36 +164,36 @@ def _label(value: Any, column: str, place: str, own: Sequence[str], given: Seque
                     f"{place}: column {column!r}: label {item} is no number of the data's own {listed(own)}"
                 )
             # Where --labels has other names, they are new ones for the same numbers.
-            item = own[item] if not given or set(own) <= set(given) else item
-        made.append(item)
-    return made if isinstance(value, list) else made[0]
+            item = own[item] if not names or set(own) <= set(names) else item
+        items.append(item)
+    return items if isinstance(value, list) else items[0]
 
 
 def _understand(
     rows: Rows,
     examples: Sequence[_Example],
     columns: Sequence[str],
-    given: Sequence[str] | None,
+    names: Sequence[str] | None,
     problem_type: ProblemType | None,
 ) -> LabelColumn:
     values = [example.label for example in examples]
     if len(columns) > 1 and problem_type not in (None, MULTI):
         raise UsageError(f"several columns in --label-column are {MULTI}, not {problem_type}")
     if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in values)):
-        return zeros_and_ones(columns, given or ())
+        return zeros_and_ones(columns, names or ())
     (column,) = columns
     # pandas stores a column of integers as floats where a row has none.
     gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
-    names = given or rows.class_names.get(column, ())
+    names = names or rows.class_names.get(column, ())
     return understand_labels(values, column, names=names, problem_type=problem_type, gaps=gaps)
 
 
-def _encoded(examples: Sequence[_Example], columns: Sequence[str], learned: LabelColumn, part: str) -> Any:
+def _encoded(examples: Sequence[_Example], columns: Sequence[str], kind: LabelColumn, part: str) -> Any:
     targets: list[Any] = []
     wrong: list[tuple[_Example, Exception]] = []
     for example in examples:
         try:
-            targets.append(learned.encode(example.label))
+            targets.append(kind.encode(example.label))
         except (ValueError, OverflowError) as error:
             wrong.append((example, error))
     if wrong:

@@ -86,22 +86,22 @@ def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:
     )
 
 
-def describe(learned: LabelColumn, targets: npt.NDArray[Any]) -> str:
+def describe(column: LabelColumn, targets: npt.NDArray[Any]) -> str:
     """In one line: the classes and how many rows each has (in brackets), or the number to learn and where it lies."""
-    if learned.problem_type == REGRESSION:
-        return f"a number to learn, {learned.names[0]}: {targets.min():.6g} to {targets.max():.6g}"
-    counts = _rows_of_classes(learned, targets)
-    kind = "classes" if learned.problem_type == SINGLE else f"label{'s' if len(counts) > 1 else ''}, several at once"
+    if column.problem_type == REGRESSION:
+        return f"a number to learn, {column.names[0]}: {targets.min():.6g} to {targets.max():.6g}"
+    counts = _rows_of_classes(column, targets)
+    kind = "classes" if column.problem_type == SINGLE else f"label{'s' if len(counts) > 1 else ''}, several at once"
     return f"{len(counts)} {kind}: {listed([f'{name!r} ({count:,})' for name, count in counts.items()])}"
 
 
-def remarks_on_classes(learned: LabelColumn, targets: npt.NDArray[Any]) -> list[str]:
+def remarks_on_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> list[str]:
     """What may be a slip of the pen: names that hardly differ, classes with one row or none."""
-    if learned.problem_type == REGRESSION:
+    if column.problem_type == REGRESSION:
         return []
-    counts = _rows_of_classes(learned, targets)
+    counts = _rows_of_classes(column, targets)
     alike: dict[str, list[str]] = {}
-    for name in learned.names:
+    for name in column.names:
         alike.setdefault(_outline(name), []).append(name)
     remarks = []
     for names in alike.values():
@@ -111,10 +111,10 @@ def remarks_on_classes(learned: LabelColumn, targets: npt.NDArray[Any]) -> list[
                 f"labels {each} differ only in blanks, capitals, leading zeros or how letters are encoded: taken as "
                 f"{len(names)} classes; if they are one, make them equal in the file"
             )
-    blanks = [repr(name) for name in learned.names if name != name.strip() and len(alike[_outline(name)]) == 1]
+    blanks = [repr(name) for name in column.names if name != name.strip() and len(alike[_outline(name)]) == 1]
     if blanks:
         remarks.append(f"labels begin or end with a blank, which is part of their names: {listed(blanks)}")
-    joined = [name for name in learned.names if _parts(name) & set(learned.names) or re.fullmatch(r"\[.*\]", name)]
+    joined = [name for name in column.names if _parts(name) & set(column.names) or re.fullmatch(r"\[.*\]", name)]
     if joined:
         remarks.append(
             f"labels look like several in one cell ({listed([repr(name) for name in joined], 3)}): each is taken as "
@@ -132,10 +132,10 @@ def _parts(name: str) -> set[str]:
     return {part.strip() for part in parts} if len(parts) > 1 else set()
 
 
-def _rows_of_classes(learned: LabelColumn, targets: npt.NDArray[Any]) -> dict[str, int]:
-    single = learned.problem_type == SINGLE
-    counts = np.bincount(targets, minlength=len(learned.names)) if single else targets.sum(axis=0)
-    return {name: int(count) for name, count in zip(learned.names, counts, strict=True)}
+def _rows_of_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> dict[str, int]:
+    single = column.problem_type == SINGLE
+    counts = np.bincount(targets, minlength=len(column.names)) if single else targets.sum(axis=0)
+    return {name: int(count) for name, count in zip(column.names, counts, strict=True)}
 
 
 def _outline(name: str) -> str:
@@ -216,33 +216,33 @@ def _different(values: Sequence[Any]) -> list[str]:
     return sorted({str(value) for value in values})
 
 
-def _class_names(values: Sequence[Any], column: str, given: tuple[str, ...], *, checked: bool) -> tuple[str, ...]:
-    """`given`, if it covers all values, else the names that follow from them. Raises `DataError`."""
-    if given:
-        find = label_finder(given)
+def _class_names(values: Sequence[Any], column: str, known: tuple[str, ...], *, checked: bool) -> tuple[str, ...]:
+    """`known`, if they cover all values, else the names that follow from them. Raises `DataError`."""
+    if known:
+        find = label_finder(known)
         unknown = [value for value in values if find(value) is None]
         wrong = _numbers(unknown) or []
         if not all(map(_is_whole, wrong)):
-            raise DataError(f"column {column!r} holds fractions: one number to learn, not one of {listed(given)}")
+            raise DataError(f"column {column!r} holds fractions: one number to learn, not one of {listed(known)}")
         if wrong:
             digits = "" if find(0) == 0 else " (which are numbers themselves, so a number must be one of them)"
             raise DataError(
-                f"column {column!r} has label {unknown[0]}, but only {len(given)} names: {listed(given)}{digits}"
+                f"column {column!r} has label {unknown[0]}, but only {len(known)} names: {listed(known)}{digits}"
             )
         if unknown:
             others = listed(_different(unknown))
             raise DataError(
-                f"column {column!r} has labels that --labels does not name: {others}; it has {listed(given)}"
+                f"column {column!r} has labels that --labels does not name: {others}; it has {listed(known)}"
             )
-        return given
+        return known
     numbers = _numbers(values)
     if numbers is None:
         names = _different(values)
     else:
-        found = sorted(set(numbers))
-        names = [str(int(number)) if _is_whole(number) else repr(number) for number in found]
-        if found == list(range(len(found))):
-            names = [f"LABEL_{index}" for index in range(len(found))]
+        different = sorted(set(numbers))
+        names = [str(int(number)) if _is_whole(number) else repr(number) for number in different]
+        if different == list(range(len(different))):
+            names = [f"LABEL_{index}" for index in range(len(different))]
     if checked and len(names) > _FEW and 2 * len(names) > len(values):
         learn = "" if numbers is None else "if it is a number to learn, say --problem-type regression; "
         raise DataError(
@@ -291,8 +291,8 @@ def _lists(values: Sequence[Any], column: str, names: tuple[str, ...], *, checke
     def encode(value: Any) -> list[float]:
         if not isinstance(value, list):
             raise ValueError("is not a list, as others are")
-        found = {index(item) for item in value}
-        return [1.0 if i in found else 0.0 for i in range(len(names))]
+        indices = {index(item) for item in value}
+        return [1.0 if i in indices else 0.0 for i in range(len(names))]
 
     return LabelColumn(problem_type=MULTI, names=names, encode=encode)
 

@@ -1,7 +1,8 @@
-"""Progress of a training run as one rich bar, and a line per epoch."""
+"""Progress of a training run as a rich bar, and a line for each epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +13,9 @@ from transformers import TrainerCallback
 class RichProgress(TrainerCallback):
     """Shows steps and loss; silent where the console is quiet."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, metric_names: Sequence[str]) -> None:
         self._console = console
+        self._names = ("loss", *metric_names)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal or console.quiet)
         self._task = self._progress.add_task("training")
@@ -28,9 +30,9 @@ class RichProgress(TrainerCallback):
         self._progress.update(self._task, completed=state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """One line per evaluation."""
-        names = [name for name in ("eval_loss", "eval_accuracy", "eval_f1", "eval_mse") if name in metrics]
-        figures = ", ".join(f"{name.removeprefix('eval_')} {metrics[name]:.4f}" for name in names)
+        """A line for each evaluation."""
+        known = [name for name in self._names if f"eval_{name}" in metrics]
+        figures = ", ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in known)
         self._console.print(f"epoch {state.epoch:.4g}: {figures}")
 
     def stop(self) -> None:

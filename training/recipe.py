@@ -1,4 +1,4 @@
-"""The fine-tuning recipe: every number that shapes a training run, in one frozen record."""
+"""The fine-tuning recipe: every number that shapes a training run, and its default, in one frozen record."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nopad.runtime.errors import UsageError
 
+EVAL_FRACTION = 0.1  # of the rows, where nothing else is there to evaluate on
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 

@@ -36,33 +36,33 @@ class Rows:
         """All names that occur, in order."""
         return list(dict.fromkeys(name for record in self.records for name in record))
 
-    def column(self, given: str | None, known: Sequence[str], option: str, *, what: str = "training data") -> str:
-        """The column that is `given` (its name, whatever its case, or a dotted path), or the first that is `known`.
+    def column(self, name: str | None, known: Sequence[str], option: str, *, what: str = "training data") -> str:
+        """The column called `name` (whatever its case; or at that dotted path), or the first of the `known` names.
 
         The values at a dotted path are put into the records under that path. Raises `DataError`.
         """
         columns = self.columns
         try:
-            for name in [given] if given is not None else known:
-                found = find_column(columns, name)
-                if found in self.repeated:
-                    raise DataError(f"the {what} has several columns {found!r}; rename all but the right one")
-                if found is not None:
-                    return found
+            for candidate in [name] if name is not None else known:
+                column = find_column(columns, candidate)
+                if column in self.repeated:
+                    raise DataError(f"the {what} has several columns {column!r}; rename all but the right one")
+                if column is not None:
+                    return column
         except ValueError as error:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
-        if given is not None and self._put(given):
-            return given
-        wanted = repr(given) if given is not None else " or ".join(known[:4])
+        if name is not None and self._put(name):
+            return name
+        wanted = repr(name) if name is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
         raise DataError(f"the {what} has no column {wanted}; it has {listed(columns)}: {hint}")
 
     def provide(self, name: str, option: str) -> None:
         """Have the column `name` in evaluation data, also where it differs in case there. Raises `DataError`."""
-        found = self.column(name, (), option, what="evaluation data")
-        if found != name:
+        column = self.column(name, (), option, what="evaluation data")
+        if column != name:
             for record in self.records:
-                record[name] = record.get(found)
+                record[name] = record.get(column)
 
     def _put(self, path: str) -> bool:
         values = [value_at(record, path) for record in self.records]

@@ -242,13 +242,12 @@ def _measure(
     show: Callable[..., None],
 ) -> None:
     from nopad.bench.measure.run import Run, Settings
-    from nopad.bench.subjects.agreement import Kind
 
     settings = Settings(
         threads=record.threads,
         rounds=options.rounds,
         seed=options.seed,
-        kind=Kind(task=bundle.manifest.task, problem_type=bundle.manifest.problem_type),
+        head=bundle.manifest.head,
         memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
         time_limit=options.time_limit,
     )

@@ -1,4 +1,4 @@
-"""What one run of a graph computes and moves: groups of operators with their FLOPs and bytes. Knows no GPU.
+"""What a run of a graph computes and moves: groups of operators with their FLOPs and bytes. Knows no GPU.
 
 A group is what a compiler for GPUs is assumed to make of operators that meet:
 

@@ -48,12 +48,12 @@ def run_job(job: Mapping[str, Any], *, memory_limit: int, timeout: float | None 
     ends with this process, and on Ctrl-C.
     """
     environment = {**os.environ, "RAYON_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as remarks:
-        told.write(json.dumps(job).encode())
-        told.seek(0)
+    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as remarks:
+        question.write(json.dumps(job).encode())
+        question.seek(0)
         child = subprocess.Popen(
             [sys.executable, "-m", "nopad.bench.measure.child"],
-            stdin=told,
+            stdin=question,
             stdout=answer,
             stderr=remarks,
             env=environment,
@@ -91,8 +91,8 @@ def _watch(child: subprocess.Popen[bytes], memory_limit: int, timeout: float | N
 def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
     last = next((line.strip() for line in reversed(remarks.splitlines()) if line.strip()), "no message")
     try:
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        result: dict[str, Any] = json.loads(answer)
+        return result
     except ValueError:
         pass
     if code == -signal.SIGKILL or is_out_of_memory(remarks):

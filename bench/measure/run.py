@@ -23,11 +23,12 @@ from nopad.bench.measure.probe import Probe
 from nopad.bench.measure.record import NOT_REACHED, Record
 from nopad.bench.measure.turns import Times, groups_that_fit, require_threads, take_turns, warm_up
 from nopad.bench.subjects import builds
-from nopad.bench.subjects.agreement import Kind, accuracy, compare, require_finite
+from nopad.bench.subjects.agreement import accuracy, compare, require_finite
 from nopad.bench.subjects.plans import SubjectPlan
 from nopad.bench.subjects.runners import RUNNERS, lacks
 from nopad.bench.subjects.spec import Runner
 from nopad.bench.workloads import Texts
+from nopad.model.head import Head
 from nopad.runtime.atomic import locked
 from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray
@@ -40,12 +41,12 @@ _PROCESS_FACTS = ("import_seconds", "load_seconds", "cold_seconds", "loaded_byte
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is made."""
+    """Of a run."""
 
     threads: int
     rounds: int
     seed: int
-    kind: Kind
+    head: Head
     memory_limit: int | None = None  # bytes of one process; None: 90 % of what is available
     time_limit: float | None = None  # seconds
 
@@ -271,14 +272,14 @@ class _Group:
         """Compare the answers of a subject with its yardstick's, and with the labels."""
         if plan.name not in self.runners:
             return
-        kind, answers = self.run.settings.kind, self.answers[plan.name]
+        head, answers = self.run.settings.head, self.answers[plan.name]
         scores: dict[str, Any] = {}
         if not plan.random_weights:
-            scores["accuracy"] = accuracy(answers, self.texts.targets, kind)
+            scores["accuracy"] = accuracy(answers, self.texts.targets, head)
         try:
             self.notes[plan.name], yardstick = self._yardstick(plan)
             if yardstick is not None:
-                scores["agreement"], scores["logit_difference"] = compare(answers, self.answers[yardstick], kind)
+                scores["agreement"], scores["logit_difference"] = compare(answers, self.answers[yardstick], head)
         except EngineError as error:
             self._fail(plan.name, error)
             return

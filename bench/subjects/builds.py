@@ -29,14 +29,14 @@ def optimum_job(checkpoint: Path, task: str, threads: int) -> dict[str, Any]:
 
 def nopad_job(checkpoint: Path, task: str, target: str, threads: int) -> dict[str, Any]:
     """A bundle of nopad's, without its parity gate."""
-    made = {"job": "build", "kind": "nopad", "checkpoint": str(checkpoint), "task": task, "threads": threads}
-    return {**made, "target": target}
+    job = {"job": "build", "kind": "nopad", "checkpoint": str(checkpoint), "task": task, "threads": threads}
+    return {**job, "target": target}
 
 
 def bert_job(tokenizer: Path, task: str, labels: int, threads: int) -> dict[str, Any]:
     """A BERT-base checkpoint of random weights over a vocabulary (`vocab.txt`, or a folder with a tokenizer)."""
-    made = {"job": "build", "kind": "bert", "checkpoint": str(tokenizer), "task": task, "threads": threads}
-    return {**made, "labels": labels}
+    job = {"job": "build", "kind": "bert", "checkpoint": str(tokenizer), "task": task, "threads": threads}
+    return {**job, "labels": labels}
 
 
 def place(cache: Path, job: Mapping[str, Any]) -> Path:
@@ -66,10 +66,10 @@ def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
 def built(folder: Path) -> dict[str, Any] | None:
     """What was recorded when this folder of the cache was made; None if it must be made."""
     try:
-        found: dict[str, Any] = json.loads(_record(folder).read_bytes())
+        answer: dict[str, Any] = json.loads(_record(folder).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if folder.is_dir() else None
+    return answer if folder.is_dir() else None
 
 
 def record(folder: Path, answer: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ TOKEN_TASKS = ("token-classification", "fill-mask")  # whose logits are [tokens,
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """How to open one subject; plain values, so that a child process can be told."""
+    """How to open a subject; plain values, so that they reach a child process as JSON."""
 
     name: str
     runner: str  # a key of RUNNERS
@@ -33,7 +33,7 @@ class Spec:
 
 
 class Runner(Protocol):
-    """One opened subject."""
+    """An opened subject."""
 
     version: str  # of its library
     precision: str  # as it was opened

@@ -32,16 +32,15 @@ from nopad.export.int8.sensitivity import (
 )
 from nopad.export.int8.sessions import is_per_token, open_session, read_model, run, write_model
 from nopad.export.progress import Progress, silent
+from nopad.model.head import Head
 from nopad.model.packing import PackedBatch
 
 
-def label_reader(task: str, problem_type: str | None) -> LabelsOf | None:
-    """How labels are read off the logits of a task; None where there are none to compare."""
-    if task in ("embeddings", "rerank") or problem_type == "regression":
+def label_reader(head: Head) -> LabelsOf | None:
+    """How labels are read off a head's logits, to be compared; None where it decides on none."""
+    if not head.has_labels:
         return None
-    if problem_type == "multi_label_classification":
-        return lambda logits: logits > 0
-    return lambda logits: logits.argmax(-1)
+    return head.decide if head.multi_label else head.best
 
 
 @dataclass(frozen=True, kw_only=True)

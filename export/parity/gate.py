@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from nopad.export.parity.accuracy import Evaluation, evaluate
 from nopad.export.parity.bounds import BOUNDS, Bounds, Row, difference, scaled
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.parity.stress import stress
@@ -29,8 +30,7 @@ from nopad.export.parity.token_ids import compare, differing, explain, marked_se
 from nopad.export.progress import Progress, silent
 from nopad.export.reference.transformers import Reference
 from nopad.model.config import attention_block
-from nopad.runtime.data.labelled import Evaluation, LabelledTexts, evaluate
-from nopad.runtime.decode import probabilities
+from nopad.runtime.data.labelled import LabelledTexts
 from nopad.runtime.errors import EngineError, TextError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray, Text
@@ -206,7 +206,7 @@ def _sentences(model: Model, reference: Reference, bounds: Bounds) -> Iterator[R
         bound = scaled(bounds.logits, want)
         yield Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)
         if model.labels:
-            served = probabilities(got, model.manifest)
+            served = model.manifest.head.uncalibrated.probabilities(got)
             trained = reference.probabilities(want)
             value = difference(served, trained)
             bound = scaled(bounds.probabilities, trained)
@@ -254,7 +254,7 @@ def _data(
     rows = [Row(check="logits", case=case, value=value, bound=bound, passed=value <= bound)]
     if served.shape != trained.shape or model.task == "embeddings":
         return None, rows
-    evaluation = evaluate(served, trained, model.manifest, data.targets, (middle - start, end - middle))
+    evaluation = evaluate(served, trained, model.manifest.head, data.targets, (middle - start, end - middle))
     if evaluation.agreement is not None:
         value, bound = evaluation.agreement, bounds.agreement
         rows.append(Row(check="labels", case=case, value=value, bound=bound, passed=value >= bound))

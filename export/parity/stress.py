@@ -23,8 +23,7 @@ from nopad.export.parity.full_length import full_length
 from nopad.export.parity.known_texts import Ids, KnownTexts
 from nopad.export.progress import Progress
 from nopad.export.reference.transformers import Reference
-from nopad.runtime.batching import WINDOW
-from nopad.runtime.engines.base import CPU_TOKENS
+from nopad.runtime.batching import CPU_TOKENS, WINDOW
 from nopad.runtime.engines.buckets import LONGEST_STEP, TOKEN_BLOCKS
 from nopad.runtime.errors import EngineError
 from nopad.runtime.predictor import Model

@@ -16,6 +16,7 @@ from torch import nn
 from nopad.model.attention import AttentionFactory
 from nopad.model.checkpoint.adapter import merge
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.read_head import detect_task, json_object
 from nopad.model.checkpoint.sentence_transformers import (
     Pipeline,
     pipeline_for,
@@ -29,7 +30,7 @@ from nopad.model.config import EmbeddingModule, EncoderConfig, Pooling
 from nopad.model.embedding import check_modules, load_modules
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task, detect_task, json_object
+from nopad.model.head import Head, Task
 
 _EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
@@ -63,6 +64,14 @@ class Checkpoint:
         if not crosses and self.config.task != "rerank":
             return None
         return named or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
+
+    @property
+    def head(self) -> Head:
+        """What the encoder's logits mean. Raises `CheckpointError`."""
+        config = self.config
+        return Head(
+            task=config.task, labels=config.labels, problem_type=config.problem_type, activation=self.activation
+        )
 
     @property
     def config(self) -> EncoderConfig:

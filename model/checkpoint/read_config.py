@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from nopad.model.checkpoint.read_head import json_object, read_head
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task, json_object, read_head
+from nopad.model.head import Task
 from nopad.model.rope_config import Rope, read_rope
 
 LAYER_KINDS = ("full_attention", "sliding_attention")

@@ -9,14 +9,16 @@ these files is ever imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nopad.model.checkpoint.json_files import read_json
-from nopad.model.config import DENSE_ACTIVATIONS, POOLING_MODES, SCORE_ACTIVATIONS, EmbeddingModule, Pooling
+from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
+from nopad.model.config import DENSE_ACTIVATIONS, POOLING_MODES, EmbeddingModule, Pooling
 from nopad.model.errors import CheckpointError
+from nopad.model.head import SCORE_ACTIVATIONS
 
 MODULES = "modules.json"
 MODEL_CONFIG = "config_sentence_transformers.json"
@@ -137,14 +139,14 @@ def is_cross_encoder(folder: Path) -> bool:
 
 def read_activation(config: Mapping[str, Any], file: Path) -> tuple[bool, str | None]:
     """Whether a transformer's config.json is a cross-encoder's, and the activation that it names. Raises as above."""
-    own = config.get("sentence_transformers")  # version 4 and newer; older ones have a key of their own
+    new, old = CROSS_ENCODER_KEYS
+    own = config.get(new)
     if own is not None:
         if not isinstance(own, Mapping):
-            raise CheckpointError(f"{file}: sentence_transformers is {own!r}, expected an object")
+            raise CheckpointError(f"{file}: {new} is {own!r}, expected an object")
         _known(file, own, "activation_fn", "version")
         if "activation_fn" in own:
             return True, score_activation(file, own["activation_fn"])
-    old = "sbert_ce_default_activation_function"
     return own is not None or old in config, score_activation(file, config.get(old))
 
 
@@ -380,7 +382,7 @@ def score_activation(file: Path, name: Any) -> str | None:
     return _torch_class(file, "activation_fn", name, SCORE_ACTIVATIONS)
 
 
-def _torch_class(file: Path, key: str, name: Any, known: tuple[str, ...]) -> str | None:
+def _torch_class(file: Path, key: str, name: Any, known: Collection[str]) -> str | None:
     """`torch.nn.modules.activation.Tanh` -> `Tanh`. The name is compared, never imported."""
     if name is None:
         return None

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     help="Longest text to take, in tokens; model: as long as the model does. [default: the longest text given]",
 )
 @click.option(
-    "--token-budget", type=click.IntRange(min=1), default=16_384, help="Tokens of one micro-batch at run time."
+    "--token-budget", type=click.IntRange(min=1), default=GPU_TOKENS, help="Tokens of one micro-batch at run time."
 )
 @click.option(
     "--fused",

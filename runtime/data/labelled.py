@@ -1,4 +1,4 @@
-"""Texts with true labels (`--data`), and the scores of two models on them."""
+"""Texts with true labels (`--data`): read for the classifier that a manifest describes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.head import ProblemType
+from nopad.model.head import Head
 from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
 from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
-from nopad.runtime.types import FloatArray
 
 # Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
 Targets = npt.NDArray[np.float64]
@@ -32,23 +31,6 @@ class LabelledTexts:
 
     texts: list[str]
     targets: Targets | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The bundle and transformers on the same rows."""
-
-    rows: int
-    agreement: float | None  # share of rows with equal labels; None for regression
-    label_mix: dict[str, float]  # share of rows with each predicted label: a baseline for drift
-    seconds: float  # of the bundle, tokenization included
-    reference_seconds: float
-    accuracy: float | None = None  # of the bundle; None without labels. Several labels: all of a row's must be right
-    reference_accuracy: float | None = None
-    f1: float | None = None  # weighted
-    reference_f1: float | None = None
-    mse: float | None = None  # mean squared error, for regression
-    reference_mse: float | None = None
 
 
 def read_labelled(
@@ -88,7 +70,7 @@ def read_labelled(
             f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all "
             "rows or none"
         )
-    target = _target_of(labels, manifest.labels, manifest.problem_type)
+    target = _target_of(labels, manifest.head)
     rows = []
     for place, label in zip(places, labels, strict=True):
         try:
@@ -144,7 +126,7 @@ def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> An
     except ValueError as error:
         raise InputFileError(f"{place}: {error}; name one with --label-field") from None
     blank = [cell is MISSING or cell != cell or (isinstance(cell, str) and not cell.strip()) for cell in cells]
-    cells = [None if none else cell for cell, none in zip(cells, blank, strict=True)]
+    cells = [None if empty else cell for cell, empty in zip(cells, blank, strict=True)]
     if len(cells) == 1:
         return cells[0]
     return None if None in cells else tuple(cells)
@@ -155,23 +137,21 @@ def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[st
     own = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
     if not own or not set(own) <= set(names):
         return label
-    made = [own[one] if isinstance(one, int) and 0 <= one < len(own) else one
-            for one in (label if isinstance(label, list) else [label])]  # fmt: skip
-    return made if isinstance(label, list) else made[0]
+    items = label if isinstance(label, list) else [label]
+    named = [own[item] if isinstance(item, int) and 0 <= item < len(own) else item for item in items]
+    return named if isinstance(label, list) else named[0]
 
 
-def _target_of(
-    labels: Sequence[Any], names: Sequence[str], problem_type: ProblemType | None
-) -> Callable[[Any], list[float]]:
+def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]]:
     """The function that makes a label a row of targets, or raises `ValueError` with the reason."""
+    names, several = head.labels, head.multi_label
     find = label_finder(names)
-    several = problem_type == "multi_label_classification"
 
     def numbers(label: Any) -> list[float]:
-        found = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
-        if len(found) != len(names) or any(item is None or not math.isfinite(item) for item in found):
+        cells = [spelled_number(item) for item in (label if isinstance(label, list) else [label])]
+        if len(cells) != len(names) or any(cell is None or not math.isfinite(cell) for cell in cells):
             raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
-        return [float(item) for item in found if item is not None]
+        return [float(cell) for cell in cells if cell is not None]
 
     def ones(label: Any) -> list[float]:
         cells = label if isinstance(label, list | tuple) else [label]
@@ -190,61 +170,10 @@ def _target_of(
             row[index] = 1.0
         return row
 
-    if problem_type == "regression":
+    if not head.has_labels:
         return numbers
     columns = all(isinstance(label, tuple) for label in labels)
     alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
     if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
         return ones
     return classes
-
-
-def decide(logits: FloatArray, problem_type: ProblemType | None) -> Targets | None:
-    """The labels that logits [rows, num_labels] mean, as 0 and 1; None for regression."""
-    if problem_type == "regression":
-        return None
-    if problem_type == "multi_label_classification":
-        return (logits > 0).astype(np.float64)
-    return np.eye(logits.shape[-1])[logits.argmax(-1)]
-
-
-def evaluate(
-    served: FloatArray, trained: FloatArray, manifest: Manifest, targets: Targets | None, seconds: tuple[float, float]
-) -> Evaluation:
-    """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` each took."""
-    got, want = decide(served, manifest.problem_type), decide(trained, manifest.problem_type)
-    scores: dict[str, float] = {}
-    if targets is not None and (got is None or want is None):
-        scores = {"mse": _mse(served, targets), "reference_mse": _mse(trained, targets)}
-    elif targets is not None and got is not None and want is not None:
-        scores = {
-            "accuracy": equal_rows(got, targets),
-            "reference_accuracy": equal_rows(want, targets),
-            "f1": weighted_f1(targets, got),
-            "reference_f1": weighted_f1(targets, want),
-        }
-    return Evaluation(
-        rows=len(served),
-        agreement=None if got is None or want is None else equal_rows(got, want),
-        label_mix={} if got is None else {name: float(got[:, i].mean()) for i, name in enumerate(manifest.labels)},
-        seconds=seconds[0],
-        reference_seconds=seconds[1],
-        **scores,
-    )
-
-
-def equal_rows(a: Targets, b: Targets) -> float:
-    """Share of rows that are equal in every column."""
-    return float((a == b).all(axis=1).mean())
-
-
-def _mse(logits: FloatArray, targets: Targets) -> float:
-    return float(np.mean((logits - targets) ** 2))
-
-
-def weighted_f1(truth: Targets, guess: Targets) -> float:
-    """F1 of each label, weighted by its share of the truth (scikit-learn's `average="weighted"`)."""
-    hits = (truth * guess).sum(axis=0)
-    relevant, selected = truth.sum(axis=0), guess.sum(axis=0)
-    each = 2 * hits / np.maximum(relevant + selected, 1)
-    return float((each * relevant).sum() / max(relevant.sum(), 1))

@@ -17,10 +17,6 @@ from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
-# On CPUs more buys nothing (the matrices are large enough) and costs cache and memory. On a GPU fewer leave it idle.
-CPU_TOKENS = 2048
-GPU_TOKENS = 16_384
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray

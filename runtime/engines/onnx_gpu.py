@@ -14,7 +14,8 @@ from typing import Any
 
 from nopad.model.packages import install_hint, version_of
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import ENGINES, GPU_TOKENS, EngineOptions
+from nopad.runtime.batching import GPU_TOKENS
+from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.engines.compiled_cache import cache_folder
 from nopad.runtime.engines.onnx_session import (
     OnnxEngine,

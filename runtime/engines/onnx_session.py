@@ -14,7 +14,8 @@ import numpy as np
 
 from nopad.model.packages import install_hint
 from nopad.model.packing import IntArray, PackedBatch, to_padded
-from nopad.runtime.engines.base import CPU_TOKENS, ENGINES, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile

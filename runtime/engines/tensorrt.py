@@ -18,7 +18,8 @@ import numpy as np
 
 from nopad.model.packing import PackedBatch
 from nopad.runtime.atomic import write_file
-from nopad.runtime.engines.base import GPU_TOKENS, EngineOptions
+from nopad.runtime.batching import GPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.buckets import bucketed
 from nopad.runtime.engines.compiled_cache import cache_folder
 from nopad.runtime.engines.cuda import (

@@ -17,7 +17,8 @@ import numpy as np
 from nopad.model.errors import CheckpointError
 from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.base import CPU_TOKENS, ENGINES, GPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS, GPU_TOKENS
+from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact

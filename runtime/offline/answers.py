@@ -148,7 +148,7 @@ def _table(
         kind=kind,
         task=model.task,
         labels=tuple(model.manifest.labels),
-        several=model.manifest.problem_type == "multi_label_classification",
+        several=model.manifest.head.multi_label,
         scores=scores,
         kept=kept_columns(keep, columns),
     )

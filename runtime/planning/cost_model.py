@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nopad.model.config import EncoderConfig
+from nopad.model.config import EncoderConfig, half_window_of
 from nopad.runtime.errors import UsageError
 
 # One run's launches in FLOPs per layer: about 10 kernels (norms, products, rotary, attention, activation) of 4 us, at
@@ -118,7 +118,7 @@ def cost_model(
     else:
         try:
             kind, layers, local = (architecture["model_type"], architecture["num_layers"], architecture["local_layers"])
-            local, half_window = len(local), int(architecture.get("local_attention") or 0) // 2
+            local, half_window = len(local), half_window_of(architecture) or 0
             sizes = tuple(architecture[name] for name in ("hidden_size", "intermediate_size", "num_heads"))
             positive = all(type(size) is int and size > 0 for size in (*sizes, layers)) and local <= layers
         except (KeyError, TypeError):

@@ -19,7 +19,8 @@ from nopad.runtime.bundle import MANIFEST, open_bundle
 from nopad.runtime.data.records import Row, read_rows
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import BundleError, InputFileError, TextError, UsageError
-from nopad.runtime.tokenizer import TextEncoder, open_encoder
+from nopad.runtime.prompts import resolve_prompt
+from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder, open_encoder
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _GIB = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -33,7 +34,8 @@ class PlannedModel:
     architecture: EncoderConfig | Mapping[str, Any]
     block: int  # tokens of an attention block
     max_length: int  # tokens
-    tokenizer: Path
+    open_encoder: Callable[[], TextEncoder]
+    prompt: str = ""  # that is put before each text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def open_model(path: str | None) -> PlannedModel:
         architecture=config,
         block=config.block,
         max_length=config.max_position_embeddings,
-        tokenizer=folder / _TOKENIZER,
+        open_encoder=lambda: _encoder_of_checkpoint(folder / _TOKENIZER, config),
     )
 
 
@@ -81,8 +83,15 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
         architecture=manifest.architecture,
         block=attention_block(manifest.half_window or 0),  # a graph for CPUs alone has no blocks to ask for
         max_length=manifest.max_length,
-        tokenizer=bundle.file(manifest.tokenizer),
+        open_encoder=lambda: open_bundle_encoder(bundle),
+        prompt=resolve_prompt(manifest, None, None),
     )
+
+
+def _encoder_of_checkpoint(tokenizer: Path, config: EncoderConfig) -> TextEncoder:
+    if not tokenizer.is_file():
+        raise BundleError(f"{tokenizer} is missing; save the tokenizer there, or give token lengths with --lengths")
+    return open_encoder(tokenizer, config.max_position_embeddings, vocab_size=config.vocab_size)
 
 
 def lengths_of_texts(
@@ -98,17 +107,13 @@ def lengths_of_texts(
 
     Rows without a text are counted. Raises `InputFileError` if none has one; `BundleError` for a bad tokenizer.
     """
-    if not model.tokenizer.is_file():
-        raise BundleError(
-            f"{model.tokenizer} is missing; save the tokenizer there, or give token lengths with --lengths"
-        )
-    encoder = open_encoder(model.tokenizer, model.max_length)
+    encoder = model.open_encoder()
     counts: Counter[int] = Counter()
     cut = failed = rows = 0
     first: str | None = None
     for window in windows(islice(read_rows(source, field, second_field), limit), lambda row: row.text):
         rows += len(window)
-        for line, tokens in sorted(_encode(encoder, window), key=lambda one: one[0]):
+        for line, tokens in sorted(_encode(encoder, window, model.prompt), key=lambda one: one[0]):
             if isinstance(tokens, str):
                 failed += 1
                 first = first or f"line {line}: {tokens}"
@@ -122,11 +127,11 @@ def lengths_of_texts(
     return Lengths(counts=counts, cut=cut, failed=failed, first_failure=first)
 
 
-def _encode(encoder: TextEncoder, rows: list[Row]) -> Iterator[tuple[int, int | str]]:
+def _encode(encoder: TextEncoder, rows: list[Row], prompt: str) -> Iterator[tuple[int, int | str]]:
     """Each row's line, and its tokens or why it has none."""
     good = [row for row in rows if row.error is None]
     yield from ((row.line, row.error) for row in rows if row.error is not None)
-    for row, tokens in zip(good, encoder.encode([row.text for row in good]), strict=True):
+    for row, tokens in zip(good, encoder.encode([row.text for row in good], prompt), strict=True):
         yield row.line, str(tokens) if isinstance(tokens, TextError) else tokens.tokens
 
 

@@ -22,17 +22,13 @@ from typing import Any
 
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import plan_batches, round_up
-from nopad.runtime.engines.base import GPU_TOKENS
+from nopad.runtime.batching import GPU_TOKENS, WINDOW
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import CostModel, cost_model
 from nopad.runtime.profiles import ShapeProfile
 
-# Tokens of one micro-batch: the GPU engines' own.
-TOKEN_BUDGET = GPU_TOKENS
 MEMORY_BYTES = 2 << 30
-# Texts that the runtime plans together (`nopad.runtime.predictor.WINDOW`), and how many windows are simulated.
-WINDOW = 512
-WINDOWS = 8
+WINDOWS = 8  # that are simulated, of `WINDOW` texts each
 # Of one wide profile's cost, what each further profile must save: it costs build time and memory of its own.
 LEAST_GAIN = 0.02
 # Levels of the lengths' distributions (of texts, and of tokens) at which segments may be cut.
@@ -115,7 +111,7 @@ def plan_profiles(
     most: int = 4,
     block: int = 64,
     max_length: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = GPU_TOKENS,
     window: int = WINDOW,
     keeps_scores: bool = True,
 ) -> Plan:
@@ -168,7 +164,7 @@ def default_profiles(
     architecture: Architecture,
     block: int = 64,
     memory_bytes: int = MEMORY_BYTES,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int = GPU_TOKENS,
 ) -> tuple[ShapeProfile, ...]:
     """Profiles without data: up to `DEFAULT_EDGES` tokens, and up to `max_length` (tokens, rounded up to the block).
 

@@ -17,7 +17,6 @@ from nopad.export.bundle import export_checkpoint, gate_bundle, write_bundle
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.reference.sentence_transformers import LibraryCrossEncoder, ReadingCrossEncoder
 from nopad.model.checkpoint.load import load_checkpoint
-from nopad.model.config import SCORE_ACTIVATIONS
 from nopad.model.errors import CheckpointError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.predictor import Model, load
@@ -213,13 +212,3 @@ def test_a_cross_encoder_made_of_several_modules_is_refused(folder: Callable[...
     (saved / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError, match="the module LogitScore is not supported.*decoder"):
         load_checkpoint(saved)
-
-
-def test_every_activation_is_torchs() -> None:
-    from nopad.runtime.decode import _ACTIVATIONS
-
-    assert set(_ACTIVATIONS) == set(SCORE_ACTIVATIONS)
-    logits = torch.tensor([[-90.0, -3.0, 0.0, 2.5, 90.0]])
-    for name, activate in _ACTIVATIONS.items():
-        layer = torch.nn.Softmax(dim=-1) if name == "Softmax" else getattr(torch.nn, name)()
-        assert np.allclose(activate(logits.numpy()), layer(logits).numpy(), atol=1e-6), name

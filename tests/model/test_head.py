@@ -1,113 +1,210 @@
-"""Labels and problem types are those that transformers reads out of the same config.json."""
+"""What logits mean: scores and decisions, those of transformers' pipelines, and the same for all who ask."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
-from nopad.model.errors import CheckpointError
-from nopad.model.head import detect_task, read_head
+from nopad.bench.subjects.agreement import accuracy, compare
+from nopad.export.int8.quantize import label_reader
+from nopad.export.parity.accuracy import equal_rows, evaluate
+from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, softmax
+from nopad.runtime import decode
+from nopad.runtime.manifest import Manifest
+from nopad.runtime.tokenizer import Tokens
 
-CLASSIFIER = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
-
-TAKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "numbers": ({"id2label": {"0": 0, "1": 1, "2": 2}}, ("0", "1", "2")),
-    "numbers of their own": ({"id2label": {"0": 4711, "1": 1010}}, ("4711", "1010")),
-    "floats": ({"id2label": {"0": 0.5, "1": 1.0}}, ("0.5", "1.0")),
-    "booleans": ({"id2label": {"0": False, "1": True}}, ("False", "True")),
-    "strings and numbers": ({"id2label": {"0": "a", "1": 1}}, ("a", "1")),
-    "another order": ({"id2label": {"2": "c", "0": "a", "1": "b"}}, ("a", "b", "c")),
-    "ids with zeros": ({"id2label": {"00": "a", "01": "b"}}, ("a", "b")),
-    "label2id that says otherwise": ({"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 1, "b": 0}}, ("a", "b")),
-    "label2id of another language": ({"id2label": {"0": "a", "1": "b"}, "label2id": {"x": 0}}, ("a", "b")),
-    "num_labels beside": ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 3}, ("a", "b", "c")),
-    "num_labels alone": ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
-    "num_labels and null": ({"num_labels": 3, "id2label": None}, ("LABEL_0", "LABEL_1", "LABEL_2")),
-    "nothing": ({}, ("LABEL_0", "LABEL_1")),
-    "two in label2id alone": ({"label2id": {"neg": 0, "pos": 1}}, ("LABEL_0", "LABEL_1")),
-    "label2id and num_labels": (
-        {"label2id": {"a": 0, "b": 1, "c": 2}, "num_labels": 3},
-        ("LABEL_0", "LABEL_1", "LABEL_2"),
-    ),
-    "spaces and signs": ({"id2label": {"0": "not toxic", "1": "toxic, very"}}, ("not toxic", "toxic, very")),
-}
+SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
+NAMES = ("a", "b", "c")
+TOKENS = Tokens(text="a", input_ids=[1], token_type_ids=[0], tokens=1, offsets=[(0, 1)], special=[0], pieces=["a"])
+Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_labels_are_those_of_transformers_as_text(name: str, tmp_path: Path) -> None:
-    keys, expected = TAKEN[name]
-    (tmp_path / "config.json").write_text(json.dumps({**CLASSIFIER, **keys}))
-    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert tuple(str(theirs.id2label[i]) for i in range(theirs.num_labels)) == expected
-    assert read_head({**CLASSIFIER, **keys}).labels == expected
+def classifier(problem_type: ProblemType = SINGLE, labels: tuple[str, ...] = NAMES, **fields: Any) -> Head:
+    return Head(task="text-classification", labels=labels, problem_type=problem_type, **fields)
 
 
-REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a hole": ({"id2label": {"0": "a", "2": "b", "3": "c"}}, ("0, 2, 3", "3 outputs, 0 to 2", "1 would have no name")),
-    "counted from 1": ({"id2label": {"1": "a", "2": "b"}}, ("1, 2", "0 would have no name", "from 0 without gaps")),
-    "negative": ({"id2label": {"-1": "a", "0": "b"}}, ("-1, 0", "1 would have no name")),
-    "one id twice": ({"id2label": {"0": "a", "00": "b"}}, ("1 would have no name",)),
-    "names for ids": ({"id2label": {"neg": 0, "pos": 1}}, ("'neg'", "looks like label2id")),
-    "ids that are no integers": ({"id2label": {"0.0": "a", "1.0": "b"}}, ("'0.0'", "number of an output")),
-    "a list": ({"id2label": ["a", "b"]}, ("id2label is a list",)),
-    "null": ({"id2label": {"0": None, "1": "x"}}, ("output 0 None", "expected a text")),
-    "nested": ({"id2label": {"0": {"en": "bad"}, "1": {"en": "good"}}}, ("output 0 {'en': 'bad'}",)),
-    "lists": ({"id2label": {"0": ["a"], "1": ["b"]}}, ("output 0 ['a']",)),
-    "twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, ("name each label once", "'a' is there more than once")),
-    "twice as text": ({"id2label": {"0": 1, "1": "1"}}, ("'1' is there more than once",)),
-    "blank": ({"id2label": {"0": "a", "1": " "}}, ("output 1 a blank name",)),
-    "no Unicode": ({"id2label": {"0": "a", "1": "\ud800"}}, ("surrogate",)),
-    "num_labels that says otherwise": (
-        {"id2label": {"0": "a", "1": "b"}, "num_labels": 3},
-        ("names 2 labels, num_labels says 3",),
-    ),
-    "label2id alone": ({"label2id": {"a": 0, "b": 1, "c": 2}}, ("label2id names 3 labels", "Write id2label")),
-}
+def several_texts(labels: int = 3) -> st.SearchStrategy[Logits]:
+    shapes = array_shapes(min_dims=2, max_dims=2, max_side=9).map(lambda shape: (shape[0], labels))
+    return arrays(np.float32, shapes, elements=st.floats(-100, 100, width=32))
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_told_is_refused_by_name(name: str) -> None:
-    keys, words = REFUSED[name]
-    with pytest.raises(CheckpointError) as caught:
-        read_head({**CLASSIFIER, **keys})
-    for word in ("config.json", *words):
-        assert word in str(caught.value)
-
-
-def test_labels_matter_only_to_tasks_that_have_them() -> None:
-    assert read_head({**CLASSIFIER, "id2label": {"0": "a", "2": "b"}}, "embeddings").labels == ()
+# --- probabilities
 
 
 @pytest.mark.parametrize(
-    ("labels", "said", "expected"),
+    ("problem_type", "count"), [(SINGLE, 2), (SINGLE, 3), (MULTI, 1), (MULTI, 3), (REGRESSION, 1), (REGRESSION, 3)]
+)
+def test_scores_are_those_of_the_pipeline(problem_type: ProblemType, count: int) -> None:
+    logits = np.random.default_rng(count).normal(0, 4, (50, count)).astype(np.float32)
+    config = transformers.BertConfig(num_labels=count, problem_type=problem_type)
+    pipe = transformers.TextClassificationPipeline.__new__(transformers.TextClassificationPipeline)
+    pipe.model = type("Model", (), {"config": config})()
+    got = classifier(problem_type, NAMES[:count]).probabilities(logits)
+    assert got.dtype == np.float32
+    for row, scores in zip(logits, got, strict=True):
+        theirs = pipe.postprocess({"logits": torch.tensor(row[None])}, top_k=None)
+        assert scores == pytest.approx(
+            [item["score"] for item in sorted(theirs, key=lambda item: item["label"])], abs=1e-6
+        )
+
+
+def test_every_activation_is_torchs() -> None:
+    logits = torch.tensor([[-90.0, -3.0, 0.0, 2.5, 90.0]])
+    for name, activate in SCORE_ACTIVATIONS.items():
+        layer = torch.nn.Softmax(dim=-1) if name == "Softmax" else getattr(torch.nn, name)()
+        assert np.allclose(activate(logits.numpy()), layer(logits).numpy(), atol=1e-6), name
+
+
+@given(several_texts())
+def test_an_activation_keeps_the_order_of_the_logits(logits: Logits) -> None:
+    for name in SCORE_ACTIVATIONS:
+        scores = classifier(activation=name).probabilities(logits)
+        ordered = np.take_along_axis(scores, np.argsort(-logits, kind="stable", axis=-1), -1)
+        assert (np.diff(ordered, axis=-1) <= 1e-6 * np.abs(ordered).max()).all(), name
+
+
+def test_a_reranker_answers_a_sigmoid_and_a_cross_encoder_what_it_names() -> None:
+    logits = np.array([[0.0], [2.0]], dtype=np.float32)
+    rerank = Head(task="rerank", labels=("a",))
+    assert rerank.probabilities(logits)[:, 0] == pytest.approx([0.5, 0.8807971])
+    assert (Head(task="rerank", labels=("a",), activation="Identity").probabilities(logits) == logits).all()
+    assert Head(task="token-classification", labels=NAMES).probabilities(np.zeros((2, 5, 3), np.float32))[1, 4] == (
+        pytest.approx([1 / 3] * 3)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.25, 3.0])
+def test_a_temperature_divides_the_logits(temperature: float) -> None:
+    logits = np.array([[1, 4, -2]], dtype=np.float32)
+    for fields in ({}, {"problem_type": MULTI}, {"activation": "Tanh"}):
+        head = classifier(**fields, temperature=temperature)
+        scaled = classifier(**fields).probabilities(logits / np.float32(temperature))
+        assert (head.probabilities(logits) == scaled).all() and head.probabilities(logits).dtype == np.float32
+        assert (head.decide(logits) == classifier(**fields).decide(logits / np.float32(temperature))).all()
+        assert (head.uncalibrated.probabilities(logits) == classifier(**fields).probabilities(logits)).all()
+
+
+# --- decisions
+
+
+def test_what_decides_on_a_label() -> None:
+    heads = {task: Head(task=task) for task in TASKS}
+    assert {task for task, head in heads.items() if not head.has_labels} == {"embeddings", "rerank"}
+    assert [classifier(kind).has_labels for kind in PROBLEM_TYPES] == [True, True, False]
+    assert [classifier(kind).multi_label for kind in PROBLEM_TYPES] == [False, True, False]
+    for head, name in ((Head(task="rerank"), "rerank"), (classifier(REGRESSION), "regression")):
+        with pytest.raises(ValueError, match=f"{name} decides on no label"):
+            head.decide(np.zeros((1, 3), np.float32))
+
+
+def test_decisions_without_thresholds() -> None:
+    logits = np.array([[-1, 2, 1], [0, -3, -2]], dtype=np.float32)
+    assert classifier().best(logits).tolist() == [1, 0]
+    assert classifier().decide(logits).tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert classifier(MULTI).decide(logits).tolist() == [[0, 1, 1], [1, 0, 0]]  # 0.5 is enough
+    tokens = Head(task="token-classification", labels=NAMES).decide(logits.reshape(1, 2, 3))
+    assert tokens.tolist() == [[[0, 1, 0], [1, 0, 0]]]
+    assert classifier().decide(logits[0]).tolist() == [0, 1, 0]
+
+
+def test_each_of_several_labels_has_a_threshold_of_its_own() -> None:
+    head = classifier(MULTI, thresholds=(0.9, 0.5, 0.1))
+    logits = np.array([[2, 2, 2], [2.3, -0.1, -2], [-9, 0, -2.3]], dtype=np.float32)
+    assert head.decide(logits).tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 0]]
+    assert head.uncalibrated.decide(logits).tolist() == [[1, 1, 1], [1, 0, 0], [0, 1, 0]]
+    found = [answer.labels for answer in answers_of(head, logits)]
+    assert found == [("b", "c"), ("a", "c"), ("b",)]
+
+
+@given(several_texts(labels=2), st.floats(0.01, 0.99), st.floats(0.1, 10))
+def test_of_two_labels_the_second_is_chosen_from_its_threshold_on(
+    logits: Logits, threshold: float, temperature: float
+) -> None:
+    head = classifier(labels=("no", "yes"), thresholds=(1 - threshold, threshold), temperature=temperature)
+    chance = softmax(logits.astype(np.float64) / temperature)[:, 1]  # type: ignore[arg-type]
+    clear = np.abs(chance - threshold) > 1e-6
+    assert (head.best(logits) == (chance > threshold))[clear].all()
+
+
+def test_equal_thresholds_leave_the_best_label() -> None:
+    logits = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    assert (classifier(thresholds=(0.2, 0.2, 0.2)).best(logits) == classifier().best(logits)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
     [
-        (1, None, "multi_label_classification"),  # a sigmoid, as the pipeline gives one output
-        (1, "regression", "regression"),
-        (1, "multi_label_classification", "multi_label_classification"),
-        (2, None, "single_label_classification"),
-        (3, "single_label_classification", "single_label_classification"),
-        (3, "multi_label_classification", "multi_label_classification"),
-        (3, "regression", "regression"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"thresholds": (0.5, 0.5)}, "each of the 3 labels"),
+        ({"thresholds": (0.5, 1.0, 0.5)}, "between 0 and 1"),
+        ({"thresholds": (0.5, float("nan"), 0.5)}, "between 0 and 1"),
+        ({"problem_type": REGRESSION, "temperature": 2.0}, "a regression has no probabilities"),
+        ({"problem_type": REGRESSION, "thresholds": (0.5, 0.5, 0.5)}, "a regression has no probabilities"),
     ],
 )
-def test_problem_type(labels: int, said: str | None, expected: str) -> None:
-    raw = {**CLASSIFIER, "num_labels": labels}
-    assert read_head({**raw, "problem_type": said}).problem_type == expected
-    if said is None:
-        assert read_head(raw).problem_type == expected
+def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        classifier(**fields)
 
 
-def test_problem_types_that_mean_nothing() -> None:
-    with pytest.raises(CheckpointError, match="unknown problem_type 'ranking'"):
-        read_head({**CLASSIFIER, "problem_type": "ranking"})
-    with pytest.raises(CheckpointError, match="needs two labels"):
-        read_head({**CLASSIFIER, "num_labels": 1, "problem_type": "single_label_classification"})
+# --- all who ask
 
 
-def test_a_task_that_cannot_be_told_names_the_option() -> None:
-    with pytest.raises(CheckpointError, match="--task"):
-        detect_task({"architectures": ["BertForNextSentencePrediction"]})
+def answers_of(head: Head, logits: Logits) -> list[decode.Prediction]:
+    """The runtime's answers under a head, as a manifest will give it with thresholds and temperature."""
+    manifest = Manifest(task=head.task, max_length=9, artifacts=(), files={}, labels=head.labels)
+    manifest.__dict__["head"] = head
+    return [decode.prediction(row, TOKENS, manifest, "fake", None, False) for row in logits]
+
+
+CALIBRATED: list[dict[str, Any]] = [
+    {},
+    {"temperature": 2.5},
+    {"thresholds": (0.9, 0.3, 0.2)},
+    {"temperature": 0.5, "thresholds": (0.2, 0.7, 0.4)},
+]
+
+
+@pytest.mark.parametrize("fields", CALIBRATED, ids=str)
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
+@given(logits=several_texts())
+def test_all_who_ask_decide_alike(problem_type: ProblemType, fields: dict[str, Any], logits: Logits) -> None:
+    head = classifier(problem_type, **fields)
+    decided = head.decide(logits)
+    # decode: the labels of each answer
+    for answer, row in zip(answers_of(head, logits), decided, strict=True):
+        assert set(answer.labels) == {name for name, chosen in zip(NAMES, row, strict=True) if chosen}
+        assert problem_type == MULTI or answer.labels == (answer.label,)
+    # the gate's accuracy
+    found = evaluate(logits, logits, head, decided, (0.0, 0.0))
+    assert found.accuracy == found.agreement == 1.0
+    # int8
+    read = label_reader(head)
+    assert read is not None
+    assert (read(logits) == (decided if head.multi_label else decided.argmax(-1))).all()
+    # bench
+    assert accuracy(list(logits), decided, head) == 1.0 == compare(list(logits), list(logits), head)[0]
+    # training
+    assert equal_rows(decided, head.decide(logits)) == 1.0
+
+
+@given(logits=several_texts())
+def test_a_regression_decides_nothing_anywhere(logits: Logits) -> None:
+    head = classifier(REGRESSION)
+    assert (head.probabilities(logits) == logits).all()
+    found = evaluate(logits, logits, head, logits.astype(float), (0.0, 0.0))
+    assert (found.mse, found.accuracy, found.agreement) == (0.0, None, None)
+    assert label_reader(head) is None
+    assert accuracy(list(logits), logits.astype(float), head) is None
+    assert compare(list(logits), list(logits), head) == (None, 0.0)
+    for answer, row in zip(answers_of(head, logits), logits, strict=True):
+        assert answer.score == row.max() and answer.label == NAMES[row.argmax()]

@@ -1,4 +1,4 @@
-"""Profiles: what a profile takes, its file, and that the runtime's micro-batches fit."""
+"""Profiles: what a profile takes, and its file."""
 
 from __future__ import annotations
 
@@ -8,113 +8,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shape_profiles import NARROW, WIDE, batch_of, profiles
 
-from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.errors import InputFileError
 from nopad.runtime.profiles import (
     ShapeProfile,
     choose_profile,
-    plan_in_profiles,
     profile_from_json,
     read_profiles,
     write_profiles,
 )
 
 FAST = settings(max_examples=80, deadline=None, derandomize=True)
-NARROW = ShapeProfile(tokens=(64, 512, 1024), sequences=(1, 8, 16), longest=(1, 64, 128))
-WIDE = ShapeProfile(tokens=(64, 1024, 2048), sequences=(1, 2, 4), longest=(1, 512, 1024))
-
-
-def batch_of(lengths: list[int], multiple: int) -> PackedBatch:
-    return pack([[1] * length for length in lengths], multiple=multiple)
-
-
-@st.composite
-def ranges(draw: st.DrawFn, low: int, most: int) -> tuple[int, int, int]:
-    a, b, c = sorted(draw(st.integers(low, most)) for _ in range(3))
-    return a, b, c
-
-
-@st.composite
-def profiles(draw: st.DrawFn) -> ShapeProfile:
-    """Any, also with minima and with sizes that are no multiple of a block."""
-    longest = draw(ranges(1, 300))
-    low, best, high = draw(ranges(1, 900))
-    high = max(high, longest[2], 9)  # so that it can be filled
-    return ShapeProfile(tokens=(low, best, high), sequences=draw(ranges(1, 9)), longest=longest)
-
-
-@st.composite
-def open_profiles(draw: st.DrawFn, multiple: int) -> ShapeProfile:
-    """As the planner and the defaults make them: from one text of one token on."""
-    blocks = draw(st.integers(1, 12))
-    most = draw(st.integers(1, 9))
-    longest = draw(st.integers(1, blocks * multiple))
-    tokens = (multiple, multiple, blocks * multiple)
-    return ShapeProfile(tokens=tokens, sequences=(1, 1, most), longest=(1, 1, longest))
-
-
-LENGTHS = st.lists(st.integers(1, 400), max_size=40)
-MULTIPLES = st.sampled_from([1, 64, 128])
-BUDGETS = st.one_of(st.none(), st.integers(1, 1000))
-
-
-@FAST
-@given(
-    lengths=LENGTHS, chosen=st.lists(profiles(), max_size=4), multiple=MULTIPLES, budget=BUDGETS, most=st.integers(1, 9)
-)
-def test_a_text_that_a_profile_takes_alone_is_answered_in_a_profile(
-    lengths: list[int], chosen: list[ShapeProfile], multiple: int, budget: int | None, most: int
-) -> None:
-    plan = plan_in_profiles(lengths, chosen, token_budget=budget, max_sequences=most, multiple=multiple)
-    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
-    tops = [max(lengths[i] for i in members) for members in plan]
-    assert tops == sorted(tops, reverse=True)
-    for members in plan:
-        batch = batch_of([lengths[i] for i in members], multiple)
-        assert len(members) <= most
-        assert budget is None or len(members) == 1 or batch.num_tokens <= budget
-        if choose_profile(chosen, batch) is None:
-            assert len(members) == 1  # for another engine
-
-
-@FAST
-@given(data=st.data(), lengths=LENGTHS, multiple=MULTIPLES, budget=BUDGETS)
-def test_without_minima_only_a_text_longer_than_every_profile_fits_none(
-    data: st.DataObject, lengths: list[int], multiple: int, budget: int | None
-) -> None:
-    chosen = data.draw(st.lists(open_profiles(multiple), min_size=1, max_size=4))
-    longest = max(profile.longest[2] for profile in chosen)
-    for members in plan_in_profiles(lengths, chosen, token_budget=budget, max_sequences=512, multiple=multiple):
-        batch = batch_of([lengths[i] for i in members], multiple)
-        index = choose_profile(chosen, batch)
-        if index is None:
-            assert [lengths[i] > longest for i in members] == [True]
-        else:
-            assert chosen[index].fits(batch)
-
-
-def test_a_short_text_does_not_meet_a_long_one() -> None:
-    plan = plan_in_profiles([10, 900, 20, 500, 128], [WIDE, NARROW], token_budget=None, max_sequences=512)
-    assert plan == [[1, 3], [4, 2, 0]]
-
-
-def test_a_batch_below_the_minima_joins_a_wider_profile() -> None:
-    choosy = ShapeProfile(tokens=(64, 256, 512), sequences=(4, 4, 4), longest=(1, 64, 128))
-    lengths = [100] * 5 + [700]
-    plan = plan_in_profiles(lengths, [choosy, WIDE], token_budget=None, max_sequences=512)
-    assert sorted(map(len, plan)) == [2, 4]  # the fifth runs with the long one
-    assert plan_in_profiles([100] * 5, [choosy], token_budget=None, max_sequences=512) == [[0, 1, 2, 3], [4]]
-
-
-@pytest.mark.parametrize("multiple", [64, 100, 128, 256])
-def test_filler_never_leads_out_of_a_profile(multiple: int) -> None:
-    uneven = ShapeProfile(tokens=(1, 200, 250), sequences=(1, 8, 8), longest=(1, 100, 250))
-    plan = plan_in_profiles([60, 60, 60, 70], [uneven], token_budget=None, max_sequences=8, multiple=multiple)
-    fitting = [choose_profile([uneven], batch_of([60] * len(batch), multiple)) for batch in plan]
-    # 250 tokens hold 192, 200 or 128 with filler; a stream of 256 never fits, and each text goes elsewhere alone.
-    assert fitting == ([None] * 4 if multiple == 256 else [0] * len(plan))
-    assert len(plan) == {64: 2, 100: 2, 128: 3, 256: 4}[multiple]
 
 
 def test_a_profile_takes_exactly_its_ranges() -> None:

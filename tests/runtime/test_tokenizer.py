@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, byte_level, unigram, wordpiece, write
 from tokenizers import Tokenizer
 
+from nopad.runtime.bundle import Bundle
 from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.manifest import FileRecord, Manifest
-from nopad.runtime.tokenizer import CONFIG, TextEncoder, open_encoder
+from nopad.runtime.tokenizer import CONFIG, TextEncoder, open_bundle_encoder, open_encoder
 
 MAKERS = {
     **KINDS,
@@ -130,10 +131,13 @@ def test_a_token_without_an_embedding_is_an_error_of_the_text_that_spells_it(tmp
     tokenizer.add_special_tokens(["[X]"])
     write(tmp_path, tokenizer, {})
     manifest = Manifest(task="embeddings", max_length=16, artifacts=(), files={}, architecture={"vocab_size": size})
-    encoder = open_encoder(tmp_path / "tokenizer.json", 16, manifest=manifest)
-    good, bad = encoder.encode(["a film", "a [X] film"])
-    assert not isinstance(good, TextError)
-    assert isinstance(bad, TextError) and "'[X]'" in str(bad) and "no embedding" in str(bad)
+    for encoder in (
+        open_bundle_encoder(Bundle(path=tmp_path, manifest=manifest)),
+        open_encoder(tmp_path / "tokenizer.json", 16, vocab_size=size),
+    ):
+        good, bad = encoder.encode(["a film", "a [X] film"])
+        assert not isinstance(good, TextError)
+        assert isinstance(bad, TextError) and "'[X]'" in str(bad) and "no embedding" in str(bad)
 
 
 def test_a_special_token_that_a_text_spells_is_text_where_the_tokenizer_says_so(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_of_a_bundle_only_a_listed_configuration_is_read(tmp_path: Path) -> None
     text = "Alice works in Paris"
     for files, side in (({}, "right"), ({CONFIG: record}, "left")):
         manifest = Manifest(task="embeddings", max_length=4, artifacts=(), files=files)
-        (got,) = open_encoder(tmp_path / "tokenizer.json", 4, manifest=manifest).encode([text])
+        (got,) = open_bundle_encoder(Bundle(path=tmp_path, manifest=manifest)).encode([text])
         assert not isinstance(got, TextError)
         assert got.pieces[1:-1] == (["Alice", "works"] if side == "right" else ["in", "Paris"])
 

@@ -14,8 +14,9 @@ from nopad.model.attention import AttentionFactory
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import PackedBatch
+from nopad.runtime.batching import CPU_TOKENS
 from nopad.runtime.bundle import Bundle, record_files, write_manifest
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.manifest import Artifact, Manifest
 from nopad.runtime.profiles import ShapeProfile

@@ -245,7 +245,7 @@ def test_a_column_for_each_label(kind: Any, suffix: str, tmp_path: Path) -> None
     data = load_data(write(tmp_path / f"a{suffix}", rows), label_column="toxic,insult")
     assert data.problem_type == MULTI and data.labels == ("toxic", "insult")
     assert targets(data) == [[row["toxic"], row["insult"]] for row in TOXIC]
-    assert "2 labels, several at once: 'toxic' (15), 'insult' (10)" in data.understood
+    assert "2 labels, several at once: 'toxic' (15), 'insult' (10)" in data.summary
     assert load_data(str(tmp_path / f"a{suffix}"), label_column="toxic, insult", labels=["t", "i"]).labels == ("t", "i")
 
 
@@ -308,7 +308,7 @@ def test_few_different_floats_say_which_task_was_chosen(values: list[float], suf
 
 def test_real_scores_need_no_remark(tmp_path: Path) -> None:
     data = load(tmp_path, [i / 7 for i in range(60)])
-    assert data.problem_type == "regression" and not data.remarks and "0 to 8.42857" in data.understood
+    assert data.problem_type == "regression" and not data.remarks and "0 to 8.42857" in data.summary
 
 
 def test_many_whole_numbers_in_a_row_may_be_a_number_to_learn(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_other_remarks(tmp_path: Path) -> None:
         "1 of 22 rows of the training data have no text in column 'text': left out",
         "a single row of the training data for 'rare': there is little to learn from",
     )
-    assert data.understood == "3 classes: 'a' (10), 'b' (10), 'rare' (1)"
+    assert data.summary == "3 classes: 'a' (10), 'b' (10), 'rare' (1)"
     assert any("labels begin or end with a blank" in remark for remark in load(tmp_path, [" a", " b"] * 9).remarks)
     for values in (["a|b", "a", "b"], ["a, b", "a", "b"], ["[0, 1]", "[1, 0]"], ["['a', 'b']", "['b']"]):
         assert any("look like several in one cell" in remark for remark in load(tmp_path, values * 9).remarks)

@@ -1,5 +1,6 @@
 """`train` end to end on small data: it learns, its result opens in transformers, it repeats itself."""
 
+import functools
 import json
 import math
 import shutil
@@ -17,7 +18,8 @@ from nopad.runtime.errors import UsageError
 from nopad.training import trainer
 from nopad.training.data import TrainingData, load_data
 from nopad.training.recipe import Recipe
-from nopad.training.trainer import TrainingResult, collate, metrics_for, train
+from nopad.training.tasks.single_label import SingleLabel
+from nopad.training.trainer import TrainingResult, train
 
 QUICK = {"learning_rate": 5e-3, "epochs": 4, "batch_size": 16, "max_length": 64}
 TEXTS = ["a good film", "it was bad", "the town was long and good", "people went away to find old bad friends"]
@@ -168,13 +170,16 @@ def test_a_classifier_trained_from_a_cross_encoder_is_none(
     assert not told.keys() & json.loads((result.output / "config.json").read_text()).keys()
 
 
-def test_accumulated_gradients_equal_one_large_batch(scratch: Path, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_one_large_batch(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = data_of(sentences(72), tmp_path)  # 64 to train: no step is short
     # Adam and clipping would hide a wrong factor on the gradient; plain descent does not.
-    plain = {"optim": "sgd", "max_grad_norm": 0.0}
+    plain = functools.partial(trainer.TrainingArguments, optim="sgd", max_grad_norm=0.0)
+    monkeypatch.setattr(trainer, "TrainingArguments", plain)
     for name, size, accumulation in (("large", 16, 1), ("parts", 8, 2), ("small", 8, 1)):
         recipe = Recipe(learning_rate=0.1, epochs=1, batch_size=size, gradient_accumulation=accumulation, max_length=64)
-        train(data, tmp_path / name, from_scratch=scratch, recipe=recipe, extra_arguments=plain)
+        train(data, tmp_path / name, from_scratch=scratch, recipe=recipe)
     assert weight_difference(tmp_path / "large", tmp_path / "parts") <= 1e-6
     assert weight_difference(tmp_path / "large", tmp_path / "small") > 1e-3
 
@@ -189,7 +194,7 @@ def test_label_smoothing_is_used(scratch: Path, tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_kept(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = iter([0.5, 0.9, 0.3])  # f1 of the three epochs
-    monkeypatch.setattr(trainer, "metrics_for", lambda kind: lambda _: {"f1": next(scripted), "accuracy": 0.0})
+    monkeypatch.setattr(SingleLabel, "metrics", lambda *_: {"f1": next(scripted), "accuracy": 0.0})
     data = data_of(sentences(100), tmp_path)
     result = train(data, tmp_path / "out", from_scratch=scratch, recipe=Recipe(**{**QUICK, "epochs": 3}))
     assert result.epoch == 2.0 and result.metrics["f1"] == 0.9
@@ -200,32 +205,7 @@ def test_the_best_epoch_is_kept(scratch: Path, tmp_path: Path, monkeypatch: pyte
     assert F.cross_entropy(ours, targets).item() == pytest.approx(result.metrics["loss"], rel=1e-5)
 
 
-# --- pieces and refusals
-
-
-def test_collate_keeps_rows_and_targets_together() -> None:
-    rows = [
-        {"input_ids": [2, 5, 3], "token_type_ids": [0, 0, 1], "target": 1},
-        {"input_ids": [2, 3], "token_type_ids": [0, 1], "target": 0},
-    ]
-    batch = collate(rows, multiple=64, problem_type="single_label_classification")
-    assert next(iter(batch)) == "labels"
-    assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == torch.int64
-    assert batch["input_ids"][:5].tolist() == [2, 5, 3, 2, 3] and batch["input_ids"].shape == (64,)
-    assert batch["token_type_ids"][:5].tolist() == [0, 0, 1, 0, 1]
-    assert batch["sequence_ids"][:6].tolist() == [0, 0, 0, 1, 1, -1]
-    assert collate(rows, multiple=64, problem_type="regression")["labels"].dtype == torch.float32
-
-
-def test_metrics() -> None:
-    from transformers import EvalPrediction
-
-    single = EvalPrediction(predictions=[[0.0, 1.0], [2.0, 1.0], [3.0, 0.0]], label_ids=[1, 0, 1])
-    assert metrics_for("single_label_classification")(single)["accuracy"] == pytest.approx(2 / 3)
-    several = EvalPrediction(predictions=[[1.0, -1.0], [-1.0, 1.0]], label_ids=[[1.0, 0.0], [1.0, 1.0]])
-    assert metrics_for("multi_label_classification")(several)["accuracy"] == 0.5  # the whole row must be right
-    regression = EvalPrediction(predictions=[[1.0], [3.0]], label_ids=[0.0, 1.0])
-    assert metrics_for("regression")(regression) == {"mse": 2.5}
+# --- refusals
 
 
 def test_refusals_come_before_anything_is_written(scratch: Path, tmp_path: Path) -> None:

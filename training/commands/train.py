@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +14,13 @@ from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
+from nopad.training.recipe import EVAL_FRACTION, Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nopad.training.data import TrainingData
+    from nopad.training.trainer import TrainingResult
 
 
 @click.command()
@@ -29,7 +39,7 @@ from nopad.runtime.data.table import DataSource
 @click.option(
     "--eval-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.1,
+    default=EVAL_FRACTION,
     help="Share of --train to hold out where nothing else is there to evaluate on.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
@@ -53,21 +63,32 @@ from nopad.runtime.data.table import DataSource
     help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists several "
     "labels at once]",
 )
-@click.option("--learning-rate", type=float, default=8e-5, help="Highest learning rate.")
-@click.option("--adam-beta1", type=float, default=0.9, help="Decay of AdamW's mean of gradients.")
-@click.option("--adam-beta2", type=float, default=0.98, help="Decay of AdamW's mean of squared gradients.")
-@click.option("--adam-epsilon", type=float, default=1e-6, help="Keeps AdamW from dividing by zero.")
-@click.option("--weight-decay", type=float, default=8e-6, help="AdamW's, on all but norms and biases.")
-@click.option("--schedule", default="linear", help="linear, cosine, constant, constant_with_warmup or polynomial.")
-@click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.0, help="Share of the steps that warm up.")
-@click.option("--label-smoothing", type=click.FloatRange(0, 1), default=0.0, help="Of single-label classification.")
-@click.option("--epochs", type=float, default=2.0, help="Passes over the training data.")
-@click.option("--batch-size", type=int, default=32, help="Texts per device and step.")
-@click.option("--eval-batch-size", type=int, default=32, help="The same, in evaluation.")
-@click.option("--gradient-accumulation", type=int, default=1, help="Batches summed up before a step.")
-@click.option("--max-length", type=int, default=512, help="Tokens of a text; kept as the model's limit.")
-@click.option("--seed", type=int, default=42, help="Of weights, dropout, order and split.")
-@click.option("--bf16/--no-bf16", default=None, help="Train in bfloat16. [default: where the GPU has it]")
+@click.option("--learning-rate", type=float, default=Recipe.learning_rate, help="Highest learning rate.")
+@click.option("--adam-beta1", type=float, default=Recipe.adam_beta1, help="Decay of AdamW's mean of gradients.")
+@click.option("--adam-beta2", type=float, default=Recipe.adam_beta2, help="Decay of AdamW's mean of squared gradients.")
+@click.option("--adam-epsilon", type=float, default=Recipe.adam_epsilon, help="Keeps AdamW from dividing by zero.")
+@click.option("--weight-decay", type=float, default=Recipe.weight_decay, help="AdamW's, on all but norms and biases.")
+@click.option(
+    "--schedule", default=Recipe.schedule, help="linear, cosine, constant, constant_with_warmup or polynomial."
+)
+@click.option(
+    "--warmup-ratio", type=click.FloatRange(0, 1), default=Recipe.warmup_ratio, help="Share of the steps that warm up."
+)
+@click.option(
+    "--label-smoothing",
+    type=click.FloatRange(0, 1),
+    default=Recipe.label_smoothing,
+    help="Of single-label classification.",
+)
+@click.option("--epochs", type=float, default=Recipe.epochs, help="Passes over the training data.")
+@click.option("--batch-size", type=int, default=Recipe.batch_size, help="Texts per device and step.")
+@click.option("--eval-batch-size", type=int, default=Recipe.eval_batch_size, help="The same, in evaluation.")
+@click.option(
+    "--gradient-accumulation", type=int, default=Recipe.gradient_accumulation, help="Batches summed up before a step."
+)
+@click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")
+@click.option("--seed", type=int, default=Recipe.seed, help="Of weights, dropout, order and split.")
+@click.option("--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16. [default: where the GPU has it]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @common_options
 @threads_option
@@ -104,8 +125,7 @@ def train(
     import torch
 
     from nopad.training.data import load_data
-    from nopad.training.recipe import Recipe
-    from nopad.training.run_folder import check_run, saved_epochs
+    from nopad.training.run_folder import check_run
     from nopad.training.trainer import train as run
 
     settings = Recipe(**recipe)
@@ -115,9 +135,10 @@ def train(
     console = messages(quiet)
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
+    read = partial(DataSource, encoding=encoding, columns=columns)
     data = load_data(
-        DataSource(path=train_data, encoding=encoding, columns=columns),
-        DataSource(path=eval_data, encoding=encoding, columns=columns) if eval_data is not None else None,
+        read(path=train_data),
+        read(path=eval_data) if eval_data is not None else None,
         text_column=text_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
@@ -125,29 +146,37 @@ def train(
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
+    _say_what_is_learned(data, console)
+    start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
+    with _saved_epochs_named(output, console):
+        result = run(data, output, **start, recipe=settings, resume=resume, console=console)
+    _print_result(result, as_json)
+
+
+def _say_what_is_learned(data: TrainingData, console: Console) -> None:
     console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
-    console.print(data.understood)
+    console.print(data.summary)
     for remark in data.remarks:
         console.print(f"note: {remark}", style="yellow")
+
+
+def _print_result(result: TrainingResult, as_json: bool) -> None:
+    figures = {**result.metrics, "epoch": result.epoch, "seconds": round(result.seconds, 1)}
+    if as_json:
+        emit({"checkpoint": str(result.output), **figures})
+    else:
+        click.echo(f"{result.output}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@contextmanager
+def _saved_epochs_named(output: Path, console: Console) -> Iterator[None]:
+    """After Ctrl-C, say what there is to go on from."""
+    from nopad.training.run_folder import saved_epochs
+
     try:
-        result = run(
-            data,
-            output,
-            model=model,
-            from_scratch=from_scratch,
-            base=base,
-            tokenizer=tokenizer,
-            recipe=settings,
-            resume=resume,
-            console=console,
-        )
+        yield
     except KeyboardInterrupt:
         saved = saved_epochs(output)
         where = f"saved epochs are in {saved[0].parent}: go on with --resume" if saved else "no epoch was finished"
         console.print(f"interrupted; {where}")
         raise
-    figures = {**result.metrics, "epoch": result.epoch, "seconds": round(result.seconds, 1)}
-    if as_json:
-        emit({"checkpoint": str(output), **figures})
-    else:
-        click.echo(f"{output}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

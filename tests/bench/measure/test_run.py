@@ -15,10 +15,10 @@ from nopad.bench.measure import run as running
 from nopad.bench.measure.record import Record
 from nopad.bench.measure.run import Run, Settings
 from nopad.bench.schema import Cell, Report
-from nopad.bench.subjects.agreement import Kind
 from nopad.bench.subjects.plans import SubjectPlan
 from nopad.bench.subjects.spec import Spec
 from nopad.bench.workloads import Texts
+from nopad.model.head import Head
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray
 
@@ -64,8 +64,8 @@ def measured(
     record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
                     workloads=[workload.workload], subjects=[plan.subject for plan in plans])  # fmt: skip
     values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
-    kind = Kind(task="text-classification", problem_type="single_label_classification")
-    run = Run(plans, [workload], record, Settings(**{**values, **options}, kind=kind), publish=lambda: None,
+    head = Head(task="text-classification", problem_type="single_label_classification")
+    run = Run(plans, [workload], record, Settings(**{**values, **options}, head=head), publish=lambda: None,
               show=lambda *_: None)  # fmt: skip
     run.measure()
     return record.report()

@@ -18,7 +18,7 @@ from nopad.export.bundle import gate_bundle
 from nopad.export.parity.samples import SAMPLES
 from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.cli import run
-from nopad.runtime.data.labelled import LabelledTexts, weighted_f1
+from nopad.runtime.data.labelled import LabelledTexts
 
 Bundles = Callable[[str], Path]
 NAME = "modernbert-single-mean"
@@ -229,11 +229,3 @@ def test_the_embedded_bundle_answers_real_reviews_as_transformers_does(imdb: Pat
     assert report["evaluation"]["agreement"] == 1.0
     assert report["evaluation"]["accuracy"] >= 0.8  # 120 reviews; the whole test set is in the README
     assert manifest.labels == ("negative", "positive")
-
-
-def test_weighted_f1_is_scikit_learns() -> None:
-    draw = np.random.default_rng(0)
-    for _ in range(20):
-        truth, guess = (draw.integers(0, 2, (9, 4)).astype(np.float64) for _ in range(2))
-        want = f1_score(truth, guess, average="weighted", zero_division=0)
-        assert weighted_f1(truth, guess) == pytest.approx(want, abs=1e-6)

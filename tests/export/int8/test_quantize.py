@@ -16,6 +16,7 @@ from nopad.export.graph.onnx import export_graph
 from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.head import Head, ProblemType, Task
 from nopad.model.packing import pack
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
@@ -31,8 +32,8 @@ from nopad.runtime.bundle import DEFAULT_CHECKPOINT
         ("rerank", None, None),
     ],
 )
-def test_labels_are_read_as_the_task_has_them(task: str, problem_type: str | None, expected: Any) -> None:
-    read = label_reader(task, problem_type)
+def test_labels_are_read_as_the_task_has_them(task: Task, problem_type: ProblemType | None, expected: Any) -> None:
+    read = label_reader(Head(task=task, problem_type=problem_type))
     if expected is None:
         assert read is None
     else:

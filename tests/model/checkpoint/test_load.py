@@ -17,7 +17,6 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
 from nopad.model.checkpoint.weights import weight_files
 from nopad.model.errors import CheckpointError, NopadError
-from nopad.model.head import detect_task
 
 GetReference = Callable[[str], Reference]
 CLASSIFIER = {**MODERNBERT, "architectures": ["ModernBertForSequenceClassification"]}
@@ -136,23 +135,6 @@ def test_read_config_refuses_arguments() -> None:
         read_config(BERT_CLASSIFIER, pooling="mean")
     with pytest.raises(CheckpointError, match="pooling 'pooler' is not BERT's for embeddings; it has cls, mean"):
         read_config({**BERT, "architectures": ["BertModel"]}, pooling="pooler")
-
-
-@pytest.mark.parametrize(
-    ("name", "extra", "task"),
-    [
-        ("ModernBertForSequenceClassification", {}, "text-classification"),
-        ("BertForTokenClassification", {}, "token-classification"),
-        ("BertForMaskedLM", {}, "fill-mask"),
-        ("ModernBertModel", {}, "embeddings"),
-        ("BertForSequenceClassification", labels(1), "text-classification"),
-        ("BertForSequenceClassification", {**labels(1), "sentence_transformers": {}}, "rerank"),
-        ("BertForSequenceClassification", {**labels(1), "sbert_ce_default_activation_function": "x"}, "rerank"),
-        ("BertForSequenceClassification", {**labels(2), "sentence_transformers": {}}, "text-classification"),
-    ],
-)
-def test_task_follows_from_the_class(name: str, extra: dict[str, Any], task: str) -> None:
-    assert detect_task({"architectures": [name], **extra}) == task
 
 
 @pytest.mark.parametrize(("count", "problem"), [(1, "multi_label_classification"), (2, "single_label_classification")])

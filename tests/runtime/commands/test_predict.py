@@ -16,7 +16,7 @@ import pytest
 from predict_command import NOPAD, command
 
 from nopad.runtime import predictor
-from nopad.runtime.batching import WINDOW, WINDOW_CHARACTERS, windows
+from nopad.runtime.batching import WINDOW
 from nopad.runtime.bundle import open_bundle, write_manifest
 from nopad.runtime.cli import run
 from nopad.runtime.data.records import Row
@@ -136,7 +136,7 @@ def test_damaged_files_and_other_encodings_are_refused_whole(
     assert (code, rows) == (3, []) and words.format(tmp_path / "t") in err
 
 
-def test_many_bad_lines_and_long_texts_do_not_wait_for_each_other() -> None:
+def test_many_bad_lines_do_not_wait_for_each_other() -> None:
     read: list[int] = []
 
     def rows() -> Iterator[Row]:
@@ -146,9 +146,6 @@ def test_many_bad_lines_and_long_texts_do_not_wait_for_each_other() -> None:
 
     with load() as model:
         assert next(answers(model, rows(), None)) == {"line": 1, "error": "bad"} and len(read) == WINDOW
-    texts = ["x" * (WINDOW_CHARACTERS // 4)] * 9
-    assert [len(window) for window in windows(texts, str)] == [4, 4, 1]
-    assert [len(window) for window in windows([("a", "b")] * (WINDOW + 1), tuple)] == [WINDOW, 1]
 
 
 def test_a_terminal_that_knows_no_unicode_and_a_closed_stdin(bundle: Bundles) -> None:

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nopad.model.packing import pack
-from nopad.runtime import predictor
+from nopad.runtime.batching import WINDOW, plan_in_profiles
 from nopad.runtime.errors import UsageError
 from nopad.runtime.planning.cost_model import CostModel, cost_model
-from nopad.runtime.planning.search import LEAST_GAIN, WINDOW, Plan, default_profiles, plan_profiles
-from nopad.runtime.profiles import ShapeProfile, choose_profile, plan_in_profiles
+from nopad.runtime.planning.search import LEAST_GAIN, Plan, default_profiles, plan_profiles
+from nopad.runtime.profiles import ShapeProfile, choose_profile
 
 FAST = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -206,7 +206,6 @@ def test_large_histograms_are_sampled_evenly() -> None:
     plan = plan_profiles({30: 9_000_000, 600: 1_000_000}, architecture=BASE)
     assert (plan.texts, plan.simulated) == (10_000_000, 8 * WINDOW)
     assert plan.forecasts[0].texts == pytest.approx(0.9) or len(plan.forecasts) == 1
-    assert WINDOW == predictor.WINDOW
 
 
 def test_too_little_memory_is_told_with_what_it_takes() -> None:

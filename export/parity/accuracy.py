@@ -1,0 +1,73 @@
+"""How right a bundle and the model that it came from are on labelled texts: accuracy, F1, squared error, agreement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nopad.model.head import Head
+from nopad.runtime.data.labelled import Targets
+from nopad.runtime.types import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The bundle and transformers on the same rows."""
+
+    rows: int
+    agreement: float | None  # share of rows with equal labels; None for regression
+    label_mix: dict[str, float]  # share of rows with each predicted label: a baseline for drift
+    seconds: float  # of the bundle, tokenization included
+    reference_seconds: float
+    accuracy: float | None = None  # of the bundle; None without labels. Several labels: all of a row's must be right
+    reference_accuracy: float | None = None
+    f1: float | None = None  # weighted
+    reference_f1: float | None = None
+    mse: float | None = None  # mean squared error, for regression
+    reference_mse: float | None = None
+
+
+def evaluate(
+    served: FloatArray, trained: FloatArray, head: Head, targets: Targets | None, seconds: tuple[float, float]
+) -> Evaluation:
+    """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` each took."""
+    agreement, label_mix, scores = None, {}, {}
+    if head.has_labels:
+        got, want = head.decide(served), head.decide(trained)
+        agreement = equal_rows(got, want)
+        label_mix = {name: float(got[:, i].mean()) for i, name in enumerate(head.labels)}
+        if targets is not None:
+            scores = {
+                "accuracy": equal_rows(got, targets),
+                "reference_accuracy": equal_rows(want, targets),
+                "f1": weighted_f1(targets, got),
+                "reference_f1": weighted_f1(targets, want),
+            }
+    elif targets is not None:
+        scores = {"mse": _mse(served, targets), "reference_mse": _mse(trained, targets)}
+    return Evaluation(
+        rows=len(served),
+        agreement=agreement,
+        label_mix=label_mix,
+        seconds=seconds[0],
+        reference_seconds=seconds[1],
+        **scores,
+    )
+
+
+def equal_rows(a: Targets, b: Targets) -> float:
+    """Share of rows that are equal in every column."""
+    return float((a == b).all(axis=1).mean())
+
+
+def _mse(logits: FloatArray, targets: Targets) -> float:
+    return float(np.mean((logits - targets) ** 2))
+
+
+def weighted_f1(truth: Targets, guess: Targets) -> float:
+    """F1 of each label, weighted by its share of the truth (scikit-learn's `average="weighted"`)."""
+    hits = (truth * guess).sum(axis=0)
+    relevant, selected = truth.sum(axis=0), guess.sum(axis=0)
+    each = 2 * hits / np.maximum(relevant + selected, 1)
+    return float((each * relevant).sum() / max(relevant.sum(), 1))

@@ -1,0 +1,178 @@
+"""From texts to answers in three steps, over an opened bundle: encode, run, decode.
+
+Each step may be called alone and from any thread, so that one window is tokenized while another runs: nothing here
+changes after it is opened. `Inference.answers` does the three one after another. Knows no queue and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from nopad.model.packing import PackedBatch, pack
+from nopad.runtime import decode
+from nopad.runtime.batching import BatchPlanner, windows
+from nopad.runtime.bundle import Bundle
+from nopad.runtime.engines.chain import Candidate, EngineChain
+from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
+from nopad.runtime.tokenizer import TextEncoder, Tokens
+from nopad.runtime.types import Failure, FloatArray, MaskFill, Text, Truncation
+
+PROBE = "a film"  # what an engine is asked before it is trusted
+MASKS_TOP_K = 5  # tokens for a mask, where the caller does not say how many
+R = TypeVar("R")
+Decoder = Callable[[FloatArray, Tokens, str], R]  # logits of one text, its tokens, the engine -> the answer
+
+
+class Inference:
+    """An opened bundle: its tokenizer, its engines, and what its logits mean.
+
+    Raises `EnvironmentProblem` if none of the engines can run, and `BundleError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        encoder: TextEncoder,
+        candidates: Sequence[Candidate],
+        token_budget: int | None = None,
+        fallback: bool = True,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
+        self._encoder = encoder
+        self._per_token = self.manifest.task in ("token-classification", "fill-mask")
+        self._closed = False
+        (probe,) = encoder.encode([PROBE])
+        if isinstance(probe, TextError):
+            raise BundleError(f"the tokenizer of {bundle.path} cannot read {PROBE!r}: {probe}; export the bundle again")
+        self.chain = EngineChain(candidates, self._pack([probe.input_ids], [probe.token_type_ids]), fallback=fallback)
+        self.artifact = self.chain.chosen.artifact
+        self.planner = BatchPlanner(
+            engine_tokens=self.chain.token_budget,
+            asked_tokens=token_budget,
+            profiles=self.chain.profiles,
+            token_multiple=self.token_multiple,
+            padded=self.artifact.layout == "padded",
+        )
+
+    def encode(
+        self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
+    ) -> list[Tokens | TextError]:
+        """The texts as the model reads them, each with the `prompt` before it; the error in a bad text's place."""
+        return self._encoder.encode(texts, prompt, truncation)
+
+    def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], str]:
+        """Logits of texts, all in one micro-batch, and the name of the engine that answered.
+
+        float32 of each text: [num_labels], [embedding size], or [tokens_used, ...] for tasks per token.
+        Raises `EngineError`, for all of them, and `UsageError` once closed.
+        """
+        return self.run_ids(
+            [text.input_ids for text in texts],
+            [text.token_type_ids for text in texts],
+            [text.prompt_length for text in texts],
+        )
+
+    def run_ids(
+        self,
+        sequences: Sequence[Sequence[int]],
+        token_types: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int] | None = None,
+    ) -> tuple[list[FloatArray], str]:
+        """The same of token ids."""
+        self.require_open()
+        batch = self._pack(sequences, token_types, prompt_lengths)
+        answer = self.chain.run(batch)
+        logits = answer.logits
+        if self._per_token:
+            ends = batch.cu_seqlens
+            return [logits[start:end] for start, end in zip(ends, ends[1:], strict=False)], answer.engine
+        return list(logits), answer.engine
+
+    def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
+        """What makes one text's logits the answer of the bundle's task.
+
+        It raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise UsageError(f"top_k must be at least 1, got {top_k}")
+        manifest = self.manifest
+        if manifest.task == "token-classification":
+            return lambda logits, tokens, engine: decode.tagging(logits, tokens, manifest, engine, return_logits)
+        if manifest.task == "fill-mask":
+            return self._mask_decoder(top_k or MASKS_TOP_K)
+        if manifest.task == "embeddings":
+            return decode.embedding
+        return lambda logits, tokens, engine: decode.prediction(logits, tokens, manifest, engine, top_k, return_logits)
+
+    def _mask_decoder(self, top_k: int) -> Decoder[MaskFill]:
+        mask = self.manifest.mask_token or "[MASK]"
+        mask_id = self._encoder.token_id(mask)
+
+        def fill(logits: FloatArray, tokens: Tokens, engine: str) -> MaskFill:
+            if mask_id is None or mask_id not in tokens.input_ids:
+                raise TextError(f"the text has no {mask} to fill (within max length)")
+            return decode.mask_fill(logits, tokens, self._encoder, mask_id, engine, top_k)
+
+        return fill
+
+    def answers(
+        self, texts: Iterable[Text], decoder: Decoder[R], prompt: str = "", truncation: Truncation = "truncate"
+    ) -> Iterator[R | Failure]:
+        """Each text's answer in order, lazily, a window at a time; a `Failure` in the place of a text that has none.
+
+        A batch that every engine fails on costs its texts alone.
+        """
+        if isinstance(texts, str):  # which would be read letter by letter
+            raise UsageError("give a list of texts; put a single one in brackets: [text]")
+        start = 0
+        for window in windows(texts, lambda text: text):
+            self.require_open()
+            yield from self._window(self.encode(window, prompt, truncation), start, decoder)
+            start += len(window)
+
+    def _window(self, encoded: Sequence[Tokens | TextError], start: int, decoder: Decoder[R]) -> list[R | Failure]:
+        answers: dict[int, R | Failure] = {
+            i: Failure(index=start + i, error=text) for i, text in enumerate(encoded) if isinstance(text, TextError)
+        }
+        good = [(i, text) for i, text in enumerate(encoded) if not isinstance(text, TextError)]
+        for batch in self.planner.plan([text.used for _, text in good]):
+            members = [good[place] for place in batch]
+            try:
+                logits, engine = self.run([text for _, text in members])
+            except EngineError as error:
+                answers |= {i: Failure(index=start + i, error=error) for i, _ in members}
+                continue
+            for (i, text), row in zip(members, logits, strict=True):
+                try:
+                    answers[i] = decoder(row, text, engine)
+                except TextError as error:
+                    answers[i] = Failure(index=start + i, error=error)
+        return [answers[i] for i in range(len(encoded))]
+
+    def close(self) -> None:
+        """Release the engines. Nothing runs afterwards."""
+        self._closed = True
+        self.chain.close()
+
+    def require_open(self) -> None:
+        """Raises `UsageError` once closed."""
+        if self._closed:
+            raise UsageError(f"the model of {self.bundle.path} is closed: load it again, or use it inside its `with`")
+
+    def _pack(
+        self,
+        sequences: Sequence[Sequence[int]],
+        token_types: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int] | None = None,
+    ) -> PackedBatch:
+        return pack(
+            sequences,
+            token_types,
+            multiple=self.token_multiple,
+            filler_id=self.manifest.pad_token_id,
+            prompt_lengths=prompt_lengths,
+        )

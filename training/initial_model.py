@@ -1,0 +1,91 @@
+"""What a run starts from: an encoder, pre-trained with a new head or with random weights, and its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nopad.model.checkpoint.hub import resolve_checkpoint
+from nopad.model.checkpoint.json_files import read_json, read_raw_config
+from nopad.model.checkpoint.load import Checkpoint, initialize, load_checkpoint
+from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
+from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer
+from nopad.model.config import EncoderConfig
+from nopad.model.encoder import build_encoder
+from nopad.model.errors import CheckpointError
+from nopad.runtime.errors import UsageError
+from nopad.training.data import TrainingData
+from nopad.training.recipe import Recipe
+
+
+def open_model(
+    model: str | None,
+    data: TrainingData,
+    *,
+    from_scratch: Path | None,
+    tokenizer: str | None,
+    recipe: Recipe,
+    base: str | None = None,
+) -> tuple[Checkpoint, Any]:
+    """The encoder to train (pre-trained with a new head, or random from a config file) and its tokenizer.
+
+    `base` is that of a LoRA adapter, if not the one that it names.
+
+    Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
+    """
+    changes = {
+        "id2label": {str(i): label for i, label in enumerate(data.labels)},
+        "label2id": {label: i for i, label in enumerate(data.labels)},
+        "problem_type": data.problem_type,
+    }
+    torch.manual_seed(recipe.seed)
+    if from_scratch is not None:
+        checkpoint = _random_weights(from_scratch, changes)
+        folder = checkpoint.path
+    elif model is not None:
+        checkpoint = _pretrained(model, changes, base)
+        folder = checkpoint.source.tokenizer if checkpoint.source else checkpoint.path
+    else:
+        raise UsageError("give one of --model and --from-scratch")
+    source = resolve_checkpoint(tokenizer) if tokenizer else folder
+    return checkpoint, _open_tokenizer(source, checkpoint.config, recipe.max_length)
+
+
+def _random_weights(config: Path, changes: dict[str, Any]) -> Checkpoint:
+    folder = config if config.is_dir() else config.parent
+    raw = (read_raw_config(folder) if config.is_dir() else read_json(config, dict)) | changes
+    encoder = build_encoder(read_config(raw, task="text-classification"))
+    initialize(encoder)
+    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=())
+
+
+def _pretrained(model: str, changes: dict[str, Any], base: str | None) -> Checkpoint:
+    checkpoint = load_checkpoint(
+        resolve_checkpoint(model), task="text-classification", config_changes=changes, new_head=True, base=base
+    )
+    # A new head: what a cross-encoder's folder says of its scores holds no longer.
+    raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
+    return dataclasses.replace(checkpoint, raw_config=raw)
+
+
+def _open_tokenizer(source: Path, config: EncoderConfig, max_length: int) -> Any:
+    """The tokenizer of a folder, cutting texts at `max_length` tokens. Raises `CheckpointError` if it cannot serve."""
+    if not any(path for pattern in VOCABULARIES for path in source.glob(pattern)):
+        names = ", ".join(VOCABULARIES)
+        raise CheckpointError(f"{source} has no tokenizer ({names}); name a folder that has one with --tokenizer")
+    tokenizer = open_tokenizer(source)
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {source} has {len(tokenizer)} entries, the model's vocab_size is only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+    if max_length > config.max_position_embeddings:
+        raise CheckpointError(
+            f"--max-length {max_length} is over the model's max_position_embeddings {config.max_position_embeddings}"
+        )
+    tokenizer.model_max_length = max_length  # what was trained is what is served
+    return tokenizer

@@ -1,4 +1,4 @@
-"""The one seam between the encoder and how attention is computed.
+"""The seam between the encoder and how attention is computed.
 
 The encoder asks an `AttentionFactory` once per forward for an `Attend` bound to the batch's layout, then calls it
 in every layer with q, k, v of shape [T, heads, head_size] and the rotary angles. Implementations here:
@@ -7,7 +7,7 @@ in every layer with q, k, v of shape [T, heads, head_size] and the rotary angles
 - `varlen_attention`: CUDA Ampere and newer, `torch.nn.attention.varlen` with its window.
 - `graph_attention`: the same arithmetic in operators that export to plain ONNX (MatMul, Softmax, Gather).
 
-`nopad.export.graph.cpu` has the one for ONNX Runtime's own CPU operators.
+`nopad.export.graph.cpu` has a factory for ONNX Runtime's own CPU operators.
 
 Local attention, half window w, block b >= w: the stream is cut into blocks of b tokens; queries of a block meet the
 keys of the previous, own and next block, allowed where |i - j| <= w and both tokens belong to the same sequence.
@@ -146,9 +146,9 @@ def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: 
     sizes = [*lengths, q.shape[0] - sum(lengths)]  # filler is one more sequence
     queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
     outs = [
-        F.scaled_dot_product_attention(one_q, one_k, one_v, dropout_p=dropout)
-        for one_q, one_k, one_v in zip(queries, keys, values, strict=True)
-        if one_q.shape[2]
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        for q, k, v in zip(queries, keys, values, strict=True)
+        if q.shape[2]
     ]
     return torch.cat(outs, dim=2)[0].transpose(0, 1)
 

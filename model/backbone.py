@@ -6,6 +6,7 @@ state dict moves between the two without a mapping. Nothing here knows files, en
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,16 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nopad.model.attention import Attend, PackedLayout, Rotary
-from nopad.model.config import EncoderConfig
+from nopad.model.config import ACTIVATIONS, EncoderConfig
 from nopad.model.rope import rotary
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 class Norm(nn.LayerNorm):
@@ -39,6 +32,12 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]; the dtype of `x` is kept."""
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that `config.json` calls `name`."""
+    function, arguments = ACTIVATIONS[name]
+    return functools.partial(getattr(F, function), **arguments)
 
 
 def layer_norm(config: EncoderConfig) -> Norm:
@@ -79,7 +78,7 @@ class _ModernBertMLP(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.drop = nn.Dropout(config.mlp_dropout)
-        self.act = ACTIVATIONS[config.activation]
+        self.act = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.Wi(x).chunk(2, dim=-1)
@@ -175,7 +174,7 @@ class _BertIntermediate(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.dense(x))

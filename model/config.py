@@ -12,7 +12,7 @@ from nopad.model.packing import round_up
 from nopad.model.rope_config import Rope
 
 Packed = Literal["modernbert", "bert", "eurobert", "ultrabert"]
-Architecture = Packed | Literal["other"]  # one that transformers itself computes, padded
+Architecture = Packed | Literal["other"]  # `other`: transformers itself computes it, padded
 # How one row is made of a text's tokens: `pooler` is BERT's classifier's, `late` EuroBERT's (the mean of every token's
 # logits), the others are sentence-transformers' modes (its `modules/pooling.py`); several joined with "+" are
 # concatenated.
@@ -25,7 +25,14 @@ DENSE_ACTIVATIONS = (
     "Identity", "Tanh", "Sigmoid", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish",
     "Softplus", "Softsign", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish", "Tanhshrink",
 )  # fmt: skip
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+# Activations as config.json names them: functions of torch.nn.functional, and what they are called with.
+ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "gelu": ("gelu", {}),
+    "gelu_new": ("gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("gelu", {"approximate": "tanh"}),
+    "relu": ("relu", {}),
+    "silu": ("silu", {}),
+}
 
 # The class name that transformers writes into config.json: a prefix for each architecture, a suffix for each task.
 _CLASS_PREFIX: dict[Architecture, str] = {
@@ -176,10 +183,10 @@ class EncoderConfig:
     def embedding_size(self) -> int:
         """Elements of an embedding."""
         size = self.hidden_size
-        for module in (one for one in self.modules if one.of_tokens):
+        for module in (module for module in self.modules if module.of_tokens):
             size = module.out_features or size
         size *= len(self.pooling.split("+"))
-        for module in (one for one in self.modules if not one.of_tokens):
+        for module in (module for module in self.modules if not module.of_tokens):
             size = module.out_features or size
         return min(size, self.truncate_dim or size)
 

@@ -1,4 +1,4 @@
-"""From hidden states to one row a text: pooling, and the modules of sentence-transformers around it."""
+"""From hidden states to one row per text: pooling, and the modules of sentence-transformers around it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nopad.model.errors import CheckpointError
 def pool(hidden: Tensor, layout: PackedLayout, pooling: str, prompt_lengths: Tensor | None = None) -> Tensor:
     """One fp32 row per sequence, [B, hidden_size]: its first token (`cls`, `pooler`), or as `POOLING_MODES` says.
 
-    Several modes, joined with "+", give their rows one after the other. `prompt_lengths` [B]: so many tokens at the
-    beginning of each sequence are left out (sentence-transformers' `modules/pooling.py`).
+    Several modes, joined with "+", are concatenated. `prompt_lengths` [B]: so many tokens at the beginning of each
+    sequence are left out (sentence-transformers' `modules/pooling.py`).
     """
     hidden = hidden.float()
     valid = layout.pad_index >= 0
@@ -90,8 +90,8 @@ class _Normalize(nn.Module):
 
 def build_modules(config: EncoderConfig) -> nn.ModuleList:
     """The modules around the pooling; parameters are named as sentence-transformers names them in each one's file."""
-    made = {"Dense": _Dense, "LayerNorm": _LayerNorm, "Normalize": lambda module: _Normalize()}
-    return nn.ModuleList(made[module.kind](module) for module in config.modules)
+    kinds = {"Dense": _Dense, "LayerNorm": _LayerNorm, "Normalize": lambda module: _Normalize()}
+    return nn.ModuleList(kinds[module.kind](module) for module in config.modules)
 
 
 def check_modules(config: EncoderConfig) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
-from nopad.model.backbone import ACTIVATIONS, BertBackbone, Linear, ModernBertBackbone, layer_norm
+from nopad.model.backbone import BertBackbone, Linear, ModernBertBackbone, activation, layer_norm
 from nopad.model.config import EncoderConfig
 from nopad.model.embedding import build_modules, embed, pool
 from nopad.model.errors import CheckpointError
@@ -77,7 +77,7 @@ class _PredictionHead(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
-        self.act = ACTIVATIONS[config.classifier_activation]
+        self.act = activation(config.classifier_activation)
         self.norm = layer_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class _BertTransform(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size)
-        self.act = ACTIVATIONS[config.activation]
+        self.act = activation(config.activation)
         self.LayerNorm = layer_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class _UltraBertPredictions(nn.Module):
         self.decoder = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        act = ACTIVATIONS["gelu_pytorch_tanh"]
+        act = activation("gelu_pytorch_tanh")
         return self.decoder(act(self.linear2(act(self.linear1(x)))))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nopad.model.attention import Attend, PackedLayout, Rotary
-from nopad.model.backbone import ACTIVATIONS
+from nopad.model.backbone import activation
 from nopad.model.config import EncoderConfig
 from nopad.model.rope import rotary
 
@@ -46,7 +46,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.size)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.shared_by > 1:  # every head of keys and values beside the queries that share it
-            k, v = (one.unsqueeze(2).expand(-1, -1, self.shared_by, -1).flatten(1, 2) for one in (k, v))
+            k, v = (heads.unsqueeze(2).expand(-1, -1, self.shared_by, -1).flatten(1, 2) for heads in (k, v))
         dropout = self.dropout if self.training else 0.0
         return self.o_proj(attend(q, k, v, local=local, rope=rope, dropout=dropout).flatten(1))
 
@@ -57,7 +57,7 @@ class _MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.activation]
+        self.act = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))

@@ -1,4 +1,4 @@
-"""What a label in a file means: the one rule for training data and for labelled data of the gate. Pure."""
+"""What a label in a file means, by the same rule in training data and in the gate's labelled data. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_hot(value: Any, width: int) -> bool:
 
 
 def split_columns(field: str, columns: Sequence[str]) -> list[str]:
-    """The columns that `field` names: one, or several with commas between them unless one column has that name."""
+    """The columns that `field` names, with commas between them; a column whose own name has commas is taken whole."""
     if field in columns or "," not in field:
         return [field]
     return [name.strip() for name in field.split(",")]

@@ -93,7 +93,7 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or field.name in ("rope_theta", "rope_type"):
             continue
         if field.name in ("short_factor", "long_factor"):
-            out[field.name] = tuple(float(one) for one in value)
+            out[field.name] = tuple(float(factor) for factor in value)
         elif field.name == "truncate":
             out[field.name] = bool(value)
         else:
@@ -109,7 +109,7 @@ def _positive(where: str, name: str, value: float) -> None:
 def _check(rope: Rope, where: str, head_size: int) -> None:
     part = rope.partial_rotary_factor
     if part is not None and part != 1.0 and rope.rope_type != "proportional":
-        # transformers' encoders turn whole heads, and fail on angles for a part of one.
+        # transformers' encoders rotate whole heads, and fail on angles for a part of a head.
         raise CheckpointError(
             f"config.json: partial_rotary_factor {part} of {where} is not supported with rope_type {rope.rope_type!r}, "
             "only with 'proportional'"

@@ -82,3 +82,13 @@ def test_help_opens_no_engine_and_no_command() -> None:
         "print([m for m in sys.modules if m.startswith(('onnxruntime', 'torch', 'nopad.runtime.commands.'))])"
     )
     assert python(program, ()).stdout.splitlines()[-1] == "[]"
+
+
+def test_planning_opens_no_engine(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a film\nsplendid\n")
+    program = (
+        "import sys; from nopad.runtime.cli import run; code = run(['plan', '--json', '--data', sys.argv[1]])\n"
+        "print([m for m in sys.modules if m.startswith(('nopad.runtime.engines', 'nopad.runtime.predictor'))], code)"
+    )
+    done = python(program, HEAVY, tmp_path / "texts.txt")
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr

@@ -1,9 +1,9 @@
 """The packed encoder in ONNX Runtime's own CPU operators (domain `com.microsoft`): the graph of `--target cpu`.
 
-Two steps, both exact. `cpu_attention` is one more factory of `nopad.model.attention`: fused attention, without padding
+Two steps, both exact. `cpu_attention` is a factory of `nopad.model.attention`: fused attention, without padding
 or a mask where one sequence fills the batch, without windows where no text is longer than they reach, and fused rotary
 positions; the stream may have any length. `rearrange` then spares copies that the encoder's code implies: slices of a
-product become products of slices of the weight, and a product is added to its residual where it is made.
+product become products of slices of the weight, and a product is added to its residual as it is computed.
 
 What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX
 Runtime's `docs/ContribOperators.md`.
@@ -113,8 +113,8 @@ def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
         return ir.node("MultiHeadAttention", operands, {"num_heads": count}, domain=DOMAIN)
 
     def branch(name: str, *nodes: ir.Node) -> ir.Graph:
-        for number, one in enumerate(nodes):  # a name is taken once in all of the model, inside branches, too
-            one.name = one.outputs[0].name = f"{result}/{name}/{number}"
+        for number, node in enumerate(nodes):  # a name is taken once in all of the model, inside branches, too
+            node.name = node.outputs[0].name = f"{result}/{name}/{number}"
         return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{result}/{name}")
 
     def back(name: str, *nodes: ir.Node, index: ir.Value) -> ir.Graph:
@@ -159,7 +159,7 @@ def _slice(graph: ir.Graph, value: ir.Value, index: int, parts: int) -> ir.Value
 
 
 def _accumulate(graph: ir.Graph, node: ir.Node) -> None:
-    """Add(x, Gemm(a, W)) -> Gemm(a, W, x): the product is added to its residual where it is made."""
+    """Add(x, Gemm(a, W)) -> Gemm(a, W, x): the product is added to its residual as it is computed."""
     first, second = node.inputs
     for value, residual in ((second, first), (first, second)):
         product = value.producer() if value and residual and value.shape == residual.shape else None

@@ -1,4 +1,4 @@
-"""An encoder -> one ONNX file, through torch's dynamo exporter."""
+"""An encoder -> an ONNX file, through torch's dynamo exporter."""
 
 from __future__ import annotations
 

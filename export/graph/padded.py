@@ -51,14 +51,14 @@ class PaddedEncoder(PackedEncoder):
 
     def forward(self, *matrices: Tensor) -> Tensor:  # type: ignore[override]
         """Logits, fp32; of embeddings the vectors."""
-        given = dict(zip(self.inputs, matrices, strict=True))
-        prompt_lengths = given.pop("prompt_lengths", None)
-        out: Any = self.model(**given)
+        inputs = dict(zip(self.inputs, matrices, strict=True))
+        prompt_lengths = inputs.pop("prompt_lengths", None)
+        out: Any = self.model(**inputs)
         if not self.embeds:
             logits: Tensor = out.logits
             return logits.float()
         hidden: Tensor = out.last_hidden_state
-        layout = _layout(given["attention_mask"], prompt_lengths)
+        layout = _layout(inputs["attention_mask"], prompt_lengths)
         return embed(hidden.flatten(0, 1), layout, self.encoder_config, self.chain)
 
 
@@ -133,10 +133,10 @@ def _sizes(theirs: Any) -> dict[str, int]:
     return {**sizes, "num_heads": heads, "pad_token_id": pad if known else 0, "max_position_embeddings": _NO_TABLE}
 
 
-def _inputs(theirs: Any, model: nn.Module, told: Sequence[str]) -> list[str]:
-    """The inputs that matter: token types only where there are several, and where the tokenizer tells them."""
+def _inputs(theirs: Any, model: nn.Module, tokenized: Sequence[str]) -> list[str]:
+    """The inputs that matter: token types only where there are several, and where the tokenizer makes them."""
     takes = inspect.signature(model.forward).parameters
-    types = "token_type_ids" in told and (getattr(theirs, "type_vocab_size", None) or 0) > 1
+    types = "token_type_ids" in tokenized and (getattr(theirs, "type_vocab_size", None) or 0) > 1
     return [name for name in _INPUTS if name in takes and (types or name != "token_type_ids")]
 
 
@@ -171,7 +171,7 @@ def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
         "prompt_lengths": torch.tensor([1, 0]),
     }
     arguments = [example[name] for name in encoder.inputs]
-    free = tuple(dict.fromkeys(range(one.ndim), torch.export.Dim.DYNAMIC) for one in arguments)
+    free = tuple(dict.fromkeys(range(argument.ndim), torch.export.Dim.DYNAMIC) for argument in arguments)
     program = trace(encoder, arguments, [free], encoder.inputs)
     names = ("batch", "sequence")
     for value in program.model.graph.inputs:

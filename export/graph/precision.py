@@ -1,23 +1,23 @@
-"""Which part of the encoder runs in which precision. The one place where that is decided.
+"""Which part of the encoder runs in which precision. Decided here alone.
 
-`cast` makes an encoder of it, `nopad.export.engines.network_check` checks what TensorRT has parsed against it. torch
-is imported by `cast` alone: the command line reads the names here.
+`cast` makes an encoder of it, `nopad.export.engines.network_check` checks what TensorRT has parsed against it.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+from torch import nn
 
 from nopad.export.graph.node_names import is_decoder
+from nopad.model.backbone import Linear
+from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import NopadError
+from nopad.model.eurobert import RMSNorm
 from nopad.runtime.engines.hardware import PRECISIONS, Precision
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from nopad.model.encoder import PackedEncoder
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 
@@ -49,6 +49,7 @@ POLICIES: dict[str, Policy] = {
     "bf16": Policy(embeddings="bf16", layers="bf16", head="fp32", decoder="bf16"),
     "int8": Policy(embeddings="fp16", layers="fp16", head="fp16", decoder="fp16"),
 }
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def cast(encoder: PackedEncoder, precision: Precision) -> PackedEncoder:
@@ -56,8 +57,6 @@ def cast(encoder: PackedEncoder, precision: Precision) -> PackedEncoder:
 
     Raises `NopadError` for an unknown precision, and for int8, which `nopad.export.int8.quantize` makes of a graph.
     """
-    import torch
-
     if precision not in PRECISIONS or precision == "int8":
         raise NopadError(f"unknown precision {precision!r}; an encoder is cast to fp32, fp16 or bf16")
     if precision == "fp32":
@@ -67,16 +66,11 @@ def cast(encoder: PackedEncoder, precision: Precision) -> PackedEncoder:
     for name, module in out.named_modules():
         dtype = _dtype_of(name, module, policy)
         if dtype is not None:
-            module.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
+            module.to(_TORCH[dtype])
     return out
 
 
 def _dtype_of(name: str, module: nn.Module, policy: Policy) -> Dtype | None:
-    from torch import nn
-
-    from nopad.model.backbone import Linear
-    from nopad.model.eurobert import RMSNorm
-
     if isinstance(module, nn.Embedding):
         return policy.embeddings
     if isinstance(module, nn.LayerNorm | RMSNorm):

@@ -52,8 +52,8 @@ def to_integers(
 ) -> None:
     """Replace the products of `layers` by integer ones, in place; whatever else reads their inputs is left alone.
 
-    `scales` has one for each tensor they read, unless `per_token`. With None the graph is one to try things on: every
-    module has both products and a switch (`int8:MODULE`, bool []), and scales (`scale:TENSOR`, fp32 []) are inputs.
+    `scales`: of each tensor they read, unless `per_token`. With None the graph becomes a trial: every module has both
+    products and a switch (`int8:MODULE`, bool []), and scales (`scale:TENSOR`, fp32 []) are inputs.
     """
     graph = _Rewriting(model, scales, per_token=per_token, trial=scales is None)
     by_node = {layer.node: layer for layer in layers}
@@ -81,7 +81,7 @@ class _Rewriting:
         self._zero = self._constant("int8:zero", np.array(_ZERO, dtype=np.uint8))
         self._step = self._constant("int8:step", np.array(1 / 127, dtype=np.float32))
         self._last = self._constant("int8:last", np.array([-1], dtype=np.int64))
-        self._tiny = self._constant("int8:tiny", np.array(1e-20, dtype=np.float32))  # a row of zeros stays one
+        self._tiny = self._constant("int8:tiny", np.array(1e-20, dtype=np.float32))  # a row of zeros is divided, too
 
     def replace(self, node: onnx.NodeProto, layer: LinearLayer) -> None:
         """Product of a layer, `x @ w (+ c)`, in integers."""

@@ -32,8 +32,8 @@ from nopad.export.int8.scales import Scales, quantize_weight
 def insert_qdq(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Scales | None) -> None:
     """Put Q/DQ before both inputs of each of `layers`, in place; other readers of a tensor keep it as it is.
 
-    With `scales` None the graph is one to try things on: scales (`scale:TENSOR`, fp16 []) and a switch for each layer
-    (`int8:MODULE`, bool []) become inputs.
+    With `scales` None the graph becomes a trial: scales (`scale:TENSOR`, fp16 []) and a switch for each layer
+    (`int8:MODULE`, bool []) are inputs.
     """
     graph = model.graph
     by_node = {layer.node: layer for layer in layers}

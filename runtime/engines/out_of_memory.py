@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _WORDS = re.compile(
-    r"out ?of ?memory"  # CUDA, TensorRT, PyTorch on a GPU
+    r"out[ _]?of[ _]?memory"  # CUDA and its driver, TensorRT, PyTorch on a GPU
     r"|cudaErrorMemoryAllocation"
     r"|failed to allocate memory"  # ONNX Runtime
     r"|ca(nno|n')t allocate memory"  # the operating system, PyTorch on a CPU

@@ -205,22 +205,3 @@ def test_a_bundle_with_such_a_tokenizer_fails_and_the_command_says_why(
     assert run(["parity", str(wrong), "-r", str(checkpoint)]) != 0
     shown = capsys.readouterr()
     assert "lacks the added token '[E1]'" in shown.out + shown.err
-
-
-def test_calibration_cuts_the_end_that_the_tokenizer_says(tmp_path: Path) -> None:
-    """int8 scales are found on what the model will read."""
-    from nopad.export.bundle_files import _calibration_batches
-    from nopad.model.checkpoint.load import load_checkpoint
-
-    folder = tmp_path / "checkpoint"
-    make_checkpoint(BERT, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
-    export_checkpoint(folder, tmp_path / "bundle", max_length=6, parity=False)
-    (tmp_path / "texts.jsonl").write_text('{"text": "an hour of my life i want back"}\n')
-    checkpoint = load_checkpoint(folder)
-    (batch,) = _calibration_batches(checkpoint, tmp_path / "bundle", str(tmp_path / "texts.jsonl"), 6, 1)
-    with load(tmp_path / "bundle", allow_unverified=True) as model:
-        (read,) = model.encode(["an hour of my life i want back"])
-        (end,) = model.encode(["life i want back"])
-    assert batch.input_ids.tolist() == read.input_ids == end.input_ids  # type: ignore[union-attr]

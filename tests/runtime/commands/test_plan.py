@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, open_bundle
+from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, open_bundle, write_manifest
 from nopad.runtime.cli import run
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.planning.lengths import parse_bytes, read_lengths
 from nopad.runtime.planning.search import plan_profiles
+from nopad.runtime.predictor import load
 from nopad.runtime.profiles import read_profiles
 from nopad.runtime.tokenizer import TextEncoder
 
@@ -64,6 +66,20 @@ def test_a_bundle_and_its_checkpoint_give_the_same_plan(plan: Plan, texts: Path,
     code, row, _ = plan("--data", texts, "--model", model, "--max-length", "model")
     assert code == 0 and row["model"] == str(model) and row["max_length"] == 1024
     assert {**row, "model": ""} == {**embedded, "model": ""}
+
+
+def test_texts_are_counted_with_the_bundles_default_prompt(plan: Plan, texts: Path, tmp_path: Path) -> None:
+    """As they are served: `load` puts it before every text."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(DEFAULT_BUNDLE, folder)
+    manifest = dataclasses.replace(open_bundle(folder).manifest, prompts={"q": "query: "}, default_prompt_name="q")
+    write_manifest(folder, manifest)
+    code, row, _ = plan("--data", texts, "--model", folder)
+    with load(folder, threads=1) as model:
+        served = [tokens.used for tokens in model.encode(TEXTS)]  # type: ignore[union-attr]
+    assert sum(served) > sum(lengths_of(TEXTS))
+    expected = plan_profiles(served, architecture=manifest.architecture, memory_bytes=2 << 30)
+    assert code == 0 and {key: row[key] for key in expected.to_json()} == json.loads(json.dumps(expected.to_json()))
 
 
 def test_a_bundle_for_cpus_is_planned_in_the_blocks_of_its_engines(

@@ -14,7 +14,6 @@ import pytest
 
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.cli import run
-from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.chain import Candidate, EngineChain
 from nopad.runtime.engines.fake import FakeEngine
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
@@ -23,11 +22,10 @@ from nopad.runtime.errors import (
     EngineError,
     EnvironmentProblem,
     ShapeError,
-    UnverifiedError,
     UsageError,
 )
 from nopad.runtime.manifest import Artifact
-from nopad.runtime.predictor import Model, load
+from nopad.runtime.predictor import load
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray, Prediction
 
@@ -267,6 +265,15 @@ def test_a_fallback_that_cannot_open_is_refused_once() -> None:
     assert opened == 1 and chain.status().engines[1].state == "refused"
 
 
+def test_the_threads_are_those_of_the_engine_that_was_chosen() -> None:
+    first = Named("first", filled(1.0))
+    first.threads = 3
+    chain = chain_of(first, Named("second", filled(2.0)))
+    assert chain.threads == 3
+    chain.close()
+    assert chain.threads is None
+
+
 def test_close_closes_every_engine_and_nothing_opens_after() -> None:
     first, second = Named("first", only_long(failing(EngineError("x")))), Named("second", filled(2.0))
     chain = chain_of(first, second)
@@ -326,25 +333,6 @@ def test_a_text_beyond_every_profile_goes_to_the_next_engine(plain_bundle: Calla
         assert model.status().degraded
 
 
-def test_the_order_and_the_names_are_the_users(bundle: Callable[[str], Path]) -> None:
-    with load(bundle(NAME), engine=["onnx-cpu"], threads=1) as model:
-        assert model.status().engine == "onnx-cpu"
-    with pytest.raises(UsageError, match="unknown engine 'warp'"):
-        load(bundle(NAME), engine=["warp", "onnx-cpu"])
-    with pytest.raises(BundleError, match=r"no file for engine tensorrt; it holds cpu fp32: export it"):
-        load(bundle(NAME), engine="tensorrt")
-    with pytest.raises(BundleError, match=r"no file for engine auto in fp16; it holds cpu fp32"):
-        load(bundle(NAME), precision="fp16")
-
-
-def test_an_engine_that_was_not_gated_is_refused_by_name(plain_bundle: Callable[[str], Path]) -> None:
-    with pytest.raises(UnverifiedError, match="unverified on engine onnx-cuda.*nopad parity --engine onnx-cuda"):
-        load(plain_bundle(NAME), engine="onnx-cuda")
-    with load(plain_bundle(NAME), engine=["onnx-cuda", "onnx-cpu"], threads=1) as model:
-        assert model.status().engine == "onnx-cpu"
-        assert "unverified on engine onnx-cuda" in (model.status().engines[0].reason or "")
-
-
 def test_predict_says_which_engine_answered_and_why(
     bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,16 +353,3 @@ def test_predict_says_which_engine_answered_and_why(
     out, err = capsys.readouterr()
     assert '"engine": "onnx-cpu"' in out
     assert "engine onnx-cpu failed on 1 batches, another answered: CUDA out of memory" in err
-
-
-def test_the_engine_options_reach_a_factory(bundle: Callable[[str], Path]) -> None:
-    seen: list[tuple[Path, str, EngineOptions]] = []
-
-    def factory(path: Path, artifact: Artifact, options: EngineOptions) -> Named:
-        seen.append((path, artifact.file, options))
-        return Named("own", filled(1.0))
-
-    with load(bundle(NAME), engine=factory, threads=3) as model:
-        assert isinstance(model, Model)
-    (given,) = seen
-    assert given[0] == bundle(NAME) / given[1] and given[2].threads == 3

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from doubles import PROFILES, GpuOnnxRuntime
-from onnx import TensorProto, helper
+from onnx import TensorProto
+from onnxruntime_double import GpuOnnxRuntime
 from reference_models import token_ids
+from tensorrt_double import PROFILES
 
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.bundle import open_bundle
@@ -31,14 +32,6 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 ENGINES = {"onnx-cuda": CUDA, "onnx-tensorrt": TENSORRT}
 NAME = "modernbert-single-mean"
 Graphs = Callable[[str], tuple[Path, Artifact]]
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> GpuOnnxRuntime:
-    """ONNX Runtime with the providers for GPUs."""
-    module = GpuOnnxRuntime(TENSORRT, CUDA)
-    monkeypatch.setitem(sys.modules, "onnxruntime", module)
-    return module
 
 
 def batch(*lengths: int) -> PackedBatch:
@@ -185,61 +178,6 @@ def test_the_wide_profile_covers_all() -> None:
             assert getattr(wide, name)[2] >= getattr(profile, name)[2]
 
 
-@pytest.fixture(scope="module")
-def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
-    """A padded graph that tells what it was fed: per token [id, mask, position]."""
-    names = ("input_ids", "attention_mask", "position_ids")
-    sizes = ["batch_size", "sequence_length"]
-    nodes = []
-    for name in names:
-        nodes.append(helper.make_node("Unsqueeze", [name, "axis"], [f"{name}_1"]))
-        nodes.append(helper.make_node("Cast", [f"{name}_1"], [f"{name}_2"], to=TensorProto.FLOAT))
-    nodes.append(helper.make_node("Concat", [f"{name}_2" for name in names], ["logits"], axis=-1))
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "padded",
-            [helper.make_tensor_value_info(name, TensorProto.INT64, sizes) for name in names],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*sizes, 3])],
-            [helper.make_tensor("axis", TensorProto.INT64, [1], [-1])],
-        ),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
-    path = tmp_path_factory.mktemp("padded") / "model.onnx"
-    onnx.save(model, path)
-    artifact = Artifact(
-        file="model.onnx",
-        target="onnx",
-        precision="fp32",
-        layout="padded",
-        inputs={name: sizes for name in names},
-        outputs={"logits": [*sizes, "3"]},
-        exporter="optimum",
-    )
-    return path, artifact
-
-
-@pytest.mark.parametrize("name", ["onnx-cpu", "onnx-cuda"])
-def test_padded_graphs(name: str, padded: tuple[Path, Artifact], gpu: GpuOnnxRuntime) -> None:
-    gpu.stray = ()
-    one = batch(5, 2)
-    engine = engine_factory(name)(*padded, EngineOptions(threads=1, pad_token_id=9))
-    answer = engine.run(one)
-    assert answer.shape == (64, 3)
-    np.testing.assert_array_equal(answer[:7, 0], one.input_ids[:7])
-    np.testing.assert_array_equal(answer[:7, 1], 1)
-    np.testing.assert_array_equal(answer[:7, 2], [0, 1, 2, 3, 4, 0, 1])
-    assert not answer[7:].any()
-
-
 def test_padded_graphs_are_not_for_the_tensorrt_provider(padded: tuple[Path, Artifact], gpu: GpuOnnxRuntime) -> None:
     with pytest.raises(BundleError, match="takes packed graphs; .* is padded: use onnx-cuda"):
         opened("onnx-tensorrt", *padded)
-
-
-@pytest.mark.parametrize("name", ["onnx-cpu", "onnx-cuda"])
-def test_inputs_that_are_not_the_manifests(name: str, graph: Graphs, gpu: GpuOnnxRuntime) -> None:
-    path, artifact = graph(NAME)
-    with pytest.raises(BundleError, match="the manifest says .'other'"):
-        opened(name, path, dataclasses.replace(artifact, inputs={"other": ["tokens"]}))

@@ -1,176 +1,39 @@
-"""CUDA and TensorRT without a GPU: device memory is host memory, and an engine runs its ONNX graph on the CPU.
+"""TensorRT without a GPU: an engine runs its ONNX graph on the CPU, over the memory of `cuda_double`.
 
-Strict where the real ones are: addresses, sizes and streams are checked, work waits on its stream until somebody waits
-for it, two contexts cannot share a profile. The libraries' doubles offer only names that the real ones have; a test
-compares them.
+Strict where the real libraries are: two contexts cannot share a profile, shapes are held against it. Offers only names
+that both have; a test compares them.
 """
 
 from __future__ import annotations
 
-import ctypes
+import dataclasses
 import enum
 import json
-import threading
-from collections.abc import Callable
+import platform
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from cuda_double import FakeCuda, cudaError_t
+from reference_models import token_ids
 
+from nopad.model.packing import PackedBatch, pack
+from nopad.runtime.engines.base import EngineOptions, engine_factory
+from nopad.runtime.engines.tensorrt import TensorRTEngine
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+HERE = f"{platform.system()}-{platform.machine()}"
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 # A short and a long one; a batch whose longest sequence has more than 128 tokens needs the second.
 PROFILES = (
     ShapeProfile(tokens=(64, 128, 512), sequences=(1, 2, 4), longest=(1, 32, 128)),
     ShapeProfile(tokens=(64, 512, 1024), sequences=(1, 2, 3), longest=(1, 256, 512)),
 )
-T4 = ("Tesla T4", 7, 5)
-A10 = ("NVIDIA A10", 8, 6)
-
-
-class cudaError_t(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorNoDevice = 100
-    cudaErrorInvalidResourceHandle = 400
-    cudaErrorIllegalAddress = 700
-
-
-class cudaMemcpyKind(enum.IntEnum):
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-
-
-OK = cudaError_t.cudaSuccess
-
-
-class FakeCuda(ModuleType):
-    """`cuda.bindings.runtime` over host memory. `fail[name] = error` makes the next call of `name` fail."""
-
-    cudaError_t = cudaError_t
-    cudaMemcpyKind = cudaMemcpyKind
-    cudaStreamNonBlocking = 1
-    cudaHostAllocDefault = 0
-
-    def __init__(self, *gpus: tuple[str, int, int], memory: int = 1 << 30) -> None:
-        super().__init__("cuda.bindings.runtime")
-        self.gpus = gpus
-        self.memory = memory  # of each GPU, bytes
-        self.fail: dict[str, cudaError_t] = {}
-        self.lost = False  # after a sticky error
-        self.device: dict[int, Any] = {}  # address -> memory
-        self.pinned: dict[int, Any] = {}
-        self.streams: dict[int, tuple[int, list[Callable[[], None]]]] = {}  # handle -> GPU, work that waits
-        self.allocations = 0
-        self._last = OK
-        self._next_stream = 1
-        self._current = threading.local()
-
-    @property
-    def used(self) -> int:
-        return sum(map(ctypes.sizeof, self.device.values()))
-
-    def _refused(self, name: str) -> cudaError_t:
-        error = self.fail.pop(name, cudaError_t.cudaErrorIllegalAddress if self.lost else OK)
-        self.lost |= error == cudaError_t.cudaErrorIllegalAddress
-        self._last = error or self._last
-        return error
-
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        error = self._refused("cudaGetDeviceCount")
-        return (error, None) if error else (OK, len(self.gpus))
-
-    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
-        return OK, 12040
-
-    def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
-        return OK, 13040
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        name, major, minor = self.gpus[device]
-        return OK, SimpleNamespace(name=name.encode(), major=major, minor=minor, totalGlobalMem=self.memory)
-
-    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
-        self._current.device = device
-        return (self._refused("cudaSetDevice"),)
-
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:
-        return OK, self.memory - self.used, self.memory
-
-    def cudaGetLastError(self) -> tuple[Any, ...]:
-        last, self._last = self._last, OK
-        return (last,)
-
-    def cudaGetErrorString(self, error: cudaError_t) -> tuple[Any, ...]:
-        texts = {cudaError_t.cudaErrorMemoryAllocation: b"out of memory"}
-        return OK, texts.get(error, b"an error")
-
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        error = self._refused("cudaMalloc")
-        if not error and self.used + size > self.memory:
-            error = self._last = cudaError_t.cudaErrorMemoryAllocation
-        return (error, None) if error else (OK, self._allocate(self.device, size))
-
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
-        error = self._refused("cudaHostAlloc")
-        return (error, None) if error else (OK, self._allocate(self.pinned, size))
-
-    def _allocate(self, where: dict[int, Any], size: int) -> int:
-        assert size > 0
-        self.allocations += 1
-        memory = ctypes.create_string_buffer(b"\xaa" * size, size)  # what nobody wrote must not look like zeros
-        address = ctypes.addressof(memory)
-        where[address] = memory
-        return address
-
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
-        del self.device[address]  # KeyError: never allocated, or freed twice
-        return (OK,)
-
-    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
-        del self.pinned[address]
-        return (OK,)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        assert flags == self.cudaStreamNonBlocking
-        error = self._refused("cudaStreamCreateWithFlags")
-        if error:
-            return error, None
-        handle, self._next_stream = self._next_stream, self._next_stream + 1
-        self.streams[handle] = (getattr(self._current, "device", 0), [])
-        return OK, handle
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        del self.streams[stream]
-        return (OK,)
-
-    def enqueue(self, stream: int, work: Callable[[], None]) -> cudaError_t:
-        gpu, queue = self.streams[stream]
-        if gpu != getattr(self._current, "device", 0):
-            return cudaError_t.cudaErrorInvalidResourceHandle
-        queue.append(work)
-        return OK
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        _, queue = self.streams[stream]
-        while queue:
-            queue.pop(0)()
-        return (self._refused("cudaStreamSynchronize"),)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: cudaMemcpyKind, stream: int) -> tuple[Any, ...]:
-        places = (self.pinned, self.device)
-        source_side, to_side = places if kind == cudaMemcpyKind.cudaMemcpyHostToDevice else places[::-1]
-        if size > ctypes.sizeof(source_side[source]) or size > ctypes.sizeof(to_side[to]):
-            return (cudaError_t.cudaErrorInvalidValue,)
-        error = self._refused("cudaMemcpyAsync")
-        return (error or self.enqueue(stream, lambda: ctypes.memmove(to, source, size) and None),)
 
 
 def write_engine(path: Path, graph: Path, artifact: Artifact) -> None:
@@ -413,52 +276,23 @@ def _classes(library: FakeLibrary, kind: str) -> list[type]:
     return [*classes, CudaGraphStrategy, IRuntimeCache] if rtx else classes
 
 
-class GpuOnnxRuntime(ModuleType):
-    """`onnxruntime-gpu` whose sessions run on the CPU. `active`: what sessions say they run on; `sessions`: what opened
-    them; `stray`: operators that the provider leaves to the CPU.
-    """
+@dataclasses.dataclass
+class Machine:
+    """An engine file on a machine of doubles."""
 
-    __version__ = onnxruntime.__version__
-    SessionOptions = onnxruntime.SessionOptions
+    cuda: FakeCuda
+    library: FakeLibrary
+    path: Path
+    artifact: Artifact
+    name: str
 
-    def __init__(self, *available: str) -> None:
-        super().__init__("onnxruntime")
-        self.__spec__ = ModuleSpec("onnxruntime", None)
-        self.available = [*available, "CPUExecutionProvider"]
-        self.active: list[str] | None = None
-        self.stray: tuple[str, ...] = ("Shape",)
-        self.sessions: list[tuple[list[tuple[str, dict[str, str]]], dict[str, Any]]] = []
-        self.fails_to_open: str | None = None
-        self.fails_to_run: str | None = None
+    def open(self, allow_host_code: bool = False, **changes: Any) -> TensorRTEngine:
+        artifact = dataclasses.replace(self.artifact, **changes)
+        options = EngineOptions(pad_token_id=0, allow_host_code=allow_host_code)
+        engine = engine_factory(self.name)(self.path, artifact, options)
+        assert isinstance(engine, TensorRTEngine)
+        return engine
 
-    def get_available_providers(self) -> list[str]:
-        return self.available
 
-    def preload_dlls(self) -> None:
-        print("Failed to load libcudnn.so.9")
-
-    def InferenceSession(self, path: str, settings: Any, providers: Any, **more: Any) -> Any:
-        self.sessions.append((list(providers), more))
-        if self.fails_to_open is not None:
-            raise RuntimeError(self.fails_to_open)
-        real = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        active = self.active or [*(name for name, _ in providers), "CPUExecutionProvider"]
-
-        def run(names: Any, feeds: Any) -> Any:
-            if self.fails_to_run is not None:
-                raise RuntimeError(self.fails_to_run)
-            return real.run(names, feeds)
-
-        def assignment() -> list[Any]:
-            nodes = [node for group in real.get_provider_graph_assignment_info() for node in group.get_nodes()]
-            stray = [node for node in nodes if node.op_type in self.stray]
-            groups = ((active[0], [node for node in nodes if node not in stray]), ("CPUExecutionProvider", stray))
-            return [SimpleNamespace(ep_name=name, get_nodes=lambda held=held: held) for name, held in groups]
-
-        return SimpleNamespace(
-            get_inputs=real.get_inputs,
-            get_session_options=real.get_session_options,
-            get_providers=lambda: active,
-            get_provider_graph_assignment_info=assignment,
-            run=run,
-        )
+def batch(*lengths: int, multiple: int = 64) -> PackedBatch:
+    return pack([token_ids(length) for length in lengths], multiple=multiple)

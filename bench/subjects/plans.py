@@ -137,13 +137,9 @@ def plan_competitors(
     names: Sequence[str], checkpoint: Path, bundle: Bundle, cache: Path, *, threads: int, raw_config: Mapping[str, Any]
 ) -> list[SubjectPlan]:
     """The named competitors (but BERT) on the checkpoint that the bundle was made from."""
-    manifest, plans = bundle.manifest, []
     model = str(raw_config.get("model_type"))
-    for name in names:
-        runner, engine = COMPETITORS[name]
-        if runner:
-            plans.append(_plan_competitor(name, runner, engine, checkpoint, manifest, cache, threads, model))
-    return plans
+    source = _Source(checkpoint=checkpoint, model=model, manifest=bundle.manifest, cache=cache, threads=threads)
+    return [source.competitor(name) for name in names if name != "bert"]
 
 
 def plan_bert(
@@ -153,86 +149,74 @@ def plan_bert(
     manifest = bundle.manifest
     first: Builds = ()
     if checkpoint is None:
-        source = vocabulary or bundle.file(manifest.tokenizer).parent
-        job = bert_job(source, manifest.task, max(len(manifest.labels), 1), threads)
+        tokenizer = vocabulary or bundle.file(manifest.tokenizer).parent
+        job = bert_job(tokenizer, manifest.task, max(len(manifest.labels), 1), threads)
         checkpoint = place(cache, job)
         first = ((checkpoint, job),)
         longest = BERT_POSITIONS
     else:
         raw = json.loads((checkpoint / "config.json").read_bytes())
         longest = int(raw.get("max_position_embeddings") or BERT_POSITIONS)
-    longest = min(longest, manifest.max_length)
-    manifest = dataclasses.replace(manifest, max_length=longest)
-    plans = []
-    for name in BERT_IN:
-        if name == "nopad":
-            job = nopad_job(checkpoint, manifest.task, target, threads)
-            folder = _built_place(cache, job, first)
-            spec = Spec(
-                name="bert-nopad",
-                runner="nopad",
-                path=str(folder),
-                threads=threads,
-                engine="onnx-cpu",
-                target=target,
-                allow_unverified=True,  # what it answers is compared here
-                own_tokenizer=True,
-                **{**_common(manifest), "model": "bert"},
-            )
-            subject = _subject(spec, "nopad", padded=False)
-            plan = SubjectPlan(subject=subject, spec=spec, builds=((folder, job),))
-        else:
-            runner, engine = COMPETITORS[name]
-            plan = _plan_competitor(f"bert-{name}", runner, engine, checkpoint, manifest, cache, threads, "bert", first)
-            plan = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, own_tokenizer=True))
-        yardstick = None if plan.name == BERT_REFERENCE else BERT_REFERENCE
-        plans.append(
-            dataclasses.replace(
-                plan,
-                builds=(*first, *plan.builds),
-                yardstick=yardstick,
-                longest=longest,
-                random_weights=bool(first),
-            )
-        )
-    return plans
-
-
-def _plan_competitor(
-    name: str,
-    runner: str,
-    engine: str,
-    checkpoint: Path,
-    manifest: Manifest,
-    cache: Path,
-    threads: int,
-    model: str,
-    first: Builds = (),
-) -> SubjectPlan:
-    builds: Builds = ()
-    path, file = checkpoint, None
-    size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) or None
-    if runner != "transformers":
-        job = optimum_job(checkpoint, manifest.task, threads)
-        path, file, size = _built_place(cache, job, first), "model.onnx", None
-        builds = ((path, job),)
-    spec = Spec(
-        name=name,
-        runner=runner,
-        path=str(path),
-        threads=threads,
-        engine=engine,
-        file=file,
-        **{**_common(manifest), "model": model},
+    manifest = dataclasses.replace(manifest, max_length=min(longest, manifest.max_length))
+    source = _Source(
+        checkpoint=checkpoint, model="bert", manifest=manifest, cache=cache, threads=threads, bert=True, builds=first
     )
-    subject = _subject(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
-    yardstick = None if name == REFERENCE else REFERENCE
-    return SubjectPlan(subject=subject, spec=spec, builds=builds, yardstick=yardstick)
+    return [source.nopad(target) if name == "nopad" else source.competitor(name) for name in BERT_IN]
 
 
-def _built_place(cache: Path, job: Mapping[str, Any], first: Builds) -> Path:
-    """The place of what is made from a checkpoint that may itself have to be made: named after that one's place."""
-    return cache / f"{job['kind']}-of-{first[0][0].name}" if first else place(cache, job)
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A checkpoint that competitors run; task and limits are those of `manifest`."""
+
+    checkpoint: Path
+    model: str  # its model_type
+    manifest: Manifest
+    cache: Path
+    threads: int
+    bert: bool = False  # BERT-base beside the bundle's model
+    builds: Builds = ()  # that make the checkpoint itself
+
+    def competitor(self, name: str) -> SubjectPlan:
+        """One of `COMPETITORS`."""
+        runner, engine = COMPETITORS[name]
+        if runner == "transformers":
+            size = sum(file.stat().st_size for file in self.checkpoint.glob("*.safetensors")) or None
+            spec = self._spec(name, runner, path=str(self.checkpoint), engine=engine)
+            return self._plan(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
+        job = optimum_job(self.checkpoint, self.manifest.task, self.threads)
+        folder = self._place(job)
+        spec = self._spec(name, runner, path=str(folder), engine=engine, file="model.onnx")
+        return self._plan(spec, runner, padded=True, builds=((folder, job),))
+
+    def nopad(self, target: str) -> SubjectPlan:
+        """The bundle that nopad exports of it."""
+        job = nopad_job(self.checkpoint, self.manifest.task, target, self.threads)
+        folder = self._place(job)
+        # What it answers is compared here, so it needs no verdict.
+        own = {"engine": "onnx-cpu", "target": target, "allow_unverified": True}
+        return self._plan(self._spec("nopad", "nopad", path=str(folder), **own), "nopad", builds=((folder, job),))
+
+    def _place(self, job: Mapping[str, Any]) -> Path:
+        """Of files made from the checkpoint: named after its own place where it has to be made first."""
+        return self.cache / f"{job['kind']}-of-{self.checkpoint.name}" if self.builds else place(self.cache, job)
+
+    def _spec(self, name: str, runner: str, **fields: Any) -> Spec:
+        name = f"bert-{name}" if self.bert else name
+        common = {**_common(self.manifest), "model": self.model, "threads": self.threads, "own_tokenizer": self.bert}
+        return Spec(name=name, runner=runner, **common, **fields)
+
+    def _plan(
+        self, spec: Spec, family: str, *, padded: bool = False, file_bytes: int | None = None, builds: Builds = ()
+    ) -> SubjectPlan:
+        reference = BERT_REFERENCE if self.bert else REFERENCE
+        return SubjectPlan(
+            subject=_subject(spec, family, padded=padded, file_bytes=file_bytes),
+            spec=spec,
+            builds=(*self.builds, *builds),
+            yardstick=None if spec.name == reference else reference,
+            longest=self.manifest.max_length if self.bert else None,
+            random_weights=bool(self.builds),
+        )
 
 
 def _common(manifest: Manifest) -> dict[str, Any]:

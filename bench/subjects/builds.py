@@ -130,7 +130,7 @@ def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
-    """Entries of the vocabulary, and the id of its padding."""
+    """Ids of the vocabulary (a vocab.txt that names an entry twice leaves some out), and that of its padding."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -146,4 +146,4 @@ def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known, "model_max_length": 512}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0
+    return max(tokenizer.get_vocab().values()) + 1, tokenizer.token_to_id("[PAD]") or 0

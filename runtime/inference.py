@@ -99,14 +99,14 @@ class Inference:
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
-        manifest = self.manifest
-        if manifest.task == "token-classification":
-            return lambda logits, tokens, engine: decode.tagging(logits, tokens, manifest, engine, return_logits)
-        if manifest.task == "fill-mask":
+        head = self.manifest.head
+        if head.task == "token-classification":
+            return lambda logits, tokens, engine: decode.tagging(logits, tokens, head, engine, return_logits)
+        if head.task == "fill-mask":
             return self._mask_decoder(top_k or MASKS_TOP_K)
-        if manifest.task == "embeddings":
+        if head.task == "embeddings":
             return decode.embedding
-        return lambda logits, tokens, engine: decode.prediction(logits, tokens, manifest, engine, top_k, return_logits)
+        return lambda logits, tokens, engine: decode.prediction(logits, tokens, head, engine, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int) -> Decoder[MaskFill]:
         mask = self.manifest.mask_token or "[MASK]"
@@ -115,7 +115,7 @@ class Inference:
         def fill(logits: FloatArray, tokens: Tokens, engine: str) -> MaskFill:
             if mask_id is None or mask_id not in tokens.input_ids:
                 raise TextError(f"the text has no {mask} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self._encoder, mask_id, engine, top_k)
+            return decode.mask_fill(logits, tokens, self.manifest.head, self._encoder, mask_id, engine, top_k)
 
         return fill
 

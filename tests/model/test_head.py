@@ -18,7 +18,6 @@ from nopad.export.int8.quantize import label_reader
 from nopad.export.parity.accuracy import equal_rows, evaluate
 from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, softmax
 from nopad.runtime import decode
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import Tokens
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
@@ -162,10 +161,7 @@ def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: 
 
 
 def answers_of(head: Head, logits: Logits) -> list[decode.Prediction]:
-    """The runtime's answers under a head, as a manifest will give it with thresholds and temperature."""
-    manifest = Manifest(task=head.task, max_length=9, artifacts=(), files={}, labels=head.labels)
-    manifest.__dict__["head"] = head
-    return [decode.prediction(row, TOKENS, manifest, "fake", None, False) for row in logits]
+    return [decode.prediction(row, TOKENS, head, "fake", None, False) for row in logits]
 
 
 CALIBRATED: list[dict[str, Any]] = [

@@ -40,6 +40,10 @@ class ShapeProfile:
         if self.sequences[0] > self.tokens[2]:
             raise ValueError(f"sequences: min {self.sequences[0]} is more than tokens: max {self.tokens[2]}")
 
+    def shapes(self, sizes: Sequence[str]) -> list[tuple[int, ...]]:
+        """Smallest, best and largest shape of a tensor of these symbolic `sizes` (`tokens`, `sequences`, `longest`)."""
+        return [tuple(getattr(self, size)[place] for size in sizes) for place in range(3)]
+
     def fits(self, batch: PackedBatch) -> bool:
         """Whether an engine may run this batch in this profile."""
         return self.admits(len(batch.input_ids), *batch.pad_index.shape)

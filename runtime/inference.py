@@ -1,7 +1,7 @@
 """From texts to answers in three steps, over an opened bundle: encode, run, decode.
 
-Each step may be called alone and from any thread, so that one window is tokenized while another runs: nothing here
-changes after it is opened. `Inference.answers` does the three one after another. Knows no queue and no file.
+Each step may be called alone and from any thread, so that texts are tokenized while a batch runs: nothing here changes
+after it is opened. `Inference.answers` takes the three in turn. Knows no queue and no file.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Inference:
         return list(logits), answer.engine
 
     def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
-        """What makes one text's logits the answer of the bundle's task.
+        """The function that turns one text's logits into the answer of the bundle's task.
 
-        It raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
+        The function raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")

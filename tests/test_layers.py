@@ -27,7 +27,6 @@ TORCH_FREE = {
             "config",
             "errors",
             "head",
-            "labels",
             "packages",
             "packing",
         ),

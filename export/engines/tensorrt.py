@@ -78,7 +78,7 @@ def build_engine(
     `profiles` bound (one optimization profile each). `precision` is checked against the parsed network, not chosen.
     The file appears when it is complete; Ctrl-C cancels the build.
 
-    Raises `ExportError` (this can never be built, or the graph is not what was said), `EnvironmentProblem` (package,
+    Raises `ExportError` (this can never be built, or the graph is not the manifest's), `EnvironmentProblem` (package,
     driver, memory or disk).
     """
     options = options or BuildOptions()
@@ -90,27 +90,20 @@ def build_engine(
     trt = _library(target)
     library = f"{LIBRARIES[target]} {trt.__version__}"
     log = logger(trt)
-    try:
-        builder = trt.Builder(log)
-    except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
-        raise EnvironmentProblem(f"{library} does not start{log.taken()}; see nopad doctor") from None
+    builder = _start_builder(trt, library, log)
     network, parser = _parse(trt, builder, graph, library, log)
-    try:
-        layers = check_network(trt, network, inputs=inputs, outputs=outputs, precision=precision)
-    except ExportError as error:
-        raise ExportError(f"{graph}: {error}") from None
+    layers = _check(trt, network, graph, inputs, outputs, precision)
     config = builder.create_builder_config()
     _configure(trt, config, target, sm, options)
     _add_profiles(builder, config, shapes, library, log)
     cache = _start_timing_cache(config, target, options)
-    monitor = _monitor(trt, progress, f"building {output.name}")
-    config.progress_monitor = monitor
-    log.taken()
+    monitor = config.progress_monitor = _monitor(trt, progress, f"building {output.name}")
+    log.drain()
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
-        raise _build_failed(f"{library} cannot build {graph} for {sm}", log.taken())
+        raise _build_error(f"{library} cannot build {graph} for {sm}", log.drain())
     _write(output, memoryview(plan))
     if cache is not None:
         _write(cache, bytes(config.get_timing_cache().serialize()))
@@ -125,14 +118,35 @@ def build_engine(
     )
 
 
+def _start_builder(trt: Any, library: str, log: Any) -> Any:
+    try:
+        return trt.Builder(log)
+    except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
+        raise EnvironmentProblem(f"{library} does not start{log.drain()}; see nopad doctor") from None
+
+
 def _parse(trt: Any, builder: Any, graph: Path, library: str, log: Any) -> tuple[Any, Any]:
     """The network of an ONNX file, and the parser, which must outlive it: it owns the weights. Raises `ExportError`."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.taken()
+        first = f": {parser.get_error(0).desc()}" if parser.num_errors else log.drain()
         raise ExportError(f"{library} cannot read {graph}{first}; export the checkpoint again")
     return network, parser
+
+
+def _check(
+    trt: Any,
+    network: Any,
+    graph: Path,
+    inputs: Mapping[str, Sequence[str]],
+    outputs: Mapping[str, Sequence[str]],
+    precision: str,
+) -> dict[str, int]:
+    try:
+        return check_network(trt, network, inputs=inputs, outputs=outputs, precision=precision)
+    except ExportError as error:
+        raise ExportError(f"{graph}: {error}") from None
 
 
 def _add_profiles(
@@ -143,7 +157,7 @@ def _add_profiles(
         for name, (low, best, high) in ranges.items():
             profile.set_shape(name, low, best, high)
         if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"{library} refuses profile {number}{log.taken()}; plan others with nopad plan")
+            raise ExportError(f"{library} refuses profile {number}{log.drain()}; plan others with nopad plan")
 
 
 def require_buildable(target: str, sm: str, precision: str, options: BuildOptions) -> None:
@@ -173,10 +187,7 @@ def _shapes(
             f"profile {number}: tokens {', '.join(map(str, profile.tokens))} must be multiples of {token_multiple}, "
             "the attention block; plan profiles for this model with nopad plan"
         )
-    return {
-        name: [tuple(getattr(profile, size)[place] for size in sizes) for place in range(3)]
-        for name, sizes in inputs.items()
-    }
+    return {name: profile.shapes(sizes) for name, sizes in inputs.items()}
 
 
 def _library(target: str) -> Any:
@@ -221,7 +232,7 @@ def _start_timing_cache(config: Any, target: str, options: BuildOptions) -> Path
     return options.timing_cache
 
 
-def _build_failed(what: str, errors: str) -> Exception:
+def _build_error(what: str, errors: str) -> Exception:
     if is_out_of_memory(errors):
         return EnvironmentProblem(
             f"{what}, memory ran out{errors}; allow more with --workspace, or plan smaller profiles"

@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Opens an engine; a class whose constructor has this signature is one."""
+    """Opens an engine: a function, or a class whose constructor has this signature."""
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
         """Open `path`. Raises `EnvironmentProblem` or `BundleError`: why this machine cannot run it."""
@@ -66,7 +66,7 @@ class EngineEntry:
     cpu: bool = False  # whether it computes on a CPU where there is no GPU
 
 
-# In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`); the CPU last.
+# In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`), onnx-cpu last.
 ENGINES = {
     "tensorrt": EngineEntry(
         factory="nopad.runtime.engines.tensorrt:TensorRTEngine",
@@ -102,6 +102,8 @@ ENGINES = {
         cpu=True,
     ),
 }
+# Of artifacts that GPUs run.
+GPU_TARGETS = frozenset(target for entry in ENGINES.values() if entry.gpu for target in entry.targets)
 
 
 def engine_factory(name: str) -> EngineFactory:

@@ -19,7 +19,7 @@ TOKEN_BLOCKS = 4  # attention blocks, of 64 tokens mostly
 LONGEST_STEP = 64  # tokens
 
 
-def bucketed(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, filler_id: int) -> PackedBatch:
+def fill_bucket(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, filler_id: int) -> PackedBatch:
     """`batch` filled up within `profile`, which it fits, to the next multiples (above) and power of two of sequences.
 
     `cu_seqlens` stays as it is: it tells the real sequences.

@@ -1,8 +1,8 @@
-"""Engines of one bundle in their order: the first that can, answers; what it cannot, the next one does, and says so.
+"""Engines of a bundle in their order: the first that can, answers; what it cannot, the next engine does, and says so.
 
 An engine is refused at load with its reason (package, GPU, file, parity, a self-check that gives zeros or NaN). At run
-time a batch that an engine fails on goes to the next one; an engine that fails `FAILURES` times in a row is left alone
-for `RETRY_SECONDS`, then asked the self-check, opened anew if it fails that, before a user's batch is risked on it.
+time a batch that an engine fails on goes to the next; an engine that fails `FAILURES` times in a row is left alone for
+`RETRY_SECONDS`, then put to the self-check, and opened anew if it fails that, before a user's batch is risked on it.
 Knows no model and no particular engine. May be used from several threads.
 """
 
@@ -42,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """How one engine fares."""
+    """How an engine fares."""
 
     name: str
     file: str
@@ -63,14 +63,14 @@ class ChainStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Logits as the engine gave them, and which one did."""
+    """Logits as the engine gave them, and its name."""
 
     logits: FloatArray
     engine: str
 
 
 class _RestingError(EngineError):
-    """Not asked now, because it failed repeatedly."""
+    """The engine is left alone now, because it failed repeatedly."""
 
 
 @dataclass(kw_only=True)
@@ -142,7 +142,7 @@ class EngineChain:
     def run(self, batch: PackedBatch) -> Answer:
         """Logits of a batch from the first engine that gives sound ones.
 
-        Raises the only engine's `EngineError`, or one with an `ExceptionGroup` of all engines' reasons.
+        Raises the only engine's `EngineError`; of several, an `EngineError` with an `ExceptionGroup` of their reasons.
         """
         causes: list[Exception] = []
         for link in self._links:
@@ -150,7 +150,7 @@ class EngineChain:
                 continue
             try:
                 engine = self._ready(link)
-                logits = _sound(engine, batch)
+                logits = _sound_logits(engine, batch)
             except _RestingError as error:
                 causes.append(error)
             except ShapeError as error:  # no fault of the engine
@@ -160,7 +160,7 @@ class EngineChain:
                     link.reason = str(error)
             except NopadError as error:
                 causes.append(error)
-                self._failed(link, error)
+                self._note_failure(link, error)
             else:
                 with link.lock:
                     link.batches += 1
@@ -211,17 +211,17 @@ class EngineChain:
                 raise EnvironmentProblem(link.reason or "refused")
             if link.engine is None:
                 try:
-                    link.engine = self._opened(link)
+                    link.engine = self._open_and_check(link)
                 except NopadError as error:
                     link.refused, link.reason = True, str(error)
                     log.info("engine %s refused: %s", link.candidate.name, error)
                     raise
             return link.engine
 
-    def _opened(self, link: _Link) -> Engine:
+    def _open_and_check(self, link: _Link) -> Engine:
         engine = link.candidate.open()
         try:
-            _sound(engine, self._probe)
+            _sound_logits(engine, self._probe)
         except EngineError as error:
             engine.close()
             raise EnvironmentProblem(f"engine {engine.name} failed its self-check: {error}") from error
@@ -250,11 +250,11 @@ class EngineChain:
         try:
             if engine is not None:
                 try:
-                    _sound(engine, self._probe)
+                    _sound_logits(engine, self._probe)
                 except EngineError:  # after some CUDA errors every call fails: only a new one can help
                     engine.close()
                     engine = None
-            engine = engine or self._opened(link)
+            engine = engine or self._open_and_check(link)
         except NopadError as error:
             with link.lock:
                 link.reason = str(error)
@@ -267,7 +267,7 @@ class EngineChain:
         log.warning("engine %s is back", link.candidate.name)
         return engine
 
-    def _failed(self, link: _Link, error: Exception) -> None:
+    def _note_failure(self, link: _Link, error: Exception) -> None:
         with link.lock:
             link.failures += 1
             if link.rests_until is not None or link.refused:
@@ -281,7 +281,7 @@ class EngineChain:
                 log.warning("engine %s failed %d times in a row and rests", link.candidate.name, link.in_a_row)
 
 
-def _sound(engine: Engine, batch: PackedBatch) -> FloatArray:
+def _sound_logits(engine: Engine, batch: PackedBatch) -> FloatArray:
     """Logits that are numbers, and not all zero. Raises `EngineError`."""
     try:
         logits = engine.run(batch)

@@ -74,7 +74,7 @@ def device_count(cuda: Any) -> int:
 
 def device_properties(cuda: Any, ordinal: int) -> tuple[str, str, int]:
     """Name, compute capability (`sm75`) and bytes of memory of a GPU. Raises `CudaError`; makes no CUDA context."""
-    properties = _checked(cuda, cuda.cudaGetDeviceProperties(ordinal), "reading the GPU")
+    properties = _value_of(cuda, cuda.cudaGetDeviceProperties(ordinal), "reading the GPU")
     return _text(properties.name), sm_of(properties.major, properties.minor), int(properties.totalGlobalMem)
 
 
@@ -87,7 +87,7 @@ def _text(value: bytes | str) -> str:
     return text.rstrip("\0")
 
 
-def _checked(cuda: Any, result: tuple[Any, ...], doing: str) -> Any:
+def _value_of(cuda: Any, result: tuple[Any, ...], doing: str) -> Any:
     """The value of a CUDA call, which returns (error, value). Raises `CudaError`."""
     error, *values = result
     if error == cuda.cudaError_t.cudaSuccess:
@@ -110,7 +110,7 @@ class Device:
 
     def check(self, result: tuple[Any, ...], doing: str) -> Any:
         """The value of a CUDA call's result. Raises `CudaError`, `OutOfDeviceMemoryError`; `doing` says at what."""
-        return _checked(self.cuda, result, doing)
+        return _value_of(self.cuda, result, doing)
 
     def use(self) -> None:
         """Make it the calling thread's device."""

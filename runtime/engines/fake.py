@@ -18,7 +18,7 @@ from nopad.runtime.types import FloatArray
 
 
 class FakeEngine:
-    """Runs `answer(batch)`; records the batches it was given. Raise inside `answer` to inject a failure."""
+    """Runs `answer(batch)`; records the batches that it got. Raise inside `answer` to inject a failure."""
 
     name = "fake"
     token_budget = CPU_TOKENS

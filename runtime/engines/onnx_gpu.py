@@ -30,8 +30,10 @@ from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
 from nopad.runtime.types import FloatArray
 
+# Engine -> its execution provider, which ONNX Runtime's package for CPUs lacks.
+PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 # TF32 would round fp32 graphs to 10 bits of mantissa, without a word.
-_CUDA: Provider = ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
+_CUDA: Provider = (PROVIDERS["onnx-cuda"], {"device_id": "0", "use_tf32": "0"})
 _HEAVY = ("MatMul", "Gemm", "Attention")  # operators, or parts of their names, that must not stay on the CPU
 _LIBRARIES = "the GPU, its driver, or the libraries of CUDA and cuDNN that it was built for"
 
@@ -48,7 +50,7 @@ class OnnxCudaEngine(OnnxEngine):
 
 
 class OnnxTensorRTEngine(OnnxEngine):
-    """ONNX Runtime's TensorRT provider, told one wide profile: it never leaves the first (onnxruntime#31624).
+    """ONNX Runtime's TensorRT provider, with one wide profile: it never leaves the first (onnxruntime#31624).
 
     TensorRT keeps the graph's own types (no `trt_fp16_enable`, which would let it choose others). The engine is built
     when it is first opened on a GPU (minutes) and kept in the user's cache folder.
@@ -61,15 +63,15 @@ class OnnxTensorRTEngine(OnnxEngine):
         if artifact.layout != "packed":
             raise BundleError(f"engine {self.name} takes packed graphs; {path} is {artifact.layout}: use onnx-cuda")
         ort = import_onnxruntime(self.name)
-        _require_provider(ort, "TensorrtExecutionProvider", self.name)
-        profile = wide_profile(artifact.profiles or _planned(path, artifact))
+        _require_provider(ort, PROVIDERS[self.name], self.name)
+        profile = wide_profile(artifact.profiles or _plan_profiles(path, artifact))
         settings = {"device_id": "0", **_profile_options(profile, artifact)}
         versions = [f"{name} {version_of(name) or 'none'}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
         folder = cache_folder(path, *versions, *settings.values())
         if folder is not None:
             for kind in ("engine", "timing"):
                 settings |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(folder)}
-        providers = [("TensorrtExecutionProvider", settings), _CUDA]
+        providers = [(PROVIDERS[self.name], settings), _CUDA]
         super().__init__(_open(ort, path, options, providers, self.name), path, artifact, options)
         self.profiles = (profile,)
 
@@ -94,7 +96,7 @@ def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:
     return ShapeProfile(**ranges)
 
 
-def _planned(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
+def _plan_profiles(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
     """Profiles for a graph that comes without: those of its bundle's max length."""
     from nopad.runtime.bundle import open_bundle
     from nopad.runtime.planning.search import default_profiles
@@ -105,14 +107,13 @@ def _planned(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
 
 def _profile_options(profile: ShapeProfile, artifact: Artifact) -> dict[str, str]:
     """`trt_profile_min_shapes` and so on: `input_ids:64,pad_index:1x1`."""
-    options = {}
-    for place, name in enumerate(("min", "opt", "max")):
-        shapes = (
-            f"{tensor}:{'x'.join(str(getattr(profile, size)[place]) for size in sizes)}"
-            for tensor, sizes in artifact.inputs.items()
+    shapes = {tensor: profile.shapes(sizes) for tensor, sizes in artifact.inputs.items()}
+    return {
+        f"trt_profile_{name}_shapes": ",".join(
+            f"{tensor}:{'x'.join(map(str, shapes[tensor][place]))}" for tensor in artifact.inputs
         )
-        options[f"trt_profile_{name}_shapes"] = ",".join(shapes)
-    return options
+        for place, name in enumerate(("min", "opt", "max"))
+    }
 
 
 def _require_provider(ort: Any, provider: str, engine: str) -> None:
@@ -147,7 +148,7 @@ def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Prov
             f"{', '.join(active)} would answer; {_LIBRARIES} may be missing{f' ({missed})' if missed else ''}"
         )
     if hasattr(session, "get_provider_graph_assignment_info"):
-        lost = misplaced(session.get_provider_graph_assignment_info(), wanted)
+        lost = misplaced_products(session.get_provider_graph_assignment_info(), wanted)
         if lost:
             raise EnvironmentProblem(
                 f"engine {engine}: {wanted} left {len(lost)} of the matrix products to others, first {lost[0]}; "
@@ -156,7 +157,7 @@ def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Prov
     return session
 
 
-def misplaced(assignment: Iterable[Any], provider: str) -> list[str]:
+def misplaced_products(assignment: Iterable[Any], provider: str) -> list[str]:
     """The matrix products that ONNX Runtime gave to another provider than `provider`."""
     return [
         f"{node.name} ({group.ep_name})"

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.engines.base import ENGINES, Engine, EngineFactory, EngineOptions, engine_factory
+from nopad.runtime.engines.base import ENGINES, GPU_TARGETS, Engine, EngineFactory, EngineOptions, engine_factory
 from nopad.runtime.engines.chain import Candidate
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.errors import BundleError, UnverifiedError
@@ -54,7 +54,8 @@ def find_candidates(
     artifacts = [a for a in bundle.manifest.artifacts if precision in (None, a.precision) and file in (None, a.file)]
     ask = functools.cache(sm)
     if choice == "auto":
-        choices: Sequence[str | EngineFactory] = engine_order(ask() if _open_on_gpu(artifacts) else None)
+        for_gpus = any(artifact.target in GPU_TARGETS for artifact in artifacts)
+        choices: Sequence[str | EngineFactory] = engine_order(ask() if for_gpus else None)
     else:
         choices = choice if isinstance(choice, Sequence) and not isinstance(choice, str) else [choice]
     candidates: list[Candidate] = []
@@ -67,7 +68,7 @@ def find_candidates(
             fitting = _by_preference(fitting, name, ask() if ENGINES[name].gpu else None)
         for artifact in fitting:
             verified.append(allow_unverified or artifact.passed_on(name))
-            opener = _opener(bundle, artifact, factory, options) if verified[-1] else _refusing(bundle, artifact, name)
+            opener = _opener(bundle, artifact, factory, options) if verified[-1] else _refusal(bundle, artifact, name)
             candidates.append(Candidate(name=name, artifact=artifact, open=opener))
     if not candidates:
         wanted = f"engine {choice}" if isinstance(choice, str) else "these engines"
@@ -78,12 +79,6 @@ def find_candidates(
     if not any(verified):
         candidates[0].open()  # says that it is unverified
     return candidates
-
-
-def _open_on_gpu(artifacts: Sequence[Artifact]) -> bool:
-    """Whether an engine that uses a GPU opens any of them."""
-    targets = {target for entry in ENGINES.values() if entry.gpu for target in entry.targets}
-    return any(artifact.target in targets for artifact in artifacts)
 
 
 def _holds(bundle: Bundle) -> str:
@@ -110,7 +105,7 @@ def _opener(bundle: Bundle, artifact: Artifact, factory: EngineFactory, options:
     return lambda: factory(bundle.file(artifact.file), artifact, options)
 
 
-def _refusing(bundle: Bundle, artifact: Artifact, engine: str) -> Callable[[], Engine]:
+def _refusal(bundle: Bundle, artifact: Artifact, engine: str) -> Callable[[], Engine]:
     def refuse() -> Engine:
         raise UnverifiedError(
             f"{bundle.path} has not passed the parity gate ({artifact.file} is unverified on engine {engine}): run "

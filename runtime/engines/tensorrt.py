@@ -20,7 +20,7 @@ from nopad.model.packing import PackedBatch
 from nopad.runtime.atomic import write_file
 from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.buckets import bucketed
+from nopad.runtime.engines.buckets import fill_bucket
 from nopad.runtime.engines.compiled_cache import cache_folder
 from nopad.runtime.engines.cuda import (
     Device,
@@ -59,7 +59,7 @@ class TensorRTEngine:
         self._slots: list[_Slot] = []
         trt = import_library(self.name, f"engine {self.name}")
         try:
-            device = _fitting_device(artifact)
+            device = _device_for(artifact)
             self._require_fit(trt, device)
             device.use()
             self._open(trt, device)
@@ -85,13 +85,13 @@ class TensorRTEngine:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise _at_load(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
+            raise _load_error(f"{self.library} {trt.__version__} cannot open {self._path} ({len(data)} bytes)", log)
         check_interface(trt, self._engine, self._path, self._artifact)
         settings = self._context_settings(trt)
         for number, profile in enumerate(self.profiles):
             context = self._engine.create_execution_context(settings)
             if context is None:
-                raise _at_load(f"no execution context for profile {number + 1} of {self._path}", log)
+                raise _load_error(f"no execution context for profile {number + 1} of {self._path}", log)
             self._slots.append(_Slot(device, context, number, profile, self._artifact, log))
 
     def _require_fit(self, trt: Any, device: Device) -> None:
@@ -124,7 +124,7 @@ class TensorRTEngine:
             raise EnvironmentProblem(f"{artifact.file} was built on {artifact.platform}, this is {here}: export again")
 
     def _context_settings(self, trt: Any) -> Any:
-        """What `create_execution_context` is told: memory for the context's own profile, not for the largest."""
+        """The argument of `create_execution_context`: memory for the context's own profile, not for the largest."""
         return trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -137,7 +137,7 @@ class TensorRTEngine:
             raise EngineError(f"engine {self.name} is closed")
         filled = batch
         if self.buckets:
-            filled = bucketed(
+            filled = fill_bucket(
                 batch,
                 self.profiles[number],
                 token_multiple=self._artifact.token_multiple,
@@ -220,10 +220,10 @@ class _Slot:
         self._stream = Stream(device)
         try:
             if not context.set_optimization_profile_async(number, self._stream.handle):
-                raise _at_load(f"profile {number + 1} of {artifact.file} cannot be selected", log)
+                raise _load_error(f"profile {number + 1} of {artifact.file} cannot be selected", log)
             self._stream.wait()
             for name, sizes in artifact.inputs.items():
-                shape = tuple(getattr(profile, size)[2] for size in sizes)
+                shape = profile.shapes(sizes)[2]
                 self._set(context.set_input_shape(name, shape), f"shape {shape} of {name} at its largest")
                 self._allocate(name, shape, 8)
             self._allocate(self._output, tuple(context.get_tensor_shape(self._output)), 4)
@@ -245,7 +245,7 @@ class _Slot:
 
     def _set(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise EngineError(f"the engine refuses {what}{self._log.taken()}")
+            raise EngineError(f"the engine refuses {what}{self._log.drain()}")
 
     def run(self, batch: PackedBatch) -> FloatArray:
         with self._lock:
@@ -258,7 +258,7 @@ class _Slot:
                     self._stream.wait()
                 raise
             except RuntimeError as error:  # what the bindings raise
-                raise EngineError(f"{type(error).__name__} in the engine: {error}{self._log.taken()}") from None
+                raise EngineError(f"{type(error).__name__} in the engine: {error}{self._log.drain()}") from None
 
     def _run(self, batch: PackedBatch) -> FloatArray:
         device, context, stream = self._device, self._context, self._stream
@@ -273,10 +273,10 @@ class _Slot:
         host, on_device = self._buffers[self._output]
         size = int(np.prod(shape, dtype=np.int64)) * 4
         if min(shape) < 1 or size > host.size:
-            raise EngineError(f"the engine would give {self._output} of shape {shape}{self._log.taken()}")
+            raise EngineError(f"the engine would give {self._output} of shape {shape}{self._log.drain()}")
         if not context.execute_async_v3(stream.handle):
             code = device.last_error()
-            raise EngineError(f"the engine did not run{f': {code}' if code else ''}{self._log.taken()}")
+            raise EngineError(f"the engine did not run{f': {code}' if code else ''}{self._log.drain()}")
         device.copy_out(host, on_device, size, stream)
         stream.wait()
         return host.view(shape, np.float32).copy()
@@ -301,7 +301,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _fitting_device(artifact: Artifact) -> Device:
+def _device_for(artifact: Artifact) -> Device:
     """The first GPU that the engine was built for."""
     if artifact.sm is None:
         raise BundleError(f"the manifest does not say which GPU {artifact.file} is for; export again")
@@ -323,8 +323,8 @@ def runs_on(built_for: str, sm: str) -> bool:
     return sm == built_for
 
 
-def _at_load(what: str, log: Any) -> Exception:
-    errors = log.taken()
+def _load_error(what: str, log: Any) -> Exception:
+    errors = log.drain()
     if is_out_of_memory(errors):
         return EnvironmentProblem(f"{what}, the GPU has too little free memory{errors}; free some, or export again")
     return BundleError(f"{what}{errors}; export again")
@@ -344,14 +344,14 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         not set(sizes) <= known for sizes in artifact.inputs.values()
     ):
         raise BundleError(f"the manifest's inputs of {path} are not a packed stream's: {dict(artifact.inputs)}")
-    for side, told, wanted in (
+    for side, stated, wanted in (
         (inputs, artifact.inputs, trt.DataType.INT64),
         (outputs, artifact.outputs, trt.DataType.FLOAT),
     ):
-        if {name: wanted for name in told} != side:
+        if {name: wanted for name in stated} != side:
             has = ", ".join(f"{name} {kind}" for name, kind in sorted(side.items()))
             raise BundleError(
-                f"{path} has {has}, the manifest says {', '.join(sorted(told))} of {wanted}; export again"
+                f"{path} has {has}, the manifest says {', '.join(sorted(stated))} of {wanted}; export again"
             )
     if len(outputs) != 1 or artifact.layout != "packed":
         raise BundleError(f"{path} is no packed encoder's engine with one output; export again")
@@ -362,9 +362,9 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         )
     for number, profile in enumerate(artifact.profiles):
         for name, sizes in artifact.inputs.items():
-            told_shapes = [tuple(getattr(profile, size)[place] for size in sizes) for place in range(3)]
+            stated_shapes = profile.shapes(sizes)
             shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, number)]
-            if shapes != told_shapes:
+            if shapes != stated_shapes:
                 raise BundleError(
-                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {told_shapes}; export again"
+                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {stated_shapes}; export again"
                 )

@@ -46,8 +46,8 @@ def logger(trt: Any) -> Any:
             if severity in errors:
                 self._kept.append(message.strip())
 
-        def taken(self) -> str:
-            """The errors since the last call, as the end of a sentence."""
+        def drain(self) -> str:
+            """The errors since the last call, as the end of a sentence; they are said once."""
             kept = list(self._kept)
             self._kept.clear()
             return f": {'; '.join(kept)}" if kept else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,9 @@ def several_texts(labels: int = 3) -> st.SearchStrategy[Logits]:
 def test_scores_are_those_of_the_pipeline(problem_type: ProblemType, count: int) -> None:
     logits = np.random.default_rng(count).normal(0, 4, (50, count)).astype(np.float32)
     config = transformers.BertConfig(num_labels=count, problem_type=problem_type)
+    # Its last step alone, which asks for no weights.
     pipe = transformers.TextClassificationPipeline.__new__(transformers.TextClassificationPipeline)
-    pipe.model = type("Model", (), {"config": config})()
+    pipe.model, pipe.framework = SimpleNamespace(config=config), "pt"
     got = classifier(problem_type, NAMES[:count]).probabilities(logits)
     assert got.dtype == np.float32
     for row, scores in zip(logits, got, strict=True):

@@ -11,7 +11,7 @@ import pytest
 from nopad.model.packages import Need
 from nopad.model.packing import PackedBatch
 from nopad.runtime.commands.doctor import run_checks
-from nopad.runtime.engines.base import ENGINES, EngineEntry, EngineOptions, engine_factory
+from nopad.runtime.engines.base import ENGINES, GPU_TARGETS, EngineEntry, EngineOptions, engine_factory
 from nopad.runtime.engines.fake import FakeEngine
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
@@ -31,6 +31,10 @@ def test_every_factory_is_there_and_carries_the_name_of_its_entry() -> None:
         assert getattr(engine_factory(name), "name", None) == name
     with pytest.raises(UsageError, match="unknown engine 'warp'; this nopad has: auto, tensorrt, "):
         engine_factory("warp")
+
+
+def test_gpus_run_all_artifacts_but_those_for_the_cpu() -> None:
+    assert {"onnx", "torch", "tensorrt", "tensorrt-rtx"} == GPU_TARGETS
 
 
 def test_an_entry_is_all_that_a_new_engine_needs(

@@ -12,7 +12,7 @@ from tensorrt_double import PROFILES, batch
 
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.buckets import bucketed
+from nopad.runtime.engines.buckets import fill_bucket
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.manifest import Artifact
 
@@ -28,7 +28,7 @@ def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[An
 def test_filling_up_stays_within_the_profile() -> None:
     for lengths in ((1,), (64, 64, 3), (128, 128, 128, 128), (100, 7)):
         one = batch(*lengths)
-        filled = bucketed(one, PROFILES[0], token_multiple=64, filler_id=5)
+        filled = fill_bucket(one, PROFILES[0], token_multiple=64, filler_id=5)
         assert PROFILES[0].fits(filled)
         assert (filled.input_ids[len(one.input_ids) :] == 5).all()
         assert (filled.sequence_ids[one.num_tokens :] == -1).all()
@@ -39,6 +39,6 @@ def test_filling_up_stays_within_the_profile() -> None:
 
 @pytest.mark.parametrize("case", ["modernbert-embed-mean-unit", "modernbert-token"])
 def test_what_is_filled_up_computes_finite_values(case: str, graph: Graphs) -> None:
-    filled = bucketed(batch(100, 7, 5), PROFILES[0], token_multiple=64, filler_id=0)
+    filled = fill_bucket(batch(100, 7, 5), PROFILES[0], token_multiple=64, filler_id=0)
     assert filled.pad_index.shape == (4, 128) and len(filled.input_ids) == 256
     assert np.isfinite(expected(graph, filled, case)).all()

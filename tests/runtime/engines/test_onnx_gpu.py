@@ -22,7 +22,7 @@ from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import Engine, EngineOptions, engine_factory
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
-from nopad.runtime.engines.onnx_gpu import misplaced, wide_profile
+from nopad.runtime.engines.onnx_gpu import misplaced_products, wide_profile
 from nopad.runtime.engines.onnx_session import open_session, session_options
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
@@ -98,8 +98,8 @@ def test_onnx_runtime_says_where_each_node_runs(graph: Graphs) -> None:
         [("CPUExecutionProvider", {})],
     )
     info = session.get_provider_graph_assignment_info()
-    assert misplaced(info, "CPUExecutionProvider") == []
-    lost = misplaced(info, CUDA)
+    assert misplaced_products(info, "CPUExecutionProvider") == []
+    lost = misplaced_products(info, CUDA)
     assert len(lost) > 8 and all(one.endswith("(CPUExecutionProvider)") for one in lost)
     assert not [one for one in lost if "Shape" in one]
 

@@ -16,7 +16,7 @@ Status = Literal["ok", "missing", "out of memory", "failed", "not run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One thing that is measured: an engine of the bundle in one precision, or a competitor."""
+    """What is measured: an engine of the bundle in one precision, or a competitor."""
 
     name: str  # nopad-fp32, nopad-int8, hf-sdpa, hf-eager, hf-fa2, optimum, openvino, bert-nopad, bert-hf-sdpa, ...
     family: str  # nopad, transformers, optimum, openvino
@@ -51,7 +51,7 @@ class Workload:
     limit_tokens_per_second: float | None = None  # what the measured peak of fp32 products allows; int8 may exceed it
     lengths: tuple[int, ...] = ()  # real tokens of each text, in order
     flops: float | None = None  # of a pass without padding (nopad.runtime.planning.cost_model has the formula)
-    labelled: bool = False  # whether accuracy can be told
+    labelled: bool = False  # whether accuracy is known
     sha256: str = ""  # of the texts, so that two reports are known to have read the same
 
 

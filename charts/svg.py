@@ -1,8 +1,9 @@
-"""Plots as inline SVG: lines, points and bars with intervals. Knows numbers and names, no benchmark.
+"""Plots as inline SVG: lines, points and bars with intervals. Knows numbers and names, neither benchmark nor page.
 
-Every function returns one `<svg>` that is well-formed XML and takes its colours from the page: a series of style n has
-the class `s{n}`, which sets `--c`; a marker of its own and a direct label say the same without colour. All text is
-escaped here.
+Every plot is an `<svg>` that is well-formed XML, without a colour in it. A page that shows plots puts `style_sheet()`
+into its own style, and sets the colours `--ink`, `--soft`, `--grid` and `--card` that this refers to. A series of style
+n has the class `s{n}`, which sets `--c`; a marker of its own and a direct label say the same without colour. What
+belongs to a series has `data-s="{n}"`, for a page's script. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
-COLOURS = 8  # classes s0 to s7 of the page's style sheet
+COLOURS = 8  # classes s0 to s7 of svg.css
 # Unit shapes around 0, about the same area each.
 MARKERS = (
     "M-1,0A1,1 0 1 0 1,0A1,1 0 1 0 -1,0Z",  # circle
@@ -41,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points of one subject. `style` picks colour and marker; `strong` draws it heavier than the others."""
+    """Points that belong together. `style` picks colour and marker; `strong` draws them heavier than the others."""
 
     name: str
     style: int
@@ -51,7 +53,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One row of `bars`. A value of None shows `text` alone, in the place of the bar."""
+    """A row of `bars`. A value of None shows `text` alone, in the place of the bar."""
 
     name: str
     style: int
@@ -72,6 +74,11 @@ class Axis:
     ticks: tuple[float, ...] | None = None
     least: float | None = None  # never starts above, or ends below, these
     most: float | None = None
+
+
+def style_sheet() -> str:
+    """CSS of the classes that plots have."""
+    return files("nopad.charts").joinpath("svg.css").read_text("utf-8")
 
 
 def lines(series: Sequence[Series], x: Axis, y: Axis, *, label: str) -> str:
@@ -155,8 +162,8 @@ class _Scale:
         else:
             low, high = (min(0.0, low), low + 1.0) if low == high else (low, high + 0.03 * (high - low))
         self.low, self.high = low, high
-        made = _log_ticks(low, high) if self.log else _linear_ticks(low, high)
-        self.ticks = [tick for tick in (axis.ticks or made) if low <= tick <= high * (1 + 1e-9)]
+        ticks = axis.ticks or (_log_ticks(low, high) if self.log else _linear_ticks(low, high))
+        self.ticks = [tick for tick in ticks if low <= tick <= high * (1 + 1e-9)]
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -176,19 +183,19 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    made: list[float] = []
+    ticks: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-        made = [n * 10.0**d for d in decades for n in factors if low <= n * 10.0**d <= high]
-        if len(made) >= 4:
+        ticks = [n * 10.0**d for d in decades for n in factors if low <= n * 10.0**d <= high]
+        if len(ticks) >= 4:
             break
-    return made
+    return ticks
 
 
 def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: bool) -> str:
     width, height, left, top, bottom = 450.0, 340.0, 58.0, 30.0, 294.0
-    longest = max((len(one.name) for one in series), default=0) * CHARACTER
+    longest = max((len(line.name) for line in series), default=0) * CHARACTER
     right = width - (longest + 40 if joined else 24)
-    every = [point for one in series for point in one.points]
+    every = [point for line in series for point in line.points]
     inset = 0.0 if joined else 14.0  # a point's label may stand outside, its marker may not
     across = _Scale(x, [point.x for point in every], left + inset, right - inset)
     reach = [value for point in every for value in (point.y, *(point.interval or ()))]
@@ -199,18 +206,18 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
     parts += [_text(across(tick), bottom + 18, x.write(tick), "tick middle") for tick in across.ticks]
     parts += [_line("axis", left, bottom, right, bottom), _line("axis", left, top, left, bottom)]
     parts += [_text((left + right) / 2, bottom + 40, x.title, "title middle"), _text(4, 14, y.title, "title")]
-    places = [[(across(point.x), up(point.y)) for point in one.points] for one in series]
+    places = [[(across(point.x), up(point.y)) for point in line.points] for line in series]
     named = _end_labels(places, top, bottom) if joined else _beside_labels(series, places, left, width, top, bottom)
     # What is strong is drawn last: over the others.
     for n in sorted(range(len(series)), key=lambda n: series[n].strong):
-        one, drawn = series[n], []
-        if not one.points:
+        line, drawn = series[n], []
+        if not line.points:
             continue
-        if joined and len(one.points) > 1:
+        if joined and len(line.points) > 1:
             path = "M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in places[n])
-            drawn.append(f'<path class="line s{one.style % COLOURS}{" strong" if one.strong else ""}" d="{path}"/>')
-        for point, (px, py) in zip(one.points, places[n], strict=True):
-            inner = [marker(one.style, px, py, 6 if one.strong else 5)]
+            drawn.append(f'<path class="line s{line.style % COLOURS}{" strong" if line.strong else ""}" d="{path}"/>')
+        for point, (px, py) in zip(line.points, places[n], strict=True):
+            inner = [marker(line.style, px, py, 6 if line.strong else 5)]
             if point.interval:
                 low, high = map(up, point.interval)
                 inner.insert(0, _whisker(px, low, px, high))
@@ -219,12 +226,12 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
         if joined:
             tx = right + 30
             drawn.append(f'<path class="leader" d="M{px + 8:.1f},{py:.1f}L{right + 12:.1f},{ty:.1f}"/>')
-            drawn.append(marker(one.style, right + 20, ty, 4.5))
+            drawn.append(marker(line.style, right + 20, ty, 4.5))
         elif abs(ty - py) > 4:
-            side = min(max(px, tx), tx + CHARACTER * len(one.name))  # the place of the name that is nearest
+            side = min(max(px, tx), tx + CHARACTER * len(line.name))  # the place of the name that is nearest
             drawn.append(f'<path class="leader" d="M{px:.1f},{py:.1f}L{side:.1f},{ty + (4 if ty < py else -6):.1f}"/>')
-        drawn.append(_text(tx, ty + 4, one.name, "name strong" if one.strong else "name"))
-        parts.append(_group(one.style, "", drawn))
+        drawn.append(_text(tx, ty + 4, line.name, "name strong" if line.strong else "name"))
+        parts.append(_group(line.style, "", drawn))
     return _svg(width, height, label, parts)
 
 
@@ -240,10 +247,10 @@ def _end_labels(
     for n in reversed(range(len(heights))):  # too far down: push back up
         heights[n] = min(heights[n], lowest)
         lowest = heights[n] - LINE
-    found = [(0.0, 0.0)] * len(places)
+    labels = [(0.0, 0.0)] * len(places)
     for n, height in zip(wanted, heights, strict=True):
-        found[n] = (0.0, max(height, top - LINE))
-    return found
+        labels[n] = (0.0, max(height, top - LINE))
+    return labels
 
 
 def _beside_labels(
@@ -256,7 +263,7 @@ def _beside_labels(
 ) -> list[tuple[float, float]]:
     """Where each name stands beside its last point: the first place that covers no marker and no other name."""
     taken = [(px - 7, py - 7, px + 7, py + 7) for line in places for px, py in line]
-    found = [(0.0, 0.0)] * len(series)
+    labels = [(0.0, 0.0)] * len(series)
     # What is strong chooses first.
     for n in sorted((n for n in range(len(series)) if places[n]), key=lambda n: not series[n].strong):
         (px, py), wide = places[n][-1], CHARACTER * len(series[n].name) * (1.1 if series[n].strong else 1)
@@ -270,12 +277,12 @@ def _beside_labels(
         free = [entry for entry in inside if not any(_overlap(entry[2], other) for other in taken)]
         tx, ty, box = (free or inside)[0]
         taken.append(box)
-        found[n] = (tx, ty)
-    return found
+        labels[n] = (tx, ty)
+    return labels
 
 
-def _overlap(one: tuple[float, float, float, float], two: tuple[float, float, float, float]) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
@@ -288,8 +295,8 @@ def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
 
 def _group(style: int | None, tip: str, parts: Sequence[str]) -> str:
     title = f"<title>{escaped(tip)}</title>" if tip else ""
-    subject = "" if style is None else f' data-s="{style}"'
-    return f"<g{subject}>{title}{''.join(parts)}</g>"
+    series = "" if style is None else f' data-s="{style}"'
+    return f"<g{series}>{title}{''.join(parts)}</g>"
 
 
 def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> str:

@@ -19,7 +19,8 @@ from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.progress import Progress
 from nopad.export.targets import EngineJob
-from nopad.model.checkpoint.load import Checkpoint, told_json, write_checkpoint
+from nopad.model.checkpoint.load import Checkpoint
+from nopad.model.checkpoint.save import own_json, write_checkpoint
 from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.config import EncoderConfig
 from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
@@ -98,8 +99,8 @@ def _calibration_batches(
 ) -> list[PackedBatch]:
     """Texts as the runtime will read them: the bundle's tokenizer, its default prompt, what its model has rows for."""
     encoder = open_encoder(folder / "tokenizer.json", max_length, vocab_size=checkpoint.config.vocab_size)
-    said = checkpoint.pipeline or Pipeline()
-    prompt = said.prompts[said.default_prompt_name] if said.default_prompt_name is not None else ""
+    pipeline = checkpoint.pipeline or Pipeline()
+    prompt = pipeline.prompts[pipeline.default_prompt_name] if pipeline.default_prompt_name is not None else ""
     rows: Iterable[Text] = SAMPLES
     if source is not None:
         rows = (row.text for row in read_rows(source) if row.error is None)
@@ -129,7 +130,7 @@ def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like
     made = folder / "torch"
     made.mkdir()
     config = checkpoint.config
-    raw = {**checkpoint.raw_config, "nopad": told_json(config)}  # what transformers' own keys cannot say
+    raw = {**checkpoint.raw_config, "nopad": own_json(config)}  # what transformers' own keys cannot say
     write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
     return dataclasses.replace(
         like,

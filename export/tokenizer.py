@@ -31,10 +31,11 @@ class BundleTokenizer:
     mask_token: str | None
 
 
-def write_tokenizer(source: Path, folder: Path, vocab_size: int | None) -> BundleTokenizer:
+def write_tokenizer(source: Path, folder: Path, vocab_size: int | None, *, lower_case: bool = False) -> BundleTokenizer:
     """Write `tokenizer.json` and `tokenizer_config.json` of a checkpoint folder's tokenizer into a bundle's.
 
-    `vocab_size` is how many embeddings the model has, None where that is not known. Raises `CheckpointError`.
+    `vocab_size` is how many embeddings the model has, None where that is not known. With `lower_case` every text is
+    read in lower case, as sentence-transformers' `do_lower_case` does. Raises `CheckpointError`.
     """
     tokenizer = open_tokenizer(source)
     if not tokenizer.is_fast:
@@ -48,6 +49,8 @@ def write_tokenizer(source: Path, folder: Path, vocab_size: int | None) -> Bundl
     backend.no_padding()
     backend.no_truncation()
     backend.save(str(folder / "tokenizer.json"))
+    if lower_case:
+        _lower_case(folder / "tokenizer.json")
     text = json.dumps(_config_of(tokenizer), indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     pad = tokenizer.pad_token_id
@@ -121,8 +124,7 @@ def _limit(own: Any) -> int | None:
     return int(own) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else None
 
 
-def lower_case(file: Path) -> None:
-    """Make a bundle's tokenizer.json read every text in lower case, as sentence-transformers' `do_lower_case` does."""
+def _lower_case(file: Path) -> None:
     from tokenizers import Tokenizer, normalizers
 
     tokenizer = Tokenizer.from_file(str(file))

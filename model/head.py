@@ -99,9 +99,10 @@ class Head:
 
         Softmax; sigmoid for several labels and rerank; the raw values for regression; or what a cross-encoder names.
         """
-        several = "Sigmoid" if self.multi_label or self.task == "rerank" else "Softmax"
-        name = self.activation or ("Identity" if self.problem_type == "regression" else several)
-        return SCORE_ACTIVATIONS[name](logits if self.temperature == 1.0 else logits / np.float32(self.temperature))
+        independent = self.multi_label or self.task == "rerank"
+        usual = "Identity" if self.problem_type == "regression" else "Sigmoid" if independent else "Softmax"
+        scores = SCORE_ACTIVATIONS[self.activation or usual]
+        return scores(logits if self.temperature == 1.0 else logits / np.float32(self.temperature))
 
     def best(self, logits: FloatArray) -> npt.NDArray[np.int64]:
         """The index of the label, where one excludes the others: [..., num_labels] -> [...].

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from nopad.model.head import softmax
+from nopad.model.head import Head
 from nopad.runtime.entities import entities, read_tags
 from nopad.runtime.errors import BundleError, TextError
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import Embedding, FloatArray, MaskFill, Prediction, Tagging
 
 
-def _check_width(logits: FloatArray, manifest: Manifest) -> None:
-    if logits.shape[-1] != len(manifest.labels):
-        have = f"the model has {logits.shape[-1]} labels, the manifest names {len(manifest.labels)}"
+def _check_width(logits: FloatArray, head: Head) -> None:
+    if logits.shape[-1] != len(head.labels):
+        have = f"the model has {logits.shape[-1]} labels, the manifest names {len(head.labels)}"
         raise BundleError(f"{have}; export the bundle again")
 
 
 def prediction(
-    logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, top_k: int | None, keep_logits: bool
+    logits: FloatArray, tokens: Tokens, head: Head, engine: str, top_k: int | None, keep_logits: bool
 ) -> Prediction:
     """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
-    _check_width(logits, manifest)
-    head = manifest.head
+    _check_width(logits, head)
     scores = head.probabilities(logits)
     order = np.argsort(-logits, kind="stable")  # that of the scores, also where a sigmoid gives 1.0 to several
     if head.multi_label:
         best, chosen = int(order[0]), head.decide(logits)
-        labels = tuple(manifest.labels[i] for i in order if chosen[i])
+        labels = tuple(head.labels[i] for i in order if chosen[i])
     else:
         best = int(head.best(logits))
-        labels = (manifest.labels[best],)
+        labels = (head.labels[best],)
     return Prediction(
-        label=manifest.labels[best],
+        label=head.labels[best],
         score=float(scores[best]),
         labels=labels,
-        scores={manifest.labels[i]: float(scores[i]) for i in order[:top_k]},
+        scores={head.labels[i]: float(scores[i]) for i in order[:top_k]},
         logits=logits if keep_logits else None,
         tokens=tokens.tokens,
         tokens_used=tokens.used,
@@ -44,16 +42,16 @@ def prediction(
     )
 
 
-def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str, keep_logits: bool) -> Tagging:
+def tagging(logits: FloatArray, tokens: Tokens, head: Head, engine: str, keep_logits: bool) -> Tagging:
     """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
-    _check_width(logits, manifest)
+    _check_width(logits, head)
     if not isinstance(tokens.text, str):
         raise TextError("a tagger reads one text, this is a pair; give its parts one by one")
-    scores, best = manifest.head.probabilities(logits), manifest.head.best(logits)
+    scores, best = head.probabilities(logits), head.best(logits)
     kept = [i for i, special in enumerate(tokens.special) if not special]
-    labels = [manifest.labels[best[i]] for i in kept]
+    labels = [head.labels[best[i]] for i in kept]
     values = [float(scores[i, best[i]]) for i in kept]
-    tags = read_tags(manifest.labels)
+    tags = read_tags(head.labels)
     return Tagging(
         tokens_text=tuple(tokens.pieces[i] for i in kept),
         labels=tuple(labels),
@@ -67,12 +65,12 @@ def tagging(logits: FloatArray, tokens: Tokens, manifest: Manifest, engine: str,
 
 
 def mask_fill(
-    logits: FloatArray, tokens: Tokens, encoder: TextEncoder, mask_id: int, engine: str, top_k: int
+    logits: FloatArray, tokens: Tokens, head: Head, encoder: TextEncoder, mask_id: int, engine: str, top_k: int
 ) -> MaskFill:
     """Answer of a fill-mask model; `logits` float32 [tokens_used, vocab_size]."""
     masks = []
     for position in (i for i, token in enumerate(tokens.input_ids) if token == mask_id):
-        scores = softmax(logits[position])
+        scores = head.probabilities(logits[position])
         order = np.argsort(-scores, kind="stable")[:top_k]
         masks.append(tuple((encoder.decode_token(int(i)), float(scores[i])) for i in order))
     return MaskFill(masks=tuple(masks), tokens=tokens.tokens, tokens_used=tokens.used, engine=engine)

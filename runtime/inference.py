@@ -1,7 +1,7 @@
 """From texts to answers in three steps, over an opened bundle: encode, run, decode.
 
-Each step may be called alone and from any thread, so that one window is tokenized while another runs: nothing here
-changes after it is opened. `Inference.answers` does the three one after another. Knows no queue and no file.
+Each step may be called alone and from any thread, so that texts are tokenized while a batch runs: nothing here changes
+after it is opened. `Inference.answers` takes the three in turn. Knows no queue and no file.
 """
 
 from __future__ import annotations
@@ -93,20 +93,20 @@ class Inference:
         return list(logits), answer.engine
 
     def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
-        """What makes one text's logits the answer of the bundle's task.
+        """The function that turns one text's logits into the answer of the bundle's task.
 
-        It raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
+        The function raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
-        manifest = self.manifest
-        if manifest.task == "token-classification":
-            return lambda logits, tokens, engine: decode.tagging(logits, tokens, manifest, engine, return_logits)
-        if manifest.task == "fill-mask":
+        head = self.manifest.head
+        if head.task == "token-classification":
+            return lambda logits, tokens, engine: decode.tagging(logits, tokens, head, engine, return_logits)
+        if head.task == "fill-mask":
             return self._mask_decoder(top_k or MASKS_TOP_K)
-        if manifest.task == "embeddings":
+        if head.task == "embeddings":
             return decode.embedding
-        return lambda logits, tokens, engine: decode.prediction(logits, tokens, manifest, engine, top_k, return_logits)
+        return lambda logits, tokens, engine: decode.prediction(logits, tokens, head, engine, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int) -> Decoder[MaskFill]:
         mask = self.manifest.mask_token or "[MASK]"
@@ -115,7 +115,7 @@ class Inference:
         def fill(logits: FloatArray, tokens: Tokens, engine: str) -> MaskFill:
             if mask_id is None or mask_id not in tokens.input_ids:
                 raise TextError(f"the text has no {mask} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self._encoder, mask_id, engine, top_k)
+            return decode.mask_fill(logits, tokens, self.manifest.head, self._encoder, mask_id, engine, top_k)
 
         return fill
 

@@ -204,10 +204,10 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     artifact_fields = {f.name for f in dataclasses.fields(Artifact)}
     fields["artifacts"] = tuple(
         Artifact(
-            **{key: value for key, value in _checked(one).items() if key in artifact_fields - {"profiles"}},
-            profiles=tuple(map(profile_from_json, one.get("profiles") or ())),
+            **{key: value for key, value in _checked(artifact).items() if key in artifact_fields - {"profiles"}},
+            profiles=tuple(map(profile_from_json, artifact.get("profiles") or ())),
         )
-        for one in fields["artifacts"]
+        for artifact in fields["artifacts"]
     )
     fields["files"] = {name: FileRecord(**_checked(record)) for name, record in fields["files"].items()}
     for name in [*fields["files"], *(artifact.file for artifact in fields["artifacts"]), fields["tokenizer"]]:

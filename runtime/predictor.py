@@ -59,7 +59,7 @@ def load(
     """Open a bundle folder, or the embedded default without `path`.
 
     `engine`: `auto` takes the first engine that this machine can run and that has passed the parity gate, in the order
-    that `nopad doctor` prints, and answers with the next one what it fails on (`Model.status` says so); a name of
+    that `nopad doctor` prints, and where it fails the next engine answers (`Model.status` says so); a name of
     `nopad.runtime.engines.base.ENGINES` takes that engine alone; a list of names is an order of your own; a factory
     is an engine of your own (tests).
     `precision`, `file`: only files of this precision, or this file; None takes what suits the engine.
@@ -71,7 +71,7 @@ def load(
     `prompt_name`, `prompt`: what is put before every text, by its name in the manifest's `prompts` or as it is; None
     takes the bundle's default prompt.
     `allow_unverified`: open a bundle that has not passed the parity gate.
-    `allow_host_code`: run the native code that a version-compatible TensorRT engine carries: only from those you trust.
+    `allow_host_code`: run the native code that a version-compatible TensorRT engine carries: only if you trust it.
     `verify`: check the SHA-256 of every file first.
 
     Raises `BundleError` and its kinds, `UsageError`, `EnvironmentProblem`.
@@ -151,7 +151,7 @@ class Model:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of a micro-batch: what `load` was told, else what suits the chosen engine."""
+        """Tokens of a micro-batch: `load`'s `token_budget`, else what suits the chosen engine."""
         return self._inference.planner.token_budget
 
     @property
@@ -218,7 +218,7 @@ class Model:
     def embed(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
         """Embeddings, float32 [len(texts), embedding size].
 
-        `prompt_name`, `prompt`: what is put before each text; without, the bundle's default prompt, if it has one.
+        `prompt_name`, `prompt`: what is put before each text; without them, the bundle's default prompt, if it has any.
         """
         self._require("embed", "embeddings")
         if not texts:

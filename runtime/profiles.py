@@ -67,7 +67,7 @@ def profile_from_json(raw: Mapping[str, Any]) -> ShapeProfile:
 
 def write_profiles(profiles: Sequence[ShapeProfile], **about: Any) -> bytes:
     """A profiles file, for `nopad export --profiles`; `about` says where they come from."""
-    raw = {"format_version": FORMAT_VERSION, "profiles": [dataclasses.asdict(one) for one in profiles], **about}
+    raw = {"format_version": FORMAT_VERSION, "profiles": [dataclasses.asdict(profile) for profile in profiles], **about}
     return (json.dumps(raw, indent=2) + "\n").encode()
 
 
@@ -81,13 +81,13 @@ def read_profiles(path: Path) -> tuple[ShapeProfile, ...]:
         raise InputFileError(f"{path} is not valid JSON ({error}); make it with nopad plan") from None
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
         raise InputFileError(f"{path} is no profiles file of format version {FORMAT_VERSION}; make it with nopad plan")
-    listed = raw.get("profiles")
-    if not isinstance(listed, list) or not listed:
+    entries = raw.get("profiles")
+    if not isinstance(entries, list) or not entries:
         raise InputFileError(f"{path} has no profiles; make it with nopad plan")
     profiles = []
-    for number, one in enumerate(listed, 1):
+    for number, entry in enumerate(entries, 1):
         try:
-            profiles.append(profile_from_json(one if isinstance(one, dict) else {}))
+            profiles.append(profile_from_json(entry if isinstance(entry, dict) else {}))
         except ValueError as error:
             raise InputFileError(f"{path}, profile {number}: {error}") from None
     return tuple(profiles)

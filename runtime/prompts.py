@@ -7,7 +7,7 @@ from nopad.runtime.manifest import Manifest
 
 
 def resolve_prompt(manifest: Manifest, prompt_name: str | None, prompt: str | None) -> str:
-    """The prompt that is meant, as sentence-transformers resolves it. Raises `UsageError` for an unknown name."""
+    """The text of the prompt, as sentence-transformers resolves it. Raises `UsageError` for an unknown name."""
     if prompt is not None:
         if prompt_name is not None:
             raise UsageError("give either prompt or prompt_name, not both")

@@ -87,18 +87,18 @@ class TextEncoder:
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
         self._max_length = max_length
         self._vocab_size = vocab_size
-        said = _read_config(config) if config else _Config()
-        self._typed = said.typed
-        self._tokenizer.encode_special_tokens = said.split_special
+        settings = _read_config(config) if config else _Config()
+        self._typed = settings.typed
+        self._tokenizer.encode_special_tokens = settings.split_special
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, direction=said.side)
+        self._tokenizer.enable_truncation(max_length, direction=settings.side)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
     def decode_token(self, token_id: int) -> str:
         """One token as readable text."""
@@ -121,7 +121,7 @@ class TextEncoder:
         return [item for item in out if item is not None]
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens of a prompt as sentence-transformers counts them: a special one at its end is not the prompt's.
+        """Tokens of a prompt as sentence-transformers counts them: a special token at its end is not the prompt's.
 
         (`_get_prompt_length` of its `base/modules/transformer.py`.)
         """

@@ -84,7 +84,7 @@ class Embedding(Usage):
 class Ranked:
     """One passage of a reranked list."""
 
-    index: int  # place in the list that was given
+    index: int  # place in the list of passages
     score: float
     text: str
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from nopad.bench.forecast.count_architecture import count_architecture
 from nopad.bench.forecast.data_sheets import GPUS, Gpu
 from nopad.bench.forecast.forecast import FIT, Fit, cost_of
-from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, count_architecture, memory, product
+from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, memory, product
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published_bert.json").read_text())
 SIZES = {"base": (12, 768, 3072, 12), "large": (24, 1024, 4096, 16)}  # layers, hidden, intermediate, heads
@@ -193,14 +194,14 @@ def summary(ratios: list[float]) -> str:
 
 def singles(fit: Fit) -> dict[str, Gpu]:
     """A30 and L40S with the share that their largest fp16 entry gives; A10 and H100 with MLPerf's."""
-    found = {}
+    fitted = {}
     for name, gpu in OTHERS.items():
-        (one,) = [e for e in entries() if e.gpu == name and calibrates(e)]
-        groups = engine_groups(one.model, one.precision, one.batch, one.length)
-        found[name] = sustained_for(gpu, fit, groups, one.seconds)
-    found["a10"] = sustained_for(GPUS["a10"], fit, mlperf_groups("fp16"), mlperf_seconds("a10 fp16"))
-    found["h100"] = sustained_for(GPUS["h100"], fit, mlperf_groups("int8"), mlperf_seconds("h100 int8"))
-    return found
+        (entry,) = [e for e in entries() if e.gpu == name and calibrates(e)]
+        groups = engine_groups(entry.model, entry.precision, entry.batch, entry.length)
+        fitted[name] = sustained_for(gpu, fit, groups, entry.seconds)
+    fitted["a10"] = sustained_for(GPUS["a10"], fit, mlperf_groups("fp16"), mlperf_seconds("a10 fp16"))
+    fitted["h100"] = sustained_for(GPUS["h100"], fit, mlperf_groups("int8"), mlperf_seconds("h100 int8"))
+    return fitted
 
 
 def calibrates(entry: Entry) -> bool:
@@ -219,15 +220,15 @@ def report(fit: Fit, gpus: dict[str, Gpu]) -> None:
             for precision in ("fp16", "int8"):
                 some = [ratio(e, gpus[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
                 print(f"  {name:5} {precision}", summary(some))
-    one = singles(fit)
-    print("sustained from one number:", {name: gpu.sustained for name, gpu in one.items()})
+    single = singles(fit)
+    print("sustained from one number:", {name: gpu.sustained for name, gpu in single.items()})
     every = [e for e in known if e.gpu in OTHERS and not calibrates(e)]
-    print("held out A30, L40S:", summary([ratio(e, one[e.gpu], fit) for e in every]))
+    print("held out A30, L40S:", summary([ratio(e, single[e.gpu], fit) for e in every]))
     for name in OTHERS:
         for precision in ("fp16", "int8"):
-            some = [ratio(e, one[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
+            some = [ratio(e, single[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
             print(f"  {name:5} {precision}", summary(some))
-    known_gpus = {**gpus, **one, "h200": dataclasses.replace(GPUS["h200"], sustained=one["h100"].sustained)}
+    known_gpus = {**gpus, **single, "h200": dataclasses.replace(GPUS["h200"], sustained=single["h100"].sustained)}
     print("MLPerf, seconds measured/forecast (fp8 counted at int8's rate):")
     for name in PUBLISHED["mlperf"]["samples_per_second"]:
         gpu, precision = name.split()

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from nopad.export.bundle import gate_bundle
+from nopad.export.parity.run import gate_bundle, open_reference
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.source import open_source
 from nopad.model.errors import NopadError
 from nopad.model.packing import pack
 from nopad.runtime.atomic import write_file
@@ -189,23 +190,17 @@ def gate_engines(arguments: argparse.Namespace, sm: str | None, say: Callable[[s
     if arguments.data:
         data = read_labelled(arguments.data, bundle.manifest, limit=arguments.limit)
     verdicts: dict[str, Any] = {}
-    for engine in engine_order(sm):
-        try:
-            report = gate_bundle(
-                open_bundle(arguments.bundle),
-                arguments.reference,
-                half_window=bundle.manifest.half_window or 64,
-                engine=engine,
-                data=data,
-                longest=2048,
-            )
-        except NopadError as error:
-            verdicts[engine] = {"refused": str(error)}
-            say(f"{engine}: {error}")
-            continue
-        record_parity(open_bundle(arguments.bundle), report["file"], engine, report, report["evaluation"])
-        verdicts[engine] = {"passed": report["passed"], "file": report["file"], "evaluation": report["evaluation"]}
-        say(f"{engine}: {'passed' if report['passed'] else 'FAILED'}, {report['evaluation']}")
+    with open_reference(open_source(arguments.reference), bundle.manifest) as reference:
+        for engine in engine_order(sm):
+            try:
+                report = gate_bundle(open_bundle(arguments.bundle), reference, engine=engine, data=data, longest=2048)
+            except NopadError as error:
+                verdicts[engine] = {"refused": str(error)}
+                say(f"{engine}: {error}")
+                continue
+            record_parity(open_bundle(arguments.bundle), report["file"], engine, report, report["evaluation"])
+            verdicts[engine] = {"passed": report["passed"], "file": report["file"], "evaluation": report["evaluation"]}
+            say(f"{engine}: {'passed' if report['passed'] else 'FAILED'}, {report['evaluation']}")
     return verdicts
 
 

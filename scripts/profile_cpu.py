@@ -65,8 +65,8 @@ def main() -> None:
     operators = set().union(*columns.values())
     print(f"| operator, ms | {' | '.join(columns)} |")
     print(f"|---|{'---|' * len(columns)}")
-    for operator in sorted(operators, key=lambda name: -max(one.get(name, 0) for one in columns.values())):
-        values = [one.get(operator, 0.0) for one in columns.values()]
+    for operator in sorted(operators, key=lambda name: -max(column.get(name, 0) for column in columns.values())):
+        values = [column.get(operator, 0.0) for column in columns.values()]
         if max(values) >= 0.5:
             print(f"| {operator} | {' | '.join(f'{value:.1f}' for value in values)} |")
 

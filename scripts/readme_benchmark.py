@@ -46,14 +46,14 @@ def update(results: Path, readme: Path, *, check: bool) -> bool:
 
     Raises `InputFileError` for an unreadable file, or a README without exactly one place for the table.
     """
-    made = block(read_report(results))
+    table = block(read_report(results))
     try:
         old = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputFileError(f"cannot read {readme}: {error}") from None
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
         raise InputFileError(f"{readme} must have one line {BEGIN} and, below it, one line {END}")
-    new = f"{old[: old.index(BEGIN)]}{BEGIN}\n{made}{old[old.index(END) :]}"
+    new = f"{old[: old.index(BEGIN)]}{BEGIN}\n{table}{old[old.index(END) :]}"
     if not check and new != old:
         write_file(readme, new.encode("utf-8"))
     return new == old
@@ -64,15 +64,15 @@ def block(report: Report) -> str:
     table = tabulate(report)
     measured = {name for name, _ in table.figures}
     # One model in one table: another one's tokens per second say nothing beside these.
-    models = {one.model for one in report.subjects if one.name == report.reference} or {
-        one.model for one in report.subjects
+    models = {subject.model for subject in report.subjects if subject.name == report.reference} or {
+        subject.model for subject in report.subjects
     }
-    columns = [one for one in report.subjects if one.name in measured and one.model in models]
-    columns.sort(key=lambda one: (one.family != "nopad", one.name != report.reference))
-    lines = [*_warnings(report), _row(["real tokens/s", *(_head(one, report) for one in columns)])]
+    columns = [subject for subject in report.subjects if subject.name in measured and subject.model in models]
+    columns.sort(key=lambda subject: (subject.family != "nopad", subject.name != report.reference))
+    lines = [*_warnings(report), _row(["real tokens/s", *(_head(subject, report) for subject in columns)])]
     lines.append("|---|" + "---:|" * len(columns))
     for workload in report.workloads:
-        lines.append(_row([_plain(workload.name), *(_cell(table, one, workload.name) for one in columns)]))
+        lines.append(_row([_plain(workload.name), *(_cell(table, subject, workload.name) for subject in columns)]))
     return "\n".join([*lines, "", *_below(table)]) + "\n"
 
 
@@ -108,7 +108,7 @@ def _below(table: Table) -> Iterator[str]:
     about = [f"{where or 'machine unknown'}, {threads}, {_plain(report.created[:10])}."]
     if report.reference:
         about.append(f"× is times {_plain(report.reference)}, with its 95 % interval; labels equal unless it says so.")
-    absent = [f"{one.name} ({one.status})" for one in report.subjects if one.status != "ok"]
+    absent = [f"{subject.name} ({subject.status})" for subject in report.subjects if subject.status != "ok"]
     if absent:
         about.append(f"Not measured: {_plain(', '.join(absent))}.")
     if report.noise.conclusive and report.noise.verdict:
@@ -125,7 +125,7 @@ def _row(cells: list[str]) -> str:
 def _plain(text: str) -> str:
     """Text from a report, so that Markdown shows it as it is."""
     text = escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{one}" if one in "\\|`*[]" else one for one in text)
+    return "".join(f"\\{character}" if character in "\\|`*[]" else character for character in text)
 
 
 if __name__ == "__main__":

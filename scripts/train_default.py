@@ -9,39 +9,19 @@ IMDb's reviews are long, and what people type into a demo is short: a model trai
 (Of one review in two, accuracy on the test set is 0.4 points higher, and that phrase is positive again.)
 """
 
-import argparse
 import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from imdb_models import HELD_OUT, RECIPE, ROOT, export, make_tokenizer, nopad, options, read_arguments
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "default"
-RECIPE = {
-    "--learning-rate": 1e-3,
-    "--epochs": 2,
-    "--warmup-ratio": 0.06,
-    "--weight-decay": 0.1,
-    "--label-smoothing": 0.1,
-    "--max-length": 1024,
-    "--batch-size": 32,
-    "--seed": 42,
-    "--labels": "negative,positive",
-}
-
-
-HELD_OUT = 1500  # whole reviews, to choose the epoch by
+OWN: dict[str, object] = {"--learning-rate": 1e-3, "--epochs": 2, "--label-smoothing": 0.1, "--max-length": 1024}
 EXCERPTS = 1.0  # share of the reviews that lend one
-
-
-def nopad(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "nopad.runtime.cli", *map(str, arguments)], check=True)
 
 
 def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
@@ -73,25 +53,18 @@ def round_to_half(checkpoint: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__)
     work: Path = arguments.work
-    tokenizer, trained = work / "tokenizer", work / "checkpoint"
-    script = ROOT / "scripts" / "make_tokenizer.py"
-    subprocess.run([sys.executable, script, arguments.train, tokenizer, "--vocab-size", "8192"], check=True)
+    tokenizer, trained, bundle = work / "tokenizer", work / "checkpoint", work / "bundle"
+    make_tokenizer(arguments.train, tokenizer)
     if not trained.exists():
         config = ROOT / "scripts" / "default" / "config.json"
         split_with_excerpts(arguments.train, work / "train.jsonl", work / "held_out.jsonl")
         data = ("--train", work / "train.jsonl", "--eval", work / "held_out.jsonl")
-        recipe = [part for option in RECIPE.items() for part in option]
+        recipe = options(RECIPE | OWN)
         nopad("train", "--from-scratch", config, "--tokenizer", tokenizer, *data, "--output", trained, *recipe)
     round_to_half(trained)
-    bundle = work / "bundle"
-    nopad("export", trained, "--output", bundle)
-    nopad("parity", bundle, "--reference", trained, "--data", arguments.test)
+    export(trained, bundle, arguments.test)
     shutil.rmtree(DEFAULT, ignore_errors=True)
     shutil.copytree(trained, DEFAULT / "checkpoint")
     shutil.copytree(bundle, DEFAULT / "bundle")

@@ -7,14 +7,12 @@ enough for an hour on 2 CPU cores. `WORK/held_out.jsonl` has reviews that are ne
 test set is for the last evaluation alone.
 """
 
-import argparse
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from imdb_models import HELD_OUT, RECIPE, export, make_tokenizer, nopad, options, read_arguments
+
 CONFIG = {
     "model_type": "modernbert",
     "architectures": ["ModernBertForSequenceClassification"],
@@ -38,27 +36,10 @@ CONFIG = {
     "eos_token_id": 3,
     "initializer_range": 0.02,
 }
-RECIPE: dict[str, object] = {
-    "--warmup-ratio": 0.06,
-    "--weight-decay": 0.1,
-    "--label-smoothing": 0.05,
-    "--epochs": 1,
-    "--batch-size": 32,
-    "--seed": 42,
-    "--labels": "negative,positive",
-}
+OWN: dict[str, object] = {"--label-smoothing": 0.05, "--epochs": 1}
 # Words are learned from the first 128 tokens of every review, at a third of the time; whole reviews from half of them.
 SHORT: dict[str, object] = {"--max-length": 128, "--learning-rate": 1e-3}
 WHOLE: dict[str, object] = {"--max-length": 512, "--learning-rate": 5e-4}
-HELD_OUT = 1500  # reviews
-
-
-def nopad(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "nopad.runtime.cli", *map(str, arguments)], check=True)
-
-
-def options(values: dict[str, object]) -> list[object]:
-    return [part for option in values.items() for part in option]
 
 
 def split(reviews: Path, work: Path) -> None:
@@ -72,23 +53,17 @@ def split(reviews: Path, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__)
     work: Path = arguments.work
     tokenizer, config, trained = work / "tokenizer", work / "config.json", work / "ckpt"
-    script = ROOT / "scripts" / "make_tokenizer.py"
-    subprocess.run([sys.executable, script, arguments.train, tokenizer, "--vocab-size", "8192"], check=True)
+    make_tokenizer(arguments.train, tokenizer)
     config.write_text(json.dumps(CONFIG, indent=2) + "\n", "utf-8")
     split(arguments.train, work)
-    common = ("--tokenizer", tokenizer, "--eval", work / "held_out.jsonl", *options(RECIPE))
+    common = ("--tokenizer", tokenizer, "--eval", work / "held_out.jsonl", *options(RECIPE | OWN))
     start = work / "short"
     nopad("train", "--from-scratch", config, "--train", work / "all.jsonl", "--output", start, *common, *options(SHORT))
     nopad("train", "--model", start, "--train", work / "half.jsonl", "--output", trained, *common, *options(WHOLE))
-    nopad("export", trained, "--output", work / "bundle")
-    nopad("parity", work / "bundle", "--reference", trained, "--data", arguments.test)
+    export(trained, work / "bundle", arguments.test)
 
 
 if __name__ == "__main__":

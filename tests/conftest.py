@@ -72,10 +72,10 @@ def _bundles(
         if name not in made:
             from reference_models import CASES
 
-            from nopad.export.bundle import export_checkpoint
+            from nopad.export.bundle import ExportOptions, export_checkpoint
 
             output = tmp_path_factory.mktemp(f"bundle-{target}-{name}") / "bundle"
-            result = export_checkpoint(checkpoint(name), output, target=target, **CASES[name].load)
+            result = export_checkpoint(checkpoint(name), output, ExportOptions(target=target, **CASES[name].load))
             assert result.report is not None and result.report["passed"], result.report
             made[name] = output
         return made[name]

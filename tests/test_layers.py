@@ -1,8 +1,10 @@
-"""The house rules that a reader of docs/architecture.md relies on: imports run one way, files stay readable."""
+"""The house rules that a reader of docs/architecture.md relies on: its map is complete, imports run up it, files stay
+readable.
+"""
 
 import ast
+import re
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,16 +23,7 @@ ALLOWED = {
 TORCH_FREE = {
     f"nopad.model.{name}"
     for name in (
-        *(
-            "checkpoint.read_config",
-            "checkpoint.read_head",
-            "config",
-            "errors",
-            "head",
-            "labels",
-            "packages",
-            "packing",
-        ),
+        *("checkpoint.read_config", "checkpoint.read_head", "config", "errors", "head", "packages", "packing"),
         "rope_config",
     )
 }
@@ -45,6 +38,22 @@ def modules() -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    return ".".join(("nopad", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+KNOWN = {name_of(path) for path in modules()}
+# Folder -> its rows in the tables of docs/architecture.md, from the ground up: files, and subfolders with a slash.
+MAP = {
+    folder: re.findall(r"^\| `([\w/.]+)` \|", text, flags=re.MULTILINE)
+    for folder, text in re.findall(
+        r"^####? `([\w/]+)/`\n(.*?)(?=^####? |\Z)",
+        (ROOT / "docs" / "architecture.md").read_text("utf-8").partition("\n## The map\n")[2],
+        flags=re.MULTILINE | re.DOTALL,
+    )
+}
+
+
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Imported modules, and whether the import stands at the module's top level."""
     tree = ast.parse(path.read_text("utf-8"))
@@ -55,7 +64,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 yield alias.name, id(node) in top
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or "", id(node) in top
+            for alias in node.names:  # a module out of its folder, or names out of a module
+                full = f"{node.module}.{alias.name}"
+                yield full if full in KNOWN else node.module or "", id(node) in top
 
 
 @pytest.mark.parametrize("path", list(modules()), ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -67,21 +78,30 @@ def test_imports_run_one_way(path: Path) -> None:
             assert parts[1] in ALLOWED[folder], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_no_folder_has_a_circle_of_imports() -> None:
-    names = {
-        path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()
-    }
-    known = set(names.values())
-    for depth in range(2, 5):  # rooms: modules, and at each depth a subfolder as a whole
-        graph: dict[str, set[str]] = {}
-        for path, name in names.items():
-            room = ".".join(name.split(".")[:depth])
-            for imported, _ in imports(path):
-                other = imported.removeprefix("nopad.")
-                target = ".".join(other.split(".")[:depth])
-                if other in known and target != room and target != name.split(".")[0]:
-                    graph.setdefault(room, set()).add(target)
-        TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+def test_the_map_names_every_folder_and_every_file() -> None:
+    folders = {path.parent for path in modules()}
+    assert set(MAP) == {folder.relative_to(ROOT).as_posix() for folder in folders}
+    for folder in folders:
+        have = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+        have |= {f"{sub.name}/" for sub in folder.iterdir() if sub in folders}
+        rows = MAP[folder.relative_to(ROOT).as_posix()]
+        assert sorted(rows) == sorted(have), f"the table of {folder.relative_to(ROOT)}/ in docs/architecture.md"
+
+
+@pytest.mark.parametrize("folder", MAP)
+def test_inside_a_folder_imports_run_up_the_map(folder: str) -> None:
+    rank = {row.removesuffix(".py").removesuffix("/"): place for place, row in enumerate(MAP[folder])}
+    above = f"nopad.{folder.replace('/', '.')}."
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if path.name == "__init__.py":  # the face of its folder
+            continue
+        row = name_of(path).removeprefix(above).split(".")[0]
+        for name, _ in imports(path):
+            other = name.removeprefix(above).split(".")[0]
+            if name.startswith(above) and other in rank and other != row:
+                assert rank[other] < rank[row], (
+                    f"{path.relative_to(ROOT)} imports {name}, which stands below it in docs/architecture.md"
+                )
 
 
 def test_a_test_file_carries_the_name_of_the_module_that_it_tests() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import transformers
 
-import nopad.export.bundle
+import nopad.export.parity.run
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.cli import run
 from nopad.runtime.predictor import load
@@ -94,7 +94,7 @@ def test_ctrl_c_in_the_gate_leaves_the_verdict(
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nopad.export.bundle, "run_gate", interrupted)
+    monkeypatch.setattr(nopad.export.parity.run, "run_gate", interrupted)
     assert run(["parity", str(own), "--reference", str(checkpoint(name))]) == 130
     assert (own / "manifest.json").read_bytes() == before
     assert open_bundle(own).manifest.verdict == "verified"

@@ -13,8 +13,8 @@ import datasets
 import numpy as np
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
-from nopad.model.labels import listed, split_columns
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.runtime.data.labels import listed, split_columns
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError

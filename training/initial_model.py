@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from nopad.model.checkpoint.hub import resolve_checkpoint
+from nopad.model.checkpoint.initialize import initialize
 from nopad.model.checkpoint.json_files import read_json, read_raw_config
-from nopad.model.checkpoint.load import Checkpoint, initialize, load_checkpoint
+from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
 from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
+from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer
 from nopad.model.config import EncoderConfig
 from nopad.model.encoder import build_encoder
@@ -45,28 +47,27 @@ def open_model(
     torch.manual_seed(recipe.seed)
     if from_scratch is not None:
         checkpoint = _random_weights(from_scratch, changes)
-        folder = checkpoint.path
+        folder = from_scratch if from_scratch.is_dir() else from_scratch.parent
     elif model is not None:
-        checkpoint = _pretrained(model, changes, base)
-        folder = checkpoint.source.tokenizer if checkpoint.source else checkpoint.path
+        source = open_source(resolve_checkpoint(model), base)
+        checkpoint = _pretrained(source, changes)
+        folder = source.tokenizer
     else:
         raise UsageError("give one of --model and --from-scratch")
-    source = resolve_checkpoint(tokenizer) if tokenizer else folder
-    return checkpoint, _open_tokenizer(source, checkpoint.config, recipe.max_length)
+    return checkpoint, _open_tokenizer(
+        resolve_checkpoint(tokenizer) if tokenizer else folder, checkpoint.config, recipe.max_length
+    )
 
 
 def _random_weights(config: Path, changes: dict[str, Any]) -> Checkpoint:
-    folder = config if config.is_dir() else config.parent
-    raw = (read_raw_config(folder) if config.is_dir() else read_json(config, dict)) | changes
+    raw = (read_raw_config(config) if config.is_dir() else read_json(config, dict)) | changes
     encoder = build_encoder(read_config(raw, task="text-classification"))
     initialize(encoder)
-    return Checkpoint(path=folder, raw_config=raw, encoder=encoder, missing=())
+    return Checkpoint(raw_config=raw, encoder=encoder)
 
 
-def _pretrained(model: str, changes: dict[str, Any], base: str | None) -> Checkpoint:
-    checkpoint = load_checkpoint(
-        resolve_checkpoint(model), task="text-classification", config_changes=changes, new_head=True, base=base
-    )
+def _pretrained(source: Source, changes: dict[str, Any]) -> Checkpoint:
+    checkpoint = load_checkpoint(source, task="text-classification", config_changes=changes, new_head=True)
     # A new head: what a cross-encoder's folder says of its scores holds no longer.
     raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
     return dataclasses.replace(checkpoint, raw_config=raw)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import ProblemType
-from nopad.model.labels import is_hot, label_finder, listed, spelled_number, zero_or_one
+from nopad.runtime.data.labels import is_hot, label_finder, listed, spelled_number, zero_or_one
 from nopad.training.errors import DataError
 
 SINGLE: ProblemType = "single_label_classification"

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from nopad.runtime.data.fields import MISSING, TEXT_COLUMNS, as_cell, find_column, listed, value_at
+from nopad.runtime.data.fields import MISSING, TEXT_COLUMNS, as_cell, find_column, name_list, value_at
 from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
@@ -55,7 +55,7 @@ class Rows:
             return name
         wanted = repr(name) if name is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
-        raise DataError(f"the {what} has no column {wanted}; it has {listed(columns)}: {hint}")
+        raise DataError(f"the {what} has no column {wanted}; it has {name_list(columns)}: {hint}")
 
     def provide(self, name: str, option: str) -> None:
         """Have the column `name` in evaluation data, also where it differs in case there. Raises `DataError`."""

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
-from nopad.model.checkpoint.load import Checkpoint, write_checkpoint
+from nopad.model.checkpoint.load import Checkpoint
+from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.errors import CheckpointError
 from nopad.runtime.atomic import replace_folder

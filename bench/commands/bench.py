@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from nopad.bench.measure.record import Record
-    from nopad.bench.subjects.contenders import Contender
+    from nopad.bench.subjects.plans import SubjectPlan
     from nopad.bench.workloads import Texts
+    from nopad.runtime.bundle import Bundle
 
 PUBLISH_SECONDS = 1.0  # the file is written anew at most so often
 _FOLDER = click.Path(path_type=Path)
@@ -165,10 +166,8 @@ class _Options:
 
 def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.measure import machine
-    from nopad.bench.measure.record import Record
-    from nopad.bench.measure.run import Settings, run
     from nopad.bench.report.files import check_folder
-    from nopad.bench.subjects.contenders import REFERENCE, check_against
+    from nopad.bench.subjects.plans import check_against
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
     threads = options.threads or machine.usable_cores()
@@ -182,56 +181,78 @@ def _bench(path: str | None, options: _Options) -> None:
     if options.output is not None:
         check_folder(options.output)
     reference = options.reference or (str(DEFAULT_CHECKPOINT) if path is None else None)
-    wants = () if options.no_measure or options.against == ("none",) else options.against
-    if reference is None and wants:
+    if reference is None and not options.no_measure and options.against not in ((), ("none",)):
         raise UsageError("--against needs --reference CHECKPOINT: competitors run that")
     with _cache(options.output) as cache, status(console) as show:
         show("reading the texts")
         workloads, remarks = _workloads(opened, options)
-        contenders: list[Contender] = []
-        if not options.no_measure:
-            contenders = _contenders(opened, reference, options, threads, cache)
+        plans = [] if options.no_measure else _plans(opened, reference, options, threads, cache)
         for remark in remarks:
             console.print(remark, style="yellow")
-        record = Record(
-            command=_command(),
-            threads=threads,
-            reference=REFERENCE if any(one.name == REFERENCE for one in contenders) else None,
-            model={
-                "name": opened.path.resolve().name if path else "the embedded model",
-                "task": opened.manifest.task,
-                "verdict": opened.manifest.verdict,
-                "architecture": dict(opened.manifest.architecture),
-                "source": dict(opened.manifest.source),
-            },
-            settings={name: getattr(options, name) for name in ("rounds", "seed", "time_limit", "memory_limit")},
-            workloads=[one.workload for one in workloads],
-            subjects=[one.subject for one in contenders],
-        )
+        record = _record(opened, path, options, threads, workloads, plans)
         try:
             if options.forecast:
                 from nopad.bench.forecast.forecast import forecast
 
                 show("forecasting")
-                record.forecasts = tuple(forecast(opened, [one.workload for one in workloads], options.forecast))
-            if contenders:
-                settings = Settings(
-                    threads=threads,
-                    rounds=options.rounds,
-                    seed=options.seed,
-                    head=opened.manifest.head,
-                    memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
-                    time_limit=options.time_limit,
-                )
-                run(contenders, workloads, record, settings, publish=_publisher(record, options.output), show=show)
+                record.forecasts = tuple(forecast(opened, [texts.workload for texts in workloads], options.forecast))
+            if plans:
+                _measure(opened, plans, workloads, record, options, show)
             record.complete = True
         finally:
             _write(record, options, console)
     _print(record, options)
 
 
-def _command() -> str:
-    return shlex.join(["nopad", *sys.argv[1:]])
+def _record(
+    bundle: Bundle,
+    path: str | None,
+    options: _Options,
+    threads: int,
+    workloads: Sequence[Texts],
+    plans: Sequence[SubjectPlan],
+) -> Record:
+    from nopad.bench.measure.record import Record
+    from nopad.bench.subjects.plans import REFERENCE
+
+    manifest = bundle.manifest
+    return Record(
+        command=shlex.join(["nopad", *sys.argv[1:]]),
+        threads=threads,
+        reference=REFERENCE if any(plan.name == REFERENCE for plan in plans) else None,
+        model={
+            "name": bundle.path.resolve().name if path else "the embedded model",
+            "task": manifest.task,
+            "verdict": manifest.verdict,
+            "architecture": dict(manifest.architecture),
+            "source": dict(manifest.source),
+        },
+        settings={name: getattr(options, name) for name in ("rounds", "seed", "time_limit", "memory_limit")},
+        workloads=[texts.workload for texts in workloads],
+        subjects=[plan.subject for plan in plans],
+    )
+
+
+def _measure(
+    bundle: Bundle,
+    plans: Sequence[SubjectPlan],
+    workloads: Sequence[Texts],
+    record: Record,
+    options: _Options,
+    show: Callable[..., None],
+) -> None:
+    from nopad.bench.measure.run import Run, Settings
+
+    settings = Settings(
+        threads=record.threads,
+        rounds=options.rounds,
+        seed=options.seed,
+        head=bundle.manifest.head,
+        memory_limit=int(options.memory_limit * 1e9) if options.memory_limit else None,
+        time_limit=options.time_limit,
+    )
+    publish = _publisher(record, options.output)
+    Run(plans, workloads, record, settings, publish=publish, show=show).measure()
 
 
 @contextmanager
@@ -244,7 +265,7 @@ def _cache(output: Path | None) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
+def _workloads(bundle: Bundle, options: _Options) -> tuple[list[Texts], list[str]]:
     from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
     from nopad.runtime.data.table import DataSource
 
@@ -262,7 +283,7 @@ def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--data-folder {folder} is no folder")
     source = Source(bundle, folder)
-    made = [source.named(name) for name in names]
+    workloads = [source.named(name) for name in names]
     if options.data is not None:
         own = OwnTexts(
             source=DataSource(path=options.data, encoding=options.encoding, columns=options.columns),
@@ -270,23 +291,22 @@ def _workloads(bundle: Any, options: _Options) -> tuple[list[Texts], list[str]]:
             label_field=options.label_field,
             limit=options.limit,
         )
-        made += [source.own(own, batch) for batch in options.batches or (32,)]
-    generated = any(one.workload.source != Path(options.data or "").name for one in made)
-    return made, [*remarks, *(source.remarks if generated else [])]
+        workloads += [source.own(own, batch) for batch in options.batches or (32,)]
+    generated = any(texts.workload.source != Path(options.data or "").name for texts in workloads)
+    return workloads, [*remarks, *(source.remarks if generated else [])]
 
 
-def _contenders(bundle: Any, reference: str | None, options: _Options, threads: int, cache: Path) -> list[Contender]:
-    from nopad.bench.subjects.contenders import DEFAULT_AGAINST, REFERENCE, bert_contenders, competitors, engines_of
+def _plans(bundle: Bundle, reference: str | None, options: _Options, threads: int, cache: Path) -> list[SubjectPlan]:
+    from nopad.bench.subjects.plans import DEFAULT_AGAINST, REFERENCE, plan_bert, plan_competitors, plan_engines
+    from nopad.model.checkpoint.hub import resolve_checkpoint
+    from nopad.model.checkpoint.json_files import read_raw_config
 
     names = options.against or DEFAULT_AGAINST
     checkpoint = None
     if reference is not None and names != ("none",):
-        from nopad.model.checkpoint.hub import resolve_checkpoint
-        from nopad.model.checkpoint.json_files import read_raw_config
-
         checkpoint = resolve_checkpoint(reference)
         raw = read_raw_config(checkpoint)
-    made = engines_of(
+    plans = plan_engines(
         bundle,
         threads=threads,
         engines=options.engine,
@@ -296,16 +316,14 @@ def _contenders(bundle: Any, reference: str | None, options: _Options, threads: 
         yardstick=REFERENCE if checkpoint else None,
     )
     if checkpoint is None:  # then the others are compared with nopad's own first
-        return [made[0], *(dataclasses.replace(one, yardstick=made[0].name) for one in made[1:])]
+        return [plans[0], *(dataclasses.replace(plan, yardstick=plans[0].name) for plan in plans[1:])]
     names = tuple(dict.fromkeys([REFERENCE, *names]))
-    made += competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
+    plans += plan_competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
     if "bert" in names:
-        from nopad.model.checkpoint.hub import resolve_checkpoint
-
         if options.bert_vocab is not None and not options.bert_vocab.is_file():
             raise UsageError(f"--bert-vocab {options.bert_vocab} is no file")
-        targets = {one.spec.target for one in made if one.spec.precision == "fp32"}
-        made += bert_contenders(
+        targets = {plan.spec.target for plan in plans if plan.spec.precision == "fp32"}
+        plans += plan_bert(
             resolve_checkpoint(options.bert) if options.bert else None,
             options.bert_vocab,
             bundle,
@@ -313,10 +331,10 @@ def _contenders(bundle: Any, reference: str | None, options: _Options, threads: 
             threads=threads,
             target="cpu" if "cpu" in targets else "onnx",
         )
-    return made
+    return plans
 
 
-def _publisher(record: Record, output: Path | None) -> Any:
+def _publisher(record: Record, output: Path | None) -> Callable[[], None]:
     from nopad.bench.report.files import write_json
 
     last = [float("-inf")]

@@ -47,13 +47,13 @@ def compare(old: Path, new: Path, threshold: float, allow_different_machine: boo
     from nopad.bench.report.files import read_report
 
     before, after = read_report(old), read_report(new)
-    found = judge(before, after, threshold=threshold, allow_different_machine=allow_different_machine)
-    regression = worst(found)
+    comparisons = judge(before, after, threshold=threshold, allow_different_machine=allow_different_machine)
+    regression = worst(comparisons)
     if as_json:
-        for one in found:
-            emit(dataclasses.asdict(one))
+        for comparison in comparisons:
+            emit(dataclasses.asdict(comparison))
     else:
-        _print_comparison(found, threshold)
+        _print_comparison(comparisons, threshold)
     console = messages(quiet)
     console.print(
         f"the fixed matrix product took {machine_drift(before, after):.3f} times as long in the new run", style="dim"
@@ -66,18 +66,29 @@ def compare(old: Path, new: Path, threshold: float, allow_different_machine: boo
     return 1 if regression is not None else 0
 
 
-def _print_comparison(found: Sequence[Comparison], threshold: float) -> None:
+def _print_comparison(comparisons: Sequence[Comparison], threshold: float) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("workload", "subject", "time, new/old", "95 %", "verdict", ""):
         table.add_column(name, justify="right" if name in ("time, new/old", "95 %") else "left", overflow="fold")
     styles = {"regression": "red", "improvement": "green", "too noisy": "yellow"}
-    for one in found:
+    for comparison in comparisons:
         middle, interval = "-", "-"
-        if one.ratio is not None:
-            low, value, high = one.ratio
+        if comparison.ratio is not None:
+            low, value, high = comparison.ratio
             middle, interval = f"{value:.3f}", f"{low:.3f} to {high:.3f}"
-        table.add_row(one.workload, one.subject, middle, interval, one.verdict, one.note, style=styles.get(one.verdict))
+        table.add_row(
+            comparison.workload,
+            comparison.subject,
+            middle,
+            interval,
+            comparison.verdict,
+            comparison.note,
+            style=styles.get(comparison.verdict),
+        )
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
-    counts = [f"{sum(one.verdict == name for one in found)} {name}" for name in dict.fromkeys(c.verdict for c in found)]
+    counts = [
+        f"{sum(comparison.verdict == name for comparison in comparisons)} {name}"
+        for name in dict.fromkeys(c.verdict for c in comparisons)
+    ]
     console.print(f"\n{', '.join(counts) or 'nothing to compare'} (threshold {threshold:.1%})")

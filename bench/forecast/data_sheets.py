@@ -45,8 +45,8 @@ class Gpu:
 _DEMO = "NVIDIA/TensorRT demo/BERT README, BERT-base"
 _MLPERF = "MLPerf Inference, NVIDIA, BERT-large Offline"
 GPUS: dict[str, Gpu] = {
-    one.name: one
-    for one in (
+    gpu.name: gpu
+    for gpu in (
         Gpu(
             name="t4",
             title="NVIDIA T4 16 GB, 70 W",

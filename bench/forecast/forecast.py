@@ -18,21 +18,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nopad.bench.forecast.count_architecture import count_architecture
 from nopad.bench.forecast.data_sheets import Calibration, Gpu, find_gpus
-from nopad.bench.forecast.groups import (
-    WIDTHS,
-    Graph,
-    Group,
-    Shape,
-    UncountableError,
-    count_architecture,
-    count_graph,
-    open_graph,
-    total_bytes,
-    total_flops,
-)
+from nopad.bench.forecast.groups import WIDTHS, Group, Shape, UncountableError, total_bytes, total_flops
 from nopad.bench.schema import Workload
 from nopad.model.config import attention_block
 from nopad.model.packing import plan_batches, round_up
@@ -40,6 +30,9 @@ from nopad.runtime.batching import GPU_TOKENS
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import GPU_TARGETS
 from nopad.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from nopad.bench.forecast.concrete_graph import Graph
 
 LABEL = "forecast"
 # Output tiles that a product may be cut into; cuBLAS and TensorRT choose among such shapes.
@@ -209,14 +202,18 @@ class _Counter:
     """Groups of a bundle's model at any shape, counted once each."""
 
     def __init__(self, bundle: Bundle, precision: str, opened: dict[str, Graph | None]) -> None:
-        packed = [one for one in bundle.manifest.artifacts if one.layout == "packed" and one.target in GPU_TARGETS]
+        packed = [
+            artifact
+            for artifact in bundle.manifest.artifacts
+            if artifact.layout == "packed" and artifact.target in GPU_TARGETS
+        ]
         self.architecture = bundle.manifest.architecture
         self.precision = precision
         block = attention_block(bundle.manifest.half_window or 0)
-        self.multiple = max((one.token_multiple for one in packed), default=block)
+        self.multiple = max((artifact.token_multiple for artifact in packed), default=block)
         self.graph: Graph | None = None
         self.known: dict[Shape, tuple[Group, ...]] = {}
-        for artifact in sorted(packed, key=lambda one: one.precision != precision):  # its own graph first
+        for artifact in sorted(packed, key=lambda artifact: artifact.precision != precision):  # its own graph first
             if artifact.target == "onnx" and self.graph is None:
                 if artifact.file not in opened:
                     opened[artifact.file] = _opened(bundle.file(artifact.file))
@@ -233,6 +230,8 @@ class _Counter:
 
     def _count(self, shape: Shape) -> tuple[Group, ...]:
         if self.graph:
+            from nopad.bench.forecast.count_graph import count_graph
+
             try:
                 return count_graph(self.graph, shape, precision=self.precision)
             except UncountableError:
@@ -243,6 +242,8 @@ class _Counter:
 
 def _opened(path: Path) -> Graph | None:
     try:
+        from nopad.bench.forecast.concrete_graph import open_graph
+
         return open_graph(path)
     except (UncountableError, ImportError):  # onnx comes with the extra for export
         return None
@@ -254,5 +255,9 @@ def _precisions(bundle: Bundle, asked: Sequence[str] | None) -> tuple[str, ...]:
         if wrong:
             raise UsageError(f"no forecast in {', '.join(wrong)}; there are {', '.join(WIDTHS)}")
         return tuple(dict.fromkeys(asked))
-    own = [one.precision for one in bundle.manifest.artifacts if one.target in GPU_TARGETS and one.precision != "fp32"]
+    own = [
+        artifact.precision
+        for artifact in bundle.manifest.artifacts
+        if artifact.target in GPU_TARGETS and artifact.precision != "fp32"
+    ]
     return tuple(dict.fromkeys(own)) or ("fp16",)

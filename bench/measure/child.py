@@ -20,7 +20,8 @@ from dataclasses import asdict
 from typing import Any
 
 from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
-from nopad.bench.subjects.runners import RUNNERS, Spec, import_libraries
+from nopad.bench.subjects.runners import RUNNERS, import_libraries
+from nopad.bench.subjects.spec import Spec
 from nopad.runtime.engines.out_of_memory import is_out_of_memory
 
 COLD_TEXT = "A film that I would see again, and soon."
@@ -47,12 +48,12 @@ def run_job(job: Mapping[str, Any], *, memory_limit: int, timeout: float | None 
     ends with this process, and on Ctrl-C.
     """
     environment = {**os.environ, "RAYON_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as remarks:
-        told.write(json.dumps(job).encode())
-        told.seek(0)
+    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as remarks:
+        question.write(json.dumps(job).encode())
+        question.seek(0)
         child = subprocess.Popen(
             [sys.executable, "-m", "nopad.bench.measure.child"],
-            stdin=told,
+            stdin=question,
             stdout=answer,
             stderr=remarks,
             env=environment,
@@ -90,8 +91,8 @@ def _watch(child: subprocess.Popen[bytes], memory_limit: int, timeout: float | N
 def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
     last = next((line.strip() for line in reversed(remarks.splitlines()) if line.strip()), "no message")
     try:
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        result: dict[str, Any] = json.loads(answer)
+        return result
     except ValueError:
         pass
     if code == -signal.SIGKILL or is_out_of_memory(remarks):

@@ -13,7 +13,7 @@ from nopad.model.packages import version_of
 from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 
-# Variables that set the threads of a library under test, whatever the library is told later.
+# Variables that set the threads of a library under test, whatever the library is asked for later.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 PACKAGES = ("nopad", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "optimum-onnx",
             "openvino", "flash-attn", "tensorrt", "tensorrt-rtx")  # fmt: skip
@@ -45,13 +45,12 @@ def check_threads(threads: int, environment: Mapping[str, str]) -> None:
 
 def describe() -> dict[str, Any]:
     """What a reader must know of the machine; nothing that names it."""
-    found = gpus()
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
         "isa": " ".join(flag for flag in _INSTRUCTIONS if flag in _cpuinfo("flags").split()),
         "memory_bytes": _meminfo("MemTotal"),
-        "gpu": ", ".join(f"{gpu.name} ({gpu.sm}, {gpu.memory / 2**30:.0f} GiB)" for gpu in found) or None,
+        "gpu": ", ".join(f"{gpu.name} ({gpu.sm}, {gpu.memory / 2**30:.0f} GiB)" for gpu in gpus()) or None,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
     }

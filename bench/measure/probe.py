@@ -48,7 +48,7 @@ class Probe:
 def judge(seconds: Sequence[float], peak_flops: float | None, figures: Iterable[Figures]) -> Noise:
     """Whether the run can be concluded from, by the probe's spread and by the widths of the figures' intervals."""
     varied = spread(seconds)
-    intervals = [one.ratio or one.seconds for one in figures]
+    intervals = [cell.ratio or cell.seconds for cell in figures]
     unclear = sum(map(wide, intervals))
     loud = varied is not None and varied > QUIET
     known = "not timed often enough to tell" if varied is None else f"varied by {varied:.1%}"

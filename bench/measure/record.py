@@ -29,17 +29,13 @@ class Record:
         workloads: Sequence[Workload],
         subjects: Sequence[Subject],
     ) -> None:
-        self._about: dict[str, Any] = {
-            "command": command,
-            "threads": threads,
-            "model": dict(model),
-            "settings": dict(settings),
-        }
+        self._about: dict[str, Any] = {"command": command, "model": dict(model), "settings": dict(settings)}
         self._created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._machine, self._versions = machine.describe(), machine.versions()
+        self.threads = threads
         self.reference = reference
-        self.workloads = {one.name: one for one in workloads}
-        self.subjects = {one.name: one for one in subjects}
+        self.workloads = {workload.name: workload for workload in workloads}
+        self.subjects = {subject.name: subject for subject in subjects}
         self.cells = {
             (subject, workload): Cell(subject=subject, workload=workload, status="not run", note=NOT_REACHED)
             for workload in self.workloads
@@ -50,7 +46,7 @@ class Record:
         self.complete = False
 
     def subject(self, name: str, **changes: Any) -> None:
-        """Replace fields of a subject; one that cannot take part has no cells."""
+        """Replace fields of a subject; it loses its cells where it cannot take part."""
         self.subjects[name] = dataclasses.replace(self.subjects[name], **changes)
         if self.subjects[name].status in ("missing", "failed"):
             for key in [key for key in self.cells if key[0] == name]:
@@ -66,14 +62,15 @@ class Record:
         probe = self.probe
         peak = probe.peak_flops if probe else None
         workloads = tuple(
-            dataclasses.replace(one, limit_tokens_per_second=one.tokens * peak / one.flops)
-            if peak and one.flops
-            else one
-            for one in self.workloads.values()
+            dataclasses.replace(workload, limit_tokens_per_second=workload.tokens * peak / workload.flops)
+            if peak and workload.flops
+            else workload
+            for workload in self.workloads.values()
         )
         report = Report(
             created=self._created,
             complete=self.complete,
+            threads=self.threads,
             reference=self.reference,
             machine=self._machine,
             versions=self._versions,

@@ -24,8 +24,9 @@ from nopad.bench.measure.record import NOT_REACHED, Record
 from nopad.bench.measure.turns import Times, groups_that_fit, require_threads, take_turns, warm_up
 from nopad.bench.subjects import builds
 from nopad.bench.subjects.agreement import accuracy, compare, require_finite
-from nopad.bench.subjects.contenders import Contender
-from nopad.bench.subjects.runners import RUNNERS, Runner, lacks
+from nopad.bench.subjects.plans import SubjectPlan
+from nopad.bench.subjects.runners import RUNNERS, lacks
+from nopad.bench.subjects.spec import Runner
 from nopad.bench.workloads import Texts
 from nopad.model.head import Head
 from nopad.runtime.atomic import locked
@@ -33,13 +34,14 @@ from nopad.runtime.errors import EngineError
 from nopad.runtime.types import FloatArray
 
 Show = Callable[..., None]  # a line of progress: message, done, total
+Answer = Mapping[str, Any]  # of a child process (nopad.bench.measure.child)
 _CANNOT_OPEN = (("missing", "open"), ("failed", "open"))  # in no workload
 _PROCESS_FACTS = ("import_seconds", "load_seconds", "cold_seconds", "loaded_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is made."""
+    """Of a run."""
 
     threads: int
     rounds: int
@@ -49,232 +51,271 @@ class Settings:
     time_limit: float | None = None  # seconds
 
 
-def run(
-    contenders: Sequence[Contender],
-    workloads: Sequence[Texts],
-    record: Record,
-    settings: Settings,
-    *,
-    publish: Callable[[], None],
-    show: Show,
-) -> None:
-    """Measure everything into `record`; `publish` is called whenever there is more to see.
+class Run:
+    """A run into `record`. `publish` is called whenever there is more to see."""
 
-    Raises `UsageError` for a library that does not take the number of threads. Failures of a subject are results.
-    """
-    end = None if settings.time_limit is None else time.monotonic() + settings.time_limit
-    facts: dict[str, list[Mapping[str, Any]]] = {one.name: [] for one in contenders}
-    for one in contenders:
-        _make(one, record, settings, end, show)
-        publish()
-    record.probe = Probe(settings.threads)
-    record.probe.time()
-    shares = [float(texts.workload.padded_tokens) for texts in workloads]
-    for index, texts in enumerate(workloads):
-        now = time.monotonic()
-        mine = None if end is None else now + (end - now) * shares[index] / sum(shares[index:])
-        ready = _alone(contenders, texts, record, settings, facts, end, publish, show)
-        _together(ready, texts, record, settings, (mine, end), publish, show)
-        publish()
+    def __init__(
+        self,
+        plans: Sequence[SubjectPlan],
+        workloads: Sequence[Texts],
+        record: Record,
+        settings: Settings,
+        *,
+        publish: Callable[[], None],
+        show: Show,
+    ) -> None:
+        self.plans = {plan.name: plan for plan in plans}
+        self.workloads = workloads
+        self.record = record
+        self.settings = settings
+        self.publish = publish
+        self.show = show
+        self._end: float | None = None  # of the time limit
+        self._alone: dict[str, list[Answer]] = {name: [] for name in self.plans}  # of each subject's own processes
 
+    def measure(self) -> None:
+        """Measure everything. Failures of a subject are results.
 
-def _limit(settings: Settings) -> int:
-    return settings.memory_limit or int(0.9 * machine.available_bytes())
+        Raises `UsageError` for a library that does not take the number of threads.
+        """
+        limit = self.settings.time_limit
+        self._end = None if limit is None else time.monotonic() + limit
+        for plan in self.plans.values():
+            self._make_files(plan)
+            self.publish()
+        self.record.probe = Probe(self.settings.threads)
+        self.record.probe.time()
+        sizes = [float(texts.workload.padded_tokens) for texts in self.workloads]
+        for index, texts in enumerate(self.workloads):
+            now = time.monotonic()
+            share = sizes[index] / sum(sizes[index:])
+            deadline = None if self._end is None else now + (self._end - now) * share
+            self._take_turns(self._measure_alone(texts), texts, deadline)
+            self.publish()
 
+    def _memory(self) -> int:
+        return self.settings.memory_limit or int(0.9 * machine.available_bytes())
 
-def _make(one: Contender, record: Record, settings: Settings, end: float | None, show: Show) -> None:
-    """The files that a subject needs, from the cache or made now; and the time of making them."""
-    missing = lacks(one.spec)
-    if missing is not None:
-        record.subject(one.name, status="missing", note=missing)
-        return
-    for folder, job in one.builds:
+    def _left(self) -> float | None:
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def _in_child(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        return run_job(job, memory_limit=self._memory(), timeout=self._left())
+
+    def _leave_out(self, subject: str, answer: Answer) -> None:
+        """A subject that takes part in no workload."""
+        status = "missing" if answer["status"] == "missing" else "failed"
+        self.record.subject(subject, status=status, note=answer["note"])
+
+    # Files that a subject needs
+
+    def _make_files(self, plan: SubjectPlan) -> None:
+        """From the cache, or made now; with the time that it took."""
+        missing = lacks(plan.spec)
+        if missing is not None:
+            self._leave_out(plan.name, {"status": "missing", "note": missing})
+            return
+        for folder, job in plan.builds:
+            answer = self._built(plan, folder, job)
+            if answer["status"] != "ok":
+                self._leave_out(plan.name, answer)
+                return
+            if job["kind"] != "bert":
+                self.record.subject(plan.name, build_seconds=answer["build_seconds"], file_bytes=answer["file_bytes"])
+        if plan.timed_build is not None:
+            self.show(f"{plan.name}: timing its export")
+            with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
+                answer = self._in_child({**plan.timed_build, "folder": str(Path(scratch) / "bundle")})
+            if answer["status"] == "ok":
+                self.record.subject(plan.name, build_seconds=answer["build_seconds"])
+
+    def _built(self, plan: SubjectPlan, folder: Path, job: Mapping[str, Any]) -> Answer:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.json"), f"making {folder}"):
             answer = builds.built(folder)
             if answer is None:
-                show(f"{one.name}: making {job['kind']}'s files")
-                answer = builds.unavailable(job) or run_job(
-                    {**job, "folder": str(folder)}, memory_limit=_limit(settings), timeout=_left(end)
-                )
+                self.show(f"{plan.name}: making {job['kind']}'s files")
+                answer = builds.unavailable(job) or self._in_child({**job, "folder": str(folder)})
                 if answer["status"] == "ok":
                     builds.record(folder, answer)
-        if answer["status"] != "ok":
-            record.subject(one.name, status=_subject_status(answer["status"]), note=answer["note"])
-            return
-        if job["kind"] != "bert":
-            record.subject(one.name, build_seconds=answer["build_seconds"], file_bytes=answer["file_bytes"])
-    if one.timed_build is not None:
-        show(f"{one.name}: timing its export")
-        with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
-            job = {**one.timed_build, "folder": str(Path(scratch) / "bundle")}
-            answer = run_job(job, memory_limit=_limit(settings), timeout=_left(end))
-        if answer["status"] == "ok":
-            record.subject(one.name, build_seconds=answer["build_seconds"])
+        return answer
 
+    # Each subject alone
 
-def _left(end: float | None) -> float | None:
-    return None if end is None else max(0.0, end - time.monotonic())
-
-
-def _subject_status(status: str) -> Any:
-    return "missing" if status == "missing" else "failed"
-
-
-def _alone(
-    contenders: Sequence[Contender],
-    texts: Texts,
-    record: Record,
-    settings: Settings,
-    facts: dict[str, list[Mapping[str, Any]]],
-    end: float | None,
-    publish: Callable[[], None],
-    show: Show,
-) -> list[tuple[Contender, Mapping[str, Any]]]:
-    """Each subject in a process of its own; those that can go on, with what was found."""
-    ready: list[tuple[Contender, Mapping[str, Any]]] = []
-    name = texts.workload.name
-    for one in contenders:
-        if (one.name, name) not in record.cells:
-            continue
-        if one.longest is not None and texts.workload.kind == "fixed" and texts.workload.longest > one.longest:
-            record.cell(one.name, name, "not run", f"{one.spec.model} takes {one.longest} tokens at most")
-            continue
-        left = _left(end)
-        if left == 0:
-            record.cell(one.name, name, "not run", "the time limit had passed")
-            continue
-        show(f"{name}: {one.name} in a process of its own")
-        job = measure_job(one.spec, texts.texts, texts.workload.batch)
-        answer = run_job(job, memory_limit=_limit(settings), timeout=left)
-        status = answer["status"]
-        if status == "ok":
-            require_threads({one.name: answer["threads"]}, settings.threads)
-            facts[one.name].append(answer)
-            medians = {key: statistics.median(fact[key] for fact in facts[one.name]) for key in _PROCESS_FACTS}
-            medians["loaded_bytes"] = int(medians["loaded_bytes"])
-            told = {key: answer[key] for key in ("version", "precision", "threads")}
-            record.subject(one.name, status="ok", **told, **medians)
-            record.cell(one.name, name, "not run", NOT_REACHED, peak_bytes=answer["peak_bytes"])
-            ready.append((one, answer))
-        elif not facts[one.name] and (status, answer.get("stage", "open")) in _CANNOT_OPEN:
-            record.subject(one.name, status=_subject_status(status), note=answer["note"])
-        else:
-            record.cell(one.name, name, status, answer["note"], peak_bytes=answer.get("peak_bytes"))
-        publish()
-    return ready
-
-
-def _together(
-    ready: Sequence[tuple[Contender, Mapping[str, Any]]],
-    texts: Texts,
-    record: Record,
-    settings: Settings,
-    ends: tuple[float | None, float | None],
-    publish: Callable[[], None],
-    show: Show,
-) -> None:
-    """All subjects in turns, as many at once as fit in memory; `ends`: of this workload's share, and of the run."""
-    name = texts.workload.name
-    specs = {one.name: one for one, _ in ready}
-    first = record.reference if record.reference in specs else None
-    needs = [(one.name, int(answer["peak_bytes"])) for one, answer in ready]
-    room = _limit(settings)
-    groups, left_out = groups_that_fit(needs, first, room)
-    for subject in left_out:
-        note = f"needs {dict(needs)[subject] / 1e9:.2f} GB beside the reference; {room / 1e9:.2f} GB are left"
-        record.cell(subject, name, "out of memory", note)
-    answers: dict[str, list[FloatArray]] = {}
-    expected = {one.name: 2 * float(answer["seconds"]) for one, answer in ready}  # to warm up, and one round
-    deadline, end = ends
-    for index, group in enumerate(groups):
-        now = time.monotonic()
-        if end is not None and now + sum(expected[one] for one in group) > end:
-            for one in group:
-                if record.cells[one, name].status == "not run":
-                    record.cell(one, name, "not run", "the time limit leaves no time for it")
-            continue
-        until = None if deadline is None else now + (deadline - now) / (len(groups) - index)
-        rounds = range(index * settings.rounds, (index + 1) * settings.rounds)
-        _group([specs[one] for one in group], texts, record, settings, rounds, until, answers, publish, show)
-
-
-def _group(
-    group: Sequence[Contender],
-    texts: Texts,
-    record: Record,
-    settings: Settings,
-    rounds: range,
-    deadline: float | None,
-    answers: dict[str, list[FloatArray]],
-    publish: Callable[[], None],
-    show: Show,
-) -> None:
-    name = texts.workload.name
-    runners: dict[str, Runner] = {}
-    estimates: dict[str, float] = {}
-    notes: dict[str, str] = {}
-    models = {subject.name: (subject.model, subject.name.startswith("bert-")) for subject in record.subjects.values()}
-    earlier = {one.name: record.cells[one.name, name] for one in group}
-
-    def fail(subject: str, error: Exception) -> None:
-        found = refusal(error)
-        record.cell(subject, name, "out of memory" if found["status"] == "out of memory" else "failed", found["note"],
-                    seconds=(), rounds=())  # fmt: skip
-        with contextlib.suppress(Exception):
-            runners.pop(subject).close()
-
-    def keep(times: Mapping[str, Times]) -> None:
-        for subject, found in times.items():
-            if subject in runners and found.seconds:
-                was = earlier[subject]
-                record.cell(subject, name, "ok", notes[subject], seconds=(*was.seconds, *found.seconds),
-                            rounds=(*was.rounds, *found.rounds))  # fmt: skip
-        assert record.probe is not None
-        record.probe.time()
-        done = max((one.rounds[-1] for one in times.values() if one.rounds), default=rounds.start)
-        show(f"{name}: taking turns", done - rounds.start + 1, len(rounds))
-        publish()
-
-    try:
-        for one in group:
-            show(f"{name}: opening {one.name}")
-            try:
-                runners[one.name] = RUNNERS[one.spec.runner](one.spec)
-                found, estimates[one.name] = warm_up(runners[one.name], texts)
-                require_finite(found)
-                answers[one.name] = found
-                tokens = _tokens(runners[one.name], texts)
-            except Exception as error:
-                fail(one.name, error)
+    def _measure_alone(self, texts: Texts) -> dict[str, Answer]:
+        """Each subject in a process of its own; the answers of those that can go on."""
+        ready: dict[str, Answer] = {}
+        workload = texts.workload
+        for name, plan in self.plans.items():
+            if (name, workload.name) not in self.record.cells:
                 continue
-            own = tokens[0] if one.spec.own_tokenizer else None
-            record.cell(one.name, name, "not run", NOT_REACHED, computed_tokens=tokens[1], tokens=own)
-        require_threads({name: one.threads() for name, one in runners.items()}, settings.threads)
-        for one in group:
-            if one.name in runners:
-                try:
-                    notes[one.name], scores = _checked(one, texts, settings.head, answers, models)
-                    record.cell(one.name, name, "not run", NOT_REACHED, **scores)
-                except EngineError as error:
-                    fail(one.name, error)
-        take_turns(
-            runners,
-            texts,
-            estimates,
-            rounds=rounds,
-            order=random.Random(f"{settings.seed} {name}"),
-            deadline=deadline,
-            each_round=keep,
-            failed=fail,
-        )
-        require_threads({name: one.threads() for name, one in runners.items()}, settings.threads)
-    finally:
-        for runner in runners.values():
-            with contextlib.suppress(Exception):
-                runner.close()
-        runners.clear()
-        gc.collect()
+            if plan.longest is not None and workload.kind == "fixed" and workload.longest > plan.longest:
+                note = f"{plan.spec.model} takes {plan.longest} tokens at most"
+                self.record.cell(name, workload.name, "not run", note)
+                continue
+            if self._left() == 0:
+                self.record.cell(name, workload.name, "not run", "the time limit had passed")
+                continue
+            self.show(f"{workload.name}: {name} in a process of its own")
+            answer = self._in_child(measure_job(plan.spec, texts.texts, workload.batch))
+            if answer["status"] == "ok":
+                self._keep_alone(name, workload.name, answer)
+                ready[name] = answer
+            elif not self._alone[name] and (answer["status"], answer.get("stage", "open")) in _CANNOT_OPEN:
+                self._leave_out(name, answer)
+            else:
+                self.record.cell(
+                    name, workload.name, answer["status"], answer["note"], peak_bytes=answer.get("peak_bytes")
+                )
+            self.publish()
+        return ready
+
+    def _keep_alone(self, subject: str, workload: str, answer: Answer) -> None:
+        require_threads({subject: answer["threads"]}, self.settings.threads)
+        answers = self._alone[subject]
+        answers.append(answer)
+        medians = {key: statistics.median(earlier[key] for earlier in answers) for key in _PROCESS_FACTS}
+        medians["loaded_bytes"] = int(medians["loaded_bytes"])
+        opened = {key: answer[key] for key in ("version", "precision", "threads")}
+        self.record.subject(subject, status="ok", **opened, **medians)
+        self.record.cell(subject, workload, "not run", NOT_REACHED, peak_bytes=answer["peak_bytes"])
+
+    # All subjects in turns
+
+    def _take_turns(self, ready: Mapping[str, Answer], texts: Texts, deadline: float | None) -> None:
+        """As many at once as fit in memory; `deadline` ends this workload's share of the time."""
+        workload = texts.workload.name
+        needs = {name: int(answer["peak_bytes"]) for name, answer in ready.items()}
+        room = self._memory()
+        first = self.record.reference if self.record.reference in ready else None
+        groups, left_out = groups_that_fit(list(needs.items()), first, room)
+        for name in left_out:
+            note = f"needs {needs[name] / 1e9:.2f} GB beside the reference; {room / 1e9:.2f} GB are left"
+            self.record.cell(name, workload, "out of memory", note)
+        answers: dict[str, list[FloatArray]] = {}
+        for index, names in enumerate(groups):
+            now = time.monotonic()
+            expected = sum(2 * float(ready[name]["seconds"]) for name in names)  # to warm up, and one round
+            if self._end is not None and now + expected > self._end:
+                for name in names:
+                    if self.record.cells[name, workload].status == "not run":
+                        self.record.cell(name, workload, "not run", "the time limit leaves no time for it")
+                continue
+            until = None if deadline is None else now + (deadline - now) / (len(groups) - index)
+            rounds = range(index * self.settings.rounds, (index + 1) * self.settings.rounds)
+            _Group(self, names, texts, answers).take_turns(rounds, until)
+
+
+class _Group:
+    """Subjects that are open beside each other and take turns on one workload.
+
+    `answers` are those to this workload so far, by subject; each group adds its own.
+    """
+
+    def __init__(self, run: Run, names: Sequence[str], texts: Texts, answers: dict[str, list[FloatArray]]) -> None:
+        self.run, self.texts, self.answers = run, texts, answers
+        self.workload = texts.workload.name
+        self.plans = [run.plans[name] for name in names]
+        self.earlier = {name: run.record.cells[name, self.workload] for name in names}  # of the reference: its turns
+        self.runners: dict[str, Runner] = {}
+        self.estimates: dict[str, float] = {}  # seconds of a pass
+        self.notes: dict[str, str] = {}
+
+    def take_turns(self, rounds: range, deadline: float | None) -> None:
+        """Open, check and time everybody, then close them."""
+        try:
+            for plan in self.plans:
+                self._open(plan)
+            self._require_threads()
+            for plan in self.plans:
+                self._check(plan)
+            take_turns(
+                self.runners,
+                self.texts,
+                self.estimates,
+                rounds=rounds,
+                order=random.Random(f"{self.run.settings.seed} {self.workload}"),
+                deadline=deadline,
+                each_round=lambda times: self._keep(times, rounds),
+                failed=self._fail,
+            )
+            self._require_threads()
+        finally:
+            for runner in self.runners.values():
+                with contextlib.suppress(Exception):
+                    runner.close()
+            self.runners.clear()
+            gc.collect()
+
+    def _cell(self, subject: str, status: Any, note: str, **changes: Any) -> None:
+        self.run.record.cell(subject, self.workload, status, note, **changes)
+
+    def _require_threads(self) -> None:
+        threads = {name: runner.threads() for name, runner in self.runners.items()}
+        require_threads(threads, self.run.settings.threads)
+
+    def _open(self, plan: SubjectPlan) -> None:
+        self.run.show(f"{self.workload}: opening {plan.name}")
+        try:
+            runner = self.runners[plan.name] = RUNNERS[plan.spec.runner](plan.spec)
+            answers, self.estimates[plan.name] = warm_up(runner, self.texts)
+            require_finite(answers)
+            self.answers[plan.name] = answers
+            real, computed = _tokens(runner, self.texts)
+        except Exception as error:
+            self._fail(plan.name, error)
+            return
+        own = real if plan.spec.own_tokenizer else None
+        self._cell(plan.name, "not run", NOT_REACHED, computed_tokens=computed, tokens=own)
+
+    def _check(self, plan: SubjectPlan) -> None:
+        """Compare the answers of a subject with its yardstick's, and with the labels."""
+        if plan.name not in self.runners:
+            return
+        head, answers = self.run.settings.head, self.answers[plan.name]
+        scores: dict[str, Any] = {}
+        if not plan.random_weights:
+            scores["accuracy"] = accuracy(answers, self.texts.targets, head)
+        try:
+            self.notes[plan.name], yardstick = self._yardstick(plan)
+            if yardstick is not None:
+                scores["agreement"], scores["logit_difference"] = compare(answers, self.answers[yardstick], head)
+        except EngineError as error:
+            self._fail(plan.name, error)
+            return
+        self._cell(plan.name, "not run", NOT_REACHED, **scores)
+
+    def _yardstick(self, plan: SubjectPlan) -> tuple[str, str | None]:
+        """A note, and the subject whose answers are compared with; another of the same yardstick where that has none.
+
+        Raises `EngineError` where there is none.
+        """
+        if plan.yardstick is None or plan.yardstick in self.answers:
+            return "", plan.yardstick
+        for name in self.answers:
+            if name != plan.name and self.run.plans[name].yardstick == plan.yardstick:
+                return f"agreement is with {name}: {plan.yardstick} has no answers here", name
+        raise EngineError(f"its answers could not be checked: {plan.yardstick} has none here")
+
+    def _fail(self, subject: str, error: Exception) -> None:
+        answer = refusal(error)
+        status = "out of memory" if answer["status"] == "out of memory" else "failed"
+        self._cell(subject, status, answer["note"], seconds=(), rounds=())
+        with contextlib.suppress(Exception):
+            self.runners.pop(subject).close()
+
+    def _keep(self, times: Mapping[str, Times], rounds: range) -> None:
+        """What was timed so far, after each round."""
+        for subject, turns in times.items():
+            if subject in self.runners and turns.seconds:
+                before = self.earlier[subject]
+                seconds, numbers = (*before.seconds, *turns.seconds), (*before.rounds, *turns.rounds)
+                self._cell(subject, "ok", self.notes[subject], seconds=seconds, rounds=numbers)
+        assert self.run.record.probe is not None
+        self.run.record.probe.time()
+        done = max((turns.rounds[-1] for turns in times.values() if turns.rounds), default=rounds.start)
+        self.run.show(f"{self.workload}: taking turns", done - rounds.start + 1, len(rounds))
+        self.run.publish()
 
 
 def _tokens(runner: Runner, texts: Texts) -> tuple[int, int]:
@@ -282,28 +323,3 @@ def _tokens(runner: Runner, texts: Texts) -> tuple[int, int]:
     batch, every = texts.workload.batch, texts.texts
     calls = [runner.tokens(every[at : at + batch]) for at in range(0, len(every), batch)]
     return sum(real for real, _ in calls), sum(computed for _, computed in calls)
-
-
-def _checked(
-    one: Contender,
-    texts: Texts,
-    head: Head,
-    answers: Mapping[str, list[FloatArray]],
-    models: Mapping[str, tuple[str, bool]],
-) -> tuple[str, dict[str, Any]]:
-    """A note, and the cell's `agreement`, `logit_difference` and `accuracy`; `models` says whose answers are like.
-
-    Raises `EngineError` where the answers cannot be compared.
-    """
-    mine = answers[one.name]
-    right = None if one.random_weights else accuracy(mine, texts.targets, head)
-    if one.yardstick is None:
-        return "", {"accuracy": right}
-    other, note = one.yardstick, ""
-    if other not in answers:
-        like = [name for name in answers if name != one.name and models[name] == models[one.name]]
-        if not like:
-            raise EngineError(f"its answers could not be checked: {other} has none here")
-        other, note = like[0], f"agreement is with {like[0]}: {other} has no answers here"
-    agreement, difference = compare(mine, answers[other], head)
-    return note, {"agreement": agreement, "logit_difference": difference, "accuracy": right}

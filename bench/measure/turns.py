@@ -1,7 +1,7 @@
 """The measurement itself: opened subjects take turns on one workload, in rounds of random order. Writes nothing.
 
 Before a turn the machine rests, so that spinning threads of the last library do not slow this one; short calls are
-made several times in a turn, after one that is not timed and brings the caches back.
+made several times in a turn, after a call that is not timed and brings the caches back.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nopad.bench.measure.child import in_calls
-from nopad.bench.subjects.runners import Runner
+from nopad.bench.subjects.spec import Runner
 from nopad.bench.workloads import Texts
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray
 
 PAUSE_SECONDS = 0.05
-SHORT_SECONDS = 0.1  # calls below it are preceded by one that is not timed
+SHORT_SECONDS = 0.1  # calls below it are preceded by a call that is not timed
 TURN_SECONDS = 0.3  # so long a turn lasts at least, in calls of the same
 MOST_CALLS = 10
 
@@ -32,9 +32,9 @@ class Times:
     rounds: list[int] = field(default_factory=list)
 
 
-def require_threads(found: Mapping[str, int], threads: int) -> None:
-    """Raises `UsageError` if a library does not run with as many threads as it was told; `found` by subject."""
-    for name, number in found.items():
+def require_threads(running: Mapping[str, int], threads: int) -> None:
+    """Raises `UsageError` if a library does not run with `threads` threads; `running` has those of each subject."""
+    for name, number in running.items():
         if number != threads:
             raise UsageError(
                 f"{name} runs with {number} threads, not {threads}, so it cannot be compared: run with --threads "

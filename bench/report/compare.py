@@ -98,22 +98,23 @@ def _require_alike(old: Report, new: Report, allow_different_machine: bool) -> N
         raise UsageError(f"the reports are of {old.threads} and {new.threads} threads: measure both with the same")
     other = [name for name in _SAME_MACHINE if old.machine.get(name) != new.machine.get(name)]
     if other and not allow_different_machine:
-        told = "; ".join(f"{name}: {old.machine.get(name)} and {new.machine.get(name)}" for name in other)
+        differences = "; ".join(f"{name}: {old.machine.get(name)} and {new.machine.get(name)}" for name in other)
         raise UsageError(
-            f"the reports are of two machines ({told}); --allow-different-machine compares them all the same"
+            f"the reports are of two machines ({differences}); --allow-different-machine compares them all the same"
         )
-    before = {one.name: one for one in old.workloads}
-    shared = [one for one in new.workloads if one.name in before]
+    before = {workload.name: workload for workload in old.workloads}
+    shared = [workload for workload in new.workloads if workload.name in before]
     if not shared:
         raise UsageError(
             f"the reports share no workload: {', '.join(before) or 'none'}, and "
-            f"{', '.join(one.name for one in new.workloads) or 'none'}"
+            f"{', '.join(workload.name for workload in new.workloads) or 'none'}"
         )
-    for one in shared:
-        if _texts(one) != _texts(before[one.name]):
+    for workload in shared:
+        other_texts = before[workload.name]
+        if _texts(workload) != _texts(other_texts):
             raise UsageError(
-                f"workload {one.name} has other texts in the two reports ({before[one.name].tokens:,} tokens of "
-                f"{before[one.name].source}, and {one.tokens:,} of {one.source}): measure both on the same"
+                f"workload {workload.name} has other texts in the two reports ({other_texts.tokens:,} tokens of "
+                f"{other_texts.source}, and {workload.tokens:,} of {workload.source}): measure both on the same"
             )
 
 
@@ -121,7 +122,7 @@ def _texts(workload: Workload) -> tuple[object, ...]:
     return workload.texts, workload.batch, workload.tokens, workload.longest, workload.sha256
 
 
-def worst(found: Sequence[Comparison]) -> Comparison | None:
+def worst(comparisons: Sequence[Comparison]) -> Comparison | None:
     """The regression with the largest ratio; None where there is none."""
-    bad = [one for one in found if one.verdict == "regression"]
-    return max(bad, key=lambda one: one.ratio[1] if one.ratio else math.inf, default=None)
+    regressions = [comparison for comparison in comparisons if comparison.verdict == "regression"]
+    return max(regressions, key=lambda comparison: comparison.ratio[1] if comparison.ratio else math.inf, default=None)

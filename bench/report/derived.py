@@ -36,10 +36,11 @@ class Table:
         """The cell of that name and its figures."""
         return self.cells.get((subject, workload)), self.figures.get((subject, workload))
 
-    def contenders(self) -> list[Subject]:
+    def compared(self) -> list[Subject]:
         """Subjects of nopad that can be compared with the reference: the same model."""
-        models = {subject.model for subject in self.report.subjects if subject.name == self.report.reference}
-        return [one for one in self.report.subjects if one.family == "nopad" and one.model in models]
+        subjects = self.report.subjects
+        models = {subject.model for subject in subjects if subject.name == self.report.reference}
+        return [subject for subject in subjects if subject.family == "nopad" and subject.model in models]
 
 
 def tabulate(report: Report) -> Table:

@@ -28,8 +28,8 @@ def to_json(report: Report) -> dict[str, Any]:
     raw.update(raw.pop("extra"))
     figures = tabulate(report).figures
     for cell in raw["cells"]:
-        found = figures.get((cell["subject"], cell["workload"]))
-        cell["derived"] = None if found is None else _derived(found)
+        derived = figures.get((cell["subject"], cell["workload"]))
+        cell["derived"] = None if derived is None else _derived(derived)
     return raw
 
 
@@ -90,11 +90,11 @@ def read_report(path: Path) -> Report:
 
 
 def _report(raw: Mapping[str, Any]) -> Report:
-    known = {one.name for one in dataclasses.fields(Report)} - {"extra"}
+    known = {field.name for field in dataclasses.fields(Report)} - {"extra"}
     values = {name: value for name, value in raw.items() if name in known}
-    values["subjects"] = tuple(_record(Subject, one) for one in raw["subjects"])
-    values["workloads"] = tuple(_record(Workload, one) for one in raw["workloads"])
-    values["cells"] = tuple(_record(Cell, one) for one in raw["cells"])
+    values["subjects"] = tuple(_record(Subject, row) for row in raw["subjects"])
+    values["workloads"] = tuple(_record(Workload, row) for row in raw["workloads"])
+    values["cells"] = tuple(_record(Cell, row) for row in raw["cells"])
     values["noise"] = _record(Noise, raw["noise"])
     values["forecasts"] = tuple(map(dict, raw.get("forecasts") or ()))
     values["extra"] = {name: value for name, value in raw.items() if name not in known}
@@ -104,7 +104,7 @@ def _report(raw: Mapping[str, Any]) -> Report:
     if type(values["threads"]) is not int or not isinstance(values["complete"], bool):
         raise TypeError("threads or complete is of another type")
     report = Report(**values)
-    subjects, workloads = ({one.name for one in group} for group in (report.subjects, report.workloads))
+    subjects, workloads = ({record.name for record in group} for group in (report.subjects, report.workloads))
     for cell in report.cells:
         if cell.subject not in subjects or cell.workload not in workloads:
             raise ValueError(f"a cell of {cell.subject} on {cell.workload}, which the report does not have")
@@ -125,14 +125,14 @@ def _record(kind: Any, raw: Any) -> Any:
         elif not _fits(value, hints[name]):
             raise TypeError(f"{name} is {value!r}")
         values[name] = value
-    made = kind(**values)
-    if kind is Cell and (len(made.seconds) != len(made.rounds) or any(second <= 0 for second in made.seconds)):
-        raise ValueError(f"the times of {made.subject} on {made.workload} are not whole")
-    return made
+    record = kind(**values)
+    if kind is Cell and (len(record.seconds) != len(record.rounds) or any(second <= 0 for second in record.seconds)):
+        raise ValueError(f"the times of {record.subject} on {record.workload} are not whole")
+    return record
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint == Status or get_args(hint) and all(isinstance(one, str) for one in get_args(hint)):
+    if hint == Status or get_args(hint) and all(isinstance(choice, str) for choice in get_args(hint)):
         return value in get_args(hint)
     kinds = get_args(hint) or (hint,)
     if value is None:

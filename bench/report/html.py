@@ -17,7 +17,7 @@ from nopad.bench.report.derived import Table, tabulate
 from nopad.bench.report.html_plots import Panel, latency, memory, quality, speed, throughput
 from nopad.bench.report.markdown import LEGEND
 from nopad.bench.schema import Report
-from nopad.charts.svg import escaped, key
+from nopad.charts.svg import escaped, key, style_sheet
 from nopad.charts.units import number, ratio, share
 
 
@@ -28,10 +28,11 @@ def write_html(report: Report, path: Path) -> None:
 
 def page(report: Report) -> str:
     """The page of that report."""
-    style, script = (
+    own, script = (
         files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
         for name in ("report.css", "report.js")
     )
+    style = style_sheet() + own
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
         "form-action 'none'"
@@ -77,17 +78,17 @@ def result(table: Table) -> str:
     """What the run found, in one sentence."""
     reference, report = table.report.reference, table.report
     parts = []
-    for subject in table.contenders():
-        found = [
+    for subject in table.compared():
+        ratios = [
             figures.ratio
             for workload in report.workloads
             if (figures := table.figures.get((subject.name, workload.name))) is not None and figures.ratio is not None
         ]
-        if found:
-            low, high = (end(middle for _, middle, _ in found) for end in (min, max))
+        if ratios:
+            low, high = (end(middle for _, middle, _ in ratios) for end in (min, max))
             times = ratio(low) if ratio(low) == ratio(high) else f"{ratio(low)} to {ratio(high)}"
-            unclear = sum(low <= 1 <= high for low, _, high in found)
-            doubt = f" (on {unclear} of {len(found)} workloads not told apart from it)" if unclear else ""
+            unclear = sum(low <= 1 <= high for low, _, high in ratios)
+            doubt = f" (on {unclear} of {len(ratios)} workloads not told apart from it)" if unclear else ""
             parts.append((high, f"{subject.name} {times} as fast{doubt}"))
     if not parts and not report.cells:
         return "Forecasts only: nothing was measured." if report.forecasts else "Nothing was measured."
@@ -96,58 +97,58 @@ def result(table: Table) -> str:
             f"no workload was finished by both nopad and {reference}." if reference else "it has no reference."
         )
     compared = sum(
-        any((at := table.figures.get((one.name, workload.name))) and at.ratio for one in table.contenders())
+        any((at := table.figures.get((subject.name, workload.name))) and at.ratio for subject in table.compared())
         for workload in report.workloads
     )
     every = len(report.workloads)
     count = f"{every} workload{'' if every == 1 else 's'}" if compared == every else f"{compared} of {every} workloads"
-    told = ", ".join(text for _, text in sorted(parts, reverse=True))
-    return f"Against {reference} on {count}: {told}."
+    speeds = ", ".join(text for _, text in sorted(parts, reverse=True))
+    return f"Against {reference} on {count}: {speeds}."
 
 
 def _verdicts(report: Report) -> str:
     """What to know before believing a figure: loud where the run is incomplete or the machine was noisy."""
-    noise, made = report.noise, []
+    noise, verdicts = report.noise, []
     if not report.complete:
-        made.append(
+        verdicts.append(
             '<p class="verdict warn" role="note"><strong>Incomplete.</strong> The run was interrupted: what is here is '
             "all there is.</p>"
         )
     verdict = escaped(f"{noise.verdict[:1].upper()}{noise.verdict[1:].rstrip('.')}." if noise.verdict else "")
     if not noise.conclusive:
         why = verdict or "The machine was too noisy to conclude from these times."
-        made.append(f'<p class="verdict warn" role="note"><strong>Inconclusive.</strong> {why}</p>')
+        verdicts.append(f'<p class="verdict warn" role="note"><strong>Inconclusive.</strong> {why}</p>')
     elif verdict:
-        made.append(f'<p class="verdict">{verdict}</p>')
-    return "".join(made)
+        verdicts.append(f'<p class="verdict">{verdict}</p>')
+    return "".join(verdicts)
 
 
 def _tiles(table: Table) -> str:
     """How nopad compares, one tile for each workload: the best large, its other subjects small."""
-    made = []
+    tiles = []
     for workload in table.report.workloads if table.report.cells else ():
-        found = [
+        compared = [
             (figures.p50, subject.name, figures.ratio)
-            for subject in table.contenders()
+            for subject in table.compared()
             if (figures := table.figures.get((subject.name, workload.name))) is not None and figures.ratio is not None
         ]
         lines = [f'<div class="of">{escaped(workload.name)}</div>']
-        for n, (_, name, times) in enumerate(sorted(found)):
+        for n, (_, name, times) in enumerate(sorted(compared)):
             middle, ends = ratio(times[1]), f"<small>{html_tables.ends(times)}</small>"
             if n == 0:
                 lines.append(f'<div class="times">{middle}</div><div class="by">{escaped(name)} {ends}</div>')
             else:
                 lines.append(f'<div class="by">{escaped(name)} {middle} {ends}</div>')
-        if not found:
+        if not compared:
             lines.append('<div class="times none">not compared</div>')
-        made.append(f"<li>{''.join(lines)}</li>")
+        tiles.append(f"<li>{''.join(lines)}</li>")
     doubtful = "" if table.report.noise.conclusive else " doubtful"
-    return f'<ul class="tiles{doubtful}" aria-label="nopad, times the reference">{"".join(made)}</ul>' if made else ""
+    return f'<ul class="tiles{doubtful}" aria-label="nopad, times the reference">{"".join(tiles)}</ul>' if tiles else ""
 
 
 def _sections(table: Table) -> list[tuple[str, str, str]]:
     """Id, title and content of every section that has something to say, in reading order."""
-    report, found = table.report, []
+    report, sections = table.report, []
     if report.cells:
         plots = (
             ("latency", "Latency against length", latency(table), "Medians with their 95 % intervals."),
@@ -156,15 +157,15 @@ def _sections(table: Table) -> list[tuple[str, str, str]]:
             ("memory", "Peak memory", memory(table), "Resident memory of a fresh process that ran one workload."),
             ("quality", "Speed and accuracy", quality(table), "A fast answer counts if it is the same answer."),
         )
-        found.append(("summary", "Summary", html_tables.summary(table)))
-        found += [(name, title, _panels(table, panels, remark)) for name, title, panels, remark in plots if panels]
-        found.append(("details", "All figures", html_tables.details(table)))
+        sections.append(("summary", "Summary", html_tables.summary(table)))
+        sections += [(name, title, _panels(table, panels, remark)) for name, title, panels, remark in plots if panels]
+        sections.append(("details", "All figures", html_tables.details(table)))
     if report.subjects:
-        found.append(("subjects", "Subjects", html_tables.subjects(table)))
+        sections.append(("subjects", "Subjects", html_tables.subjects(table)))
     if remarks := html_tables.remarks(table):
-        found.append(("remarks", "Not measured, and remarks", remarks))
+        sections.append(("remarks", "Not measured, and remarks", remarks))
     if report.forecasts:
-        found.append(("forecasts", "Forecasts, not measurements", html_tables.forecasts(report.forecasts)))
+        sections.append(("forecasts", "Forecasts, not measurements", html_tables.forecasts(report.forecasts)))
     about = (
         ("Machine", {**report.machine, "threads": report.threads}),
         ("Versions", report.versions),
@@ -172,21 +173,22 @@ def _sections(table: Table) -> list[tuple[str, str, str]]:
         ("Settings", report.settings),
     )
     listed = "".join(html_tables.pairs(caption, values) for caption, values in about if values)
-    found.append(("machine", "Machine, versions, model", f'<div class="columns">{listed}</div>'))
+    sections.append(("machine", "Machine, versions, model", f'<div class="columns">{listed}</div>'))
     command = f"<pre><code>{escaped(report.command)}</code></pre>"
-    found.append(("reproduce", "Reproduce", f"{command}<h3>How it was measured</h3>{_how(report)}"))
-    return found
+    sections.append(("reproduce", "Reproduce", f"{command}<h3>How it was measured</h3>{_how(report)}"))
+    return sections
 
 
 def _panels(table: Table, panels: Sequence[Panel], remark: str) -> str:
     legend = "".join(
-        f'<li><button type="button" aria-pressed="false" data-s="{style}">{key(style)}{escaped(one.name)}</button></li>'
-        for style, one in enumerate(table.report.subjects)
+        f'<li><button type="button" aria-pressed="false" data-s="{style}">{key(style)}{escaped(subject.name)}</button>'
+        "</li>"
+        for style, subject in enumerate(table.report.subjects)
     )
     figures = "".join(
-        f"<figure><figcaption>{escaped(one.title)}<small>{escaped(one.remark)}</small></figcaption>"
-        f'<div class="fit">{one.svg}</div></figure>'
-        for one in panels
+        f"<figure><figcaption>{escaped(panel.title)}<small>{escaped(panel.remark)}</small></figcaption>"
+        f'<div class="fit">{panel.svg}</div></figure>'
+        for panel in panels
     )
     wide = "" if panels[0].small else " wide"
     about = f'<p class="about">{escaped(remark)}</p>'
@@ -203,7 +205,10 @@ def _speed_remark(table: Table) -> str:
 
 def _how(report: Report) -> str:
     noise = report.noise
-    told = [" ".join(LEGEND), f"Every subject was given {_threads(report)}, and its library asked whether it has them."]
+    parts = [
+        " ".join(LEGEND),
+        f"Every subject was given {_threads(report)}, and its library asked whether it has them.",
+    ]
     if noise.probe_seconds:
         probe = (
             f"To tell how quiet the machine was, a fixed matrix product was timed {len(noise.probe_seconds):,} times"
@@ -211,8 +216,8 @@ def _how(report: Report) -> str:
         probe += f"; its best was {number(noise.peak_flops / 1e9)} GFLOP/s" if noise.peak_flops else ""
         if noise.spread is not None:
             probe += f", its interquartile range {share(noise.spread)} of its median"
-        told.append(f"{probe}.")
-    return "".join(f"<p>{escaped(text)}</p>" for text in told)
+        parts.append(f"{probe}.")
+    return "".join(f"<p>{escaped(text)}</p>" for text in parts)
 
 
 def _threads(report: Report) -> str:

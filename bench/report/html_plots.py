@@ -36,30 +36,31 @@ def latency(table: Table) -> list[Panel]:
     times = Axis(
         title=f"times as fast as {table.report.reference}", write=lambda at: f"{tick(at)}×", least=0.0, most=1.0
     )
-    length, made = "tokens in each text (log)", []
+    length, panels = "tokens in each text (log)", []
     for batch, workloads in sorted(groups.items()):
-        places = {float(one.longest): one for one in workloads}
+        places = {float(workload.longest): workload for workload in workloads}
         title = f"{_texts(batch)} in a call"
-        curves = _curves(table, places, length, y, lambda one: one.seconds, seconds, title)
-        made += [Panel(title=title, remark="Lower is better.", svg=svg) for svg in curves]
-        curves = _curves(table, places, length, times, lambda one: one.ratio, ratio, title)
-        made += [Panel(title=f"{title}, ratio", remark="Higher is better.", svg=svg) for svg in curves]
-    return made
+        curves = _curves(table, places, length, y, lambda figures: figures.seconds, seconds, title)
+        panels += [Panel(title=title, remark="Lower is better.", svg=svg) for svg in curves]
+        curves = _curves(table, places, length, times, lambda figures: figures.ratio, ratio, title)
+        panels += [Panel(title=f"{title}, ratio", remark="Higher is better.", svg=svg) for svg in curves]
+    return panels
 
 
 def throughput(table: Table) -> list[Panel]:
     """Real tokens/s against batch: one panel for each kind of text that was measured in several batch sizes."""
     groups: dict[str, dict[float, Workload]] = defaultdict(dict)
-    for one in table.report.workloads:
-        title = f"{one.longest:,} tokens in each text" if one.kind == "fixed" else f"Texts of {one.source}"
-        groups[title][float(one.batch)] = one
-    made = []
+    for workload in table.report.workloads:
+        fixed = workload.kind == "fixed"
+        title = f"{workload.longest:,} tokens in each text" if fixed else f"Texts of {workload.source}"
+        groups[title][float(workload.batch)] = workload
+    panels = []
     for title, places in groups.items():
         curves = _curves(
-            table, places, "texts in a call (log)", TOKENS, lambda one: one.tokens_per_second, number, title
+            table, places, "texts in a call (log)", TOKENS, lambda figures: figures.tokens_per_second, number, title
         )
-        made += [Panel(title=title, remark="Higher is better.", svg=svg) for svg in curves]
-    return made
+        panels += [Panel(title=title, remark="Higher is better.", svg=svg) for svg in curves]
+    return panels
 
 
 def speed(table: Table) -> list[Panel]:
@@ -76,14 +77,14 @@ def speed(table: Table) -> list[Panel]:
         ends = _ends(figures.tokens_per_second)
         return Bar(name=subject.name, style=style, value=middle, interval=ends, text=text, tip=tip, strong=strong)
 
-    made = []
+    panels = []
     for workload in table.report.workloads:
         rows, at = _rows(table, workload, bar), workload.limit_tokens_per_second
         if any(row.value is not None for row in rows):
             limit = (at, f"fp32 limit {number(at)}") if at else None
             svg = bars(rows, TOKENS, label=f"Real tokens per second: {workload.name}", limit=limit)
-            made.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
-    return made
+            panels.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
+    return panels
 
 
 def memory(table: Table) -> list[Panel]:
@@ -104,19 +105,19 @@ def memory(table: Table) -> list[Panel]:
         value, text, strong = float(cell.peak_bytes), size(cell.peak_bytes), subject.family == "nopad"
         return Bar(name=subject.name, style=style, value=value, text=text, tip=f"{subject.name}: {text}", strong=strong)
 
-    made = []
+    panels = []
     for workload in table.report.workloads:
         rows = _rows(table, workload, bar)
         if any(row.value is not None for row in rows):
             svg = bars(rows, axis, label=f"Peak resident memory: {workload.name}")
-            made.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
-    return made
+            panels.append(Panel(title=workload.name, remark=about(workload), svg=svg, small=True))
+    return panels
 
 
 def quality(table: Table) -> list[Panel]:
     """Speed against accuracy where workloads have labels, else against agreement with the reference."""
     for name, title in (("accuracy", "accuracy"), ("agreement", "labels equal to the reference's")):
-        made = []
+        panels = []
         for workload in table.report.workloads:
             series = []
             for style, subject in enumerate(table.report.subjects):
@@ -129,13 +130,13 @@ def quality(table: Table) -> list[Panel]:
                     strong = subject.family == "nopad"
                     series.append(Series(name=subject.name, style=style, points=(point,), strong=strong))
             if len(series) > 1:
-                low, high = (end(one.points[0].y for one in series) for end in (min, max))
+                low, high = (end(curve.points[0].y for curve in series) for end in (min, max))
                 x = Axis(title=f"{TOKENS.title} (log)", write=tick, log=True)
                 y = Axis(title=title, write=_percent, least=min(low, high - 0.01), most=min(1.0, high + 0.002))
                 svg = scatter(series, x, y, label=f"Speed against {title}: {workload.name}")
-                made.append(Panel(title=workload.name, remark="Up and to the right is better.", svg=svg))
-        if made:
-            return made
+                panels.append(Panel(title=workload.name, remark="Up and to the right is better.", svg=svg))
+        if panels:
+            return panels
     return []
 
 
@@ -149,16 +150,16 @@ def about(workload: Workload) -> str:
 
 
 def _rows(table: Table, workload: Workload, bar: Callable[[Workload, int, Subject], Bar | None]) -> list[Bar]:
-    """A bar for every subject, and for one that has none what became of it."""
+    """A bar for every subject, or what became of it."""
     rows = []
     for style, subject in enumerate(table.report.subjects):
-        made = bar(workload, style, subject)
-        if made is None:
+        row = bar(workload, style, subject)
+        if row is None:
             cell = table.cells.get((subject.name, workload.name))
             status = cell.status if cell is not None else subject.status
             text = "not measured" if status == "ok" else status
-            made = Bar(name=subject.name, style=style, value=None, text=text, strong=subject.family == "nopad")
-        rows.append(made)
+            row = Bar(name=subject.name, style=style, value=None, text=text, strong=subject.family == "nopad")
+        rows.append(row)
     return rows
 
 
@@ -177,15 +178,15 @@ def _curves(
         points = []
         for at, workload in sorted(places.items()):
             figures = table.figures.get((subject.name, workload.name))
-            found = value(figures) if figures is not None else None
-            if found is not None:
-                low, middle, high = found
+            interval = value(figures) if figures is not None else None
+            if interval is not None:
+                low, middle, high = interval
                 tip = f"{subject.name}, {workload.name}: {write(middle)} (95 %: {write(low)} to {write(high)})"
-                points.append(Point(x=at, y=middle, interval=_ends(found), tip=tip))
+                points.append(Point(x=at, y=middle, interval=_ends(interval), tip=tip))
         if points:
             strong = subject.family == "nopad"
             series.append(Series(name=subject.name, style=style, points=tuple(points), strong=strong))
-    if all(len(one.points) < 2 for one in series):
+    if all(len(curve.points) < 2 for curve in series):
         return []
     x = Axis(title=x_title, write=tick, log=True, ticks=tuple(sorted(places)))
     return [lines(series, x, y, label=f"{y.title}, against {x_title}: {title}")]

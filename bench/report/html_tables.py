@@ -23,7 +23,7 @@ def summary(table: Table) -> str:
     head = "".join(_subject_head(style, subject, reference) for style, subject in enumerate(subjects))
     rows = []
     for workload in table.report.workloads:
-        reached = [figures for one in subjects if (figures := table.figures.get((one.name, workload.name)))]
+        reached = [figures for subject in subjects if (figures := table.figures.get((subject.name, workload.name)))]
         fastest = min((figures.p50 for figures in reached), default=None)
         cells = []
         for subject in subjects:
@@ -80,13 +80,20 @@ def subjects(table: Table) -> str:
     titles = ("subject", "model", "precision", "engine", "pads", "threads", "version", "build", "import", "load")
     head = _heads((*titles, "cold first call", "memory after load", "file"))
     rows = []
-    for style, one in enumerate(table.report.subjects):
-        what = (one.model, one.precision, one.engine, "yes" if one.padded else "no", str(one.threads), one.version)
-        times = (one.build_seconds, one.import_seconds, one.load_seconds, one.cold_seconds)
+    for style, subject in enumerate(table.report.subjects):
+        what = (
+            subject.model,
+            subject.precision,
+            subject.engine,
+            "yes" if subject.padded else "no",
+            str(subject.threads),
+            subject.version,
+        )
+        times = (subject.build_seconds, subject.import_seconds, subject.load_seconds, subject.cold_seconds)
         values = [*(part or NONE for part in what), *(_or_none(at, seconds) for at in times)]
-        values += [_or_none(one.loaded_bytes, size), _or_none(one.file_bytes, size)]
+        values += [_or_none(subject.loaded_bytes, size), _or_none(subject.file_bytes, size)]
         cells = "".join(f"<td>{escaped(value)}</td>" for value in values)
-        rows.append(f'<tr><th scope="row">{key(style)} {escaped(one.name)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{key(style)} {escaped(subject.name)}</th>{cells}</tr>')
     caption = "Build: from the checkpoint to the subject's file. Import, load and cold first call: in a fresh process."
     return _table(caption, head, ["".join(rows)])
 
@@ -148,7 +155,7 @@ def pairs(caption: str, values: Mapping[str, Any]) -> str:
 
 
 def ends(interval: Interval) -> str:
-    """The ends of a ratio's interval. A star marks one that is too wide to conclude from; one round has none."""
+    """The ends of a ratio's interval, with a star where it is too wide to conclude from; a single round has none."""
     low, _, high = interval
     star = ' <abbr title="too wide to conclude from">*</abbr>' if wide(interval) else ""
     return f"{low:.2f} to {high:.2f}{star}" if math.isfinite(high) else f"one round{star}"
@@ -242,7 +249,7 @@ def _plain(name: str, value: Any) -> str:
     if isinstance(value, int | float):
         return size(value) if name.endswith("bytes") else f"{value:,}" if isinstance(value, int) else number(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{inner} {_plain(str(inner), one)}" for inner, one in value.items())
+        return ", ".join(f"{inner} {_plain(str(inner), item)}" for inner, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(name, one) for one in value)
+        return ", ".join(_plain(name, item) for item in value)
     return str(value)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from nopad.bench.schema import Cell
+from nopad.bench.schema import Cell
 
 Interval = tuple[float, float, float]  # low, middle, high
 Values = npt.NDArray[np.float64]

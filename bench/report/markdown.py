@@ -62,7 +62,7 @@ def _head(report: Report) -> Iterator[str]:
 
 def _measured(table: Table) -> Iterator[str]:
     report = table.report
-    subjects = {one.name: one for one in report.subjects}
+    subjects = {subject.name: subject for subject in report.subjects}
     for workload in report.workloads:
         yield f"## {workload.name}"
         yield ""
@@ -137,10 +137,10 @@ def _subjects(report: Report) -> Iterator[str]:
         return NOTHING if value is None else size(value)
 
     yield from _rows(_SUBJECTS, [
-        [one.name, one.version or NOTHING, one.precision, str(one.threads), time(one.import_seconds),
-         time(one.load_seconds), time(one.cold_seconds), memory(one.loaded_bytes), memory(one.file_bytes),
-         time(one.build_seconds)]
-        for one in report.subjects
+        [subject.name, subject.version or NOTHING, subject.precision, str(subject.threads),
+         time(subject.import_seconds), time(subject.load_seconds), time(subject.cold_seconds),
+         memory(subject.loaded_bytes), memory(subject.file_bytes), time(subject.build_seconds)]
+        for subject in report.subjects
     ])  # fmt: skip
     yield ""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
@@ -155,26 +155,30 @@ def _forecasts(report: Report) -> Iterator[str]:
     yield "## Forecasts, not measurements"
     yield ""
     rows = [
-        [*(str(one.get(name, NOTHING)) for name in _FORECASTS[:4]), *_expected(one), str(one.get("bound", NOTHING))]
-        for one in report.forecasts
+        [*(str(row.get(name, NOTHING)) for name in _FORECASTS[:4]), *_expected(row), str(row.get("bound", NOTHING))]
+        for row in report.forecasts
     ]
     yield from _rows([*_FORECASTS[:4], "time (low to high)", "real tokens/s", "bound by"], rows)
     yield ""
-    for note in dict.fromkeys(str(one["assumes"]) for one in report.forecasts if one.get("assumes")):
+    for note in dict.fromkeys(str(row["assumes"]) for row in report.forecasts if row.get("assumes")):
         yield f"- {note}"
     yield ""
 
 
 def _expected(forecast: Mapping[str, Any]) -> list[str]:
     times = [forecast.get(name) for name in ("seconds", "low", "high")]
-    middle, low, high = (seconds(one) if isinstance(one, int | float) else NOTHING for one in times)
+    middle, low, high = (seconds(value) if isinstance(value, int | float) else NOTHING for value in times)
     tokens = forecast.get("tokens_per_second")
     return [f"{middle} ({low} to {high})", number(tokens) if isinstance(tokens, int | float) else NOTHING]
 
 
 def _left_out(report: Report) -> Iterator[str]:
-    notes = [f"- {one.name}: {one.status}. {one.note}" for one in report.subjects if one.status != "ok" and one.note]
-    notes += [f"- {one.subject} on {one.workload}: {one.status}. {one.note}" for one in report.cells if one.note]
+    notes = [
+        f"- {subject.name}: {subject.status}. {subject.note}"
+        for subject in report.subjects
+        if subject.status != "ok" and subject.note
+    ]
+    notes += [f"- {cell.subject} on {cell.workload}: {cell.status}. {cell.note}" for cell in report.cells if cell.note]
     if notes:
         yield "## Not measured, and remarks"
         yield ""

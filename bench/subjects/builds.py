@@ -29,14 +29,14 @@ def optimum_job(checkpoint: Path, task: str, threads: int) -> dict[str, Any]:
 
 def nopad_job(checkpoint: Path, task: str, target: str, threads: int) -> dict[str, Any]:
     """A bundle of nopad's, without its parity gate."""
-    made = {"job": "build", "kind": "nopad", "checkpoint": str(checkpoint), "task": task, "threads": threads}
-    return {**made, "target": target}
+    job = {"job": "build", "kind": "nopad", "checkpoint": str(checkpoint), "task": task, "threads": threads}
+    return {**job, "target": target}
 
 
 def bert_job(tokenizer: Path, task: str, labels: int, threads: int) -> dict[str, Any]:
     """A BERT-base checkpoint of random weights over a vocabulary (`vocab.txt`, or a folder with a tokenizer)."""
-    made = {"job": "build", "kind": "bert", "checkpoint": str(tokenizer), "task": task, "threads": threads}
-    return {**made, "labels": labels}
+    job = {"job": "build", "kind": "bert", "checkpoint": str(tokenizer), "task": task, "threads": threads}
+    return {**job, "labels": labels}
 
 
 def place(cache: Path, job: Mapping[str, Any]) -> Path:
@@ -66,10 +66,10 @@ def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
 def built(folder: Path) -> dict[str, Any] | None:
     """What was recorded when this folder of the cache was made; None if it must be made."""
     try:
-        found: dict[str, Any] = json.loads(_record(folder).read_bytes())
+        answer: dict[str, Any] = json.loads(_record(folder).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if folder.is_dir() else None
+    return answer if folder.is_dir() else None
 
 
 def record(folder: Path, answer: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     source, kind = Path(job["checkpoint"]), job["kind"]
     if kind == "bert":
         return _random_bert(source, Path(job["folder"]), job["task"], job["labels"])
-    from nopad.export.bundle import export_checkpoint
+    from nopad.export.bundle import ExportOptions, export_checkpoint
 
     if kind == "optimum":
         with contextlib.suppress(ImportError):  # the export says what to do about that
@@ -97,11 +97,13 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     result = export_checkpoint(
         source,
         Path(job["folder"]),
-        target=job.get("target", "onnx"),
-        exporter="optimum" if kind == "optimum" else "nopad",
-        task=job["task"],
-        parity=False,
-        threads=job["threads"],
+        ExportOptions(
+            target=job.get("target", "onnx"),
+            exporter="optimum" if kind == "optimum" else "nopad",
+            task=job["task"],
+            parity=False,
+            threads=job["threads"],
+        ),
     )
     return {"build_seconds": result.export_seconds, "file_bytes": result.bytes}
 
@@ -130,7 +132,7 @@ def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
-    """Entries of the vocabulary, and the id of its padding."""
+    """Ids of the vocabulary (a vocab.txt that names an entry twice leaves some out), and that of its padding."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -146,4 +148,4 @@ def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known, "model_max_length": 512}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]") or 0
+    return max(tokenizer.get_vocab().values()) + 1, tokenizer.token_to_id("[PAD]") or 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from nopad.model.head import TASKS
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.hardware import PRECISIONS
+
+if TYPE_CHECKING:
+    from nopad.export.bundle import ExportResult
 
 
 def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -80,12 +83,11 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @source_options
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @thorough_option
-@common_options
 @threads_option
+@common_options
 def export(
     checkpoint: str,
-    target: Any,
-    precision: Any,
+    output: Path,
     arch: str | None,
     profiles: Path | None,
     calibrate: str | None,
@@ -95,87 +97,72 @@ def export(
     workspace: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
-    exporter: Any,
-    output: Path,
-    task: Any,
-    pooling: Any,
-    normalize: bool | None,
-    max_length: int | None,
-    base: str | None,
-    allow_pickle: bool,
     no_parity: bool,
-    thorough: bool,
     as_json: bool,
     quiet: bool,
     threads: int | None,
+    **same: Any,  # options that `ExportOptions` has by the same name
 ) -> int:
     """Export CHECKPOINT (a folder, or a Hugging Face Hub name) to a bundle, and prove its parity.
 
     The exit code is 1 if the bundle fails the parity gate; it is then written, but marked unverified.
     """
-    from nopad.export.bundle import export_checkpoint
+    from nopad.export.bundle import ExportOptions, export_checkpoint
     from nopad.export.engines.tensorrt import BuildOptions
     from nopad.runtime.profiles import read_profiles
 
     set_threads(threads)
     console = messages(quiet)
-    shapes = read_profiles(profiles) if profiles is not None else ()
+    options = ExportOptions(
+        archs=[name.strip().lower() for name in arch.split(",") if name.strip()] if arch else [],
+        profiles=read_profiles(profiles) if profiles is not None else (),
+        calibrate=DataSource(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
+        build=BuildOptions(
+            timing_cache=timing_cache,
+            workspace_bytes=workspace << 20 if workspace else None,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+        ),
+        parity=not no_parity,
+        threads=threads,
+        **same,
+    )
     with status(console) as progress:
-        result = export_checkpoint(
-            checkpoint,
-            output,
-            target=target,
-            precision=precision,
-            archs=[one.strip().lower() for one in arch.split(",") if one.strip()] if arch else [],
-            profiles=shapes,
-            calibrate=DataSource(path=calibrate, encoding=encoding, columns=columns) if calibrate is not None else None,
-            build=BuildOptions(
-                timing_cache=timing_cache,
-                workspace_bytes=workspace << 20 if workspace else None,
-                version_compatible=version_compatible,
-                hardware_compatible=hardware_compatible,
-            ),
-            exporter=exporter,
-            task=task,
-            pooling=pooling,
-            normalize=normalize,
-            max_length=max_length,
-            base=base,
-            allow_pickle=allow_pickle,
-            parity=not no_parity,
-            thorough=thorough,
-            threads=threads,
-            progress=progress,
-        )
-    manifest = result.bundle.manifest
+        result = export_checkpoint(checkpoint, output, options, progress=progress)
     for remark in result.remarks:
         console.print(f"note: {remark}", style="yellow")
     for reason in result.skipped:
         console.print(f"not here: {reason}", style="yellow")
     if as_json:
-        emit(
-            {
-                "bundle": str(output),
-                "verdict": manifest.verdict,
-                "export_seconds": round(result.export_seconds, 2),
-                "parity_seconds": round(result.parity_seconds, 2),
-                "bytes": result.bytes,
-                "engines": [dataclasses.asdict(engine) for engine in result.engines],
-                "skipped": result.skipped,
-                "remarks": result.remarks,
-                "parity": result.report,
-                "reports": result.reports,
-            }
-        )
+        emit(_to_json(result, output))
     else:
-        size, seconds = result.bytes / 1e6, result.export_seconds
-        made = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
-        click.echo(f"{output}: {made}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
-        for engine in result.engines:
-            click.echo(f"  {engine.file}: {engine.bytes / 1e6:.1f} MB, built in {engine.seconds:.1f} s")
-        for name, report in result.reports.items():
-            click.echo(name)
-            print_report(report, None)
-        if result.reports:
-            click.echo(f"parity took {result.parity_seconds:.1f} s")
+        _print(result, output)
     return 0 if result.passed else 1
+
+
+def _to_json(result: ExportResult, output: Path) -> dict[str, Any]:
+    return {
+        "bundle": str(output),
+        "verdict": result.bundle.manifest.verdict,
+        "export_seconds": round(result.export_seconds, 2),
+        "parity_seconds": round(result.parity_seconds, 2),
+        "bytes": result.bytes,
+        "engines": [dataclasses.asdict(engine) for engine in result.engines],
+        "skipped": result.skipped,
+        "remarks": result.remarks,
+        "parity": result.report,
+        "reports": result.reports,
+    }
+
+
+def _print(result: ExportResult, output: Path) -> None:
+    manifest, size, seconds = result.bundle.manifest, result.bytes / 1e6, result.export_seconds
+    made = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
+    click.echo(f"{output}: {made}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
+    for engine in result.engines:
+        click.echo(f"  {engine.file}: {engine.bytes / 1e6:.1f} MB, built in {engine.seconds:.1f} s")
+    for name, report in result.reports.items():
+        click.echo(name)
+        print_report(report, None)
+    if result.reports:
+        click.echo(f"parity took {result.parity_seconds:.1f} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
@@ -47,25 +47,10 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
     """The gate's figures as a table on stdout."""
     console = Console(highlight=False, markup=False, emoji=False)  # texts and tokens may hold brackets: [/E1]
     rows = report["rows"]
-    table = Table(box=None, pad_edge=False)
-    for name in ("check", "cases", "worst", "bound", ""):
-        table.add_column(name, justify="right" if name in ("cases", "worst", "bound") else "left")
-    for check in dict.fromkeys(row["check"] for row in rows):
-        group = [row for row in rows if row["check"] == check]
-        shares = check in ("labels", "label names", "calibration")
-        worst = (min if shares else max)(group, key=_share_of_bound)
-        ok = all(row["passed"] for row in group)
-        table.add_row(check, str(len(group)), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")
-    console.print(table)
+    console.print(_checks(rows))
     if all_lengths:
-        by_length = [row for row in rows if row["check"] == "logits" and "tokens, " in row["case"]]
         console.print("\nlargest logit difference by length")
-        lengths = Table(box=None, pad_edge=False)
-        for name in ("tokens", "alone", "in a mixed batch"):
-            lengths.add_column(name, justify="right")
-        for alone, mixed in zip(by_length[::2], by_length[1::2], strict=True):
-            lengths.add_row(alone["case"].split()[0], figure(alone["value"], ".1e"), figure(mixed["value"], ".1e"))
-        console.print(lengths)
+        console.print(_lengths(rows))
     for row in [row for row in rows if not row["passed"]][:10]:
         console.print(
             f"FAILED {row['check']}, {row['case']}: {figure(row['value'])}, bound {figure(row['bound'])} {row['note']}",
@@ -79,6 +64,39 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     took = f" in {seconds:.1f} s" if seconds is not None else ""
     console.print(f"parity {'passed' if report['passed'] else 'FAILED'}{took} against {versions}")
+
+
+def _checks(rows: list[dict[str, Any]]) -> Table:
+    """Each check's row nearest to its bound, or furthest over it."""
+    from nopad.export.parity.bounds import SHARES
+
+    table = _table("check", "cases", "worst", "bound", "", numbers=("cases", "worst", "bound"))
+    for check in dict.fromkeys(row["check"] for row in rows):
+        group = [row for row in rows if row["check"] == check]
+        worst = (min if check in SHARES else max)(group, key=_share_of_bound)
+        ok = all(row["passed"] for row in group)
+        table.add_row(check, str(len(group)), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")
+    return table
+
+
+def _lengths(rows: list[dict[str, Any]]) -> Table:
+    """The rows of the grid: a line for each length."""
+    from nopad.export.parity.lengths import read_grid_case
+
+    names = ("tokens", "alone", "in a mixed batch")
+    table = _table(*names, numbers=names)
+    values = {read_grid_case(row["case"]): row["value"] for row in rows if row["check"] == "logits"}
+    for tokens in dict.fromkeys(key[0] for key in values if key is not None):
+        alone, mixed = (figure(values[tokens, among], ".1e") for among in (False, True))
+        table.add_row(str(tokens), alone, mixed)
+    return table
+
+
+def _table(*columns: str, numbers: Collection[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left")
+    return table
 
 
 def _share_of_bound(row: dict[str, Any]) -> float:

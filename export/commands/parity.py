@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
@@ -39,23 +41,19 @@ def parity(
     text_field: str | None,
     label_field: str | None,
     limit: int | None,
-    engine: str,
-    precision: str | None,
-    allow_host_code: bool,
     base: str | None,
     allow_pickle: bool,
-    longest: int,
-    thorough: bool,
     as_json: bool,
     quiet: bool,
     threads: int | None,
+    **same: Any,  # options that `gate_bundle` has by the same name
 ) -> int:
     """Check that BUNDLE answers what transformers answers with the checkpoint it came from.
 
     The verdict is written into the bundle's manifest, unless the checkpoint is another one (its files' digests are in
     the manifest). Exit code 1 if it fails.
     """
-    from nopad.export.bundle import gate_bundle
+    from nopad.export.parity.run import gate_bundle, open_reference
     from nopad.export.provenance import is_source
     from nopad.model.checkpoint.hub import resolve_checkpoint
     from nopad.model.checkpoint.source import open_source
@@ -65,37 +63,24 @@ def parity(
     set_threads(threads)
     console = messages(quiet)
     opened = open_bundle(bundle)
-    folder = resolve_checkpoint(reference)
-    source = open_source(folder, base)
-    same = is_source(opened, source)
-    if not same:
+    source = open_source(resolve_checkpoint(reference), base)
+    exported_from = is_source(opened, source)
+    if not exported_from:
         console.print(
-            f"warning: {folder} is not the checkpoint that {bundle} was exported from (its files differ); they are "
-            "compared, and the verdict in the manifest stays as it is",
+            f"warning: {source.folder} is not the checkpoint that {bundle} was exported from (its files differ); they "
+            "are compared, and the verdict in the manifest stays as it is",
             style="yellow",
         )
     rows = None
     if data is not None:
-        own = DataSource(path=data, encoding=encoding, columns=columns)
-        rows = read_labelled(own, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
-    half_window = opened.manifest.half_window
-    with status(console) as progress:
-        report = gate_bundle(
-            opened,
-            folder,
-            half_window=64 if half_window is None else half_window,
-            base=base,
-            allow_pickle=allow_pickle,
-            progress=progress,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            allow_host_code=allow_host_code,
-            data=rows,
-            longest=longest,
-            thorough=thorough,
-        )
-    if same:
+        file = DataSource(path=data, encoding=encoding, columns=columns)
+        rows = read_labelled(file, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+    with (
+        status(console) as progress,
+        open_reference(source, opened.manifest, allow_pickle=allow_pickle, progress=progress) as judge,
+    ):
+        report = gate_bundle(opened, judge, threads=threads, data=rows, progress=progress, **same)
+    if exported_from:
         record_parity(opened, report["file"], report["engine"], report, report["evaluation"])
     if as_json:
         emit({"bundle": bundle, **report})

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from nopad.export.graph.onnx import Graph, trace, write
 from nopad.export.reference.plain import plain_folder
-from nopad.export.reference.transformers import CLASSES, open_model, own_config
+from nopad.export.reference.transformers import open_model, own_config
 from nopad.model.attention import PackedLayout
-from nopad.model.checkpoint.load import Checkpoint, folder_config, overrides_of
+from nopad.model.checkpoint.load import Checkpoint, read_blueprint
 from nopad.model.checkpoint.read_config import read_other
-from nopad.model.checkpoint.sentence_transformers import pipeline_for, transformer_folder
-from nopad.model.checkpoint.setfit import classifier_of
-from nopad.model.checkpoint.source import open_source
+from nopad.model.checkpoint.sentence_transformers import transformer_folder
+from nopad.model.checkpoint.source import Source
 from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.config import EncoderConfig, Pooling
-from nopad.model.embedding import build_modules, embed, load_modules
+from nopad.model.embedding import build_modules, embed
 from nopad.model.encoder import PackedEncoder
 from nopad.model.head import Task
 
@@ -77,48 +76,34 @@ def _layout(mask: Tensor, prompt_lengths: Tensor | None) -> PackedLayout:
 
 
 def load_padded(
-    folder: Path,
+    source: Source,
     *,
     task: Task | None = None,
     pooling: Pooling | None = None,
     normalize: bool | None = None,
-    base: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint of any architecture with transformers, as `load_checkpoint` opens those that nopad packs.
 
     Raises `CheckpointError`, and `ExportError` for what transformers cannot open.
     """
-    source = open_source(folder, base)
     raw = dict(source.raw_config)
-    classifier, remarks = classifier_of(folder, task, allow_pickle)
-    wanted = "embeddings" if classifier else task
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        read = functools.partial(read_other, sizes=_sizes(own_config(raw)))
-        config, pipeline = folder_config(raw, pipeline_for(folder, wanted), wanted, pooling, normalize, read=read)
-        with plain_folder(folder, config.task, CLASSES[config.task], base) as (plain, _):
-            theirs, model = open_model(transformer_folder(plain), config.task, raw)
+        blueprint = read_blueprint(
+            source,
+            task=task,
+            pooling=pooling,
+            normalize=normalize,
+            allow_pickle=allow_pickle,
+            read=functools.partial(read_other, sizes=_sizes(own_config(raw))),
+        )
+        with plain_folder(source, blueprint.encoder_task) as (plain, _):
+            theirs, model = open_model(transformer_folder(plain), blueprint.encoder_task, raw)
         inputs = _inputs(theirs, model, open_tokenizer(source.tokenizer).model_input_names)
-    if classifier is not None:
-        config = classifier.extend(config, pipeline)
-    config = dataclasses.replace(config, max_position_embeddings=_positions(theirs, model))
-    encoder = PaddedEncoder(config, model.float(), inputs if config.include_prompt else [*inputs, "prompt_lengths"])
-    if pipeline is not None and config.modules:
-        load_modules(encoder.chain, folder, pipeline.weights)
-    if classifier is not None:
-        classifier.fill(encoder)
-    encoder.eval()
-    return Checkpoint(
-        path=folder,
-        raw_config=raw,
-        encoder=encoder,
-        missing=(),
-        source=source,
-        remarks=(*source.remarks, *remarks),
-        pipeline=pipeline,
-        overrides=overrides_of(config, pooling, normalize),
-    )
+    config = dataclasses.replace(blueprint.config, max_position_embeddings=_positions(theirs, model))
+    inputs += [] if config.include_prompt else ["prompt_lengths"]
+    return blueprint.checkpoint(PaddedEncoder(config, model.float(), inputs))
 
 
 def _sizes(theirs: Any) -> dict[str, int]:

@@ -30,16 +30,31 @@ BOUNDS: dict[str, Bounds] = {
 }
 
 
+# Checks whose value is a share, which has to be at least its bound; all others are differences.
+SHARES = ("labels", "label names", "calibration")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One check."""
+    """What one check says of one case."""
 
     check: str
     case: str
-    value: float  # the largest difference, or a share
+    value: float  # the largest difference, or a share (0..1)
     bound: float
     passed: bool
     note: str = ""
+
+    @classmethod
+    def at_most(cls, check: str, case: str, value: float, bound: float, note: str = "") -> Row:
+        """A difference, which may be `bound`."""
+        return cls(check=check, case=case, value=value, bound=bound, passed=value <= bound, note=note)
+
+    @classmethod
+    def at_least(cls, check: str, case: str, value: float, bound: float, note: str = "") -> Row:
+        """A share, which must be `bound`; its check is one of `SHARES`."""
+        assert check in SHARES
+        return cls(check=check, case=case, value=value, bound=bound, passed=value >= bound, note=note)
 
 
 def difference(a: FloatArray, b: FloatArray) -> float:

@@ -18,7 +18,7 @@ import torch
 
 from nopad.export.parity.bounds import BOUNDS, Row, difference, scaled
 from nopad.export.parity.known_texts import Ids, KnownTexts
-from nopad.export.progress import Progress
+from nopad.export.parity.trial import Trial
 from nopad.export.reference.transformers import Reference
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.errors import NopadError
@@ -38,11 +38,10 @@ INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_
 CHECK = "full length"
 
 
-def full_length(
-    model: Model, reference: Reference, texts: KnownTexts, most: int, *, thorough: bool, progress: Progress
-) -> Iterator[Row]:
-    """Rows of the texts at full length. `most` bounds their tokens, but `thorough` asks transformers, however long."""
-    full, why = _longest(model, model.manifest.max_length if thorough else most)
+def full_length(trial: Trial) -> Iterator[Row]:
+    """Rows of the texts at full length. A thorough trial asks transformers, however long it takes."""
+    model, reference, texts, thorough = trial.model, trial.reference, trial.known, trial.thorough
+    full, why = _longest(model, model.manifest.max_length if thorough else texts.most_tokens)
     cost = _cost(model)
     # transformers computes local layers as global ones, under a mask.
     dense = dataclasses.replace(cost, local_layers=0, global_layers=cost.local_layers + cost.global_layers)
@@ -55,18 +54,18 @@ def full_length(
             name, judge = "the packed encoder", packed
         else:
             real = _longest_within(full, PACKED_FLOPS if affordable else TRANSFORMERS_FLOPS, dense)
-    progress(f"parity: {real:,} tokens through {name}")
+    trial.progress(f"parity: {real:,} tokens through {name}")
     ids = texts.real(real)
     want = judge(ids)
-    progress(f"parity: {real:,} tokens through the bundle")
+    trial.progress(f"parity: {real:,} tokens through the bundle")
     (got,) = texts.run([ids])
     value, bound = difference(got, want), scaled(texts.bounds.logits, want)
     note = why if real == full else f"not {full:,} tokens, to save time; --thorough asks all"
     case = f"{real:,} tokens, against {name}"
-    yield Row(check=CHECK, case=case, value=value, bound=bound, passed=value <= bound, note=note)
+    yield Row.at_most(CHECK, case, value, bound, note)
     repeated = _longest_within(full, ENGINE_FLOPS, cost)
     if repeated > real:
-        progress(f"parity: {repeated:,} tokens through the bundle")
+        trial.progress(f"parity: {repeated:,} tokens through the bundle")
         batch = [texts.repeated(repeated)]
         yield texts.compare(CHECK, f"{repeated:,} tokens, one of them repeated", batch, texts.run(batch))
 
@@ -75,7 +74,9 @@ def _longest(model: Model, most: int) -> tuple[int, str]:
     """The longest text that the engine is asked, and why it is not the model's."""
     multiple, limit = model.token_multiple, model.manifest.max_length
     taken = [
-        min(one.longest[2], one.tokens[2] // multiple * multiple) for one in model.profiles if one.sequences[0] == 1
+        min(profile.longest[2], profile.tokens[2] // multiple * multiple)
+        for profile in model.profiles
+        if profile.sequences[0] == 1
     ]
     bounds = {
         "no profile takes more": max(taken, default=limit),

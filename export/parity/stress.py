@@ -1,7 +1,7 @@
 """The gate's second half: the sizes and the circumstances in which engines fail.
 
-The first half (`gate.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. Here an engine is asked, with
-texts whose right answers are known (`known_texts.py`):
+The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. Here an
+engine is asked, with texts whose right answers are known (`known_texts.py`), what `CHECKS` lists:
 
 - the largest batch that the runtime will make on any machine, and some more: in tokens and in texts, of real lengths
 - as many texts of one and two tokens
@@ -14,49 +14,34 @@ texts whose right answers are known (`known_texts.py`):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
 from nopad.export.parity.bounds import Bounds, Row, difference, scaled
 from nopad.export.parity.full_length import full_length
 from nopad.export.parity.known_texts import Ids, KnownTexts
-from nopad.export.progress import Progress
-from nopad.export.reference.transformers import Reference
+from nopad.export.parity.trial import Check, Trial
 from nopad.runtime.batching import CPU_TOKENS, WINDOW
 from nopad.runtime.engines.buckets import LONGEST_STEP, TOKEN_BLOCKS
 from nopad.runtime.errors import EngineError
-from nopad.runtime.predictor import Model
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 # Over the runtime's own choice of tokens, for whoever gives `load` a larger budget.
 MARGIN = 1.25
-# Logits of one run where every token has its own (fill-mask: 50,368 of them a token).
-OUTPUT_BYTES = 512 << 20
 CALLS = "ABAABABA"  # of two batches of one shape: each after itself, and after the other
 THREADS, ROUNDS = 4, 5
-CHECKS = ("large batch", "many short texts", "profile edges", "repeated calls", "concurrent calls", "full length")
 
 
-def stress(model: Model, reference: Reference, bounds: Bounds, *, thorough: bool, progress: Progress) -> Iterator[Row]:
-    """One or two rows for each of `CHECKS`; an engine that fails in one fails that row."""
-    texts = KnownTexts(model, reference, bounds)
-    most = OUTPUT_BYTES // (4 * texts.width) if texts.width else 1 << 62
-    checks: dict[str, Callable[[], Iterator[Row]]] = {
-        "large batch": lambda: _large(model, texts, most),
-        "many short texts": lambda: _short(model, texts),
-        "profile edges": lambda: _edges(model, texts, most),
-        "repeated calls": lambda: _repeated(model, texts, bounds),
-        "concurrent calls": lambda: _concurrent(model, texts, bounds),
-        "full length": lambda: full_length(model, reference, texts, most, thorough=thorough, progress=progress),
-    }
-    for check in CHECKS:
-        progress(f"parity: {check}")
+def stress(trial: Trial) -> Iterator[Row]:
+    """The rows of all `CHECKS`, a few each; an engine that fails in one fails that row."""
+    for name, check in CHECKS.items():
+        trial.progress(f"parity: {name}")
         try:
-            yield from checks[check]()
+            yield from check(trial)
         except EngineError as error:
-            yield Row(check=check, case="runs", value=math.inf, bound=0.0, passed=False, note=str(error))
+            yield Row(check=name, case="runs", value=math.inf, bound=0.0, passed=False, note=str(error))
 
 
 def fill(tokens: int, sequences: int, longest: int, typical: Sequence[int]) -> list[int]:
@@ -79,11 +64,12 @@ def fill(tokens: int, sequences: int, longest: int, typical: Sequence[int]) -> l
     return lengths
 
 
-def _large(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
+def _large(trial: Trial) -> Iterator[Row]:
+    model, texts = trial.model, trial.known
     if model.profiles:  # their edges are the largest batches
         return
     budget = max(model.token_budget, CPU_TOKENS)  # no CPU engine chooses more on any machine
-    tokens = min(int(budget * MARGIN), most)
+    tokens = min(int(budget * MARGIN), texts.most_tokens)
     if model.artifact.layout == "padded":
         longest = min(max(texts.typical), model.manifest.max_length)
         sequences = max(1, tokens // longest)
@@ -94,11 +80,11 @@ def _large(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
     yield _batch(texts, "large batch", lengths)
 
 
-def _short(model: Model, texts: KnownTexts) -> Iterator[Row]:
-    if model.profiles:
+def _short(trial: Trial) -> Iterator[Row]:
+    if trial.model.profiles:
         return
     for lengths in ([1] * WINDOW, [1, 2] * (WINDOW // 2)):
-        yield _batch(texts, "many short texts", lengths)
+        yield _batch(trial.known, "many short texts", lengths)
 
 
 def _batch(texts: KnownTexts, check: str, lengths: Sequence[int], where: str = "") -> Row:
@@ -107,12 +93,13 @@ def _batch(texts: KnownTexts, check: str, lengths: Sequence[int], where: str = "
     return texts.compare(check, case, batch, texts.run(batch))
 
 
-def _edges(model: Model, texts: KnownTexts, most: int) -> Iterator[Row]:
+def _edges(trial: Trial) -> Iterator[Row]:
+    model, texts = trial.model, trial.known
     done: set[tuple[int, ...]] = set()
     for number, profile in enumerate(model.profiles, 1):
         for edge, lengths in _edge_batches(profile, texts.typical, model.token_multiple):
-            fits = model.takes(lengths) and max(lengths) <= model.manifest.max_length and sum(lengths) <= most
-            if fits and tuple(lengths) not in done:
+            fits = max(lengths) <= model.manifest.max_length and sum(lengths) <= texts.most_tokens
+            if fits and model.takes(lengths) and tuple(lengths) not in done:
                 done.add(tuple(lengths))
                 yield _batch(texts, "profile edges", lengths, f"profile {number}, {edge}: ")
 
@@ -137,8 +124,9 @@ def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) 
         yield f"a text of {length} tokens", [length, *[1] * (sequences[0] - 1)]
 
 
-def _pair(model: Model, texts: KnownTexts) -> tuple[list[Ids], list[Ids]]:
-    """Two batches of one shape, every text another one: what an engine keeps by shape, it may mix up."""
+def _pair(trial: Trial) -> tuple[list[Ids], list[Ids]]:
+    """Two batches of one shape, no text in both: what an engine keeps by shape, it may mix up."""
+    model, texts = trial.model, trial.known
     lengths = [*(min(length, model.manifest.max_length) for length in texts.typical[:3]), 1, 2]
     while len(lengths) > 1 and not model.takes(lengths):
         lengths.pop()
@@ -146,27 +134,29 @@ def _pair(model: Model, texts: KnownTexts) -> tuple[list[Ids], list[Ids]]:
     return both[::2], both[1::2]
 
 
-def _repeated(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
-    batches = dict(zip("AB", _pair(model, texts), strict=True))
+def _repeated(trial: Trial) -> Iterator[Row]:
+    texts = trial.known
+    batches = dict(zip("AB", _pair(trial), strict=True))
     first: dict[str, list[FloatArray]] = {}
     changes: list[tuple[float, float]] = []
     for name in CALLS:
         answers = texts.run(batches[name])
-        changes.append(_change(answers, first.setdefault(name, answers), bounds))
+        changes.append(_change(answers, first.setdefault(name, answers), trial.bounds))
     for name, batch in batches.items():
         yield texts.compare("repeated calls", f"batch {name}, the first answer", batch, first[name])
     yield _same("repeated calls", f"{len(CALLS)} calls, two batches of one shape in turn", changes)
 
 
-def _concurrent(model: Model, texts: KnownTexts, bounds: Bounds) -> Iterator[Row]:
-    one, other = _pair(model, texts)
-    batches = [one, other, other[:1], one[::-1]][:THREADS]
+def _concurrent(trial: Trial) -> Iterator[Row]:
+    texts = trial.known
+    first, second = _pair(trial)
+    batches = [first, second, second[:1], first[::-1]][:THREADS]
     alone = [texts.run(batch) for batch in batches]
     changes = []
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in range(ROUNDS):
             calls = [pool.submit(texts.run, batch) for batch in batches]
-            changes += [_change(call.result(), want, bounds) for call, want in zip(calls, alone, strict=True)]
+            changes += [_change(call.result(), want, trial.bounds) for call, want in zip(calls, alone, strict=True)]
     yield _same("concurrent calls", f"{THREADS} threads, {ROUNDS} calls each", changes)
 
 
@@ -182,4 +172,14 @@ def _same(check: str, case: str, changes: Sequence[tuple[float, float]]) -> Row:
     value, bound = max(changes, key=lambda pair: pair[0] / pair[1])
     wrong = sum(value > bound for value, bound in changes)
     note = f"{wrong} of {len(changes)} calls answered otherwise than the first" if wrong else ""
-    return Row(check=check, case=case, value=value, bound=bound, passed=value <= bound, note=note)
+    return Row.at_most(check, case, value, bound, note)
+
+
+CHECKS: dict[str, Check] = {
+    "large batch": _large,
+    "many short texts": _short,
+    "profile edges": _edges,
+    "repeated calls": _repeated,
+    "concurrent calls": _concurrent,
+    "full length": full_length,
+}

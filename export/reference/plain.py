@@ -1,7 +1,8 @@
 """A checkpoint in any form that people have -> a folder that transformers opens, for the parity gate's reference.
 
-Where the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is
-judged by another's. The user's folder is never changed.
+The only file of `reference/` that is handed an opened `Source`: it makes the folder that the others read alone. Where
+the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is judged by
+another's. The user's folder is never changed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import transformers
 from safetensors.torch import save_file
 
 from nopad.export.errors import ExportError
-from nopad.model.checkpoint.load import load_checkpoint, write_checkpoint
+from nopad.export.reference.transformers import CLASSES
+from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.checkpoint.weights import common_prefixes, read_tensors, strip_prefix
 from nopad.model.head import Task
@@ -29,18 +32,14 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".
 
 
 @contextmanager
-def plain_folder(
-    folder: Path, task: Task, model_class: str, base: str | Path | None = None
-) -> Iterator[tuple[Path, dict[str, str]]]:
-    """`folder` itself where transformers reads all of it; else a temporary one that it reads, of the same weights.
+def plain_folder(source: Source, task: Task) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The folder of `source` where transformers reads all of it for `task`; else a temporary one of the same weights.
 
-    Beside it comes the version of what merged an adapter. `model_class` is the class of transformers that will open
-    the folder. Raises `CheckpointError`, `ExportError`.
+    Beside it comes the version of what merged an adapter. Raises `CheckpointError`, `ExportError`.
     """
-    source = open_source(folder, base)
-    prefix = ""
+    folder, prefix = source.folder, ""
     if source.adapter is None:
-        prefix = _prefix(source, model_class)
+        prefix = _prefix(source, CLASSES[task])
         if not prefix and _usual(source):
             yield folder, {}
             return
@@ -55,7 +54,7 @@ def plain_folder(
             save_file(named, plain / "model.safetensors", metadata={"format": "pt"})
             (plain / "config.json").write_text(json.dumps(source.raw_config), "utf-8")
         else:
-            versions = _merged(source, plain, task, model_class)
+            versions = _merged(source, plain, task)
         for origin, copy in ((source.home, plain), (folder, top), (source.tokenizer, plain)):
             for path in origin.iterdir():
                 left_out = path.name.endswith(_WEIGHTS) or path.name.startswith(("adapter_", "checkpoint-"))
@@ -95,22 +94,22 @@ def _prefix(source: Source, model_class: str) -> str:
     return strip_prefix(names, lambda name: name if name in known else None)
 
 
-def _merged(source: Source, plain: Path, task: Task, model_class: str) -> dict[str, str]:
+def _merged(source: Source, plain: Path, task: Task) -> dict[str, str]:
     """The adapter in its base, as PEFT merges it; as nopad does where PEFT is not installed or reads no such file."""
     assert source.adapter is not None
     if source.base is None or importlib.util.find_spec("peft") is None:
-        checkpoint = load_checkpoint(source.folder, task=task, base=source.base)
+        checkpoint = load_checkpoint(source, task=task)
         write_checkpoint(checkpoint.encoder, checkpoint.raw_config, plain)
         return {"adapter": "merged by nopad itself"}
     import peft
 
     raw: dict[str, Any] = dict(source.raw_config)
-    with _quiet(), plain_folder(source.base, task, model_class) as (base, _):
+    with _quiet(), plain_folder(open_source(source.base), task) as (base, _):
         try:
             own = transformers.AutoConfig.from_pretrained(base)
             config = transformers.AutoConfig.for_model(**raw)
             wanted, config.vocab_size = config.vocab_size, own.vocab_size
-            model = getattr(transformers, model_class).from_pretrained(
+            model = getattr(transformers, CLASSES[task]).from_pretrained(
                 base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True
             )
             if wanted != own.vocab_size:

@@ -1,7 +1,8 @@
 """The reference of the parity gate: transformers' own model and tokenizer, one text at a time; for a folder of
 sentence-transformers, that library (`nopad.export.reference.sentence_transformers`).
 
-Deliberately shares no code with nopad's encoder, runtime or decoding, so that a fault there cannot hide here.
+Deliberately shares no code with nopad's encoder, runtime or decoding, and reads the checkpoint's files by itself (it is
+given a folder, not the `Checkpoint` that was exported), so that a fault there cannot hide here.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
     Raises `ExportError`.
     """
     try:
-        config = _open_config(folder, raw)
+        config = open_config(folder, raw)
         loaded: tuple[Any, dict[str, Any]] = getattr(transformers, CLASSES[task]).from_pretrained(
             folder,
             config=config,
@@ -216,7 +217,8 @@ def own_config(raw: dict[str, Any]) -> Any:
         ) from error
 
 
-def _open_config(folder: Path, raw: dict[str, Any]) -> Any:
+def open_config(folder: Path, raw: dict[str, Any]) -> Any:
+    """A folder's configuration (`raw`: its config.json). Raises `ExportError` for what this transformers misreads."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4 would compile, which needs a C compiler

@@ -15,10 +15,8 @@ from nopad.runtime.console import common_options, emit
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
+from nopad.runtime.engines.onnx_gpu import PROVIDERS
 from nopad.runtime.engines.selection import engine_order
-
-# The engines that are one of ONNX Runtime's execution providers, which its package for CPUs lacks.
-_PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +85,11 @@ def _obstacle(engine: str) -> str | None:
     need = ENGINES[engine].need
     if lacks := missing(need.modules):
         return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
-    if engine in _PROVIDERS:
+    if engine in PROVIDERS:
         import onnxruntime
 
-        if _PROVIDERS[engine] not in onnxruntime.get_available_providers():
-            return f"onnxruntime {onnxruntime.__version__} has no {_PROVIDERS[engine]}; install onnxruntime-gpu"
+        if PROVIDERS[engine] not in onnxruntime.get_available_providers():
+            return f"onnxruntime {onnxruntime.__version__} has no {PROVIDERS[engine]}; install onnxruntime-gpu"
     return None
 
 

@@ -12,7 +12,7 @@ from nopad.runtime.data.opening import Opened, seekable
 from nopad.runtime.data.table import DataSource, Item, Table, need, unreadable
 from nopad.runtime.errors import InputFileError
 
-# Rows that are made Python objects at once.
+# Rows that become Python objects together.
 _ROWS = 1024
 _STATE, _INFO = "state.json", "dataset_info.json"
 
@@ -69,8 +69,8 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 
 
 def feature_names(features: Any) -> dict[str, tuple[str, ...]]:
-    """Column -> names of its numbers, of the `features` of a data set's description; lists of classes too."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Column -> names of its class numbers, from the `features` in a data set's description; lists of classes too."""
+    class_names: dict[str, tuple[str, ...]] = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]
@@ -78,8 +78,8 @@ def feature_names(features: Any) -> dict[str, tuple[str, ...]]:
             feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, dict) else None
         if isinstance(names, list) and names:
-            found[column] = tuple(map(str, names))
-    return found
+            class_names[column] = tuple(map(str, names))
+    return class_names
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -93,7 +93,7 @@ def saved_files(folder: Path) -> tuple[list[Path], dict[str, tuple[str, ...]]]:
     if state.get("_indices_data_files"):
         raise InputFileError(f"{folder} is a selection of rows by an old version of datasets; save it to disk again")
     entries = state.get("_data_files")
-    names = [str(one.get("filename")) for one in entries or () if isinstance(one, dict)]
+    names = [str(entry.get("filename")) for entry in entries or () if isinstance(entry, dict)]
     if not names or any(name != Path(name).name for name in names):
         raise InputFileError(f"{folder / _STATE} names no data files beside it; save the data set to disk again")
     files = [folder / name for name in names]
@@ -104,12 +104,14 @@ def saved_files(folder: Path) -> tuple[list[Path], dict[str, tuple[str, ...]]]:
 
 
 def saved_splits(folder: Path) -> list[str] | None:
-    """The splits of a folder of `DatasetDict.save_to_disk`; None if it is none. Raises `InputFileError`."""
+    """The splits of a folder of `DatasetDict.save_to_disk`; None for another folder. Raises `InputFileError`."""
     file = folder / "dataset_dict.json"
     if not file.is_file():
         return None
     splits = _read(file).get("splits")
-    if not isinstance(splits, list) or not all(isinstance(one, str) and one == Path(one).name for one in splits):
+    if not isinstance(splits, list) or not all(
+        isinstance(split, str) and split == Path(split).name for split in splits
+    ):
         raise InputFileError(f"{file} names no splits; save the data set to disk again")
     return splits
 

@@ -1,4 +1,4 @@
-"""CSV and TSV -> rows. RFC 4180, the delimiter told from the header, and every bad row an error of its own."""
+"""CSV and TSV -> rows. RFC 4180, the delimiter inferred from the header, and every bad row an error of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nopad.runtime.data.opening import Lines, not_decoded, undecodable
 from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
-# Characters of one cell: what a quote that is never closed may take before it is seen to be so.
+# Characters of a cell. An unclosed quote reads on at most that far before it is an error.
 _LONGEST_CELL = 1 << 26
 # Characters, from the first quote on, that show whether quotes mean anything in a file with tabs.
 _SAMPLE = 1 << 20
@@ -28,7 +28,7 @@ _ADVICE = "close its quotes, and double those inside a text"
 
 
 def is_table(line: str, names: Collection[str]) -> bool:
-    """Whether the first line of a file that is named for no kind is a header: several cells, one of them in `names`."""
+    """Whether the first line of a file without a known ending is a header: several cells, one of them in `names`."""
     if _SEP.fullmatch(line.rstrip("\r\n")):
         return True
     cells = _split_header(line, _delimiter(line, "", names))
@@ -64,7 +64,7 @@ def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collect
         kind=kind,
         items=_items(_Rows(lines, delimiter, len(header)), columns, source),
         columns=tuple(column for column in columns if column),
-        repeated=frozenset(one for one in header if one and header.count(one) > 1),
+        repeated=frozenset(name for name in header if name and header.count(name) > 1),
         untyped=True,
     )
 
@@ -73,11 +73,11 @@ def _distinct(header: list[str]) -> list[str]:
     """Names as pandas makes them: the second `text` is `text.1`. Columns without a name stay so, and are left out."""
     names: list[str] = []
     for name in header:
-        made, count = name, 0
-        while made and made in names:
+        distinct, count = name, 0
+        while distinct and distinct in names:
             count += 1
-            made = f"{name}.{count}"
-        names.append(made)
+            distinct = f"{name}.{count}"
+        names.append(distinct)
     return names
 
 
@@ -106,7 +106,7 @@ def _split_header(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(line: str, suffix: str, names: Collection[str], width: int = 0) -> str:
-    """The one that splits the header into most names, known ones first; in doubt that of the file's ending."""
+    """The delimiter that gives the header the most known names, then the most cells; in doubt the file ending's."""
     preferred = "\t" if suffix in _TABS else ","
 
     def score(delimiter: str) -> tuple[bool, int, int, bool]:
@@ -162,7 +162,7 @@ class _Feed:
 
 
 class _Rows:
-    """Rows as cells, each with its line number, or why a line gives none. Reads on behind a row that is broken.
+    """Rows as cells, each with its line number, or why a line gives none. Reads on after a broken row.
 
     `width` is the header's. A row over several lines must be right to the letter and have that many cells: otherwise
     its first line lacks a closing quote, and what follows it are rows of their own. They are taken from the first line
@@ -200,7 +200,7 @@ class _Rows:
     def _quotes_count(self) -> bool:
         """Whether what wrote these lines quotes cells that need it (pandas, spreadsheets), or never (SST-2)."""
         lines, whole = self._lines.ahead(_SAMPLE)
-        for_it = against = at = 0
+        quoting = literal = at = 0
         while at < len(lines):
             end = at + 1
             quotes = lines[at].count('"')
@@ -210,12 +210,12 @@ class _Rows:
             if not quotes:
                 at = end
             elif self._whole("".join(map(_hide_cr, lines[at:end]))):
-                for_it, at = for_it + 1, end
+                quoting, at = quoting + 1, end
             elif end == len(lines) and not whole and quotes % 2:  # the sample ends inside a cell
                 break
             else:
-                against, at = against + 1, at + 1
-        return for_it > against or not against
+                literal, at = literal + 1, at + 1
+        return quoting > literal or not literal
 
     def _quoted(self) -> Iterator[tuple[int, list[str] | str]]:
         csv.field_size_limit(_LONGEST_CELL)

@@ -8,7 +8,7 @@ from typing import Any
 from nopad.runtime.data.table import Table
 from nopad.runtime.errors import InputFileError
 
-# The names that every command looks for where none is given, in this order.
+# Columns that every command looks for, in this order, where the user names none.
 TEXT_COLUMNS = (
     "text",
     "sentence",
@@ -25,18 +25,18 @@ TEXT_COLUMNS = (
     "document",
 )
 LABEL_COLUMNS = ("label", "labels", "score", "class", "category", "target", "sentiment", "intent", "rating", "stars")
-# In place of a value that is not there.
+# Stands for a value that is not there.
 MISSING: Any = object()
 _MOST_NAMED = 20
 
 
 def plain_name(name: str) -> str:
-    """A column's name without what people write differently: case, blanks around it."""
+    """A column's name without what people vary: case, blanks around it."""
     return name.strip().casefold()
 
 
 def find_column(columns: Collection[str], wanted: str) -> str | None:
-    """The column of that name; else the only one that differs from it in nothing but case and blanks around it.
+    """The column of that name; else the only column that differs from it in nothing but case and blanks around it.
 
     Raises `ValueError` where there are several.
     """
@@ -49,7 +49,7 @@ def find_column(columns: Collection[str], wanted: str) -> str | None:
 
 
 def value_at(record: Mapping[str, Any], path: str) -> Any:
-    """The value of a key, of one that differs in case, or at a dotted path (`meta.review.text`, `messages.0.content`).
+    """The value of a key (whatever its case), or at a dotted path (`meta.review.text`, `messages.0.content`).
 
     A key that has dots itself comes first. `MISSING` if there is none; raises `ValueError` if several keys are meant.
     """
@@ -75,62 +75,62 @@ def value_at(record: Mapping[str, Any], path: str) -> Any:
 
 
 class Field:
-    """One value of every record: at the path that was `given`, else of the first of the `known` names that is there.
+    """One value of every record: at the user's `path`, else of the first of the `known` names that is there.
 
-    `option` is what names it. Where records have names of their own, the known name that most of the first ones have
-    is the field of all. Raises `InputFileError` if the table has no such column, unless the field is not `required`.
+    `option` is the option that names it. Where every record has keys of its own, the field is the known name that most
+    of the first records have. Raises `InputFileError` if the table lacks such a column, unless it is not `required`.
     """
 
     def __init__(
-        self, table: Table, given: str | None, known: Sequence[str], option: str, *, required: bool = True
+        self, table: Table, path: str | None, known: Sequence[str], option: str, *, required: bool = True
     ) -> None:
-        self._table, self._given, self._known, self._option = table, given, known, option
-        self._found: str | None = given
+        self._table, self._path, self._known, self._option = table, path, known, option
+        self._name: str | None = path
         if table.columns is None:
-            if given is None:
+            if path is None:
                 names = [name for record in table.sample if (name := self._choose(record)) is not None]
                 ranked = sorted(set(names), key=lambda name: known.index(plain_name(name)))
-                self._found = max(ranked, key=names.count) if names else None
+                self._name = max(ranked, key=names.count) if names else None
             return
-        found = self._choose(table.columns)
-        if found is None and given is not None and self._begins(given, table.columns):
-            found = given  # the rest of the path is in each record
-        if found is None and required:
+        column = self._choose(table.columns)
+        if column is None and path is not None and self._begins(path, table.columns):
+            column = path  # the rest of the path is in each record
+        if column is None and required:
             raise InputFileError(self._absent(table))
-        if found in table.repeated:
-            raise InputFileError(f"{table.name} has several columns {found!r}; rename all but the right one")
-        self._found = found
+        if column in table.repeated:
+            raise InputFileError(f"{table.name} has several columns {column!r}; rename all but the right one")
+        self._name = column
 
     @property
     def name(self) -> str | None:
         """The column or path; None as long as no record has had one of the known names."""
-        return self._found
+        return self._name
 
     def value(self, record: Mapping[str, Any]) -> Any:
         """The record's value, or `MISSING`. Raises `ValueError` if several keys are meant."""
-        if self._found is None:
+        if self._name is None:
             if self._table.columns is not None:
                 return MISSING
-            self._found = self._choose(record)
-        if self._found is None:
+            self._name = self._choose(record)
+        if self._name is None:
             return MISSING
-        return record[self._found] if self._found in record else value_at(record, self._found)
+        return record[self._name] if self._name in record else value_at(record, self._name)
 
     def text(self, record: Mapping[str, Any]) -> str:
         """The record's text. Raises `ValueError` with the reason why it has none."""
         value = self.value(record)
         if value is MISSING:
-            named = repr(self._found) if self._found else " or ".join(self._known[:4])
+            named = repr(self._name) if self._name else " or ".join(self._known[:4])
             hint = f"name the right one with {self._option}"
-            raise ValueError(f"field {named} is missing (found: {listed(record)}); {hint}")
+            raise ValueError(f"field {named} is missing (found: {name_list(record)}); {hint}")
         if self._table.spreadsheet and value is not None and not isinstance(value, str):
             return as_cell(value)
         if not isinstance(value, str):
-            raise ValueError(f"field {self._found!r} is not a text; name the right one with {self._option}")
+            raise ValueError(f"field {self._name!r} is not a text; name the right one with {self._option}")
         return value
 
     def _choose(self, columns: Collection[str]) -> str | None:
-        return self._first((self._given,) if self._given is not None else self._known, columns)
+        return self._first((self._path,) if self._path is not None else self._known, columns)
 
     def _begins(self, path: str, columns: Collection[str]) -> bool:
         """Whether a dotted path begins with one of the columns."""
@@ -147,15 +147,15 @@ class Field:
     def _absent(self, table: Table) -> str:
         if table.kind == "plain text":
             return f"{table.name} is plain text, every line of it a text: it has no column to name with {self._option}"
-        wanted = repr(self._given) if self._given is not None else " or ".join(self._known[:4])
+        wanted = repr(self._path) if self._path is not None else " or ".join(self._known[:4])
         hint = f"name one with {self._option}"
         if table.untyped:
             hint += "; if its first line is a row already, name its columns with --columns"
-        return f"{table.name} has no column {wanted} (it has: {listed(table.columns or ())}); {hint}"
+        return f"{table.name} has no column {wanted} (it has: {name_list(table.columns or ())}); {hint}"
 
 
-def listed(names: Collection[str]) -> str:
-    """Names for a message, not more than one can read."""
+def name_list(names: Collection[str]) -> str:
+    """Names for a message, no more than a reader takes in."""
     some = sorted(map(str, names)) if isinstance(names, Mapping) else list(map(str, names))
     more = f" and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
     return (", ".join(name[:60] for name in some[:_MOST_NAMED]) or "nothing") + more

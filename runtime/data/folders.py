@@ -39,7 +39,7 @@ class Part:
 
 
 def find_parts(folder: Path) -> dict[str, Part]:
-    """The splits of a folder, `train`, `validation`, `test` first; `train` alone if nothing there names one.
+    """The splits of a folder, `train`, `validation`, `test` first; `train` alone if no name there says a split.
 
     Raises `InputFileError`.
     """
@@ -54,7 +54,7 @@ def find_parts(folder: Path) -> dict[str, Part]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name speaks of."""
+    """The split that a file's or folder's name says, if any."""
     return next((_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS), None)
 
 
@@ -67,11 +67,11 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
     files = _data_files(folder)
     if files:
         return _by_name(folder, files)
-    below = [one for one in _listed(folder) if one.is_dir()]
-    named = {one: split for one in below if (split := split_of(one.name))}
+    below = [path for path in _entries(folder) if path.is_dir()]
+    named = {path: split for path in below if (split := split_of(path.name))}
     parts: dict[str, Part] = {}
-    for one, split in named.items():
-        part = _inside(one)
+    for path, split in named.items():
+        part = _whole_part(path)
         if part is not None and split in parts:
             raise InputFileError(f"{folder} has several folders of split {split}; name a single one")
         if part is not None:
@@ -79,17 +79,17 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
     if parts or depth > 2:
         return parts
     # Where a data set lies one folder deeper: data/ and configurations of the Hub, an unpacked archive.
-    inner = {one: found for one in below if one not in named and (found := _parts(one, depth + 1))}
+    inner = {path: within for path in below if path not in named and (within := _parts(path, depth + 1))}
     if len(inner) > 1:
-        raise InputFileError(f"{folder} holds several data sets ({', '.join(one.name for one in inner)}); name one")
+        raise InputFileError(f"{folder} holds several data sets ({', '.join(path.name for path in inner)}); name one")
     if inner:
         return next(iter(inner.values()))
     classes = _classes(folder)
     return {"train": classes} if classes is not None else {}
 
 
-def _inside(folder: Path) -> Part | None:
-    """All of a folder that is one split."""
+def _whole_part(folder: Path) -> Part | None:
+    """The folder as a single split; None if it holds no data."""
     if is_saved_dataset(folder):
         return _saved(folder)
     files = _data_files(folder)
@@ -108,18 +108,18 @@ def _saved(folder: Path) -> Part:
 
 def _by_name(folder: Path, files: list[Path]) -> dict[str, Part]:
     _check_one_kind(folder, files)
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(split_of(file.stem) or "", []).append(file)
-    unknown = found.pop("", [])
-    if not found:
+        groups.setdefault(split_of(file.stem) or "", []).append(file)
+    unknown = groups.pop("", [])
+    if not groups:
         return {"train": Part(files=tuple(unknown))}
     if unknown:
         raise InputFileError(
             f"{folder}: by its name {unknown[0].name} is neither training nor evaluation data ({', '.join(_SPLITS)}); "
             "rename it, or name single files"
         )
-    return {split: Part(files=tuple(group)) for split, group in found.items()}
+    return {split: Part(files=tuple(group)) for split, group in groups.items()}
 
 
 def _check_one_kind(folder: Path, files: list[Path]) -> None:
@@ -132,11 +132,11 @@ def _check_one_kind(folder: Path, files: list[Path]) -> None:
 
 
 def _classes(folder: Path) -> Part | None:
-    """A folder for each class, a text in each file (IMDb's own layout); None if it is none."""
+    """A folder for each class, a text in each file (IMDb's own layout); None for another folder."""
     texts: dict[str, list[Path]] = {}
-    for one in _listed(folder):
-        if one.is_dir() and (found := [file for file in _listed(one) if file.suffix.lower() == ".txt"]):
-            texts[one.name] = found
+    for path in _entries(folder):
+        if path.is_dir() and (files := [file for file in _entries(path) if file.suffix.lower() == ".txt"]):
+            texts[path.name] = files
     left = [name for name in texts if name.lower() in _UNLABELLED]
     if len(texts) > len(left):
         for name in left:
@@ -146,8 +146,8 @@ def _classes(folder: Path) -> Part | None:
     if not texts:
         return None
     return Part(
-        files=tuple(file for found in texts.values() for file in found),
-        classes=tuple(name for name, found in texts.items() for _ in found),
+        files=tuple(file for files in texts.values() for file in files),
+        classes=tuple(name for name, files in texts.items() for _ in files),
         remarks=tuple(f"{folder / name} is left out: its texts have no class" for name in left),
     )
 
@@ -155,18 +155,18 @@ def _classes(folder: Path) -> Part | None:
 def _data_files(folder: Path) -> list[Path]:
     return [
         file
-        for file in _listed(folder)
+        for file in _entries(folder)
         if suffix_of(file) in SUFFIXES and file.name.lower() not in _METADATA and file.is_file()
     ]
 
 
-def _listed(folder: Path) -> list[Path]:
-    """What lies in a folder, hidden files aside; part-2 before part-10."""
+def _entries(folder: Path) -> list[Path]:
+    """Files and folders in a folder, hidden ones aside; part-2 before part-10."""
     try:
-        found = [one for one in folder.iterdir() if not one.name.startswith((".", "_", "~$"))]
+        entries = [path for path in folder.iterdir() if not path.name.startswith((".", "_", "~$"))]
     except OSError as error:
         raise InputFileError(f"cannot read {folder}: {error.strerror}") from None
-    return sorted(found, key=lambda one: [(int(n), "") if n.isdigit() else (-1, n) for n in _pieces(one.name)])
+    return sorted(entries, key=lambda path: [(int(n), "") if n.isdigit() else (-1, n) for n in _pieces(path.name)])
 
 
 def _pieces(name: str) -> list[str]:

@@ -13,20 +13,20 @@ from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-# A line that opens an object which others go on with.
+# A line that opens an object which later lines continue.
 _BEGINNING = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:\s*[\[{]?\s*|"(?:[^"\\]|\\.)*+"\s*:.*,\s*)?', re.DOTALL)
 _ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 
 
 def is_json(line: str, suffix: str) -> bool:
-    """Whether the first line of a file that is named for no kind begins JSON."""
+    """Whether the first line of a file without a known ending begins JSON."""
     if _ARRAY.match(line):
         return True
     return line.lstrip().startswith("{") and (not suffix or isinstance(_parse(line), dict))
 
 
 def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
-    """The records of a text of JSON: a line each, or one document. `names` are those that a text may have.
+    """The records of a JSON text: a record a line, or one document. `names` are those that a text's key may have.
 
     Raises `InputFileError` if a document is broken; a broken line is an error of its own.
     """
@@ -36,9 +36,9 @@ def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[s
         array = first.lstrip().startswith("[")
         document = array or (suffix not in (".jsonl", ".ndjson") and _BEGINNING.fullmatch(first) is not None)
     else:
-        one_of_many = isinstance(parsed, dict) and (_is_record(parsed, names) or _layout(parsed, names) is None)
-        cells = isinstance(parsed, list) and not all(isinstance(one, list | dict) for one in parsed)
-        document = not one_of_many and not (cells and source.columns) and _is_last(lines)
+        first_of_many = isinstance(parsed, dict) and (_is_record(parsed, names) or _layout(parsed, names) is None)
+        cells = isinstance(parsed, list) and not all(isinstance(cell, list | dict) for cell in parsed)
+        document = not first_of_many and not (cells and source.columns) and _is_last(lines)
     if not document:
         return Table(name=source.path, kind="JSON Lines", items=_lines(lines, source))
     values = enumerate(_whole(lines, source, names), 1)
@@ -68,7 +68,7 @@ def _lines(lines: Lines, source: DataSource) -> Iterator[Item]:
 
 
 def _parse(line: str) -> Any:
-    """The line's value; a text is the reason why it has none, or why a text is no record."""
+    """The line's value; or a text, the reason why it has no value that can be a record."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # also a number too long, lists too deep
@@ -98,7 +98,7 @@ def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any
         return (None if _is_record(value, names) else _layout(value, names)) or [value]
     if not isinstance(value, list):
         return [value]
-    return [{"text": one} for one in value] if value and all(isinstance(one, str) for one in value) else value
+    return [{"text": text} for text in value] if value and all(isinstance(text, str) for text in value) else value
 
 
 def _is_record(value: dict[str, Any], names: Collection[str]) -> bool:
@@ -120,7 +120,7 @@ def _layout(value: dict[str, Any], names: Collection[str]) -> list[Any] | None:
     if parts and all(isinstance(part, dict) for part in parts):
         return _of_dicts(value, names)
     columns = parts and all(isinstance(part, list) for part in parts) and len({len(part) for part in parts}) == 1
-    if columns and (len(parts) > 1 or not all(isinstance(one, dict) for one in parts[0])):  # {"text": [..], ..}
+    if columns and (len(parts) > 1 or not all(isinstance(item, dict) for item in parts[0])):  # {"text": [..], ..}
         return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
     arrays = [part for part in parts if isinstance(part, list) and part and all(isinstance(o, dict) for o in part)]
     return arrays[0] if len(arrays) == 1 else None
@@ -129,7 +129,6 @@ def _layout(value: dict[str, Any], names: Collection[str]) -> list[Any] | None:
 def _of_dicts(value: dict[str, dict[str, Any]], names: Collection[str]) -> list[Any]:
     """The records of pandas' orients `columns` ({"text": {"0": ..}}) and `index` ({"0": {"text": ..}})."""
     inner = dict.fromkeys(key for part in value.values() for key in part)
-
     outer, within = ({plain_name(key) for key in keys} & set(names) for keys in (value, inner))
     columns = bool(outer) if bool(outer) != bool(within) else not all(key.isdigit() for key in value)
     if not columns:

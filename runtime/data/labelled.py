@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import Head
-from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
+from nopad.runtime.data.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
@@ -43,7 +43,7 @@ def read_labelled(
 ) -> LabelledTexts:
     """Read a file or folder for the classifier that `manifest` describes; for embeddings, its texts alone.
 
-    A label is a name or, where no name consists of digits, its number (`nopad.model.labels`, as in training); a list of
+    A label is a name or, where no name consists of digits, its number (`labels.py`, as in training); a list of
     those, or of zeros and ones, where a text has several labels; a number for regression. `label_field` may be several
     with commas between them: zeros and ones for each label. Without the fields, the usual names are looked for
     (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.

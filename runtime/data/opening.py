@@ -1,4 +1,4 @@
-"""From a path to bytes or lines: compression and kind told by the first bytes, encoding checked, lines numbered."""
+"""From a path to bytes or lines: compression and kind seen from the first bytes, encoding checked, lines numbered."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import IO, Any
 from nopad.runtime.data.table import need
 from nopad.runtime.errors import InputFileError
 
-# Bytes that are looked at before reading: for the kind, the encoding, and how lines end.
+# Bytes that are examined before reading: for the kind, the encoding, and how lines end.
 _HEAD = 1 << 16
-# How files begin, and what they are. The kinds that are read come with a name that `records` knows.
+# How files begin, and their kind, by the names that `records` knows.
 _KINDS = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow-file",
@@ -91,7 +91,7 @@ def suffix_of(path: str | Path) -> str:
 
 
 def seekable(file: IO[bytes]) -> IO[bytes]:
-    """The file itself, or all of it in memory where it cannot be gone back in (a pipe, zstd)."""
+    """The file itself, or all of it in memory where it cannot seek (a pipe, zstd)."""
     return file if file.seekable() else io.BytesIO(file.read())
 
 
@@ -105,7 +105,7 @@ def _look(file: Any, again: bool) -> tuple[IO[bytes], bytes]:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream with the bytes that were read from its beginning. `damage` is what it raises where it breaks off."""
+    """A stream with the bytes that were read from its beginning. `damage` is what a cut stream raises."""
 
     def __init__(self, head: bytes, rest: Any, damage: type[Exception] = EOFError) -> None:
         self._head, self._rest, self._damage = head, rest, damage
@@ -160,7 +160,7 @@ class _Frames:
 
 
 class Lines:
-    """Lines of a text with their ends, numbered; some can be looked at first, or put back.
+    """Lines of a text with their ends, numbered; they can be read ahead, or put back.
 
     A line ends in LF or CRLF; in a text whose first lines end in CR alone, in that.
     """
@@ -222,7 +222,7 @@ def text_lines(opened: Opened, path: str, encoding: str | None, stack: ExitStack
         raise InputFileError(f"{path} is {found.upper()}, not UTF-8: read it with --encoding {found}")
     codec = "utf-8-sig" if encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     newline = "\r" if _lines_end_in_cr(opened.head) else "\n"
-    # surrogateescape: a line that cannot be decoded is seen as such below, without ending the file.
+    # surrogateescape: a line that cannot be decoded is recognised later (`undecodable`), and does not end the file.
     stream = io.TextIOWrapper(opened.file, codec, errors="surrogateescape", newline=newline)
     stack.enter_context(stream)
     return Lines(_decoded(stream, path, encoding or "UTF-8"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from nopad.runtime.data import delimited, json_texts
 from nopad.runtime.data.columnar import open_columnar
-from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field, listed, plain_name
+from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field, name_list, plain_name
 from nopad.runtime.data.folders import Part, class_table, find_parts
 from nopad.runtime.data.opening import DAMAGED, Lines, not_decoded, open_bytes, text_lines, undecodable
 from nopad.runtime.data.spreadsheet import open_spreadsheet
@@ -21,7 +21,7 @@ from nopad.runtime.data.table import DataSource, Item, Table, source_of, unreada
 from nopad.runtime.errors import InputFileError
 from nopad.runtime.types import Text
 
-# Records that are looked at to find the field that has the text, where each has names of its own.
+# Records that are read ahead to find the field of the text, where each record has keys of its own.
 _SAMPLE = 50
 
 
@@ -37,7 +37,7 @@ class Row:
 
 @contextmanager
 def open_table(source: DataSource | str, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
-    """Open a file, a folder or stdin. `wanted` are the names that the text may have: they tell a header from a text.
+    """Open a file, a folder or stdin. `wanted`: names that the text's column may have, which mark a header.
 
     Raises `InputFileError` if it cannot be read, is of another kind, or has no rows, and
     `EnvironmentProblem` if a package is missing. A row that is bad is an item that says why.
@@ -47,16 +47,16 @@ def open_table(source: DataSource | str, *, wanted: Sequence[str] = TEXT_COLUMNS
     with ExitStack() as stack:
         if os.path.isdir(path):
             parts = find_parts(Path(path))
-            yield _begun(_open_part(_named(parts, path, part), source, wanted, stack))
+            yield _started(_open_part(_choose_part(parts, path, part), source, wanted, stack))
         else:
-            yield _begun(_open_file(source, wanted, stack))
+            yield _started(_open_file(source, wanted, stack))
 
 
 @contextmanager
 def open_part(part: Part, source: DataSource, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
     """Open one of the splits that `folders.find_parts` has found. As `open_table`."""
     with ExitStack() as stack:
-        yield _begun(_open_part(part, source, wanted, stack))
+        yield _started(_open_part(part, source, wanted, stack))
 
 
 def read_rows(
@@ -69,18 +69,18 @@ def read_rows(
 ) -> Iterator[Row]:
     """The texts of a source, or its pairs of texts, lazily. `keep` names columns to carry along, `*` all of them.
 
-    `remark` is told what was left out, or chosen of several.
+    `remark` is called with what was left out, or chosen among several.
 
     Undecodable bytes, missing fields and unclosed quotes make that row an error. Without `field` the text is that of
-    the first of `TEXT_COLUMNS` that is there. Raises what `open_table` does, and `InputFileError` if a table has no
-    such column.
+    the first of `TEXT_COLUMNS` that the source has. Raises what `open_table` does, and `InputFileError` if a table
+    lacks such a column.
     """
     names = [name for name in (field, second_field) if name] if field else TEXT_COLUMNS
     with open_table(source, wanted=names) as table:
         for text in table.remarks:
             remark(text)
         asked = [(field, "--field"), (second_field, "--second-field")]
-        fields = [Field(table, given, TEXT_COLUMNS, name) for given, name in asked[: 2 if second_field else 1]]
+        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in asked[: 2 if second_field else 1]]
         kept = [(name, Field(table, name, (), "--keep")) for name in keep if name != "*"]
         for number, record in table.items:
             if isinstance(record, str):
@@ -88,8 +88,8 @@ def read_rows(
                 continue
             columns: dict[str, Any] = dict(record) if "*" in keep else {}
             try:
-                columns |= {name: None if (v := one.value(record)) is MISSING else v for name, one in kept}
-                texts = [one.text(record) for one in fields]
+                columns |= {name: None if (v := column.value(record)) is MISSING else v for name, column in kept}
+                texts = [column.text(record) for column in fields]
             except ValueError as error:
                 yield Row(line=number, error=str(error), kept=columns)
             else:
@@ -97,7 +97,7 @@ def read_rows(
 
 
 def source_columns(source: DataSource | str, wanted: Sequence[str] = TEXT_COLUMNS) -> tuple[str, ...] | None:
-    """The columns of a table; None where every record has names of its own. Raises what `open_table` does."""
+    """The columns of a table; None where every record has keys of its own. Raises what `open_table` does."""
     with open_table(source, wanted=wanted) as table:
         return table.columns
 
@@ -107,10 +107,10 @@ def source_files(source: DataSource | str) -> list[Path]:
     path, part = source_of(source).location()
     if path == "-":
         return []
-    return list(_named(find_parts(Path(path)), path, part).files) if os.path.isdir(path) else [Path(path)]
+    return list(_choose_part(find_parts(Path(path)), path, part).files) if os.path.isdir(path) else [Path(path)]
 
 
-def _named(parts: Mapping[str, Part], path: str, name: str | None) -> Part:
+def _choose_part(parts: Mapping[str, Part], path: str, name: str | None) -> Part:
     if name is None and len(parts) == 1:
         return next(iter(parts.values()))
     if name is None or name not in parts:
@@ -200,11 +200,11 @@ def _guarded(table: Table) -> Table:
     return replace(table, items=items())
 
 
-def _begun(table: Table) -> Table:
-    """The table with its first records looked at. Raises `InputFileError` if it has none."""
+def _started(table: Table) -> Table:
+    """The table with its first records as its sample. Raises `InputFileError` if it has none."""
     first = list(islice(table.items, _SAMPLE))
     if not first:
-        header = f" but its header ({listed(table.columns)})" if table.columns and table.untyped else ""
+        header = f" but its header ({name_list(table.columns)})" if table.columns and table.untyped else ""
         raise InputFileError(f"cannot read {table.name}: it has no rows{header}")
     sample = tuple(record for _, record in first if not isinstance(record, str))
     return replace(table, items=chain(first, table.items), sample=sample)

@@ -16,7 +16,7 @@ _DAMAGED = (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, EOFErr
 
 
 def open_spreadsheet(opened: Opened, source: DataSource, sheet: str | None, stack: ExitStack) -> Table:
-    """The rows of a sheet, the first visible one if none is named. Raises `InputFileError`, `EnvironmentProblem`."""
+    """The rows of a sheet, the first visible sheet if none is named. Raises `InputFileError`, `EnvironmentProblem`."""
     path, file = source.location()[0], seekable(opened.file)
     _check_kind(file, path)
     openpyxl = need("openpyxl", f"{path} (a spreadsheet)")
@@ -34,7 +34,7 @@ def open_spreadsheet(opened: Opened, source: DataSource, sheet: str | None, stac
     if head is None:
         raise InputFileError(f"{path}, sheet {page.title!r} is empty: it has no header and no rows")
     columns = ["" if cell is None else str(cell).strip() for cell in head[1]]
-    others = [one.title for one in book.worksheets if one.title != page.title]
+    others = [other.title for other in book.worksheets if other.title != page.title]
     remark = f"{path}: read sheet {page.title!r}; name another as {path}#SHEET (there are {', '.join(others)})"
     return Table(
         name=f"{path}, sheet {page.title!r}",

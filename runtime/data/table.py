@@ -1,4 +1,4 @@
-"""What a file of texts is asked for, and what reading it gives: a source, and a table of records."""
+"""`DataSource`, what to read and how, and `Table`, the records that reading gives."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Table:
     kind: str  # for messages: "CSV", "plain text"
     items: Iterator[Item]
     sample: tuple[Mapping[str, Any], ...] = ()  # the first records
-    columns: tuple[str, ...] | None = None  # None: every record has names of its own
+    columns: tuple[str, ...] | None = None  # None: every record has keys of its own
     repeated: frozenset[str] = frozenset()  # names that the header has twice
     unit: str = "line"  # what the numbers count
     untyped: bool = False  # every value is a text, as in CSV
@@ -70,7 +70,7 @@ class Table:
 
 
 def source_of(source: DataSource | str) -> DataSource:
-    """A path as a source that is read as it says itself."""
+    """A path as a source without options."""
     return DataSource(path=source) if isinstance(source, str) else source
 
 
@@ -84,6 +84,6 @@ def need(package: str, what: str) -> Any:
 
 
 def unreadable(name: str, error: BaseException) -> InputFileError:
-    """A file that breaks off, or is not what it says it is."""
+    """The error of a file that is cut short, or is not of the kind that it seems."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputFileError(f"cannot read {name}: {reason}; copy or write the file again")

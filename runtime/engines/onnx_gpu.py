@@ -30,8 +30,10 @@ from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
 from nopad.runtime.types import FloatArray
 
+# Engine -> its execution provider, which ONNX Runtime's package for CPUs lacks.
+PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
 # TF32 would round fp32 graphs to 10 bits of mantissa, without a word.
-_CUDA: Provider = ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
+_CUDA: Provider = (PROVIDERS["onnx-cuda"], {"device_id": "0", "use_tf32": "0"})
 _HEAVY = ("MatMul", "Gemm", "Attention")  # operators, or parts of their names, that must not stay on the CPU
 _LIBRARIES = "the GPU, its driver, or the libraries of CUDA and cuDNN that it was built for"
 
@@ -61,7 +63,7 @@ class OnnxTensorRTEngine(OnnxEngine):
         if artifact.layout != "packed":
             raise BundleError(f"engine {self.name} takes packed graphs; {path} is {artifact.layout}: use onnx-cuda")
         ort = import_onnxruntime(self.name)
-        _require_provider(ort, "TensorrtExecutionProvider", self.name)
+        _require_provider(ort, PROVIDERS[self.name], self.name)
         profile = wide_profile(artifact.profiles or _plan_profiles(path, artifact))
         settings = {"device_id": "0", **_profile_options(profile, artifact)}
         versions = [f"{name} {version_of(name) or 'none'}" for name in ("onnxruntime-gpu", "tensorrt", "tensorrt-cu12")]
@@ -69,7 +71,7 @@ class OnnxTensorRTEngine(OnnxEngine):
         if folder is not None:
             for kind in ("engine", "timing"):
                 settings |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(folder)}
-        providers = [("TensorrtExecutionProvider", settings), _CUDA]
+        providers = [(PROVIDERS[self.name], settings), _CUDA]
         super().__init__(_open(ort, path, options, providers, self.name), path, artifact, options)
         self.profiles = (profile,)
 

@@ -14,7 +14,7 @@ from nopad.runtime.data.table import need
 from nopad.runtime.errors import UsageError
 
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
-# What is no table, but something else than lines of JSON.
+# Endings of other kinds of tables, which would surprise whoever finds lines of JSON in them.
 _REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
 # Names of an answer's own fields: a column that is kept under one of them is written as `input_NAME`.
 ANSWER_FIELDS = (
@@ -41,7 +41,7 @@ class AnswerTable:
     kind: str  # a value of `TABLES`
     task: str
     labels: tuple[str, ...]
-    several: bool  # several labels may be right at once
+    multi_label: bool  # several labels may be right at once
     scores: bool  # a column `score_LABEL` for each label
     kept: tuple[str, ...] | None = ()  # None: those that the rows have
 
@@ -66,7 +66,7 @@ class AnswerTable:
     def _answered(self) -> tuple[str, ...]:
         names = _OF_TASK.get(self.task)
         if names is None:
-            labels = ("labels",) if self.several else ()
+            labels = ("labels",) if self.multi_label else ()
             names = ("label", "score", *labels, *(f"score_{label}" for label in self.labels if self.scores))
         return (*names, "tokens", "tokens_used", "engine")
 
@@ -75,7 +75,7 @@ class AnswerTable:
             scores = row.get("scores") if self.scores else None
             if isinstance(scores, dict):
                 row |= {f"score_{label}": score for label, score in scores.items()}
-            if self.several and "label" in row:
+            if self.multi_label and "label" in row:
                 row.setdefault("labels", [row["label"]])  # left out in JSON where it is the only one
             yield row
 
@@ -86,12 +86,12 @@ class AnswerTable:
         types = self._types(arrow, answers)
         kept = _kept_types(arrow, [name for name in columns if name not in own], answers)
         types |= {name: kind for name, (kind, _) in kept.items()}
-        makers = {name: make for name, (_, make) in kept.items()}
+        converters = {name: convert for name, (_, convert) in kept.items()}
         schema = arrow.schema([(name, types[name]) for name in columns])
         with parquet.ParquetWriter(output, schema) as writer:
             for rows in _batches(self._rows(answers)):
                 data = [
-                    arrow.array([makers.get(name, _encodable)(row.get(name)) for row in rows], type=types[name])
+                    arrow.array([converters.get(name, _encodable)(row.get(name)) for row in rows], type=types[name])
                     for name in columns
                 ]
                 writer.write_table(arrow.Table.from_arrays(data, schema=schema))
@@ -161,27 +161,27 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):
-        return [_encodable(one) for one in value]
-    return {key: _encodable(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [_encodable(item) for item in value]
+    return {key: _encodable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _kept_types(arrow: Any, names: list[str], answers: Path) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
-    """The type that holds every value of a kept column, and what makes a value one of it."""
+    """Name -> the type that holds every value of a kept column, and what converts a value to it."""
     kinds: dict[str, set[type]] = {name: set() for name in names}
     for row in _lines(answers) if names else ():
         for name in names:
             value = row.get(name)
             if value is not None:
                 kinds[name].add(str if type(value) is int and abs(value) >= 1 << 63 else type(value))
-    makers: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
-    for name, found in kinds.items():
-        if found in ({bool}, {int}):
-            makers[name] = (arrow.bool_() if found == {bool} else arrow.int64(), _same)
-        elif found and found <= {int, float}:
-            makers[name] = (arrow.float64(), lambda value: None if value is None else float(value))
+    converters: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+    for name, types in kinds.items():
+        if types in ({bool}, {int}):
+            converters[name] = (arrow.bool_() if types == {bool} else arrow.int64(), _same)
+        elif types and types <= {int, float}:
+            converters[name] = (arrow.float64(), lambda value: None if value is None else float(value))
         else:
-            makers[name] = (arrow.string(), lambda value: None if value is None else _encodable(_text(value)))
-    return makers
+            converters[name] = (arrow.string(), lambda value: None if value is None else _encodable(_text(value)))
+    return converters
 
 
 def _same(value: Any) -> Any:

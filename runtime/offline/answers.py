@@ -1,4 +1,4 @@
-"""Files of texts -> files of answers, window by window in bounded memory. A bad line fails alone."""
+"""Files of texts -> files of answers, a window at a time in bounded memory. A bad line fails alone."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from nopad.runtime.data.records import Row, read_rows, source_columns, source_fi
 from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import UsageError
 from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
-from nopad.runtime.offline.resumable import growing_file, output_file, partial_file
+from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a file went."""
+    """Counts of a file's lines."""
 
     lines: int = 0
     failed: int = 0
     truncated: int = 0
 
     def plus(self, answer: Mapping[str, Any]) -> Outcome:
-        """With one more line, answered as `answer`."""
+        """These counts and one more line, with this answer."""
         return Outcome(
             lines=self.lines + 1,
             failed=self.failed + ("error" in answer),
@@ -70,9 +70,9 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
@@ -94,32 +94,31 @@ def answer_file(
     """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
 
     `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes that table;
-    `scores` gives it a column for each label. `output` grows as `OUTPUT.partial`, in lines of JSON, and is made of it
-    at the end; after an interruption it stays, and `resume` goes on behind the last texts that were answered together,
-    so that the file becomes what it would have been. `options` are what else the answers depend on: a job begun with
-    others is not resumed.
+    `scores` gives it a column for each label. Answers go to `OUTPUT.partial` in lines of JSON, and `output` is made of
+    it at the end. After an interruption the partial file stays, and `resume` continues after the last window of texts
+    in it, so that the file becomes what it would have been. `options` are what else the answers depend on: a job that
+    began with other ones is not resumed.
     Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
     """
+    if scores and output is None:
+        raise UsageError("--scores makes columns of a CSV or Parquet --output; lines of JSON have `scores` already")
     source = source_of(source)
     table = None
     if output is not None:
         kind = table_kind(output, task=model.task, scores=scores)
         output = output_file(output, [0] if source.path == "-" else source_files(source))
         table = _table(model, kind, keep, scores, source, field) if kind else None
-    elif scores:
-        raise UsageError("--scores makes columns of a CSV or Parquet --output; lines of JSON have `scores` already")
     read = functools.partial(read_rows, source, field, second_field, keep=keep)
     rows = read(remark=console.print)
-    rows = chain(list(islice(rows, 1)), rows)  # a file that cannot be read is said here, before anything is written
-    outcome = Outcome()
+    rows = chain(list(islice(rows, 1)), rows)  # raises for a file that cannot be read, before anything is written
     hint = ": go on with --resume" if source.path != "-" else ""
     with ExitStack() as stack:
-        write: Callable[[Any], Any] = emit
+        write, outcome = emit, Outcome()
         if output is not None:
             fields = [name for name in (field, second_field) if name]
             job = {"fields": fields, "keep": list(keep), "top_k": top_k, **options, **_inputs(model, source)}
             convert = table.write if table else None
-            file = stack.enter_context(growing_file(output, job=job, resume=resume, hint=hint, convert=convert))
+            file = stack.enter_context(resumable_file(output, job=job, resume=resume, hint=hint, convert=convert))
             if resume:
                 outcome = _cut(file, read())
                 console.print(f"resuming behind line {outcome.lines} of {partial_file(output)}")
@@ -148,7 +147,7 @@ def _table(
         kind=kind,
         task=model.task,
         labels=tuple(model.manifest.labels),
-        several=model.manifest.head.multi_label,
+        multi_label=model.manifest.head.multi_label,
         scores=scores,
         kept=kept_columns(keep, columns),
     )
@@ -185,7 +184,7 @@ def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
 
 
 def _cut(file: IO[bytes], rows: Iterator[Row]) -> Outcome:
-    """Cut a partial output behind the model's last whole window of texts, and count what is left.
+    """Cut a partial output after its last whole window of texts, and count what is left.
 
     The texts after it then share their batches with the same ones as without an interruption.
     """
@@ -193,10 +192,10 @@ def _cut(file: IO[bytes], rows: Iterator[Row]) -> Outcome:
     file.seek(0)
     for window in windows(rows, _text):
         lines = list(islice(file, len(window)))
-        found = [_answer(line) for line in lines]
-        if [answer.get("line") for answer in found] != [row.line for row in window]:  # torn, or not whole
+        written = [_answer(line) for line in lines]
+        if [answer.get("line") for answer in written] != [row.line for row in window]:  # torn, or not whole
             break
-        for answer in found:
+        for answer in written:
             kept = kept.plus(answer)
         end += sum(map(len, lines))
     file.truncate(end)

@@ -1,4 +1,4 @@
-"""An output file that grows beside its place, can be gone on with after an interruption, and is renamed at the end."""
+"""An output file that is written beside its place, can be resumed after an interruption, and is renamed at the end."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def output_file(output: Path, inputs: Sequence[Path | int]) -> Path:
     if output.absolute().is_relative_to("/dev") or target.is_relative_to("/proc"):
         raise UsageError(f"--output {output} is no plain file; leave --output out to write to stdout")
     for path in (target, partial_file(target)):
-        for one in inputs:
+        for source in inputs:
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.stat(one)):
+                if os.path.samestat(os.stat(path), os.stat(source)):
                     raise UsageError(f"--output {output} would overwrite the --input file; name another")
     return target
 
 
 def partial_file(output: Path) -> Path:
-    """Where the output grows."""
+    """Where the output is written until it is whole."""
     return output.with_name(output.name + ".partial")
 
 
 @contextmanager
-def growing_file(
+def resumable_file(
     output: Path,
     *,
     job: Mapping[str, Any],
@@ -51,9 +51,9 @@ def growing_file(
 
     `convert` takes the partial file and a path to write, which then becomes `output` in one step.
 
-    After an error it stays, unless it is empty, with `OUTPUT.partial.job`, a JSON record of what was begun. `resume`
-    opens it as it was left; without it, it starts empty. `hint` ends the message about a full disk.
-    Raises `OutputError` if another process is writing it, `UsageError` if what was begun is not `job`, and
+    After an error it stays, unless it is empty, with `OUTPUT.partial.job`, a JSON record of the job. `resume` opens
+    it as it was left; without it, it starts empty. `hint` ends the message about a full disk.
+    Raises `OutputError` if another process is writing it, `UsageError` if it belongs to another job, and
     `EnvironmentProblem` when the disk is full.
     """
     partial = partial_file(output)
@@ -76,12 +76,12 @@ def growing_file(
                 record.unlink()
             raise
         if convert is not None:
-            made = output.with_name(f".{output.name}.converted")
+            converted = output.with_name(f".{output.name}.converted")
             try:
-                convert(partial, made)
-                made.replace(output)
+                convert(partial, converted)
+                converted.replace(output)
             finally:
-                made.unlink(missing_ok=True)
+                converted.unlink(missing_ok=True)
             partial.unlink()
         else:
             partial.replace(output)

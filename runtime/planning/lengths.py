@@ -113,7 +113,7 @@ def lengths_of_texts(
     first: str | None = None
     for window in windows(islice(read_rows(source, field, second_field), limit), lambda row: row.text):
         rows += len(window)
-        for line, tokens in sorted(_encode(encoder, window, model.prompt), key=lambda one: one[0]):
+        for line, tokens in sorted(_encode(encoder, window, model.prompt), key=lambda counted: counted[0]):
             if isinstance(tokens, str):
                 failed += 1
                 first = first or f"line {line}: {tokens}"

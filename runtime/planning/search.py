@@ -1,4 +1,4 @@
-"""Optimization profiles from data: the few shapes that serve given texts at the least expected cost within memory.
+"""Optimization profiles from data: the few shapes that serve a set of texts at the least expected cost within memory.
 
 An engine reserves memory for a profile's largest corner, all three maxima at once. One wide profile that must take the
 longest text can therefore take few sequences, and short texts run in many small micro-batches; a narrow profile beside
@@ -33,7 +33,7 @@ WINDOWS = 8  # that are simulated, of `WINDOW` texts each
 LEAST_GAIN = 0.02
 # Levels of the lengths' distributions (of texts, and of tokens) at which segments may be cut.
 LEVELS = 10
-# The memory is given out in parts; a profile is tried with these numbers of them, and with these maxima of tokens.
+# The memory is divided into parts; a profile is tried with these numbers of them, and with these maxima of tokens.
 PARTS = 32
 SHARES = (1, 2, 4, 8, 16, 24, 32)
 TOKEN_SIZES = (1024, 2048, 4096, 8192)  # and the token budget
@@ -66,7 +66,7 @@ class Plan:
     wide: ProfileForecast
     waste: float  # of all profiles together
     launches: float
-    texts: int  # given
+    texts: int  # of the data
     cut: int  # of them longer than max_length
     simulated: int  # texts
     max_length: int  # that the last profile takes
@@ -76,12 +76,12 @@ class Plan:
     @property
     def profiles(self) -> tuple[ShapeProfile, ...]:
         """The profiles alone."""
-        return tuple(one.profile for one in self.forecasts)
+        return tuple(forecast.profile for forecast in self.forecasts)
 
     @property
     def cost_ratio(self) -> float:
         """Expected cost over that of one wide profile; at most 1."""
-        return sum(one.cost for one in self.forecasts) / self.wide.cost
+        return sum(forecast.cost for forecast in self.forecasts) / self.wide.cost
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
@@ -142,12 +142,12 @@ def plan_profiles(
     search.check(edges[-1])
     chosen = _best(search, edges, most)
     wide = search.wide(edges[-1])
-    work = sum(one.work for one in chosen)
-    cost = sum(one.cost for one in chosen)
+    work = sum(segment.work for segment in chosen)
+    cost = sum(segment.cost for segment in chosen)
     return Plan(
-        forecasts=tuple(_forecast(one, used, model) for one in chosen),
+        forecasts=tuple(_forecast(segment, used, model) for segment in chosen),
         wide=_forecast(wide, used, model),
-        waste=1 - sum(one.useful for one in chosen) / work,
+        waste=1 - sum(segment.useful for segment in chosen) / work,
         launches=1 - work / cost,
         texts=counts.total(),
         cut=cut,
@@ -235,7 +235,7 @@ class _Search:
 
     def wide(self, longest: int) -> _Segment:
         """The best single profile."""
-        return min(self.segment(0, longest), key=lambda one: (one.cost, one.memory_bytes))
+        return min(self.segment(0, longest), key=lambda segment: (segment.cost, segment.memory_bytes))
 
     def parts(self, segment: _Segment) -> int:
         """Parts of the memory that a profile takes."""
@@ -293,18 +293,20 @@ def _best(search: _Search, edges: Sequence[int], most: int) -> list[_Segment]:
     for _ in range(min(most, len(edges) - 1)):
         before, reached = reached, {}
         for (start, taken), segments in before.items():
-            for one in (one for end in edges if end > start for one in search.segment(start, end)):
-                place = one.longest, taken + search.parts(one)
-                longer = [*segments, one]
+            for added in (segment for end in edges if end > start for segment in search.segment(start, end)):
+                place = added.longest, taken + search.parts(added)
+                longer = [*segments, added]
                 if place[1] <= PARTS and (place not in reached or _cost(longer) < _cost(reached[place])):
                     reached[place] = longer
         complete += [segments for (end, _), segments in reached.items() if end == top]
     fee = LEAST_GAIN * search.wide(top).cost
-    return min(complete, key=lambda plan: (_cost(plan) + fee * len(plan), sum(one.memory_bytes for one in plan)))
+    return min(
+        complete, key=lambda plan: (_cost(plan) + fee * len(plan), sum(segment.memory_bytes for segment in plan))
+    )
 
 
 def _cost(segments: Sequence[_Segment]) -> float:
-    return sum(one.cost for one in segments)
+    return sum(segment.cost for segment in segments)
 
 
 def _forecast(segment: _Segment, counts: Counter[int], model: CostModel) -> ProfileForecast:

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from reference_models import CASES
 
 import nopad.export.graph.onnx
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.cli import run
 from nopad.runtime.predictor import load
@@ -59,7 +59,9 @@ def test_the_graph_is_dynamic_named_and_free_of_this_machine(
         path = bundle("modernbert-single-mean") / "model.cpu.onnx"
         domains = {"": nopad.export.graph.onnx.OPSET, "com.microsoft": 1}
     else:
-        export_checkpoint(checkpoint("modernbert-single-mean"), tmp_path / "made", target=target, parity=False)
+        export_checkpoint(
+            checkpoint("modernbert-single-mean"), tmp_path / "made", ExportOptions(target=target, parity=False)
+        )
         path = tmp_path / "made" / "model.onnx"
         domains = {"": nopad.export.graph.onnx.OPSET}  # plain ONNX: no contrib operator, no function
     model = onnx.load(str(path))
@@ -97,7 +99,10 @@ def test_token_types_are_those_that_the_checkpoints_tokenizer_makes(bundle: Bund
     path = folder / "tokenizer_config.json"
     raw = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     path.write_text(json.dumps(raw | {"model_input_names": ["input_ids", "attention_mask"]}))
-    assert export_checkpoint(folder, tmp_path / "bundle", task="rerank").bundle.manifest.verdict == "verified"
+    assert (
+        export_checkpoint(folder, tmp_path / "bundle", ExportOptions(task="rerank")).bundle.manifest.verdict
+        == "verified"
+    )
     reference = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     inputs = transformers.AutoTokenizer.from_pretrained(folder)(*pair, return_tensors="pt")
     assert "token_type_ids" not in inputs
@@ -123,7 +128,7 @@ def test_one_label_of_no_stated_kind_scores_as_in_transformers_pipeline(tmp_path
 
 def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_path: Path) -> None:
     folder = checkpoint("modernbert-single-mean")
-    small = export_checkpoint(folder, tmp_path / "fp16", target="onnx", precision="fp16")
+    small = export_checkpoint(folder, tmp_path / "fp16", ExportOptions(target="onnx", precision="fp16"))
     assert small.report is not None and small.report["passed"]
     assert small.bundle.manifest.artifacts[0].precision == "fp16"
     graph = onnx.load(str(tmp_path / "fp16" / "model.fp16.onnx")).graph
@@ -134,7 +139,7 @@ def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_p
     # Matrices are transposed at export, so they carry their own names: by size, most bytes are fp16.
     bulk = {w.data_type for w in graph.initializer if len(w.dims) == 2 and min(w.dims) >= 64 and "head" not in w.name}
     assert TensorProto.FLOAT16 in bulk
-    full = export_checkpoint(folder, tmp_path / "fp32", target="onnx", parity=False)
+    full = export_checkpoint(folder, tmp_path / "fp32", ExportOptions(target="onnx", parity=False))
     size = (tmp_path / "fp16" / "model.fp16.onnx").stat().st_size
     assert size < 0.65 * (tmp_path / "fp32" / "model.onnx").stat().st_size
     assert full.bundle.manifest.verdict == "unverified"  # without the gate nothing is
@@ -178,7 +183,7 @@ def test_the_max_length_is_the_tokenizers_at_most_the_models(
     raw = json.loads((folder / "tokenizer_config.json").read_text())
     for own, expected in ((300, 300), (10**30, 1024)):
         (folder / "tokenizer_config.json").write_text(json.dumps(raw | {"model_max_length": own}))
-        made = export_checkpoint(folder, tmp_path / f"b{own}", parity=False)
+        made = export_checkpoint(folder, tmp_path / f"b{own}", ExportOptions(parity=False))
         assert made.bundle.manifest.max_length == expected
 
 
@@ -199,7 +204,9 @@ def test_the_base_config_exports_in_a_minute(target: Any, precision: Any, tmp_pa
     base |= {"num_attention_heads": 12, "max_position_embeddings": 8192}
     make_checkpoint("modernbert-single-mean", tmp_path / "base", **base)
     output = tmp_path / "bundle"
-    result = export_checkpoint(tmp_path / "base", output, target=target, precision=precision, parity=False)
+    result = export_checkpoint(
+        tmp_path / "base", output, ExportOptions(target=target, precision=precision, parity=False)
+    )
     assert result.export_seconds < 60
     assert result.bytes == pytest.approx(600e6 if precision == "fp32" else 303e6, rel=0.02)
 

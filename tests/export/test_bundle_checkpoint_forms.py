@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import nopad.export.reference.plain
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.commands.parity import parity
 from nopad.export.reference.plain import plain_folder
+from nopad.model.checkpoint.source import open_source
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.predictor import load
@@ -94,7 +95,7 @@ def test_the_reference_opens_every_form(form: str, name: str, checkpoint: GetFol
     FORMS[form](folder)
     before = snapshot(folder)
     true = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint(name)).state_dict()
-    with plain_folder(folder, "text-classification", CLASSES[name]) as (plain, _):
+    with plain_folder(open_source(folder), "text-classification") as (plain, _):
         opened, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
             plain, output_loading_info=True
         )
@@ -116,7 +117,7 @@ def test_the_reference_opens_every_form(form: str, name: str, checkpoint: GetFol
 def test_forms_export_and_pass_the_gate(form: str, name: str, checkpoint: GetFolder, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint(name), tmp_path / "c"))
     FORMS[form](folder)
-    result = export_checkpoint(folder, tmp_path / "bundle", threads=1)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(threads=1))
     assert result.passed and result.bundle.manifest.verdict == "verified" and result.remarks == ()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint(name))
     assert_answers(tmp_path / "bundle", answers(model, checkpoint(name)))
@@ -129,7 +130,7 @@ def test_the_reference_reads_other_floats_in_fp32(dtype: torch.dtype, checkpoint
     raw = json.loads((folder / "config.json").read_text())
     # a config.json that says less than the weights have: transformers 5 would round them
     (folder / "config.json").write_text(json.dumps({**raw, "torch_dtype": "bfloat16", "dtype": "bfloat16"}))
-    result = export_checkpoint(folder, tmp_path / "bundle", threads=1)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(threads=1))
     assert result.passed
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     assert_answers(tmp_path / "bundle", answers(model, folder))
@@ -162,7 +163,7 @@ def adapter(checkpoint: GetFolder, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_an_adapter_is_merged_and_both_are_named(adapter: tuple[Path, Path, Any], tmp_path: Path) -> None:
     folder, base, adapted = adapter
     before = snapshot(folder)
-    result = export_checkpoint(folder, tmp_path / "bundle", threads=1)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(threads=1))
     assert result.passed and snapshot(folder) == before
     assert result.report is not None and result.report["versions"]["peft"] == peft.__version__
     assert_answers(tmp_path / "bundle", answers(adapted, base))
@@ -186,7 +187,7 @@ def test_a_wrong_merge_does_not_pass(
     adapter: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nopad.model.checkpoint.adapter.Adapter.scale", lambda self, module, rank: 3.9)  # not 4
-    assert not export_checkpoint(adapter[0], tmp_path / "bundle", threads=1).passed
+    assert not export_checkpoint(adapter[0], tmp_path / "bundle", ExportOptions(threads=1)).passed
 
 
 def test_without_peft_the_merged_weights_are_transformers_own(
@@ -196,7 +197,7 @@ def test_without_peft_the_merged_weights_are_transformers_own(
     monkeypatch.setattr(
         "nopad.export.reference.plain.importlib.util.find_spec", lambda name: None if name == "peft" else find(name)
     )
-    with plain_folder(adapter[0], "text-classification", "AutoModelForSequenceClassification") as (plain, versions):
+    with plain_folder(open_source(adapter[0]), "text-classification") as (plain, versions):
         assert versions == {"adapter": "merged by nopad itself"}
         opened = transformers.AutoModelForSequenceClassification.from_pretrained(plain)
         assert np.allclose(answers(opened, adapter[1]), answers(adapter[2], adapter[1]), atol=1e-5)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gate_faults import gate_against
 from safetensors.torch import load_file, save_file
 from st_folders import NEW, edit, library, quiet
 
 from nopad.export import bundle as export_bundle
-from nopad.export.bundle import export_checkpoint, gate_bundle, write_bundle
+from nopad.export.bundle import export_checkpoint, write_bundle
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.reference.sentence_transformers import LibraryCrossEncoder, ReadingCrossEncoder
 from nopad.model.checkpoint.load import load_checkpoint
@@ -115,7 +116,7 @@ def test_scores_are_those_of_predict(name: str, folder: Callable[..., Path], ope
         want = predict(made, pairs).reshape(len(pairs), -1)
         close = 1e-5 * max(1.0, float(np.abs(want).max()))
         assert np.abs(scores(model, pairs) - want).max() <= close
-        report = gate_bundle(model.bundle, made, half_window=64, engine="torch")
+        report = gate_against(model.bundle, made, engine="torch")
     assert report["passed"], report
     assert "predict" in {row["check"] for row in report["rows"]}
     reading, ours = ReadingCrossEncoder(made), LibraryCrossEncoder(made)
@@ -164,7 +165,7 @@ def test_the_gate_catches_what_is_left_out(
     else:
         edit(made / "tokenizer_config.json", model_max_length=48)
     with opened(poorer) as model:
-        report = gate_bundle(model.bundle, made, half_window=64, engine="torch")
+        report = gate_against(model.bundle, made, engine="torch")
     assert "predict" in {row["check"] for row in report["rows"] if not row["passed"]}, report
 
 
@@ -194,7 +195,7 @@ def test_a_folder_of_version_6(folder: Callable[..., Path], opened: Callable[...
         assert np.abs(scores(model, pairs) - want).max() <= 1e-5
         plain = predict(saved, [(f"ask: {one}", other) for one, other in pairs]).reshape(-1, 1)
         assert np.abs(plain - want).max() > 1e-5  # the prompt shows
-        report = gate_bundle(model.bundle, saved, half_window=64, engine="torch")
+        report = gate_against(model.bundle, saved, engine="torch")
         assert report["passed"], report
     reading, ours = ReadingCrossEncoder(saved), LibraryCrossEncoder(saved)
     assert np.abs(reading.predict(pairs[:6]) - ours.predict(pairs[:6])).max() <= 1e-5

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import make_checkpoint
 from st_folders import Case, edit
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.bundle_files import _calibration_batches
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.runtime.predictor import load
@@ -41,7 +41,7 @@ def test_calibration_cuts_the_end_that_the_tokenizer_says(tmp_path: Path) -> Non
     folder = tmp_path / "checkpoint"
     make_checkpoint("bert-single", folder)
     edit(folder / "tokenizer_config.json", truncation_side="left")
-    export_checkpoint(folder, tmp_path / "bundle", max_length=6, parity=False)
+    export_checkpoint(folder, tmp_path / "bundle", ExportOptions(max_length=6, parity=False))
     source = write_texts(tmp_path / "texts.jsonl", TEXTS[:1])
     (batch,) = _calibration_batches(load_checkpoint(folder), tmp_path / "bundle", source, 6, 1)
     with load(tmp_path / "bundle", allow_unverified=True) as model:
@@ -53,7 +53,7 @@ def test_calibration_cuts_the_end_that_the_tokenizer_says(tmp_path: Path) -> Non
 def test_calibration_reads_the_texts_with_the_default_prompt(folder: Path, tmp_path: Path) -> None:
     """And leaves out a text that the runtime refuses: one with a token that the model has no embedding for."""
     bundle = tmp_path / "bundle"
-    export_checkpoint(folder, bundle, parity=False)
+    export_checkpoint(folder, bundle, ExportOptions(parity=False))
     source = write_texts(tmp_path / "texts.jsonl", TEXTS)
     checkpoint = load_checkpoint(folder)
     with load(bundle, allow_unverified=True) as model:

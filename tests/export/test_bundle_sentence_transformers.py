@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gate_faults import gate_against
 from st_folders import CASES, NEW, PROMPTS, TEXTS, edit, encode
 
 from nopad.export import bundle as export_bundle
-from nopad.export.bundle import export_checkpoint, gate_bundle, write_bundle
+from nopad.export.bundle import ExportOptions, export_checkpoint, write_bundle
 from nopad.export.reference.sentence_transformers import Library, Reading, _follows
 from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
 from nopad.runtime.commands.predict import predict
@@ -92,7 +93,7 @@ def test_embeddings_are_those_of_encode(
     checkpoint = folder(name)
     with opened(torch_bundle(checkpoint)) as model:
         check_answers(model, name, checkpoint)
-        report = gate_bundle(model.bundle, checkpoint, half_window=64, engine="torch")
+        report = gate_against(model.bundle, checkpoint, engine="torch")
     assert report["passed"], report
     assert {row["check"] for row in report["rows"]} >= {"encode", "max length", "prompts"}
     assert ("sentence-transformers" in report["versions"]) == _follows(checkpoint)
@@ -119,11 +120,11 @@ def test_the_exported_graph_gives_the_same(name: str, folder: Callable[[str], Pa
 def test_every_target_gives_the_same(name: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Plain ONNX, and int8, which only rounds."""
     checkpoint = folder(name)
-    result = export_checkpoint(checkpoint, tmp_path / "plain", target="onnx")
+    result = export_checkpoint(checkpoint, tmp_path / "plain", ExportOptions(target="onnx"))
     assert result.passed, result.report
     with load(tmp_path / "plain") as model:
         check_answers(model, name, checkpoint)
-    int8 = export_checkpoint(checkpoint, tmp_path / "int8", precision="int8", parity=False)
+    int8 = export_checkpoint(checkpoint, tmp_path / "int8", ExportOptions(precision="int8", parity=False))
     with load(int8.bundle.path, allow_unverified=True) as model:
         assert model.artifact.precision == "int8"
         assert difference(model, checkpoint, prompt_name="query") < 0.5
@@ -188,7 +189,7 @@ def test_what_export_is_asked_for_overrides_the_folder(
         assert model.manifest.overrides == asked
         norms = np.linalg.norm(model.embed(TEXTS), axis=1)
         assert np.allclose(norms, 1, atol=1e-5) == (asked.get("normalize") is not False)
-        report = gate_bundle(model.bundle, checkpoint, half_window=64, engine="torch")
+        report = gate_against(model.bundle, checkpoint, engine="torch")
     assert report["passed"], report
 
 
@@ -242,7 +243,7 @@ def test_the_gate_catches_a_key_that_was_left_out(
     poorer = Path(shutil.copytree(folder(case), tmp_path / "poorer"))
     leave_out(poorer)
     with opened(torch_bundle(poorer)) as model:
-        report = gate_bundle(model.bundle, folder(case), half_window=64, engine="torch")
+        report = gate_against(model.bundle, folder(case), engine="torch")
     assert not report["passed"]
     assert check in {row["check"] for row in report["rows"] if not row["passed"]}, report
 
@@ -270,7 +271,7 @@ def test_a_verified_bundle_where_the_library_is_missing(
 ) -> None:
     monkeypatch.setattr("nopad.export.reference.sentence_transformers._installed", lambda: False)
     with opened(torch_bundle(folder(RICH))) as model:
-        report = gate_bundle(model.bundle, folder(RICH), half_window=64, engine="torch")
+        report = gate_against(model.bundle, folder(RICH), engine="torch")
     assert report["passed"], report
     assert "encode" in {row["check"] for row in report["rows"]}
     assert "sentence-transformers" not in report["versions"]

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.errors import CheckpointError
 from nopad.runtime.bundle import open_bundle
@@ -93,7 +93,7 @@ def test_answers_are_predict_proba(name: str, normalize: bool, body: Path, tmp_p
     kind, targets, labels, _ = HEADS[name]
     classifier = fitted(kind, targets)
     folder = make_setfit(tmp_path / "m", body, classifier, labels=labels, normalize=normalize)
-    result = export_checkpoint(folder, tmp_path / "bundle", allow_pickle=True, threads=1)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(allow_pickle=True, threads=1))
     assert result.passed, result.report
     true = probabilities(folder, classifier, normalize=normalize)
     with load(tmp_path / "bundle", threads=1) as model:

@@ -23,8 +23,10 @@ from reference_models import (
 )
 
 from nopad.export.graph.precision import cast
-from nopad.model.checkpoint.load import config_json, initialize, load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.initialize import initialize
+from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import config_json, write_checkpoint
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from nopad.export.int8.quantize import label_reader
 from nopad.export.parity.accuracy import equal_rows, evaluate
 from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, softmax
 from nopad.runtime import decode
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import Tokens
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
@@ -44,8 +44,9 @@ def several_texts(labels: int = 3) -> st.SearchStrategy[Logits]:
 def test_scores_are_those_of_the_pipeline(problem_type: ProblemType, count: int) -> None:
     logits = np.random.default_rng(count).normal(0, 4, (50, count)).astype(np.float32)
     config = transformers.BertConfig(num_labels=count, problem_type=problem_type)
+    # Its last step alone, which asks for no weights.
     pipe = transformers.TextClassificationPipeline.__new__(transformers.TextClassificationPipeline)
-    pipe.model = type("Model", (), {"config": config})()
+    pipe.model, pipe.framework = SimpleNamespace(config=config), "pt"
     got = classifier(problem_type, NAMES[:count]).probabilities(logits)
     assert got.dtype == np.float32
     for row, scores in zip(logits, got, strict=True):
@@ -160,10 +161,7 @@ def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: 
 
 
 def answers_of(head: Head, logits: Logits) -> list[decode.Prediction]:
-    """The runtime's answers under a head, as a manifest will give it with thresholds and temperature."""
-    manifest = Manifest(task=head.task, max_length=9, artifacts=(), files={}, labels=head.labels)
-    manifest.__dict__["head"] = head
-    return [decode.prediction(row, TOKENS, manifest, "fake", None, False) for row in logits]
+    return [decode.prediction(row, TOKENS, head, "fake", None, False) for row in logits]
 
 
 CALIBRATED: list[dict[str, Any]] = [

@@ -20,8 +20,8 @@ from reference_models import (
     token_ids,
 )
 
-from nopad.model.checkpoint.load import config_json
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import config_json
 from nopad.model.config import EncoderConfig
 from nopad.model.rope import frequencies
 from nopad.model.rope_config import ROPE_TYPES

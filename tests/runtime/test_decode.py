@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from nopad.export.parity.samples import SAMPLES
+from nopad.model.head import Head
 from nopad.runtime import decode, load
 from nopad.runtime.errors import UsageError
-from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import Tokens
 
 Folders = Callable[[str], Path]
@@ -134,8 +134,7 @@ def test_entities_follow_iob2() -> None:
         special=[1, *[0] * 7, 1],
         pieces=["[CLS]", *(text[a:b] for a, b in words), "[SEP]"],
     )
-    manifest = Manifest(task="token-classification", max_length=9, artifacts=(), files={}, labels=labels)
-    answer = decode.tagging(logits, tokens, manifest, "fake", False)
+    answer = decode.tagging(logits, tokens, Head(task="token-classification", labels=labels), "fake", False)
     assert [(e.label, e.text) for e in answer.entities] == [
         ("PER", "Ada Lovelace"),
         ("PER", "Bob"),

@@ -31,7 +31,7 @@ Bundles = Callable[[str], Path]
 
 def open_inference(path: Path, engine: EngineChoice = "onnx-cpu") -> Inference:
     bundle = open_bundle(path)
-    candidates = find_candidates(bundle, engine, EngineOptions(threads=1), sm=None)
+    candidates = find_candidates(bundle, engine, EngineOptions(threads=1), sm=lambda: None)
     return Inference(bundle=bundle, encoder=open_bundle_encoder(bundle), candidates=candidates)
 
 

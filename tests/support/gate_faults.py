@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nopad.export.bundle import write_bundle
+from nopad.export.parity.run import gate_bundle, open_reference
 from nopad.export.parity.stress import CHECKS
 from nopad.model.attention import AttentionFactory
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.source import open_source
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import PackedBatch
 from nopad.runtime.batching import CPU_TOKENS
@@ -42,10 +44,8 @@ class Fault:
     load: dict[str, Any] = field(default_factory=dict)
 
 
-def export_with(
-    fault: Fault, folder: Path, options: dict[str, Any], output: Path, target: str = "cpu"
-) -> tuple[Bundle, int]:
-    """The bundle of the faulty encoder with the graph of this target, and the half window that the true one has."""
+def export_with(fault: Fault, folder: Path, options: dict[str, Any], output: Path, target: str = "cpu") -> Bundle:
+    """The bundle of the faulty encoder with the graph of this target."""
     true = load_checkpoint(folder, **options)
     wrong = build_encoder(dataclasses.replace(true.config, **fault.config(true.config)), fault.attention)
     wrong.load_state_dict(true.encoder.state_dict())
@@ -56,8 +56,13 @@ def export_with(
     assert [artifact.target for artifact in manifest.artifacts] == [target]
     fault.files(output)
     changes = fault.manifest(manifest)
-    bundle = write_manifest(output, dataclasses.replace(manifest, files=record_files(output), **changes))
-    return bundle, true.config.half_window
+    return write_manifest(output, dataclasses.replace(manifest, files=record_files(output), **changes))
+
+
+def gate_against(bundle: Bundle, folder: Path, **options: Any) -> Report:
+    """The gate's report on a bundle, judged by transformers with the checkpoint in `folder`."""
+    with open_reference(open_source(folder), bundle.manifest) as reference:
+        return gate_bundle(bundle, reference, **options)
 
 
 def failed_checks(report: Report) -> set[str]:

@@ -21,7 +21,7 @@ import transformers
 from matrix_tokenizers import TOKENIZERS
 from reference_models import TRANSFORMERS_4, disturb, labels
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.runtime import load
 
@@ -519,7 +519,7 @@ def check(shape: Shape, folder: Path, output: Path) -> dict[str, float]:
     model = make(shape, folder)
     worst = {}
     for target in ("onnx",) if shape.padded else ("cpu", "onnx"):
-        result = export_checkpoint(folder, output / target, target=target, threads=1)
+        result = export_checkpoint(folder, output / target, ExportOptions(target=target, threads=1))
         assert result.passed, [row for report in result.reports.values() for row in report["rows"] if not row["passed"]]
         assert bool(result.remarks) == shape.padded
         with load(output / target, threads=1) as served:

@@ -71,3 +71,17 @@ def noisy(mean: float, share: float, seed: int, rounds: int = 9) -> tuple[float,
 
 def changed(old: Report, **fields: Any) -> Report:
     return replace(old, **fields)
+
+
+def full_report() -> Report:
+    """A report with whatever a report can have."""
+    made = report({"hf-sdpa": (2.0, 2.2, 2.1), "nopad-fp32": (1.0, 1.1, 1.0)})
+    lost = Cell(subject="hf-eager", workload="imdb-32", status="out of memory", note="needs 9 GB", peak_bytes=9 * 10**9)
+    fields: dict[str, Any] = {
+        "subjects": (*made.subjects, subject("hf-eager"), subject("hf-fa2", status="missing", note="no | GPU")),
+        "cells": (*made.cells, lost),
+        "workloads": (workload(limit_tokens_per_second=300.0),),
+        "extra": {"of_a_newer_nopad": [1, {"a": None}]},
+        "forecasts": ({"gpu": "t4", "forecast": True},),
+    }
+    return replace(made, **fields)

@@ -1,25 +1,22 @@
-"""Forecasts: the count of work, the arithmetic of the roofline, and published tables that were not fitted."""
+"""Forecasts: which work is forecast, and the arithmetic of the roofline."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
+from architectures import MODERNBERT_BASE as BASE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference_models import CASES
-from repository import ROOT
 
-from nopad.bench.forecast.data_sheets import GPUS, find_gpus
+from nopad.bench.forecast.concrete_graph import open_graph
+from nopad.bench.forecast.count_architecture import count_architecture
+from nopad.bench.forecast.data_sheets import GPUS
 from nopad.bench.forecast.forecast import (
     ERRORS,
     FIT,
@@ -29,85 +26,16 @@ from nopad.bench.forecast.forecast import (
     micro_batches,
     traffic_seconds,
 )
-from nopad.bench.forecast.groups import (
-    Shape,
-    UncountableError,
-    attention,
-    count_architecture,
-    count_graph,
-    memory,
-    open_graph,
-    product,
-    total_bytes,
-    total_flops,
-)
+from nopad.bench.forecast.groups import Shape, UncountableError, attention, memory, product
 from nopad.bench.schema import Workload
-from nopad.export.graph.onnx import export_graph
-from nopad.export.graph.precision import cast
-from nopad.export.int8.linear_layers import linear_layers
-from nopad.export.int8.qdq import insert_qdq
-from nopad.model.checkpoint.load import load_checkpoint
-from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, Bundle, open_bundle
+from nopad.runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from nopad.runtime.errors import UsageError
-from nopad.runtime.manifest import Artifact
 from nopad.runtime.planning.cost_model import cost_model
 
 ARCHITECTURE = open_bundle(DEFAULT_BUNDLE).manifest.architecture
-BASE = {
-    "model_type": "modernbert",
-    "hidden_size": 768,
-    "intermediate_size": 1152,
-    "num_layers": 22,
-    "num_heads": 12,
-    "local_layers": [layer for layer in range(22) if layer % 3],
-}
 T4 = GPUS["t4"]
 RAGGED = Shape(tokens=1472, sequences=64, longest=53)
 LONG = Shape(tokens=1024, sequences=1, longest=1024)
-
-
-@pytest.fixture(scope="module")
-def fitting() -> Any:
-    """scripts/fit_forecast.py, which holds the published tables and how demo/BERT is counted."""
-    spec = importlib.util.spec_from_file_location("fit_forecast", ROOT / "scripts" / "fit_forecast.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fit_forecast"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The embedded model as a bundle with the fp32 graph for GPUs, whatever the embedded bundle holds."""
-    folder = tmp_path_factory.mktemp("exported")
-    graph = export_graph(load_checkpoint(DEFAULT_CHECKPOINT).encoder, folder / "model.onnx")
-    artifact = Artifact(
-        file="model.onnx",
-        target="onnx",
-        precision="fp32",
-        layout="packed",
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        token_multiple=graph.token_multiple,
-    )
-    return Bundle(
-        path=folder, manifest=dataclasses.replace(open_bundle(DEFAULT_BUNDLE).manifest, artifacts=(artifact,))
-    )
-
-
-@pytest.fixture(scope="module")
-def graph(exported: Bundle) -> Path:
-    """Its graph."""
-    return exported.file("model.onnx")
-
-
-@pytest.fixture(scope="module")
-def half_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in fp16."""
-    path = tmp_path_factory.mktemp("half") / "model.onnx"
-    export_graph(cast(load_checkpoint(DEFAULT_CHECKPOINT).encoder, "fp16"), path)
-    return path
 
 
 def workload(*lengths: int, batch: int | None = None) -> Workload:
@@ -122,71 +50,6 @@ def workload(*lengths: int, batch: int | None = None) -> Workload:
         batch=batch or len(lengths),
         lengths=lengths,
     )
-
-
-# The count
-
-
-@pytest.mark.parametrize("shape", [RAGGED, LONG])
-def test_graph_architecture_and_cost_model_count_the_same_work(graph: Path, shape: Shape) -> None:
-    groups = count_graph(open_graph(graph), shape, precision="fp16")
-    described = count_architecture(ARCHITECTURE, shape, precision="fp16")
-    planned = cost_model(ARCHITECTURE).work(shape.tokens, shape.sequences, shape.longest)
-    # The graph has the head beside the encoder: two products with a row for each sequence.
-    head = 2 * shape.sequences * 128 * (128 + 2)
-    assert total_flops(groups) - head == pytest.approx(planned, rel=1e-9)
-    assert total_flops(described) == pytest.approx(planned, rel=1e-9)
-    assert total_bytes(groups) == pytest.approx(total_bytes(described), rel=0.03)
-    kinds = [group.kind for group in groups]
-    assert kinds.count("attention") == 3 and kinds.count("product") == 3 * 4 + 2
-
-
-def test_a_bert_graph_is_counted_too(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    encoder = load_checkpoint(checkpoint("bert-single"), **CASES["bert-single"].load).encoder
-    export_graph(encoder, tmp_path / "bert.onnx")
-    groups = count_graph(open_graph(tmp_path / "bert.onnx"), RAGGED, precision="fp16")
-    planned = cost_model(encoder.encoder_config).work(RAGGED.tokens, RAGGED.sequences, RAGGED.longest)
-    assert total_flops(groups) == pytest.approx(planned, rel=0.002)  # the head is 0.13 % of it
-    # GELU and bias end in their product: what the intermediate layer leaves is read by the next product alone.
-    (between,) = [group for group in groups if group.name.startswith("bert.encoder.layer.0.intermediate")]
-    assert between.bytes == 2 * (RAGGED.tokens * 64 + 64 * 128 + RAGGED.tokens * 128)
-
-
-def test_scores_of_attention_never_reach_memory(graph: Path) -> None:
-    groups = count_graph(open_graph(graph), LONG, precision="fp16")
-    (whole,) = [group for group in groups if group.kind == "attention" and group.columns == 1024]
-    heads, size = ARCHITECTURE["num_heads"], 128 // ARCHITECTURE["num_heads"]
-    assert whole.flops == 4 * heads * 1024 * 1024 * size
-    assert whole.bytes == 2 * 4 * 1024 * 128 + 4 * 1024 / 2  # q, k, v, output, and a mask of one row, as fp16
-
-
-def test_a_graph_in_fp32_is_counted_as_its_half_precision_export(graph: Path, half_graph: Path) -> None:
-    for shape in (RAGGED, LONG):
-        pretended = count_graph(open_graph(graph), shape, precision="fp16")
-        real = count_graph(open_graph(half_graph), shape, precision="fp16")
-        assert total_flops(pretended) == total_flops(real)
-        # Masks stay fp32 in the export, and are counted at half of that.
-        assert total_bytes(pretended) == pytest.approx(total_bytes(real), rel=0.04)
-        assert {group.precision for group in real} == {"fp16"}
-
-
-def test_int8_products_are_read_from_a_graph_with_qdq_or_assumed(half_graph: Path, tmp_path: Path) -> None:
-    model = onnx.load(str(half_graph))
-    layers = linear_layers(model)
-    kept, chosen = layers[0], layers[1:]
-    scales = {tensor: np.float16(0.05) for node in model.graph.node for tensor in node.output}
-    insert_qdq(model, chosen, scales)
-    onnx.save(model, str(tmp_path / "int8.onnx"))
-    quantized = open_graph(tmp_path / "int8.onnx")
-    assert quantized.precision == "int8"
-    real = count_graph(quantized, RAGGED, precision="int8")
-    products = {group.name.rpartition("/")[0]: group.precision for group in real if group.kind == "product"}
-    assert products[kept.module] == "fp16"
-    assert sum(precision == "int8" for precision in products.values()) == len(chosen)
-    assumed = count_graph(open_graph(half_graph), RAGGED, precision="int8")
-    assert sum(group.precision == "int8" for group in assumed) == len(layers)
-    assert total_bytes(assumed) == pytest.approx(total_bytes(real), rel=0.1)
-    assert total_bytes(real) < total_bytes(count_graph(open_graph(half_graph), RAGGED, precision="fp16"))
 
 
 def test_operators_of_another_target_fall_back_to_the_architecture(exported: Bundle, tmp_path: Path) -> None:
@@ -215,8 +78,9 @@ def test_a_bundle_for_cpus_is_forecast_as_its_export_for_gpus(exported: Bundle) 
 
 
 def test_without_onnx_the_architecture_is_counted(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "nopad.bench.forecast.count_graph", raising=False)
-    monkeypatch.delattr("nopad.bench.forecast.count_graph", raising=False)
+    for name in ("concrete_graph", "count_graph"):
+        monkeypatch.delitem(sys.modules, f"nopad.bench.forecast.{name}", raising=False)
+        monkeypatch.delattr(f"nopad.bench.forecast.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     rows = forecast(exported, [workload(512)], ["t4"])
     assert {row["counted"] for row in rows} == {"architecture"}
@@ -348,60 +212,8 @@ def test_precisions_are_those_that_are_asked_for_and_exist(exported: Bundle) -> 
         forecast(exported, [workload(512)], ["t4"], precisions=["fp8"])
 
 
-def test_an_unknown_gpu_is_refused_with_the_list() -> None:
-    with pytest.raises(UsageError, match=r"v100.*t4, l4, a10, a100, h100, h200"):
-        find_gpus(["t4", "v100"])
-
-
 def test_a_padded_bundle_has_no_forecast(exported: Bundle) -> None:
     padded = tuple(dataclasses.replace(one, layout="padded") for one in exported.manifest.artifacts)
     manifest = dataclasses.replace(exported.manifest, artifacts=padded, architecture={"model_type": "distilbert"})
     with pytest.raises(UsageError, match="packed"):
         forecast(Bundle(path=exported.path, manifest=manifest), [workload(12)], ["t4"])
-
-
-# Published measurements; docs/forecast.md states these bounds
-
-
-@pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.17), ("int8", 0.29)])
-def test_held_out_t4_table_is_within_the_stated_error(fitting: Any, precision: str, bound: float) -> None:
-    held_out = [one for one in fitting.entries() if (one.gpu, one.model, one.precision) == ("t4", "large", precision)]
-    assert len(held_out) == 20
-    errors = [math.expm1(abs(math.log(fitting.ratio(one, T4)))) for one in held_out]
-    assert max(errors) < bound
-    assert sorted(errors)[10] < 0.07
-
-
-def test_low_and_high_hold_the_held_out_measurements(fitting: Any) -> None:
-    low, high = ERRORS["table"]
-    ratios = [
-        fitting.ratio(one, GPUS[one.gpu])
-        for one in fitting.entries()
-        if one.gpu in fitting.FITTED and one.model == "large"
-    ]
-    assert len(ratios) == 120
-    assert sum(low <= ratio <= high for ratio in ratios) / len(ratios) >= 0.95
-    low, high = ERRORS["single"]
-    gpus = fitting.singles(FIT)
-    ratios = [
-        fitting.ratio(one, gpus[one.gpu])
-        for one in fitting.entries()
-        if one.gpu in fitting.OTHERS and not fitting.calibrates(one)
-    ]
-    assert sum(low <= ratio <= high for ratio in ratios) / len(ratios) >= 0.95
-
-
-def test_committed_shares_are_those_that_the_measurements_give(fitting: Any) -> None:
-    found = fitting.singles(FIT)
-    assert found["a10"].sustained == pytest.approx(GPUS["a10"].sustained, abs=0.005)
-    assert found["h100"].sustained == GPUS["h100"].sustained == GPUS["h200"].sustained
-
-
-@pytest.mark.slow
-def test_committed_constants_are_the_fit(fitting: Any) -> None:
-    fit, gpus = fitting.fit_constants()
-    assert fit.product_share == pytest.approx(FIT.product_share, rel=0.02)
-    assert fit.wave_seconds == pytest.approx(FIT.wave_seconds, rel=0.05)
-    assert fit.kernel_seconds == pytest.approx(FIT.kernel_seconds, rel=0.02)
-    for name, gpu in gpus.items():
-        assert gpu.sustained == pytest.approx(GPUS[name].sustained, abs=0.005)

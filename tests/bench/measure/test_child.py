@@ -8,29 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runners import spec
 
 from nopad.bench.measure import child as isolated
 from nopad.bench.measure.child import in_calls, measure_job, refusal, run_job
-from nopad.bench.measure.machine import check_threads
-from nopad.bench.subjects.runners import Spec, lacks
-from nopad.runtime.bundle import DEFAULT_BUNDLE
 from nopad.runtime.engines.out_of_memory import is_out_of_memory
-from nopad.runtime.errors import EngineError, EnvironmentProblem, UsageError
+from nopad.runtime.errors import EngineError, EnvironmentProblem
 
 GB = 10**9
-
-
-def spec(**fields: Any) -> Spec:
-    values: dict[str, Any] = {
-        "name": "nopad-fp32",
-        "runner": "nopad",
-        "path": str(DEFAULT_BUNDLE),
-        "task": "text-classification",
-        "threads": 1,
-        "max_length": 1024,
-        "engine": "onnx-cpu",
-    }
-    return Spec(**{**values, **fields})
 
 
 def test_a_subject_is_measured_from_nothing() -> None:
@@ -81,14 +66,6 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     assert found["status"] == "failed" and found["stage"] == "open" and "no bundle at" in found["note"]
 
 
-def test_what_is_not_installed_is_known_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lacks(spec()) is None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert lacks(spec(runner="openvino", engine="openvino")) == "openvino not installed: pip install 'nopad[bench]'"
-    assert "torch, transformers not installed" in (lacks(spec(runner="transformers", engine="sdpa")) or "")
-    assert "flash-attn" in (lacks(spec(runner="transformers", engine="flash_attention_2")) or "")
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -115,12 +92,3 @@ def test_calls_keep_the_order() -> None:
         return [text.upper() for text in texts]
 
     assert in_calls(run, list("abcde"), 2) == list("ABCDE") and asked == [2, 2, 1]
-
-
-def test_threads_that_the_environment_contradicts_are_refused() -> None:
-    check_threads(1, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": ""})
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-        with pytest.raises(UsageError, match=f"{name}=7 in the environment contradicts --threads 1"):
-            check_threads(1, {name: "7"})
-    with pytest.raises(UsageError, match="cores"):
-        check_threads(4096, {})

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reports import subject
+from runners import FakeRunner as Fake
+from runners import good
 
 from nopad.bench.measure import run as running
 from nopad.bench.measure.record import Record
-from nopad.bench.measure.run import Settings, run
-from nopad.bench.measure.turns import groups_that_fit, take_turns
+from nopad.bench.measure.run import Run, Settings
 from nopad.bench.schema import Cell, Report
-from nopad.bench.subjects.contenders import Contender
-from nopad.bench.subjects.runners import Runner, Spec
-from nopad.bench.workloads import Source, Texts
+from nopad.bench.subjects.plans import SubjectPlan
+from nopad.bench.subjects.spec import Spec
+from nopad.bench.workloads import Texts
 from nopad.model.head import Head
-from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import UsageError
 from nopad.runtime.types import FloatArray
-
-GOOD = np.array([0.5, -0.5], dtype=np.float32)
-Answer = Callable[[int], list[FloatArray]]
-
-
-class Fake:
-    """Answers as it is told; `answer` is given the number of the call."""
-
-    version, precision = "0", "fp32"
-
-    def __init__(self, answer: Callable[[int, int], list[FloatArray]], threads: int = 1, seconds: float = 0.0) -> None:
-        self.answer, self._threads, self.seconds, self.calls, self.closed = answer, threads, seconds, 0, False
-
-    def threads(self) -> int:
-        return self._threads
-
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
-        self.calls += 1
-        time.sleep(self.seconds)
-        return self.answer(self.calls, len(texts))
-
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
-        return 10 * len(texts), 20 * len(texts)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def good(call: int, texts: int) -> list[FloatArray]:
-    return [GOOD] * texts
 
 
 def rows(row: Any) -> Callable[[int, int], list[FloatArray]]:
@@ -68,11 +34,6 @@ def fails_at(number: int, error: Exception) -> Callable[[int, int], list[FloatAr
         return good(call, texts)
 
     return answer
-
-
-@pytest.fixture
-def workload() -> Texts:
-    return Source(open_bundle(verify=False), None).named("4x16")
 
 
 def measured(
@@ -92,8 +53,8 @@ def measured(
     monkeypatch.setattr("nopad.bench.measure.turns.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.turns.TURN_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.probe.REPEATS", 1)
-    contenders = [
-        Contender(
+    plans = [
+        SubjectPlan(
             subject=subject(name, status="not run"),
             spec=Spec(name=name, runner="fake", path="", task="text-classification", threads=1, max_length=9),
             yardstick=None if name == yardstick else yardstick,
@@ -101,11 +62,12 @@ def measured(
         for name in fakes
     ]
     record = Record(command="", threads=1, reference="hf-sdpa" if "hf-sdpa" in fakes else None, model={}, settings={},
-                    workloads=[workload.workload], subjects=[one.subject for one in contenders])  # fmt: skip
+                    workloads=[workload.workload], subjects=[plan.subject for plan in plans])  # fmt: skip
     values: dict[str, Any] = {"threads": 1, "rounds": 3, "seed": 0, "memory_limit": 10_000}
     head = Head(task="text-classification", problem_type="single_label_classification")
-    run(contenders, [workload], record, Settings(**{**values, **options}, head=head), publish=lambda: None,
-        show=lambda *_: None)  # fmt: skip
+    run = Run(plans, [workload], record, Settings(**{**values, **options}, head=head), publish=lambda: None,
+              show=lambda *_: None)  # fmt: skip
+    run.measure()
     return record.report()
 
 
@@ -186,61 +148,6 @@ def test_those_that_do_not_fit_together_take_turns_in_groups(workload: Texts, mo
     assert found["openvino"].status == "out of memory" and "beside the reference" in found["openvino"].note
     assert found["nopad-fp32"].rounds == (0, 1, 2) and found["optimum"].rounds == (3, 4, 5)
     assert found["hf-sdpa"].rounds == (0, 1, 2, 3, 4, 5)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 200), st.booleans())
-def test_groups_fit_and_nobody_is_forgotten(sizes: list[int], room: int, reference: bool) -> None:
-    needs = [(str(number), size) for number, size in enumerate(sizes)]
-    groups, left_out = groups_that_fit(needs, "0" if reference else None, room)
-    known = dict(needs)
-    assert all(sum(known[name] for name in group) <= room for group in groups)
-    inside = [name for group in groups for name in group]
-    assert set(inside) | set(left_out) == set(known) and not set(inside) & set(left_out)
-    if reference and "0" not in left_out:
-        assert all(group[0] == "0" for group in groups)
-        assert all(known[name] + known["0"] > room for name in left_out)
-    assert all(inside.count(name) == 1 for name in inside if name != "0")
-
-
-def test_the_order_changes_from_round_to_round_and_is_seeded(workload: Texts) -> None:
-    def order(seed: int) -> list[str]:
-        turns: list[str] = []
-        fakes: dict[str, Runner] = {
-            name: Fake(lambda call, texts, name=name: turns.append(name) or [GOOD] * texts)  # type: ignore[misc]
-            for name in "abc"
-        }
-        take_turns(
-            fakes,
-            workload,
-            dict.fromkeys("abc", 1.0),
-            rounds=range(6),
-            order=random.Random(seed),
-            deadline=None,
-            each_round=lambda times: None,
-            failed=lambda name, error: None,
-        )
-        return turns
-
-    first = order(1)
-    assert first == order(1) != order(2)
-    rounds = {"".join(first[at : at + 3]) for at in range(0, 18, 3)}
-    assert len(rounds) > 1 and all(sorted(one) == list("abc") for one in rounds)
-
-
-@pytest.mark.parametrize(("left", "rounds"), [(1e6, 4), (-1.0, 1)])
-def test_a_time_limit_takes_rounds_away(left: float, rounds: int, workload: Texts) -> None:
-    times = take_turns(
-        {"nopad-fp32": Fake(good)},
-        workload,
-        {"nopad-fp32": 1.0},
-        rounds=range(4),
-        order=random.Random(0),
-        deadline=time.monotonic() + left,
-        each_round=lambda times: None,
-        failed=lambda name, error: None,
-    )
-    assert times["nopad-fp32"].rounds == list(range(rounds))
 
 
 def test_after_the_time_limit_nothing_is_begun(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.parity.samples import SAMPLES
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import open_bundle
@@ -133,12 +133,14 @@ def test_int8_is_calibrated_gated_and_built(checkpoint: Bundles, tmp_path: Path)
     result = export_checkpoint(
         checkpoint(NAME),
         tmp_path / "bundle",
-        target="tensorrt-rtx",
-        precision="int8",
-        archs=["sm75", "sm89"],
-        profiles=PROFILES[:1],
-        calibrate=str(texts),
-        threads=1,
+        ExportOptions(
+            target="tensorrt-rtx",
+            precision="int8",
+            archs=["sm75", "sm89"],
+            profiles=PROFILES[:1],
+            calibrate=str(texts),
+            threads=1,
+        ),
     )
     graph, *engines = result.bundle.manifest.artifacts
     assert (graph.precision, [(e.precision, e.sm) for e in engines]) == ("int8", [("int8", "sm75"), ("int8", "sm89")])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gate_faults import gate_against
 from sklearn.metrics import f1_score
 
-from nopad.export.bundle import gate_bundle
 from nopad.export.parity.samples import SAMPLES
 from nopad.runtime.bundle import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.cli import run
@@ -224,7 +224,7 @@ def test_the_embedded_bundle_answers_real_reviews_as_transformers_does(imdb: Pat
     manifest = open_bundle(DEFAULT_BUNDLE).manifest
     targets = np.eye(2)[[row["label"] for row in rows]]
     data = LabelledTexts(texts=[row["text"] for row in rows], targets=targets)
-    report = gate_bundle(open_bundle(), DEFAULT_CHECKPOINT, half_window=16, threads=1, data=data)
+    report = gate_against(open_bundle(), DEFAULT_CHECKPOINT, threads=1, data=data)
     assert report["passed"]
     assert report["evaluation"]["agreement"] == 1.0
     assert report["evaluation"]["accuracy"] >= 0.8  # 120 reviews; the whole test set is in the README

@@ -10,11 +10,12 @@ import torch
 from checkpoints import VOCAB_SIZE, _bpe
 from reference_models import EUROBERT, ULTRABERT, labels, packed_logits, token_ids
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.graph.onnx import export_graph
 from nopad.export.graph.precision import cast
-from nopad.model.checkpoint.load import initialize, write_checkpoint
+from nopad.model.checkpoint.initialize import initialize
 from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.encoder import build_encoder
 from nopad.model.packing import pack
 from nopad.runtime import load
@@ -73,7 +74,7 @@ def test_int8_on_cpus(raw: dict[str, Any], tmp_path: Path) -> None:
     folder.mkdir()
     write_checkpoint(encoder(raw), raw, folder)
     _bpe(folder)
-    result = export_checkpoint(folder, tmp_path / "bundle", precision=["fp32", "int8"], parity=False)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(precision=["fp32", "int8"], parity=False))
     exact, small = result.bundle.manifest.artifacts
     assert small.quantized is not None and small.quantized["passed"]
     texts = ["a dull film", "splendid " * 30]

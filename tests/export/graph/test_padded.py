@@ -14,9 +14,10 @@ import transformers
 from checkpoints import make_checkpoint
 from matrix import SHAPES, make, reference
 
-from nopad.export.bundle import export_checkpoint
+from nopad.export.bundle import ExportOptions, export_checkpoint
 from nopad.export.errors import ExportError
 from nopad.export.graph.padded import load_padded
+from nopad.model.checkpoint.source import open_source
 from nopad.model.errors import CheckpointError
 from nopad.runtime import load
 from nopad.runtime.cli import main
@@ -35,7 +36,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     """A RoBERTa classifier, its bundle, and transformers' model of it."""
     folder = tmp_path_factory.mktemp("roberta")
     model = make(ROBERTA, folder / "checkpoint")
-    export_checkpoint(folder / "checkpoint", folder / "bundle", parity=False)
+    export_checkpoint(folder / "checkpoint", folder / "bundle", ExportOptions(parity=False))
     return folder / "checkpoint", folder / "bundle", model
 
 
@@ -60,8 +61,8 @@ def test_the_command_chooses_it_and_says_so(
 
 def test_a_packed_architecture_is_not_padded_unless_asked(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     folder = checkpoint("bert-single")
-    packed = export_checkpoint(folder, tmp_path / "packed", parity=False)
-    padded = export_checkpoint(folder, tmp_path / "padded", exporter="padded")
+    packed = export_checkpoint(folder, tmp_path / "packed", ExportOptions(parity=False))
+    padded = export_checkpoint(folder, tmp_path / "padded", ExportOptions(exporter="padded"))
     assert packed.remarks == padded.remarks == () and padded.passed
     assert packed.bundle.manifest.artifacts[0].layout == "packed"
     assert "token_type_ids" in padded.bundle.manifest.artifacts[0].inputs
@@ -92,7 +93,7 @@ def test_every_length_of_relative_positions(name: str, tmp_path: Path) -> None:
     """Positions in buckets are made by Python code in transformers: what is traced of it must hold for any length."""
     shape = SHAPES[name]
     model = make(shape, tmp_path / "checkpoint")
-    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", parity=False)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(parity=False))
     generator = torch.Generator().manual_seed(0)
     with load(tmp_path / "bundle", allow_unverified=True, threads=1) as served, torch.no_grad():
         for length in [*range(1, 40), *range(120, 136), *range(250, 264), 383, 384, 500, 511, 512]:
@@ -134,7 +135,7 @@ def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "c")
     options: Any = {"pooling": pooling, "normalize": True} if task == "embeddings" else {}
     # transformers has no pooling to be the gate's reference for several modes in one.
-    result = export_checkpoint(tmp_path / "c", tmp_path / "b", parity="+" not in pooling, **options)
+    result = export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(parity="+" not in pooling, **options))
     assert result.passed
     ids = [[5, 9, 30, 31], [40, 41]]
     with load(tmp_path / "b", allow_unverified=True) as served, torch.no_grad():
@@ -178,7 +179,7 @@ def test_what_a_padded_bundle_cannot_be(
 def test_a_head_that_is_missing_is_not_made_up(roberta: tuple[Path, Path, Any], tmp_path: Path) -> None:
     folder = shutil.copytree(roberta[0], tmp_path / "c")
     with pytest.raises(ExportError, match="has no weights for token-classification: classifier"):
-        load_padded(folder, task="token-classification")
+        load_padded(open_source(folder), task="token-classification")
 
 
 def test_remote_code_is_not_run(roberta: tuple[Path, Path, Any], tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_remote_code_is_not_run(roberta: tuple[Path, Path, Any], tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "own.py").write_text("raise SystemExit('remote code has run')")
     with pytest.raises(CheckpointError, match="nopad runs no remote code"):
-        load_padded(folder)
+        load_padded(open_source(folder))
 
 
 def test_the_graph_is_plain_onnx(roberta: tuple[Path, Path, Any]) -> None:
@@ -207,7 +208,7 @@ def test_an_adapter_is_merged_into_its_base(roberta: tuple[Path, Path, Any], tmp
     settings = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, settings)
     adapted.save_pretrained(tmp_path / "adapter")
-    result = export_checkpoint(tmp_path / "adapter", tmp_path / "bundle", base=base)
+    result = export_checkpoint(tmp_path / "adapter", tmp_path / "bundle", ExportOptions(base=base))
     assert result.passed and "roberta has no packed encoder" in result.remarks[0]
     merged = adapted.merge_and_unload().eval()
     ids = [0, 30, 40, 50, 2]
@@ -229,7 +230,7 @@ def test_a_setfit_classifier_on_mpnet(tmp_path: Path) -> None:
     head = LogisticRegression().fit(vectors, [0, 1, 0, 1])
     joblib.dump(head, folder / "model_head.pkl")
     (folder / "config_setfit.json").write_text('{"normalize_embeddings": false, "labels": ["bad", "good"]}')
-    result = export_checkpoint(folder, tmp_path / "bundle", allow_pickle=True)
+    result = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(allow_pickle=True))
     assert result.passed
     with load(tmp_path / "bundle") as served:
         assert served.labels == ("bad", "good")

@@ -19,14 +19,14 @@ import onnx
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks, print_catch
+from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks, gate_against, print_catch
 from onnx import numpy_helper
 
-from nopad.export.bundle import gate_bundle
 from nopad.export.graph.cpu import cpu_attention
 from nopad.export.parity.gate import run_gate
 from nopad.export.reference.transformers import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
+from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import PackedBatch
 from nopad.model.rope_config import Rope
@@ -244,8 +244,8 @@ assert HONEST.keys() == {fault.checkpoint for fault in FAULTS.values()}
 )
 def test_without_a_fault_the_gate_passes(name: str, target: str, source: Any, tmp_path: Path) -> None:
     folder, options = source(name)
-    bundle, half_window = export_with(Fault(caught=set()), folder, options, tmp_path / "bundle", target)
-    report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+    bundle = export_with(Fault(caught=set()), folder, options, tmp_path / "bundle", target)
+    report = gate_against(bundle, folder, threads=1)
     assert report["passed"] and failed_checks(report) == set()
 
 
@@ -260,8 +260,8 @@ def test_without_a_fault_the_gate_passes(name: str, target: str, source: Any, tm
 def test_the_gate_catches(name: str, target: str, source: Any, tmp_path: Path) -> None:
     fault = FAULTS[name]
     folder, options = source(fault.checkpoint)
-    bundle, half_window = export_with(fault, folder, options, tmp_path / "bundle", target)
-    report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
+    bundle = export_with(fault, folder, options, tmp_path / "bundle", target)
+    report = gate_against(bundle, folder, threads=1)
     print_catch(f"{name} ({target})", report)
     assert not report["passed"]
     assert failed_checks(report) >= fault.caught
@@ -275,9 +275,9 @@ def test_the_gate_looks_as_far_as_a_wide_window(target: str, tmp_path: Path) -> 
     make_checkpoint("modernbert-single-cls", folder, local_attention=1030)
     for wrong, passed in ((1030, True), (1024, False)):
         fault = Fault(caught=set(), config=lambda c, width=wrong: {"local_attention": width})  # type: ignore[misc]
-        bundle, half_window = export_with(fault, folder, {}, tmp_path / str(wrong), target)
-        report = gate_bundle(bundle, folder, half_window=half_window, threads=1)
-        assert (half_window, report["passed"]) == (515, passed)
+        bundle = export_with(fault, folder, {}, tmp_path / str(wrong), target)
+        report = gate_against(bundle, folder, threads=1)
+        assert (load_checkpoint(folder).config.half_window, report["passed"]) == (515, passed)
 
 
 def nan_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:
@@ -303,7 +303,7 @@ ENGINE_FAULTS: dict[str, tuple[set[str], Callable[[PackedBatch, FloatArray], Flo
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Reference]]:
-    bundle, _ = export_with(Fault(caught=set()), DEFAULT_CHECKPOINT, {}, tmp_path_factory.mktemp("embedded") / "bundle")
+    bundle = export_with(Fault(caught=set()), DEFAULT_CHECKPOINT, {}, tmp_path_factory.mktemp("embedded") / "bundle")
     yield bundle, Reference(DEFAULT_CHECKPOINT, bundle.manifest.task)
 
 
@@ -312,7 +312,7 @@ def test_the_gate_catches_engines(name: str, embedded: tuple[Bundle, Reference])
     bundle, reference = embedded
     caught, spoil = ENGINE_FAULTS[name]
     with load(bundle.path, engine=BrokenEngine(spoil), threads=1, allow_unverified=True) as model:
-        report = run_gate(model, reference, half_window=16).to_json()
+        report = run_gate(model, reference).to_json()
     print_catch(name, report)
     assert not report["passed"]
     assert failed_checks(report) >= caught

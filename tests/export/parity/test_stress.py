@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gate_faults import BrokenEngine, Fault, export_with, failed_checks, print_catch
+from gate_faults import BrokenEngine, Fault, export_with, failed_checks, gate_against, print_catch
 
-from nopad.export.bundle import gate_bundle
 from nopad.export.commands.gate_report import print_report
 from nopad.export.graph.cpu import cpu_attention
-from nopad.export.parity import full_length, known_texts, stress
+from nopad.export.parity import full_length, known_texts
 from nopad.export.parity.gate import run_gate
 from nopad.export.parity.stress import CHECKS, fill
 from nopad.export.reference.transformers import Reference
@@ -150,7 +149,7 @@ def gated(
     def get(name: str) -> tuple[Bundle, Reference]:
         if name not in made:
             folder = DEFAULT_CHECKPOINT if name == "embedded" else checkpoint(name)
-            bundle, _ = export_with(Fault(caught=set()), folder, {}, tmp_path_factory.mktemp(name) / "bundle", "onnx")
+            bundle = export_with(Fault(caught=set()), folder, {}, tmp_path_factory.mktemp(name) / "bundle", "onnx")
             made[name] = bundle, Reference(folder, bundle.manifest.task)
         return made[name]
 
@@ -159,9 +158,8 @@ def gated(
 
 def gate(engine: SuspectEngine, gated: tuple[Bundle, Reference], **options: Any) -> dict[str, Any]:
     bundle, reference = gated
-    half_window = bundle.manifest.half_window or 64
     with load(bundle.path, engine=engine, threads=1, allow_unverified=True) as model:
-        return run_gate(model, reference, half_window=half_window, **options).to_json()
+        return run_gate(model, reference, **options).to_json()
 
 
 # Their like is in the fast suite; make test-full has all.
@@ -244,8 +242,8 @@ FACTORIES: dict[str, AttentionFactory] = {"cpu": cpu_attention, "onnx": graph_at
 def test_the_gate_catches_graphs(name: str, target: str, tmp_path: Path) -> None:
     check, factory = GRAPH_FAULTS[name]
     fault = Fault(caught={check}, attention=lambda layout: factory(FACTORIES[target], layout))
-    bundle, half_window = export_with(fault, DEFAULT_CHECKPOINT, {}, tmp_path / "bundle", target)
-    report = gate_bundle(bundle, DEFAULT_CHECKPOINT, half_window=half_window, threads=1)
+    bundle = export_with(fault, DEFAULT_CHECKPOINT, {}, tmp_path / "bundle", target)
+    report = gate_against(bundle, DEFAULT_CHECKPOINT, threads=1)
     print_catch(f"{name} ({target})", report)
     assert check in failed_checks(report) <= set(CHECKS)
 
@@ -348,7 +346,7 @@ def test_the_packed_encoder_judges_only_if_it_answers_as_transformers(
 def test_logits_of_every_token_are_bounded_in_memory(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, reference = gated("modernbert-mlm")
     vocabulary = bundle.manifest.architecture["vocab_size"]
-    monkeypatch.setattr(stress, "OUTPUT_BYTES", 800 * vocabulary * 4)
+    monkeypatch.setattr(known_texts, "OUTPUT_BYTES", 800 * vocabulary * 4)
     seen: list[int] = []
 
     def watched(engine: SuspectEngine, batch: PackedBatch, logits: FloatArray) -> FloatArray:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from checkpoints import VOCAB_SIZE, make_checkpoint
+from gate_faults import gate_against
 
-from nopad.export.bundle import export_checkpoint, gate_bundle
+from nopad.export.bundle import export_checkpoint
 from nopad.export.parity.token_ids import added_tokens, compare, sentences_of
 from nopad.export.reference.transformers import Reference
 from nopad.model.checkpoint.tokenizer import open_tokenizer
@@ -198,7 +199,7 @@ def test_a_bundle_with_such_a_tokenizer_fails_and_the_command_says_why(
 ) -> None:
     checkpoint, bundle = made(MODERNBERT)
     wrong = spoiled(bundle, tmp_path / "bundle", "tokenizer.json", drop)
-    report = gate_bundle(open_bundle(wrong), checkpoint, half_window=64, threads=1)
+    report = gate_against(open_bundle(wrong), checkpoint, threads=1)
     assert not report["passed"]
     failed = [row for row in token_id_rows(report) if not row["passed"]]
     assert failed and all(row["note"] for row in failed)

@@ -13,6 +13,7 @@ from reference_models import BERT, MODERNBERT, labels
 from safetensors.torch import load_file, save_file
 
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.source import open_source
 from nopad.model.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's own
@@ -91,9 +92,9 @@ def make_adapter(
     return adapted.eval()
 
 
-def worst(folder: Path, merged: Any, **options: Any) -> float:
+def worst(folder: Path, merged: Any, base: Path | None = None) -> float:
     """Largest difference between our weights and those of a transformers model, by name."""
-    ours, theirs = load_checkpoint(folder, **options).encoder.state_dict(), merged.state_dict()
+    ours, theirs = load_checkpoint(open_source(folder, base)).encoder.state_dict(), merged.state_dict()
     assert set(ours) <= set(theirs)
     return max((tensor - theirs[name]).abs().max().item() for name, tensor in ours.items())
 
@@ -151,7 +152,7 @@ def test_half_precision_base_and_adapter_are_merged_in_fp32(base: Callable[[str]
     save_file({name: tensor.half() for name, tensor in load_file(stored).items()}, stored)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(half, dtype=torch.float32)
     merged = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
-    assert worst(tmp_path / "adapter", merged, base=half) <= 1e-6
+    assert worst(tmp_path / "adapter", merged, half) <= 1e-6
 
 
 def test_a_new_head_on_an_adapter(base: Callable[[str], Path], tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_base_is_found(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": named}))
     monkeypatch.chdir(tmp_path if where.startswith("in the") else "/")
-    source = load_checkpoint(adapter, base=base if where == "given" else None).source
+    source = load_checkpoint(open_source(adapter, base if where == "given" else None)).source
     assert source is not None and source.base is not None and source.base.resolve() == base
 
 
@@ -247,10 +248,10 @@ def test_what_cannot_be_merged_is_refused_by_name(settings: dict[str, Any], mess
 def test_weights_that_do_not_fit(adapter: Path, tmp_path: Path) -> None:
     narrow = make_base(tmp_path / "narrow", "modernbert", intermediate_size=64)
     with pytest.raises(CheckpointError, match=r"does not fit 'model\.layers\.0\.mlp\.W.* trained on another base"):
-        load_checkpoint(adapter, base=narrow)
+        load_checkpoint(open_source(adapter, narrow))
     short = make_base(tmp_path / "short", "modernbert", num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"holds '.*layers\.3\..*', which is no part of the model"):
-        load_checkpoint(adapter, base=short)
+        load_checkpoint(open_source(adapter, short))
     stored = load_file(adapter / "adapter_model.safetensors")
     save_file(
         {name: tensor for name, tensor in stored.items() if "layers.1.attn.Wqkv.lora_B" not in name},
@@ -262,7 +263,7 @@ def test_weights_that_do_not_fit(adapter: Path, tmp_path: Path) -> None:
 
 def test_base_option_is_for_adapters(base: Callable[[str], Path]) -> None:
     with pytest.raises(CheckpointError, match="--base is for LoRA adapters, and .* has no adapter_model.safetensors"):
-        load_checkpoint(base("bert"), base=base("bert"))
+        open_source(base("bert"), base("bert"))
 
 
 def test_adapter_as_a_pickle_or_without_weights(adapter: Path) -> None:

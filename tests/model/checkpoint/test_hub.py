@@ -133,3 +133,16 @@ def test_what_the_hub_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(CheckpointError, match="Hub did not give 'who/nobody': ConnectionError: no route$"):
         resolve_checkpoint("who/nobody")
+
+
+def test_resolve_takes_a_folder_and_refuses_what_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert resolve_checkpoint(folder) == folder
+    assert resolve_checkpoint(str(folder)) == folder
+    with pytest.raises(CheckpointError, match="is a file; give the checkpoint's folder"):
+        resolve_checkpoint(folder / "config.json")
+    for name in (tmp_path / "none", "./none", "~/none", "a/b/c"):
+        with pytest.raises(CheckpointError, match="no checkpoint at .*the folder does not exist"):
+            resolve_checkpoint(name)

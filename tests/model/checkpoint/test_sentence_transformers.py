@@ -300,7 +300,7 @@ def test_old_names_and_places(architecture: str, embedder: Path, tmp_path: Path)
     made = load_checkpoint(embedder)
     assert made.pipeline is not None
     assert (made.pipeline.max_seq_length, made.pipeline.do_lower_case) == (77, True)
-    assert made.files == home
+    assert made.source is not None and made.source.tokenizer == home
 
 
 def test_a_plain_folder_has_none(reference: GetReference) -> None:

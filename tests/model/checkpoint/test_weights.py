@@ -238,3 +238,64 @@ def test_tied_bias_of_bert_may_have_either_name(reference: GetReference, tmp_pat
             return {key: tensor for key, tensor in kept.items() if "decoder" not in key} | {name: bias}
 
         assert same(edited(made, tmp_path / name, rename), made)
+
+
+@pytest.fixture
+def folder(reference: GetReference, tmp_path: Path) -> Path:
+    """A good ModernBERT classifier to damage."""
+    return Path(shutil.copytree(reference("modernbert-single-cls").folder, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
+def test_a_pickle_is_refused_with_the_way_out_and_never_opened(name: str, folder: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "opened"
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": _Trap(trap)}, folder / name)
+    message = f"pickle \\({name}\\).*safetensors only. Convert.*save_pretrained\\(DIR, safe_serialization=True\\)"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+    assert not trap.exists()
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_beside_safetensors_is_not_in_the_way(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert weight_files(folder) == [folder / "model.safetensors"]
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no model.safetensors"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -1])
+def test_truncated_safetensors(kept: int, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged or cut short.*copy or save it again"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "../checkpoint/model.safetensors"])
+def test_shard_that_is_not_in_the_folder(name: str, folder: Path) -> None:
+    # The second one exists, but a shard's name must not lead out of the folder.
+    (folder / "model.safetensors").rename(folder / "renamed.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match=f"names the shard '{name}', which is not in"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": []}'])
+def test_broken_shard_index(content: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="index.json"):
+        load_checkpoint(folder)

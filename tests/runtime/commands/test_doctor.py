@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nopad.runtime.cli import run
-from nopad.runtime.engines.cuda import Gpu
+from nopad.runtime.engines.gpus import Gpu
 from nopad.runtime.engines.selection import engine_order
 
 Capture = pytest.CaptureFixture[str]

@@ -104,9 +104,9 @@ def test_load_asks_for_no_gpu_where_the_cpu_is_named_for_a_graph_that_gpus_run_t
 def test_export_asks_for_no_gpu_where_none_decides_anything(
     target: Any, checkpoint: Callable[[str], Path], tmp_path: Path, no_question: None
 ) -> None:
-    from nopad.export.bundle import export_checkpoint
+    from nopad.export.bundle import ExportOptions, export_checkpoint
 
-    assert export_checkpoint(checkpoint(NAME), tmp_path / "bundle", target=target, threads=1).passed
+    assert export_checkpoint(checkpoint(NAME), tmp_path / "bundle", ExportOptions(target=target, threads=1)).passed
 
 
 def with_engines(opened: Bundle, *archs: str) -> Bundle:

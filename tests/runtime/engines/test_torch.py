@@ -15,7 +15,8 @@ import torch
 from reference_models import CASES, token_ids
 
 from nopad.export.graph.precision import cast
-from nopad.model.checkpoint.load import load_checkpoint, write_checkpoint
+from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.packing import pack
 from nopad.runtime.engines.base import EngineOptions, engine_factory
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine

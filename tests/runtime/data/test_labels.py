@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nopad.model.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
+from nopad.runtime.data.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 
 
 @pytest.mark.parametrize(

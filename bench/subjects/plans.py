@@ -1,4 +1,7 @@
-"""Who takes part: engines of the bundle, and competitors by name. Opens and builds nothing."""
+"""Who takes part: engines of the bundle, and competitors by name. Opens and builds nothing.
+
+A subject is whatever is measured; a competitor is a subject that is not nopad's on the bundle.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from nopad.bench.schema import Subject
 from nopad.bench.subjects.builds import bert_job, nopad_job, optimum_job, place
-from nopad.bench.subjects.runners import Spec
+from nopad.bench.subjects.spec import Spec
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.engines.gpus import gpu_at_hand
@@ -22,6 +25,7 @@ from nopad.runtime.manifest import Artifact, Manifest
 
 REFERENCE = "hf-sdpa"
 BERT_REFERENCE = "bert-hf-sdpa"
+Builds = tuple[tuple[Path, Mapping[str, Any]], ...]  # folders in the cache, and the jobs that make them
 # name -> runner, and for transformers its attention
 COMPETITORS: dict[str, tuple[str, str]] = {
     "hf-sdpa": ("transformers", "sdpa"),
@@ -37,14 +41,14 @@ BERT_POSITIONS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One that takes part, before it is opened."""
+class SubjectPlan:
+    """A subject before it is opened: its record, and how it is opened, made and judged."""
 
     subject: Subject
     spec: Spec
-    builds: tuple[tuple[Path, Mapping[str, Any]], ...] = ()  # folder in the cache, and the job that makes it
+    builds: Builds = ()
     timed_build: Mapping[str, Any] | None = None  # made only to time it
-    yardstick: str | None = None  # subject whose answers its own must equal; None: it is one itself
+    yardstick: str | None = None  # subject whose answers its own must equal; None: it is a yardstick itself
     longest: int | None = None  # tokens it can take
     random_weights: bool = False  # its accuracy means nothing
 
@@ -63,7 +67,7 @@ def check_against(names: Sequence[str]) -> None:
         raise UsageError("--against none stands alone")
 
 
-def engines_of(
+def plan_engines(
     bundle: Bundle,
     *,
     threads: int,
@@ -72,7 +76,7 @@ def engines_of(
     allow_unverified: bool = False,
     timed_from: Path | None = None,
     yardstick: str | None = None,
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """The bundle's files, each on the first engine for it on this machine, or on each of `engines`.
 
     With `timed_from`, a checkpoint, the export of fp32 graphs is timed. Raises `UsageError` where nothing is left.
@@ -81,17 +85,17 @@ def engines_of(
         if engine not in ENGINES:
             raise UsageError(f"unknown engine {engine!r}; this nopad has {', '.join(ENGINES)}")
     order = engines or engine_order(gpu_at_hand())
-    found: list[tuple[Artifact, str]] = []
+    chosen: list[tuple[Artifact, str]] = []
     for artifact in bundle.manifest.artifacts:
         fitting = [engine for engine in order if artifact.target in ENGINES[engine].targets]
         if precisions and artifact.precision not in precisions:
             continue
-        found += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
-    if not found:
-        holds = ", ".join(f"{one.target} {one.precision}" for one in bundle.manifest.artifacts)
+        chosen += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
+    if not chosen:
+        holds = ", ".join(f"{artifact.target} {artifact.precision}" for artifact in bundle.manifest.artifacts)
         raise UsageError(f"{bundle.path} has nothing of that engine and precision; it holds {holds}")
-    made = []
-    for (artifact, engine), name in zip(found, _names(found), strict=True):
+    plans = []
+    for (artifact, engine), name in zip(chosen, _names(chosen), strict=True):
         spec = Spec(
             name=name,
             runner="nopad",
@@ -110,125 +114,109 @@ def engines_of(
         # With the weights beside it.
         size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
-        made.append(Contender(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
-    return made
+        plans.append(SubjectPlan(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
+    return plans
 
 
-def _names(found: Sequence[tuple[Artifact, str]]) -> list[str]:
+def _names(chosen: Sequence[tuple[Artifact, str]]) -> list[str]:
     """nopad-PRECISION; where several have that, with the file's target; where several still, with the engine."""
     levels = [
-        [f"nopad-{artifact.precision}" for artifact, _ in found],
-        [f"nopad-{artifact.precision}-{artifact.target}" for artifact, _ in found],
-        [f"nopad-{artifact.precision}-{engine}" for artifact, engine in found],
-        [f"nopad-{artifact.precision}-{engine}-{Path(artifact.file).stem}" for artifact, engine in found],
+        [f"nopad-{artifact.precision}" for artifact, _ in chosen],
+        [f"nopad-{artifact.precision}-{artifact.target}" for artifact, _ in chosen],
+        [f"nopad-{artifact.precision}-{engine}" for artifact, engine in chosen],
+        [f"nopad-{artifact.precision}-{engine}-{Path(artifact.file).stem}" for artifact, engine in chosen],
     ]
     counts = [Counter(level) for level in levels]
     return [
         next((level[i] for level, count in zip(levels, counts, strict=True) if count[level[i]] == 1), levels[-1][i])
-        for i in range(len(found))
+        for i in range(len(chosen))
     ]
 
 
-def competitors(
+def plan_competitors(
     names: Sequence[str], checkpoint: Path, bundle: Bundle, cache: Path, *, threads: int, raw_config: Mapping[str, Any]
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """The named competitors (but BERT) on the checkpoint that the bundle was made from."""
-    manifest, made = bundle.manifest, []
     model = str(raw_config.get("model_type"))
-    for name in names:
-        runner, engine = COMPETITORS[name]
-        if runner:
-            made.append(_competitor(name, runner, engine, checkpoint, manifest, cache, threads, model))
-    return made
+    source = _Source(checkpoint=checkpoint, model=model, manifest=bundle.manifest, cache=cache, threads=threads)
+    return [source.competitor(name) for name in names if name != "bert"]
 
 
-def bert_contenders(
+def plan_bert(
     checkpoint: Path | None, vocabulary: Path | None, bundle: Bundle, cache: Path, *, threads: int, target: str
-) -> list[Contender]:
+) -> list[SubjectPlan]:
     """BERT-base in nopad and in the competitors; of random weights where no checkpoint is given."""
     manifest = bundle.manifest
-    first: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
+    first: Builds = ()
     if checkpoint is None:
-        source = vocabulary or bundle.file(manifest.tokenizer).parent
-        job = bert_job(source, manifest.task, max(len(manifest.labels), 1), threads)
+        tokenizer = vocabulary or bundle.file(manifest.tokenizer).parent
+        job = bert_job(tokenizer, manifest.task, max(len(manifest.labels), 1), threads)
         checkpoint = place(cache, job)
         first = ((checkpoint, job),)
         longest = BERT_POSITIONS
     else:
         raw = json.loads((checkpoint / "config.json").read_bytes())
         longest = int(raw.get("max_position_embeddings") or BERT_POSITIONS)
-    longest = min(longest, manifest.max_length)
-    manifest = dataclasses.replace(manifest, max_length=longest)
-    made = []
-    for name in BERT_IN:
-        if name == "nopad":
-            job = nopad_job(checkpoint, manifest.task, target, threads)
-            folder = _built_place(cache, job, first)
-            spec = Spec(
-                name="bert-nopad",
-                runner="nopad",
-                path=str(folder),
-                threads=threads,
-                engine="onnx-cpu",
-                target=target,
-                allow_unverified=True,  # what it answers is compared here
-                own_tokenizer=True,
-                **{**_common(manifest), "model": "bert"},
-            )
-            subject = _subject(spec, "nopad", padded=False)
-            one = Contender(subject=subject, spec=spec, builds=((folder, job),))
-        else:
-            runner, engine = COMPETITORS[name]
-            one = _competitor(f"bert-{name}", runner, engine, checkpoint, manifest, cache, threads, "bert", first)
-            one = dataclasses.replace(one, spec=dataclasses.replace(one.spec, own_tokenizer=True))
-        yardstick = None if one.name == BERT_REFERENCE else BERT_REFERENCE
-        made.append(
-            dataclasses.replace(
-                one,
-                builds=(*first, *one.builds),
-                yardstick=yardstick,
-                longest=longest,
-                random_weights=bool(first),
-            )
-        )
-    return made
-
-
-def _competitor(
-    name: str,
-    runner: str,
-    engine: str,
-    checkpoint: Path,
-    manifest: Manifest,
-    cache: Path,
-    threads: int,
-    model: str,
-    first: Sequence[tuple[Path, Mapping[str, Any]]] = (),
-) -> Contender:
-    builds: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
-    path, file = checkpoint, None
-    size = sum(one.stat().st_size for one in checkpoint.glob("*.safetensors")) or None
-    if runner != "transformers":
-        job = optimum_job(checkpoint, manifest.task, threads)
-        path, file, size = _built_place(cache, job, first), "model.onnx", None
-        builds = ((path, job),)
-    spec = Spec(
-        name=name,
-        runner=runner,
-        path=str(path),
-        threads=threads,
-        engine=engine,
-        file=file,
-        **{**_common(manifest), "model": model},
+    manifest = dataclasses.replace(manifest, max_length=min(longest, manifest.max_length))
+    source = _Source(
+        checkpoint=checkpoint, model="bert", manifest=manifest, cache=cache, threads=threads, bert=True, builds=first
     )
-    subject = _subject(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
-    yardstick = None if name == REFERENCE else REFERENCE
-    return Contender(subject=subject, spec=spec, builds=builds, yardstick=yardstick)
+    return [source.nopad(target) if name == "nopad" else source.competitor(name) for name in BERT_IN]
 
 
-def _built_place(cache: Path, job: Mapping[str, Any], first: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path:
-    """The place of what is made from a checkpoint that may itself have to be made: named after that one's place."""
-    return cache / f"{job['kind']}-of-{first[0][0].name}" if first else place(cache, job)
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A checkpoint that competitors run; task and limits are those of `manifest`."""
+
+    checkpoint: Path
+    model: str  # its model_type
+    manifest: Manifest
+    cache: Path
+    threads: int
+    bert: bool = False  # BERT-base beside the bundle's model
+    builds: Builds = ()  # that make the checkpoint itself
+
+    def competitor(self, name: str) -> SubjectPlan:
+        """One of `COMPETITORS`."""
+        runner, engine = COMPETITORS[name]
+        if runner == "transformers":
+            size = sum(file.stat().st_size for file in self.checkpoint.glob("*.safetensors")) or None
+            spec = self._spec(name, runner, path=str(self.checkpoint), engine=engine)
+            return self._plan(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
+        job = optimum_job(self.checkpoint, self.manifest.task, self.threads)
+        folder = self._place(job)
+        spec = self._spec(name, runner, path=str(folder), engine=engine, file="model.onnx")
+        return self._plan(spec, runner, padded=True, builds=((folder, job),))
+
+    def nopad(self, target: str) -> SubjectPlan:
+        """The bundle that nopad exports of it."""
+        job = nopad_job(self.checkpoint, self.manifest.task, target, self.threads)
+        folder = self._place(job)
+        # What it answers is compared here, so it needs no verdict.
+        own = {"engine": "onnx-cpu", "target": target, "allow_unverified": True}
+        return self._plan(self._spec("nopad", "nopad", path=str(folder), **own), "nopad", builds=((folder, job),))
+
+    def _place(self, job: Mapping[str, Any]) -> Path:
+        """Of files made from the checkpoint: named after its own place where it has to be made first."""
+        return self.cache / f"{job['kind']}-of-{self.checkpoint.name}" if self.builds else place(self.cache, job)
+
+    def _spec(self, name: str, runner: str, **fields: Any) -> Spec:
+        name = f"bert-{name}" if self.bert else name
+        common = {**_common(self.manifest), "model": self.model, "threads": self.threads, "own_tokenizer": self.bert}
+        return Spec(name=name, runner=runner, **common, **fields)
+
+    def _plan(
+        self, spec: Spec, family: str, *, padded: bool = False, file_bytes: int | None = None, builds: Builds = ()
+    ) -> SubjectPlan:
+        reference = BERT_REFERENCE if self.bert else REFERENCE
+        return SubjectPlan(
+            subject=_subject(spec, family, padded=padded, file_bytes=file_bytes),
+            spec=spec,
+            builds=(*self.builds, *builds),
+            yardstick=None if spec.name == reference else reference,
+            longest=self.manifest.max_length if self.bert else None,
+            random_weights=bool(self.builds),
+        )
 
 
 def _common(manifest: Manifest) -> dict[str, Any]:

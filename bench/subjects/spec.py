@@ -1,0 +1,55 @@
+"""How a subject is opened, and what it is then: `Spec` -> `Runner`. Plain values and a protocol, no library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nopad.runtime.types import FloatArray
+
+TOKEN_TASKS = ("token-classification", "fill-mask")  # whose logits are [tokens, labels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """How to open a subject; plain values, so that they reach a child process as JSON."""
+
+    name: str
+    runner: str  # a key of RUNNERS
+    path: str  # bundle or checkpoint folder
+    task: str
+    threads: int
+    max_length: int
+    model: str = ""  # modernbert, bert
+    precision: str = "fp32"
+    engine: str = ""  # nopad: of its registry; transformers: attention
+    file: str | None = None  # nopad: of the bundle; the padded graphs: the ONNX file
+    target: str = ""  # nopad: of the artifact
+    allow_unverified: bool = False
+    pooling: str | None = None  # of embeddings
+    normalize: bool = False
+    own_tokenizer: bool = False  # tokens are not the bundle's
+
+
+class Runner(Protocol):
+    """An opened subject."""
+
+    version: str  # of its library
+    precision: str  # as it was opened
+
+    def threads(self) -> int:
+        """Threads as the library reports them now."""
+        ...
+
+    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+        """Logits of each text: [labels], or [tokens, labels] for tasks per token."""
+        ...
+
+    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+        """Real tokens of the texts, and those that one call computes, padding and filler included."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds."""
+        ...

@@ -1,0 +1,111 @@
+"""transformers as a subject. It pads a call to its longest text, which is the best that a user gets without asking."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.runtime.errors import EnvironmentProblem
+from nopad.runtime.types import FloatArray
+
+
+class TransformersRunner:
+    """transformers with one of its attentions: `sdpa`, `eager` or `flash_attention_2`; half precision on a GPU."""
+
+    def __init__(self, spec: Spec) -> None:
+        torch: Any = importlib.import_module("torch")
+        self._torch = torch
+        cuda = torch.cuda.is_available()
+        if spec.engine == "flash_attention_2" and not cuda:
+            raise EnvironmentProblem(
+                "FlashAttention-2 needs a CUDA GPU of compute capability 8.0 or newer; none is here"
+            )
+        torch.set_num_threads(spec.threads)
+        self._max_length = spec.max_length
+        self._per_token = spec.task in TOKEN_TASKS
+        self._spec = spec
+        self._device = torch.device("cuda" if cuda else "cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, self._tokenizer = _open(spec, torch.float16 if cuda else torch.float32)
+        self.version = importlib.import_module("transformers").__version__
+        self._model: Any = model.to(self._device).eval()
+        self._takes = set(inspect.signature(self._model.forward).parameters)  # not every model knows token types
+        self.precision = "fp16" if cuda else "fp32"
+
+    def threads(self) -> int:
+        """Of PyTorch, for the whole process."""
+        return int(self._torch.get_num_threads())
+
+    def _encode(self, texts: Sequence[str]) -> Any:
+        return self._tokenizer(
+            list(texts), truncation=True, max_length=self._max_length, padding=True, return_tensors="pt"
+        )
+
+    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+        """Logits of each text, all in one padded call."""
+        encoded = self._encode(texts)
+        with self._torch.inference_mode():
+            inputs = {name: value.to(self._device) for name, value in encoded.items() if name in self._takes}
+            rows = self._answer(inputs).float().cpu().numpy()  # which waits for a GPU
+        if not self._per_token:
+            return list(rows)
+        lengths = encoded["attention_mask"].sum(1).tolist()
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+    def _answer(self, inputs: dict[str, Any]) -> Any:
+        out = self._model(**inputs)
+        if self._spec.task != "embeddings":
+            return out.logits
+        hidden, mask = out.last_hidden_state, inputs["attention_mask"].unsqueeze(-1)
+        rows = (hidden * mask).sum(1) / mask.sum(1) if self._spec.pooling == "mean" else hidden[:, 0]
+        return self._torch.nn.functional.normalize(rows, dim=-1) if self._spec.normalize else rows
+
+    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+        """Every text counts as long as the longest."""
+        mask = self._encode(texts)["attention_mask"]
+        return int(mask.sum()), int(mask.numel())
+
+    def close(self) -> None:
+        """Drop the weights, and give a GPU's memory back."""
+        self._model = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+
+def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
+    """Model and tokenizer. Raises `EnvironmentProblem` where transformers does not give what is asked for."""
+    import transformers
+
+    from nopad.export.errors import ExportError
+    from nopad.export.reference.transformers import CLASSES, open_config
+    from nopad.model.checkpoint.json_files import read_raw_config
+    from nopad.model.checkpoint.tokenizer import open_tokenizer
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    folder = Path(spec.path)
+    try:
+        config = open_config(folder, read_raw_config(folder))
+    except ExportError as error:
+        raise EnvironmentProblem(str(error)) from None
+    model = getattr(transformers, CLASSES[spec.task]).from_pretrained(
+        folder,
+        config=config,
+        attn_implementation=spec.engine,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    if model.config._attn_implementation != spec.engine:
+        raise EnvironmentProblem(f"transformers {transformers.__version__} gives {folder} no {spec.engine} attention")
+    tokenizer = open_tokenizer(folder)
+    tokenizer.model_max_length = 1 << 30  # a limit is given with every call
+    if tokenizer.pad_token is None:  # any token will do, it is masked
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id or 0)
+    return model, tokenizer

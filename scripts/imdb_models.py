@@ -1,0 +1,47 @@
+"""What the scripts share that train models on IMDb's reviews: arguments, tokenizer, nopad's own commands."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RECIPE: dict[str, object] = {
+    "--warmup-ratio": 0.06,
+    "--weight-decay": 0.1,
+    "--batch-size": 32,
+    "--seed": 42,
+    "--labels": "negative,positive",
+}
+HELD_OUT = 1500  # whole reviews that are not trained on: they choose the epoch and calibrate int8
+
+
+def read_arguments(description: str | None) -> argparse.Namespace:
+    """`train` and `test`, files of reviews, and `work`, the folder that everything is written to."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in ("--train", "--test", "--work"):
+        parser.add_argument(name, type=Path, required=True)
+    return parser.parse_args()
+
+
+def make_tokenizer(reviews: Path, folder: Path) -> None:
+    """A tokenizer of 8,192 entries for these reviews."""
+    script = ROOT / "scripts" / "make_tokenizer.py"
+    subprocess.run([sys.executable, script, reviews, folder, "--vocab-size", "8192"], check=True)
+
+
+def nopad(*arguments: object) -> None:
+    """Run one of nopad's commands."""
+    subprocess.run([sys.executable, "-m", "nopad.runtime.cli", *map(str, arguments)], check=True)
+
+
+def options(values: Mapping[str, object]) -> list[object]:
+    """Options of a command, each with its value."""
+    return [part for option in values.items() for part in option]
+
+
+def export(checkpoint: Path, bundle: Path, test: Path) -> None:
+    """Export the checkpoint, and evaluate the bundle beside it on the test set."""
+    nopad("export", checkpoint, "--output", bundle)
+    nopad("parity", bundle, "--reference", checkpoint, "--data", test)

@@ -91,7 +91,7 @@ def build_engine(
     library = f"{LIBRARIES[target]} {trt.__version__}"
     log = logger(trt)
     builder = _start_builder(trt, library, log)
-    network, parser = _parse(trt, builder, graph, library, log)
+    network, _parser = _parse(trt, builder, graph, library, log)
     layers = _check(trt, network, graph, inputs, outputs, precision)
     config = builder.create_builder_config()
     _configure(trt, config, target, sm, options)

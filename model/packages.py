@@ -22,7 +22,7 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a command, an engine or a competitor needs."""
+    """What a command, an engine or a competitor needs. Without `modules` it needs nothing, and `extra` is not read."""
 
     modules: tuple[str, ...]
     extra: str  # brings all of them

@@ -38,10 +38,11 @@ class Artifact:
     """One engine file."""
 
     file: str
-    target: str  # onnx, torch, tensorrt, tensorrt-rtx
+    target: str  # cpu, onnx, torch, tensorrt, tensorrt-rtx
     precision: str  # fp32, fp16, bf16, int8
     layout: Layout  # packed stream, or padded matrix (exporters padded and optimum)
     inputs: Mapping[str, list[str]]  # name -> symbolic shape
+    # Packed: [sequences, n], per token [tokens, n]; padded: [batch, n], per token [batch, sequence, n]. n is a number.
     outputs: Mapping[str, list[str]]
     token_multiple: int = 1  # a packed stream's length is a multiple of this
     opset: int | None = None

@@ -268,7 +268,7 @@ class Model:
     def run_ids(
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> list[FloatArray]:
-        """Logits of token id sequences, all in one micro-batch."""
+        """Logits of token id sequences, all in one micro-batch, in the order given: `predict` would sort them."""
         return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
 
     def _prompt_of(self, prompt_name: str | None, prompt: str | None) -> str:

@@ -1,21 +1,8 @@
 """The parity gate: is what the bundle answers what transformers answers with the trained checkpoint?
 
 The reference is transformers itself (fp32, SDPA, one text at a time, so without padding). The bundle is opened from
-disk and asked through the runtime, as its users will ask it. `CHECKS` are what is asked.
-
-How a check is added:
-
-- A check is one function, in a file of this folder that has its subject or in a new one: it gets a `Trial` (the opened
-  bundle, the reference, the bounds of the precision; `trial.py`) and yields rows. `Row.at_most(check, case, value,
-  bound)` is a difference and what it may be, `Row.at_least(...)` a share and what it must be; a row says itself
-  whether it has passed. What does not apply to a bundle yields nothing.
-- It is one line in `CHECKS`. A check of sizes or circumstances goes into `stress.CHECKS` instead, where an engine that
-  fails in one check is still asked the others.
-- Bounds stand in `BOUNDS` (`bounds.py`), for each precision; `scaled` makes them follow the size of the logits.
-- A fault proves it: `tests/export/parity/test_gate_faults.py` has a table of them, each with the checks that must
-  catch it. `Fault` (`tests/support/gate_faults.py`) says what is made wrong: the encoder's configuration, weights or
-  attention, the manifest or a file of the bundle; `BrokenEngine` spoils an engine's answers. Faults of sizes and
-  circumstances are in `test_stress.py`.
+disk and asked through the runtime, as its users will ask it. `CHECKS` are what is asked;
+CONTRIBUTING.md says how a check is added.
 """
 
 from __future__ import annotations

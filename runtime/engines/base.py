@@ -36,7 +36,7 @@ class Engine(Protocol):
     threads: int | None  # of its library, on the CPU; None: the library's own choice, or it uses none
 
     def run(self, batch: PackedBatch) -> FloatArray:
-        """Logits, float32: [B, ...] per sequence, or [T, ...] per token of the stream (filler included).
+        """Logits, float32: [B, ...] per sequence, or per token [T, ...] of the stream, whose filler may be left out.
 
         Raises `EngineError`; `ShapeError`, its kind, for a batch that fits none of `profiles`.
         """
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Opens an engine: a function, or a class whose constructor has this signature."""
+    """Opens an engine: a function, or a class whose constructor has this signature (a registered one has its `name`)."""
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
         """Open `path`. Raises `EnvironmentProblem` or `BundleError`: why this machine cannot run it."""
@@ -67,7 +67,7 @@ class EngineEntry:
 
 
 # In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`), onnx-cpu last.
-ENGINES = {
+ENGINES: dict[str, EngineEntry] = {
     "tensorrt": EngineEntry(
         factory="nopad.runtime.engines.tensorrt:TensorRTEngine",
         targets=("tensorrt",),

@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Opens an engine: a function, or a class whose constructor has this signature (a registered one has its `name`)."""
+    """Opens an engine: a function, or a class whose constructor has this signature. In the registry it has a `name`."""
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
         """Open `path`. Raises `EnvironmentProblem` or `BundleError`: why this machine cannot run it."""

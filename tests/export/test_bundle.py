@@ -51,43 +51,6 @@ def test_every_head_exports_and_passes_the_gate(name: str, bundle: Bundles) -> N
         assert {f"{length} tokens, alone", f"{length} tokens, in a mixed batch"} <= lengths
 
 
-@pytest.mark.parametrize("target", ["cpu", "onnx"])
-def test_the_graph_is_dynamic_named_and_free_of_this_machine(
-    target: Any, checkpoint: Bundles, bundle: Bundles, tmp_path: Path
-) -> None:
-    if target == "cpu":
-        path = bundle("modernbert-single-mean") / "model.cpu.onnx"
-        domains = {"": nopad.export.graph.onnx.OPSET, "com.microsoft": 1}
-    else:
-        export_checkpoint(
-            checkpoint("modernbert-single-mean"), tmp_path / "made", ExportOptions(target=target, parity=False)
-        )
-        path = tmp_path / "made" / "model.onnx"
-        domains = {"": nopad.export.graph.onnx.OPSET}  # plain ONNX: no contrib operator, no function
-    model = onnx.load(str(path))
-    assert {entry.domain: entry.version for entry in model.opset_import} == domains
-    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    assert shapes == {
-        "input_ids": ["tokens"],
-        "position_ids": ["tokens"],
-        "sequence_ids": ["tokens"],
-        "pad_index": ["sequences", "longest"],
-    }
-    names = [node.name for node in model.graph.node]
-    assert len(set(names)) == len(names)
-    for layer in range(4):
-        for part in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"):
-            assert any(name.startswith(f"model.layers.{layer}.{part}/") for name in names), (layer, part)
-    assert {node.domain for node in model.graph.node} == set(domains) and not model.functions
-    data = path.read_bytes()
-    for trace in (b"site-packages", b"nopad/model", str(Path.home()).encode(), b"Traceback"):
-        assert trace not in data
-
-
-def test_bert_takes_token_types(bundle: Bundles) -> None:
-    assert "token_type_ids" in open_bundle(bundle("bert-single")).manifest.artifacts[0].inputs
-
-
 def test_token_types_are_those_that_the_checkpoints_tokenizer_makes(bundle: Bundles, tmp_path: Path) -> None:
     pair = ("a dull film", "splendid")
     with load(bundle("bert-rerank"), threads=1) as model:

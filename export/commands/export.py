@@ -83,8 +83,8 @@ def _precisions(context: click.Context, option: click.Parameter, value: str | No
 @source_options
 @click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
 @thorough_option
-@threads_option
 @common_options
+@threads_option
 def export(
     checkpoint: str,
     output: Path,

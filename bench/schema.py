@@ -1,7 +1,8 @@
-"""What a benchmark run has found: the JSON schema of `nopad bench`, as frozen dataclasses. Knows no engine.
+"""The results of a benchmark run: the JSON schema of `nopad bench`, as frozen dataclasses. Knows no engine.
 
 Times are seconds, memory is bytes, shares are 0..1. Everything that can be derived (percentiles, intervals, tokens/s)
-is derived from the raw times (`nopad.bench.report.intervals`) when the file is written: a reader needs nothing of ours.
+is derived from the raw times (`nopad.bench.report.intervals`) when the file is written: its
+readers need no code of ours.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Texts that are answered in one pass: in one call, or where they are more than `batch`, in several."""
+    """Texts that are answered in one pass: in one call, or in several if there are more than `batch`."""
 
     name: str  # sst2-64, imdb-32, 1x512, ...
     kind: Literal["ragged", "fixed"]
@@ -52,7 +53,7 @@ class Workload:
     lengths: tuple[int, ...] = ()  # real tokens of each text, in order
     flops: float | None = None  # of a pass without padding (nopad.runtime.planning.cost_model has the formula)
     labelled: bool = False  # whether accuracy is known
-    sha256: str = ""  # of the texts, so that two reports are known to have read the same
+    sha256: str = ""  # of the texts, so that two reports are known to have the same texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class Report:
 
     command: str
     created: str  # UTC, ISO 8601
-    complete: bool  # False: interrupted, what is here is all there is
+    complete: bool  # False: the run was interrupted
     threads: int
     reference: str | None  # subject that speed, agreement and logits are compared with
     machine: Mapping[str, Any]  # cpu, cores, memory_bytes, gpu, os, isa

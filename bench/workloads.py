@@ -1,7 +1,7 @@
-"""What is answered: real texts where there are any, of generated words otherwise. Knows the tokenizer, no engine.
+"""The texts of a benchmark: real ones where there are any, else generated words. Knows the tokenizer, but no engine.
 
 Every subject gets the same strings. A limit in tokens is applied to the strings themselves, under the bundle's
-tokenizer, so that nobody reads another end of a text.
+tokenizer, so that all subjects read the same part of a text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.planning.cost_model import cost_model
 from nopad.runtime.tokenizer import open_bundle_encoder
 
-# name -> texts, and tokens of each (fixed) or at most (ragged)
+# name -> number of texts, and the most tokens of each (None: no limit)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
 DEFAULTS = ("sst2-64", "imdb-32", "1x512", "1x2048", "1x8192")
 FILES = {"sst2": "sst2/train.tsv", "imdb": "imdb/test.jsonl", "long": "longdocs"}
@@ -61,7 +61,7 @@ def grid_size(name: str) -> tuple[int, int] | None:
 
 
 def check_names(names: Sequence[str], longest: int) -> None:
-    """Raises `UsageError` for a name that means nothing, or texts over the model's `longest` tokens."""
+    """Raises `UsageError` for an unknown name, or texts over the model's `longest` tokens."""
     for name in names:
         size = grid_size(name)
         if size is None and name not in RAGGED:
@@ -75,7 +75,7 @@ def check_names(names: Sequence[str], longest: int) -> None:
 
 
 class Source:
-    """Real texts below a folder, generated ones for what it lacks. `remarks` says which, and why."""
+    """Real texts below a folder, generated texts for the files that it lacks. `remarks` says which, and why."""
 
     def __init__(self, bundle: Bundle, folder: Path | None) -> None:
         self.bundle = bundle
@@ -87,7 +87,7 @@ class Source:
             self.remarks.append(f"no folder of real texts (--data-folder): {GENERATED} of like lengths stand in")
 
     def named(self, name: str) -> Texts:
-        """The texts of a name that `check_names` has let pass."""
+        """The texts of a name that `check_names` accepts."""
         size = grid_size(name)
         if size is not None:
             texts, source = self._fixed(*size)
@@ -148,23 +148,23 @@ class Source:
         return item.offsets, item.special
 
     def _cut(self, text: str, most: int | None) -> str:
-        """The text, or as much of it as gives at most `most` tokens."""
+        """The text, cut to at most `most` tokens."""
         while most is not None:
             offsets, special = self._tokens(text)
             if len(offsets) <= most:
                 break
-            ends = [end for (_, end), extra in zip(offsets, special, strict=True) if not extra]
+            ends = [end for (_, end), is_special in zip(offsets, special, strict=True) if not is_special]
             text = text[: ends[most - self._specials - 1]]
             most -= 1 if not text else 0
         return text
 
     def _exactly(self, text: str, tokens: int) -> str | None:
-        """The beginning of the text that gives exactly so many tokens; None if there is none."""
+        """The beginning of the text that has exactly `tokens` tokens; None if there is none."""
         offsets, special = self._tokens(text)
-        ends = [end for (_, end), extra in zip(offsets, special, strict=True) if not extra]
-        wanted = tokens - self._specials
-        # The last word may fall into other tokens when the rest of it is gone.
-        for place in [*range(wanted, min(wanted + 8, len(ends) + 1)), *range(wanted - 1, max(wanted - 8, 0), -1)]:
+        ends = [end for (_, end), is_special in zip(offsets, special, strict=True) if not is_special]
+        count = tokens - self._specials
+        # A word that is cut off may be split into other tokens.
+        for place in [*range(count, min(count + 8, len(ends) + 1)), *range(count - 1, max(count - 8, 0), -1)]:
             if 0 < place <= len(ends):
                 piece = text[: ends[place - 1]]
                 if piece.strip() and len(self._tokens(piece)[0]) == tokens:
@@ -195,14 +195,14 @@ class Source:
         folder = None if self.folder is None else self.folder / FILES["long"]
         files = sorted(folder.glob("*.txt")) if folder else []
         if not files:
-            self._lacks(FILES["long"])
+            self._remark_missing(FILES["long"])
             return None
         return " ".join(file.read_text("utf-8", errors="replace") for file in files)
 
     def _ragged(self, kind: str, count: int) -> tuple[list[str], Targets | None, str] | None:
         path = None if self.folder is None else self.folder / FILES[kind]
         if path is None or not path.is_file():
-            self._lacks(FILES[kind])
+            self._remark_missing(FILES[kind])
             return None
         manifest = self.bundle.manifest
         head = manifest.head
@@ -211,14 +211,14 @@ class Source:
             return rows.texts, rows.targets, FILES[kind]
         return read_texts(str(path), limit=count), None, FILES[kind]
 
-    def _lacks(self, name: str) -> None:
+    def _remark_missing(self, name: str) -> None:
         if self.folder is not None:
             remark = f"{self.folder} has no {name}: {GENERATED} of like lengths stand in"
             self.remarks += [] if remark in self.remarks else [remark]
 
 
 def flops_of(architecture: Mapping[str, Any], lengths: Sequence[int]) -> float | None:
-    """What the texts need; None for an architecture that is no packed encoder's."""
+    """FLOPs that the texts need; None if the architecture is not a packed encoder's."""
     try:
         return cost_model(architecture).text_flops(lengths)
     except UsageError:
@@ -226,7 +226,7 @@ def flops_of(architecture: Mapping[str, Any], lengths: Sequence[int]) -> float |
 
 
 def _generated(kind: str, count: int) -> list[str]:
-    """Sentences of common words; as many words as SST-2's phrases and IMDb's reviews have."""
+    """Sentences of common words; about as many words as SST-2's phrases and IMDb's reviews have."""
     choose = random.Random(f"{SEED} {kind}")
     known, texts = _WORDS.split(), []
     for _ in range(count):

@@ -1,1 +1,1 @@
-"""Plots and units for people, as text. Knows nothing of what is drawn."""
+"""Plots and units for people, as text. Knows nothing of the data that it draws."""

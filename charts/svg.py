@@ -1,9 +1,9 @@
 """Plots as inline SVG: lines, points and bars with intervals. Knows numbers and names, neither benchmark nor page.
 
 Every plot is an `<svg>` that is well-formed XML, without a colour in it. A page that shows plots puts `style_sheet()`
-into its own style, and sets the colours `--ink`, `--soft`, `--grid` and `--card` that this refers to. A series of style
-n has the class `s{n}`, which sets `--c`; a marker of its own and a direct label say the same without colour. What
-belongs to a series has `data-s="{n}"`, for a page's script. All text is escaped here.
+into its own style, and sets the colours `--ink`, `--soft`, `--grid` and `--card` that the sheet refers to. A series of
+style n has the class `s{n}`, which sets `--c`; a marker of its own and a direct label say the same without colour. The
+elements of a series have `data-s="{n}"`, for a page's script. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MARKERS = (
     "M-.6,-1.1H.6L1.2,0 .6,1.1H-.6L-1.2,0Z",  # hexagon
     "M0,-1.35L.38,-.42 1.35,-.42 .58,.2 .85,1.15 0,.58 -.85,1.15 -.58,.2 -1.35,-.42 -.38,-.42Z",  # star
 )
-CHARACTER = 7.2  # px, the width of a wide font's letter at 12 px: labels get room for it
+CHARACTER = 7.2  # px reserved for a letter of a label: a wide font's at 12 px
 LINE = 15.0  # px between the base lines of two labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value with its interval along y (None: none known) and the sentence that a pointer over it shows."""
+    """A value with its interval along y (None: unknown) and the sentence that a pointer over it shows."""
 
     x: float
     y: float
@@ -66,13 +66,13 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Title with its unit, how a tick is written, and the ticks where the data names them."""
+    """Title with its unit, how a tick is written, and the ticks where the data sets them."""
 
     title: str
     write: Callable[[float], str]
     log: bool = False
     ticks: tuple[float, ...] | None = None
-    least: float | None = None  # never starts above, or ends below, these
+    least: float | None = None  # the axis never starts above `least` or ends below `most`
     most: float | None = None
 
 
@@ -97,13 +97,13 @@ def escaped(text: str) -> str:
 
 
 def marker(style: int, x: float, y: float, size: float = 5.0) -> str:
-    """The sign of a style at that place."""
+    """The marker of a style at that position."""
     shape = MARKERS[(style + style // COLOURS) % len(MARKERS)]
     return f'<path class="mark s{style % COLOURS}" transform="translate({x:.1f},{y:.1f}) scale({size:g})" d="{shape}"/>'
 
 
 def key(style: int) -> str:
-    """The sign of a style as a small picture of its own, for legends and table heads."""
+    """The marker of a style as a small picture of its own, for legends and table heads."""
     return f'<svg class="key" viewBox="0 0 16 16" width="16" height="16" aria-hidden="true">{marker(style, 8, 8)}</svg>'
 
 
@@ -150,12 +150,12 @@ def bars(rows: Sequence[Bar], x: Axis, *, label: str, limit: tuple[float, str] |
 
 
 class _Scale:
-    """Values to places between two ends, linear or logarithmic."""
+    """Maps values to positions between two ends, linear or logarithmic."""
 
     def __init__(self, axis: Axis, values: Iterable[float], start: float, end: float) -> None:
-        known = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
-        low = min(known if axis.least is None else [*known, axis.least])
-        high = max(known if axis.most is None else [*known, axis.most])
+        drawable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
+        low = min(drawable if axis.least is None else [*drawable, axis.least])
+        high = max(drawable if axis.most is None else [*drawable, axis.most])
         self.log, self.start, self.end = axis.log, start, end
         if self.log:
             low, high = low / 1.15, high * 1.15
@@ -208,7 +208,7 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
     parts += [_text((left + right) / 2, bottom + 40, x.title, "title middle"), _text(4, 14, y.title, "title")]
     places = [[(across(point.x), up(point.y)) for point in line.points] for line in series]
     named = _end_labels(places, top, bottom) if joined else _beside_labels(series, places, left, width, top, bottom)
-    # What is strong is drawn last: over the others.
+    # Strong series are drawn last, over the others.
     for n in sorted(range(len(series)), key=lambda n: series[n].strong):
         line, drawn = series[n], []
         if not line.points:
@@ -228,7 +228,7 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
             drawn.append(f'<path class="leader" d="M{px + 8:.1f},{py:.1f}L{right + 12:.1f},{ty:.1f}"/>')
             drawn.append(marker(line.style, right + 20, ty, 4.5))
         elif abs(ty - py) > 4:
-            side = min(max(px, tx), tx + CHARACTER * len(line.name))  # the place of the name that is nearest
+            side = min(max(px, tx), tx + CHARACTER * len(line.name))  # the nearest point of the name
             drawn.append(f'<path class="leader" d="M{px:.1f},{py:.1f}L{side:.1f},{ty + (4 if ty < py else -6):.1f}"/>')
         drawn.append(_text(tx, ty + 4, line.name, "name strong" if line.strong else "name"))
         parts.append(_group(line.style, "", drawn))
@@ -238,9 +238,9 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
 def _end_labels(
     places: Sequence[Sequence[tuple[float, float]]], top: float, bottom: float
 ) -> list[tuple[float, float]]:
-    """Heights of the names at the right ends, in the lines' order and apart from each other."""
-    wanted = sorted((n for n in range(len(places)) if places[n]), key=lambda n: places[n][-1][1])
-    heights = [places[n][-1][1] for n in wanted]
+    """Positions of the names at the right ends, in the lines' order and apart from each other."""
+    order = sorted((n for n in range(len(places)) if places[n]), key=lambda n: places[n][-1][1])
+    heights = [places[n][-1][1] for n in order]
     for n in range(1, len(heights)):
         heights[n] = max(heights[n], heights[n - 1] + LINE)
     lowest = bottom
@@ -248,7 +248,7 @@ def _end_labels(
         heights[n] = min(heights[n], lowest)
         lowest = heights[n] - LINE
     labels = [(0.0, 0.0)] * len(places)
-    for n, height in zip(wanted, heights, strict=True):
+    for n, height in zip(order, heights, strict=True):
         labels[n] = (0.0, max(height, top - LINE))
     return labels
 
@@ -262,9 +262,9 @@ def _beside_labels(
     bottom: float,
 ) -> list[tuple[float, float]]:
     """Where each name stands beside its last point: the first place that covers no marker and no other name."""
-    taken = [(px - 7, py - 7, px + 7, py + 7) for line in places for px, py in line]
+    occupied = [(px - 7, py - 7, px + 7, py + 7) for line in places for px, py in line]
     labels = [(0.0, 0.0)] * len(series)
-    # What is strong chooses first.
+    # Strong series choose first.
     for n in sorted((n for n in range(len(series)) if places[n]), key=lambda n: not series[n].strong):
         (px, py), wide = places[n][-1], CHARACTER * len(series[n].name) * (1.1 if series[n].strong else 1)
         near = [(px + 11, py), (px - 11 - wide, py)]
@@ -274,9 +274,9 @@ def _beside_labels(
         inside = [
             (tx, ty, box) for tx, ty, box in boxes if tx >= left and box[2] <= right and top <= ty <= bottom - 4
         ] or boxes[:1]
-        free = [entry for entry in inside if not any(_overlap(entry[2], other) for other in taken)]
+        free = [entry for entry in inside if not any(_overlap(entry[2], other) for other in occupied)]
         tx, ty, box = (free or inside)[0]
-        taken.append(box)
+        occupied.append(box)
         labels[n] = (tx, ty)
     return labels
 

@@ -17,7 +17,7 @@ def number(value: float) -> str:
 
 
 def tick(value: float) -> str:
-    """A round value of an axis, without digits that say nothing."""
+    """A tick of an axis, without needless digits."""
     return f"{value:,.10g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
 
 
@@ -33,7 +33,7 @@ def seconds(value: float) -> str:
 
 
 def seconds_tick(value: float) -> str:
-    """The same for a round value of an axis."""
+    """The same for a tick of an axis."""
     if value < 1e-3:
         return f"{tick(value * 1e6)} µs"
     return f"{tick(value * 1e3)} ms" if value < 1 else f"{tick(value)} s"
@@ -48,13 +48,13 @@ def size(value: float) -> str:
 
 
 def size_tick(value: float) -> str:
-    """The same for a round value of an axis."""
+    """The same for a tick of an axis."""
     unit, factor = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if value >= pair[1]), ("B", 1.0))
     return f"{tick(value / factor)} {unit}" if value else "0"
 
 
 def share(value: float) -> str:
-    """0..1 as a percentage; what is not quite all or nothing does not look it."""
+    """0..1 as a percentage; 0 % and 100 % only where it is exactly that."""
     if value in (0, 1):
         return f"{value * 100:.0f} %"
     written = f"{value * 100:.1f}"

@@ -3,7 +3,7 @@
     python scripts/checkpoint_table.py [NAME ...]
 
 Figures are kept by version of transformers, so the table has those of every environment in which it was run; with
-names, only those shapes are run again. The exit code is 1 if one of them fails.
+names, only those shapes are run again. The exit code is 1 if a shape fails.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def run(names: list[str]) -> int:
                 good, worst = False, {}
                 mine[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
         failed += not good
-        said = mine[name].get("failed") or ", ".join(f"{graph} {gap:.1e}" for graph, gap in worst.items())
-        print(f"{'ok  ' if good else 'FAIL'} {name}: {said} ({time.perf_counter() - start:.1f} s)", flush=True)
+        outcome = mine[name].get("failed") or ", ".join(f"{graph} {gap:.1e}" for graph, gap in worst.items())
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {outcome} ({time.perf_counter() - start:.1f} s)", flush=True)
         FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", "utf-8")
         TABLE.write_text(table(figures), "utf-8")
     return 1 if failed else 0

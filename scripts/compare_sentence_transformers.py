@@ -3,8 +3,8 @@ library's ONNX backend (optimum), taking turns.
 
     python scripts/compare_sentence_transformers.py FOLDER BUNDLE texts.jsonl --limit 1000 --threads 2 --repeat 5
 
-Texts are the field `text` of a JSONL file. Everybody reads the same strings with the same threads in this process; a
-turn is one pass over all of them, in batches of 32 for the library (its default), as it likes for nopad. Printed are
+Texts are the field `text` of a JSONL file. All read the same strings with the same threads in this process; a
+turn is one pass over all of them, in batches of 32 for the library (its default), as nopad plans them for nopad. Prints
 medians over the turns. `--parity-only` compares, and measures nothing.
 """
 
@@ -83,9 +83,9 @@ def main() -> None:
                 start = time.perf_counter()
                 run(texts)
                 seconds[name].append(time.perf_counter() - start)
-    for name, taken in seconds.items():
-        middle = statistics.median(taken)
-        each = f"median of {len(taken)}: {middle:.2f} s, best {min(taken):.2f} s"
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        each = f"median of {len(times)}: {middle:.2f} s, best {min(times):.2f} s"
         print(f"{name}: {len(texts) / middle:.1f} texts/s ({each})")
 
 

@@ -3,8 +3,8 @@
     python scripts/fit_forecast.py            # fitted constants, fit error, held-out errors
     python scripts/fit_forecast.py --table    # forecast beside published, every entry of the T4 table, as Markdown
 
-Fitted: BERT-base (fp16, int8) on T4, L4 and A100. One number each gives what A10 and H100 sustain. Held out: BERT-large
-on the three, and BERT-base and BERT-large on A30 and L40S, which are given one number as A10 and H100 are.
+Fitted: BERT-base (fp16, int8) on T4, L4 and A100. A single number each gives what A10 and H100 sustain. Held out:
+BERT-large on the three, and BERT-base and BERT-large on A30 and L40S, calibrated on a single number as well.
 Prints; writes nothing: the constants stand in `forecast.py` and `data_sheets.py` of `bench/forecast/`. numpy only.
 """
 
@@ -29,7 +29,7 @@ from nopad.bench.forecast.groups import WIDTHS, Group, Shape, attention, memory,
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published_bert.json").read_text())
 SIZES = {"base": (12, 768, 3072, 12), "large": (24, 1024, 4096, 16)}  # layers, hidden, intermediate, heads
 FITTED = ("t4", "l4", "a100")
-# Not in nopad's list: they are here to try what one number is good for. Data sheets, Ampere and Ada white papers.
+# Not in nopad's list; here to test how far a single number calibrates a GPU. Data sheets, Ampere and Ada white papers.
 OTHERS = {
     "a30": dataclasses.replace(
         GPUS["a100"], name="a30", fp16=165e12, int8=330e12, bandwidth=933e9, cache=24e6, processors=56, watts=165
@@ -119,7 +119,7 @@ def mlperf_groups(precision: str, samples: int = 1024) -> tuple[Group, ...]:
 
 
 def mlperf_seconds(name: str, samples: int = 1024) -> float:
-    """Seconds that a published Offline throughput needs for so many samples."""
+    """Seconds that a published Offline throughput needs for `samples` samples."""
     return float(samples / PUBLISHED["mlperf"]["samples_per_second"][name])
 
 
@@ -130,7 +130,7 @@ def modernbert_groups(model: str, length: int) -> tuple[Group, ...]:
 
 
 def minimum(loss: Callable[[Any], float], start: list[float], steps: int) -> Any:
-    """Where `loss` is least, by the simplex of Nelder and Mead."""
+    """The minimizer of `loss`, by the simplex method of Nelder and Mead."""
     points = [np.array(start), *(np.array(start) + 0.2 * axis for axis in np.eye(len(start)))]
     values = [loss(point) for point in points]
     for _ in range(steps):
@@ -205,29 +205,29 @@ def singles(fit: Fit) -> dict[str, Gpu]:
 
 
 def calibrates(entry: Entry) -> bool:
-    """Whether it is the one number that A30 and L40S are given."""
+    """Whether this entry is the single number that calibrates A30 and L40S."""
     return (entry.model, entry.precision, entry.length, entry.batch) == ("large", "fp16", 384, 128)
 
 
 def report(fit: Fit, gpus: dict[str, Gpu]) -> None:
     """Print constants and errors."""
     print(fit, {name: round(gpu.sustained, 3) for name, gpu in gpus.items()})
-    known = list(entries())
+    published = list(entries())
     for title, keep in (("fitted  ", "base"), ("held out", "large")):
-        every = [e for e in known if e.gpu in FITTED and e.model == keep]
+        every = [e for e in published if e.gpu in FITTED and e.model == keep]
         print(f"{title} BERT-{keep} on t4, l4, a100:", summary([ratio(e, gpus[e.gpu], fit) for e in every]))
         for name in FITTED:
             for precision in ("fp16", "int8"):
-                some = [ratio(e, gpus[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
-                print(f"  {name:5} {precision}", summary(some))
+                ratios = [ratio(e, gpus[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
+                print(f"  {name:5} {precision}", summary(ratios))
     single = singles(fit)
     print("sustained from one number:", {name: gpu.sustained for name, gpu in single.items()})
-    every = [e for e in known if e.gpu in OTHERS and not calibrates(e)]
+    every = [e for e in published if e.gpu in OTHERS and not calibrates(e)]
     print("held out A30, L40S:", summary([ratio(e, single[e.gpu], fit) for e in every]))
     for name in OTHERS:
         for precision in ("fp16", "int8"):
-            some = [ratio(e, single[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
-            print(f"  {name:5} {precision}", summary(some))
+            ratios = [ratio(e, single[name], fit) for e in every if (e.gpu, e.precision) == (name, precision)]
+            print(f"  {name:5} {precision}", summary(ratios))
     known_gpus = {**gpus, **single, "h200": dataclasses.replace(GPUS["h200"], sustained=single["h100"].sustained)}
     print("MLPerf, seconds measured/forecast (fp8 counted at int8's rate):")
     for name in PUBLISHED["mlperf"]["samples_per_second"]:
@@ -256,12 +256,14 @@ def table(fit: Fit) -> None:
     """Print the T4 table."""
     print("| model | precision | tokens | " + " | ".join(f"b{b}" for b in PUBLISHED["demo_bert"]["batches"]) + " |")
     print("|---" * 13 + "|")
-    known = list(entries())
+    published = list(entries())
     for model in SIZES:
         for precision in ("fp16", "int8"):
             for length in (128, 384):
-                some = [e for e in known if (e.gpu, e.model, e.precision, e.length) == ("t4", model, precision, length)]
-                cells = [f"{e.seconds * 1e3:.4g} ({e.seconds / ratio(e, GPUS['t4'], fit) * 1e3:.4g})" for e in some]
+                some = [
+                    e for e in published if (e.gpu, e.model, e.precision, e.length) == ("t4", model, precision, length)
+                ]
+                cells = [f"{e.seconds * 1e3:.4g} ({e.seconds / ratio(e, GPUS['t4'], fit) * 1e3:.4g})" for e in row]
                 print(f"| {model} | {precision} | {length} | " + " | ".join(cells) + " |")
 
 

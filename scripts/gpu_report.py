@@ -7,7 +7,7 @@ Speed: one process, interleaved, medians; real tokens per second (padding does n
 product peak that is measured beside it, peak memory. Competitors: this encoder (FlashAttention-2 through `varlen_attn`
 from compute capability 8.0, block-local SDPA elsewhere), transformers with SDPA and padding, transformers with
 FlashAttention-2 where the package flash-attn is installed. Without --checkpoint the weights are random: speed does not
-depend on them. On a machine without a GPU it runs on the CPU in fp32, to see that it works.
+depend on them. On a machine without a GPU it runs on the CPU in fp32, to show that it works.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     modern = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     dtypes = (arguments.dtypes or ("fp16,bf16" if modern else "fp16" if device == "cuda" else "fp32")).split(",")
-    found = gpus()
+    devices = gpus()
     report: dict[str, Any] = {
-        "gpus": [vars(gpu) for gpu in found] or "none",
+        "gpus": [vars(gpu) for gpu in devices] or "none",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "cuda": torch.version.cuda},
         "speed": [],
         "parity": {},
@@ -84,7 +84,7 @@ def main() -> None:
                     report["speed"] += rows
             del runners
     if arguments.bundle is not None:
-        report["parity"] = gate_engines(arguments, found[0].sm if found else None, console.print)
+        report["parity"] = gate_engines(arguments, devices[0].sm if devices else None, console.print)
     write_file(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
     console.print(f"written to {arguments.output}")
 
@@ -160,7 +160,7 @@ def measure(
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             try:
-                spent = timed(call, device)
+                elapsed = timed(call, device)
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
                 torch.cuda.empty_cache()
@@ -168,7 +168,7 @@ def measure(
             if device == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated()
             if round_ >= 0:
-                seconds[name].append(spent)
+                seconds[name].append(elapsed)
     work = cost_model(config).text_flops(lengths.tolist())
     rows = []
     for name in calls:

@@ -1,4 +1,4 @@
-"""What the scripts share that train models on IMDb's reviews: arguments, tokenizer, nopad's own commands."""
+"""Shared by the scripts that train models on IMDb's reviews: arguments, tokenizer, nopad's own commands."""
 
 import argparse
 import subprocess
@@ -18,7 +18,7 @@ HELD_OUT = 1500  # whole reviews that are not trained on: they choose the epoch 
 
 
 def read_arguments(description: str | None) -> argparse.Namespace:
-    """`train` and `test`, files of reviews, and `work`, the folder that everything is written to."""
+    """`train` and `test`, files of reviews, and `work`, the folder for all output."""
     parser = argparse.ArgumentParser(description=description)
     for name in ("--train", "--test", "--work"):
         parser.add_argument(name, type=Path, required=True)

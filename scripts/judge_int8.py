@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nopad.export.parity.accuracy import equal_rows
-from nopad.export.parity.gate import BOUNDS
+from nopad.export.parity.bounds import BOUNDS
 from nopad.runtime import load
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.data.labelled import LabelledTexts, read_labelled
@@ -37,16 +37,17 @@ def answer(bundle: Path, precision: str, texts: list[str], threads: int) -> tupl
     """Logits [texts, num_labels] of the bundle's file of this precision, and the seconds they took."""
     with load(bundle, precision=precision, threads=threads) as model:
         start = time.perf_counter()
-        logits = [one.logits for one in model.predict(texts, return_logits=True)]
-        taken = time.perf_counter() - start
-    return np.array(logits, dtype=np.float32), taken
+        logits = [prediction.logits for prediction in model.predict(texts, return_logits=True)]
+        elapsed = time.perf_counter() - start
+    return np.array(logits, dtype=np.float32), elapsed
 
 
-def kept(bundle: Path) -> str:
+def fp32_layers(bundle: Path) -> str:
     """How many of the linear layers stayed fp32."""
-    found = next(one.quantized for one in open_bundle(bundle).manifest.artifacts if one.precision == "int8")
-    assert found is not None
-    return f"{len(found['kept'])} of {len(found['kept']) + len(found['int8'])}"
+    artifacts = open_bundle(bundle).manifest.artifacts
+    quantized = next(artifact.quantized for artifact in artifacts if artifact.precision == "int8")
+    assert quantized is not None
+    return f"{len(quantized['kept'])} of {len(quantized['kept']) + len(quantized['int8'])}"
 
 
 def main() -> None:
@@ -61,11 +62,11 @@ def main() -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
 
-    few = work / "calibration.jsonl"
+    calibration = work / "calibration.jsonl"
     with arguments.calibrate.open(encoding="utf-8") as lines:
-        few.write_text("".join(line for line, _ in zip(lines, range(CALIBRATION_ROWS), strict=False)), "utf-8")
+        calibration.write_text("".join(line for line, _ in zip(lines, range(CALIBRATION_ROWS), strict=False)), "utf-8")
     plain = export(arguments.checkpoint, work / "per-token", "--precision", "fp32,int8")
-    calibrated = export(arguments.checkpoint, work / "calibrated", "--precision", "int8", "--calibrate", few)
+    calibrated = export(arguments.checkpoint, work / "calibrated", "--precision", "int8", "--calibrate", calibration)
 
     manifest = open_bundle(plain).manifest
     data: LabelledTexts = read_labelled(arguments.data, manifest, limit=arguments.limit)
@@ -76,17 +77,17 @@ def main() -> None:
         sys.exit("judge_int8: a regression has no labels")
     labels = manifest.head.decide
 
-    wanted, seconds = answer(plain, "fp32", data.texts, arguments.threads)
-    accuracy = equal_rows(labels(wanted), data.targets)
+    fp32, seconds = answer(plain, "fp32", data.texts, arguments.threads)
+    accuracy = equal_rows(labels(fp32), data.targets)
     print(f"| {len(data.texts):,} rows | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
     print(f"| fp32 | {accuracy:.2%} | - | - | - | - | - | {seconds:.0f} |", flush=True)
     bounds, passed = BOUNDS["int8"], True
     for name, bundle in (("int8 per token", plain), ("int8 calibrated", calibrated)):
-        got, seconds = answer(bundle, "int8", data.texts, arguments.threads)
-        agreement, own = equal_rows(labels(got), labels(wanted)), equal_rows(labels(got), data.targets)
-        error = np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
-        cells = [f"{own:.2%}", f"{agreement:.3%}", round((1 - agreement) * len(got)), f"{error:.2%}"]
-        cells += [f"{np.abs(got - wanted).max():.3f}", kept(bundle), f"{seconds:.0f}"]
+        int8, seconds = answer(bundle, "int8", data.texts, arguments.threads)
+        agreement, own = equal_rows(labels(int8), labels(fp32)), equal_rows(labels(int8), data.targets)
+        error = np.sqrt(np.mean((int8 - fp32) ** 2) / np.mean(fp32**2))
+        cells = [f"{own:.2%}", f"{agreement:.3%}", round((1 - agreement) * len(int8)), f"{error:.2%}"]
+        cells += [f"{np.abs(int8 - fp32).max():.3f}", fp32_layers(bundle), f"{seconds:.0f}"]
         print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
         passed = passed and agreement >= bounds.agreement and accuracy - own <= bounds.accuracy_loss
     sys.exit(0 if passed else 1)

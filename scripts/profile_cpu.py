@@ -22,7 +22,7 @@ from nopad.runtime.engines.onnx_session import session_options
 
 
 def profile(graph: Path, lengths: list[int], multiple: int, threads: int, runs: int) -> dict[str, float]:
-    """Milliseconds by operator, the median over `runs`, after a first run that is left out."""
+    """Milliseconds by operator, the median over `runs`, without the first run."""
     draw = np.random.default_rng(0)
     batch = pack([draw.integers(5, 1000, length).tolist() for length in lengths], multiple=multiple)
     with tempfile.TemporaryDirectory() as folder:

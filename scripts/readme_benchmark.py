@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def update(results: Path, readme: Path, *, check: bool) -> bool:
-    """Put the results' table into the README; with `check` only tell whether it is there.
+    """Put the results' table into the README; with `check`, only compare. Returns whether it was there.
 
     Raises `InputFileError` for an unreadable file, or a README without exactly one place for the table.
     """
@@ -63,7 +63,7 @@ def block(report: Report) -> str:
     """The table and what a reader must know with it, as Markdown that ends with a newline."""
     table = tabulate(report)
     measured = {name for name, _ in table.figures}
-    # One model in one table: another one's tokens per second say nothing beside these.
+    # Only the reference's model: tokens per second of another model do not compare with these.
     models = {subject.model for subject in report.subjects if subject.name == report.reference} or {
         subject.model for subject in report.subjects
     }

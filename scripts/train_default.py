@@ -5,8 +5,8 @@
 Everything goes through nopad's own commands. The result replaces runtime/default/.
 
 IMDb's reviews are long, and what people type into a demo is short: a model trained on whole reviews alone calls
-"an hour of my life I want back" positive. So each review also lends an excerpt of a sentence or two, with its label.
-(Of one review in two, accuracy on the test set is 0.4 points higher, and that phrase is positive again.)
+"an hour of my life I want back" positive. So each review also gives an excerpt of a sentence or two, with its label.
+(With excerpts of every second review, test accuracy is 0.4 points higher, but that phrase is positive again.)
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 DEFAULT = ROOT / "runtime" / "default"
 OWN: dict[str, object] = {"--learning-rate": 1e-3, "--epochs": 2, "--label-smoothing": 0.1, "--max-length": 1024}
-EXCERPTS = 1.0  # share of the reviews that lend one
+EXCERPTS = 1.0  # share of the reviews that give an excerpt
 
 
 def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
@@ -43,7 +43,7 @@ def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
 
 
 def round_to_half(checkpoint: Path) -> None:
-    """Half the bytes in the wheel; what is exported and verified afterwards are the rounded weights."""
+    """Halve the weights' bytes in the wheel; the rounded weights are what is exported and verified."""
     path = checkpoint / "model.safetensors"
     weights = {name: tensor.to(torch.float16) for name, tensor in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})

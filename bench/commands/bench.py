@@ -1,4 +1,4 @@
-"""`nopad bench BUNDLE`, and the way to `nopad bench compare`. What measures is imported when it is needed."""
+"""`nopad bench BUNDLE`, and the way to `nopad bench compare`. Heavy modules are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from nopad.bench.workloads import Texts
     from nopad.runtime.bundle import Bundle
 
-PUBLISH_SECONDS = 1.0  # the file is written anew at most so often
+PUBLISH_SECONDS = 1.0  # at least this long between two writes of the file
 _FOLDER = click.Path(path_type=Path)
 
 
 class _WithCompare(click.Command):
-    """`bench`, whose first argument may be the name of its other half."""
+    """`bench`, whose first argument may be the subcommand `compare`."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
-        """The context of `bench compare` if that was asked for."""
+        """The context of `bench compare` if that is the first argument."""
         if args[:1] == ["compare"]:
             from nopad.bench.commands.compare import compare
 
@@ -172,7 +172,7 @@ def _bench(path: str | None, options: _Options) -> None:
 
     threads = options.threads or machine.usable_cores()
     machine.check_threads(threads, os.environ)
-    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of everybody's tokenizer
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # for every subject's tokenizer
     check_against(options.against)
     if options.no_measure and not options.forecast:
         raise UsageError("--no-measure leaves only the forecast: say for which GPUs with --forecast")
@@ -257,7 +257,7 @@ def _measure(
 
 @contextmanager
 def _cache(output: Path | None) -> Iterator[Path]:
-    """Where competitors' files are kept: beside the output, or nowhere for long."""
+    """The cache of competitors' files: beside the output; without one, a temporary folder."""
     if output is not None:
         yield output.absolute().parent / "nopad-bench-cache"
         return
@@ -275,13 +275,15 @@ def _workloads(bundle: Bundle, options: _Options) -> tuple[list[Texts], list[str
         names += [f"{texts}x{tokens}" for tokens in options.lengths or (128, 512) for texts in options.batches or (1,)]
     if not names and options.data is None:
         names = [name for name in DEFAULTS if (grid_size(name) or (0, 0))[1] <= longest]
-        left = [name for name in DEFAULTS if name not in names]
-        remarks += [f"left out, as this bundle takes {longest} tokens at most: {', '.join(left)}"] if left else []
+        too_long = [name for name in DEFAULTS if name not in names]
+        remarks += (
+            [f"left out, as this bundle takes {longest} tokens at most: {', '.join(too_long)}"] if too_long else []
+        )
     names = list(dict.fromkeys(names))
     check_names(names, longest)
     folder = options.data_folder
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"--data-folder {folder} is no folder")
+        raise UsageError(f"--data-folder {folder} is not a folder")
     source = Source(bundle, folder)
     workloads = [source.named(name) for name in names]
     if options.data is not None:
@@ -315,13 +317,13 @@ def _plans(bundle: Bundle, reference: str | None, options: _Options, threads: in
         timed_from=None if options.no_build_time else checkpoint,
         yardstick=REFERENCE if checkpoint else None,
     )
-    if checkpoint is None:  # then the others are compared with nopad's own first
+    if checkpoint is None:  # then nopad's first engine is the yardstick
         return [plans[0], *(dataclasses.replace(plan, yardstick=plans[0].name) for plan in plans[1:])]
     names = tuple(dict.fromkeys([REFERENCE, *names]))
     plans += plan_competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
     if "bert" in names:
         if options.bert_vocab is not None and not options.bert_vocab.is_file():
-            raise UsageError(f"--bert-vocab {options.bert_vocab} is no file")
+            raise UsageError(f"--bert-vocab {options.bert_vocab} is not a file")
         targets = {plan.spec.target for plan in plans if plan.spec.precision == "fp32"}
         plans += plan_bert(
             resolve_checkpoint(options.bert) if options.bert else None,
@@ -348,7 +350,7 @@ def _publisher(record: Record, output: Path | None) -> Callable[[], None]:
 
 
 def _write(record: Record, options: _Options, console: Console) -> None:
-    """All files of the run, also of one that was interrupted."""
+    """Write all files of the run, interrupted or not."""
     from nopad.bench.report.files import HTML, MARKDOWN, write_json
     from nopad.bench.report.markdown import to_markdown
     from nopad.runtime.atomic import write_file

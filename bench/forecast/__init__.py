@@ -1,1 +1,1 @@
-"""Expected latencies on GPUs that are not at hand."""
+"""Expected latencies on GPUs that were not measured."""

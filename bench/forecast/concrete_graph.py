@@ -18,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from nopad.bench.forecast.groups import Shape, UncountableError
 
-SMALL = 16  # elements of a tensor that is folded: sizes and shapes are no larger
-KEPT = 4096  # elements of an initializer that is kept with its values
+SMALL = 16  # most elements of a tensor that is folded: sizes and shapes have no more
+MOST_KEPT = 4096  # most elements of an initializer that keeps its values
 DIMENSIONS = {"tokens", "sequences", "longest"}
 FLOATS = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 OTHERS = {TensorProto.INT64: 8, TensorProto.INT32: 4, TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1}
@@ -39,7 +39,7 @@ UNKNOWN_PRODUCTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A packed graph without its weights, and the precision it stands in."""
+    """A packed graph without its weights, and its precision."""
 
     model: ModelProto
     precision: str
@@ -54,7 +54,7 @@ def open_graph(path: Path) -> Graph:
     graph = model.graph
     dimensions = {d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim}
     if not {"tokens", "sequences", "longest"} <= dimensions or not dimensions - {""} <= DIMENSIONS:
-        raise UncountableError(f"{path.name} has not the inputs of a packed graph")
+        raise UncountableError(f"{path.name} does not have the inputs of a packed graph")
     foreign = {
         node.op_type for node in graph.node if node.domain not in ("", "ai.onnx") or node.op_type in UNKNOWN_PRODUCTS
     }
@@ -64,7 +64,7 @@ def open_graph(path: Path) -> Graph:
     for tensor in graph.initializer:
         types.add(tensor.data_type)
         external = tensor.data_location == TensorProto.EXTERNAL
-        sizes = math.prod(tensor.dims) <= KEPT and tensor.data_type == TensorProto.INT64
+        sizes = math.prod(tensor.dims) <= MOST_KEPT and tensor.data_type == TensorProto.INT64
         if not external and (sizes or not tensor.dims):
             kept.append(tensor)
         else:
@@ -75,14 +75,14 @@ def open_graph(path: Path) -> Graph:
     model.metadata_props.add(key="weights", value="\n".join(value.name for value in weights))
     quantized = any(node.op_type == "QuantizeLinear" for node in graph.node)
     half = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    cast = [name for kind, name in half.items() if kind in types]
-    return Graph(model=model, precision="int8" if quantized else cast[0] if cast else "fp32")
+    halves = [name for kind, name in half.items() if kind in types]
+    return Graph(model=model, precision="int8" if quantized else halves[0] if halves else "fp32")
 
 
 class ConcreteGraph:
-    """A graph at one shape: its operators, and tensors whose sizes are known. Views are the tensors that they look at.
+    """A graph at one shape: its operators, and the sizes of its tensors. A view counts as the tensor behind it.
 
-    With `float_width`, floating-point tensors are taken to have elements of so many bytes.
+    `float_width`: bytes of an element of every floating-point tensor; None for those of its type.
     """
 
     def __init__(self, graph: Graph, shape: Shape, float_width: int | None) -> None:
@@ -98,33 +98,33 @@ class ConcreteGraph:
         weights = next(entry.value for entry in model.metadata_props if entry.key == "weights")
         self.constant = {*weights.split("\n"), *(tensor.name for tensor in model.graph.initializer), ""}
         self.nodes: list[NodeProto] = []
-        self._looks_at: dict[str, str] = {}
+        self._behind_view: dict[str, str] = {}
         for node in model.graph.node:
             if all(name in self.constant for name in node.input) and node.op_type != "Range":
                 self.constant.update(node.output)  # weights on their way through Q, DQ, Cast, Transpose
             elif node.op_type in VIEWS:
-                self._looks_at[node.output[0]] = self.tensor(node.input[0])
+                self._behind_view[node.output[0]] = self.tensor(node.input[0])
             else:
                 self.nodes.append(node)
         self.dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
         self.outputs = {self.tensor(value.name) for value in model.graph.output}
-        self.maker = {name: node for node in self.nodes for name in node.output}
+        self.producer = {name: node for node in self.nodes for name in node.output}
         self.users: defaultdict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
             for name in {self.tensor(name) for name in node.input}:
                 self.users[name].append(node)
 
     def tensor(self, name: str) -> str:
-        """The tensor that a view looks at; of any other name, itself."""
-        return self._looks_at.get(name, name)
+        """The tensor behind a view; any other name is returned as it is."""
+        return self._behind_view.get(name, name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor is a weight, or made of weights alone."""
+        """Whether a tensor is a weight, or computed from weights alone."""
         return self.tensor(name) in self.constant
 
-    def makers(self, node: NodeProto) -> list[NodeProto]:
-        """The operators that make what a node reads."""
-        return [self.maker[self.tensor(name)] for name in node.input if self.tensor(name) in self.maker]
+    def producers(self, node: NodeProto) -> list[NodeProto]:
+        """The operators whose outputs a node reads."""
+        return [self.producer[self.tensor(name)] for name in node.input if self.tensor(name) in self.producer]
 
     def is_known(self, name: str) -> bool:
         """Whether the type and shape of a tensor were inferred."""
@@ -151,7 +151,7 @@ class ConcreteGraph:
 
 
 def attribute(node: NodeProto, key: str) -> Any:
-    """Value of an attribute, None where the node has none of that name."""
+    """Value of an attribute; None where the node does not have it."""
     return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == key), None)
 
 
@@ -179,7 +179,7 @@ def _fold(model: ModelProto) -> None:
     }
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.input}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    left = []
+    remaining = []
     for node in list(model.graph.node):
         names = [name for name in node.input if name]
         result: Any = None
@@ -189,9 +189,9 @@ def _fold(model: ModelProto) -> None:
         elif names and all(name in known for name in names) and node.op_type != "Range" and len(node.output) == 1:
             (result,) = ReferenceEvaluator(node, opsets=opsets).run(None, {name: known[name] for name in names})
         if getattr(result, "size", SMALL + 1) > SMALL:
-            left.append(node)
+            remaining.append(node)
             continue
         known[node.output[0]] = result
         model.graph.initializer.append(numpy_helper.from_array(result, node.output[0]))
     del model.graph.node[:]
-    model.graph.node.extend(left)
+    model.graph.node.extend(remaining)

@@ -1,4 +1,4 @@
-"""The groups of a packed encoder by its architecture, where there is no graph that could be counted."""
+"""The groups of a packed encoder by its architecture, where there is no graph to count."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def count_architecture(
 ) -> tuple[Group, ...]:
     """Groups of a packed encoder that a manifest's `architecture` describes, without its head.
 
-    `gather=False` leaves out the way between stream and padded square, as engines that pad have none. int8 means what
-    `nopad.export.int8.quantize` makes: the linear layers' products in int8, everything else fp16.
-    Raises `UsageError` if the architecture is no packed encoder's.
+    `gather=False` leaves out gathers and scatters between stream and padded square: engines that pad have none. int8 is
+    as `nopad.export.int8.quantize` exports it: the linear layers' products in int8, everything else fp16.
+    Raises `UsageError` if the architecture is not a packed encoder's.
     """
     model = cost_model(architecture, block=block)
     h, i, heads = model.hidden_size, model.intermediate_size, model.num_heads
     t, square = shape.tokens, shape.sequences * shape.longest
-    around = "fp16" if precision == "int8" else precision  # what is not quantized
-    width = WIDTHS[around]
-    fed = WIDTHS[precision] * t  # bytes a column that a product reads
+    float_precision = "fp16" if precision == "int8" else precision
+    width = WIDTHS[float_precision]
+    operand = WIDTHS[precision] * t  # bytes of a column that a product reads
     wide = width * t * h
     span = 3 * block
 
@@ -31,28 +31,30 @@ def count_architecture(
         return product(t, columns, inner, precision=precision, width=width, name=name)
 
     def moved(amount: float, name: str, kernels: int = 1) -> Group:
-        return memory(amount, precision=around, kernels=kernels, name=name)
+        return memory(amount, precision=float_precision, kernels=kernels, name=name)
 
-    in_global = [attention(shape.sequences * heads, shape.longest, shape.longest, h // heads, precision=around)]
+    in_global = [
+        attention(shape.sequences * heads, shape.longest, shape.longest, h // heads, precision=float_precision)
+    ]
     if gather:
         in_global = [
             moved(3 * wide + 3 * width * square * h, "gather", 3),
             *in_global,
-            moved(width * square * h + fed * h, "scatter"),
+            moved(width * square * h + operand * h, "scatter"),
         ]
     elif model.gated:
         in_global = [moved(4 * wide, "rotary", 2), *in_global]
     mask = 4.0 * t * span
     in_local = [
         moved(3 * wide + 7 * wide, "neighbours", 3),
-        attention(t // block * heads, block, span, h // heads, precision=around, mask_bytes=mask),
+        attention(t // block * heads, block, span, h // heads, precision=float_precision, mask_bytes=mask),
     ]
     if precision == "int8":
-        in_local.append(moved(wide + fed * h, "quantize"))
-    between = moved(2 * wide + wide + fed * h, "residual and norm", 2)
+        in_local.append(moved(wide + operand * h, "quantize"))
+    between = moved(2 * wide + wide + operand * h, "residual and norm", 2)
     mlp = [linear(i, h, "mlp in"), linear(h, i, "mlp out")]
     if model.gated:
-        gating = moved(2 * width * t * i + fed * i, "gating")
+        gating = moved(2 * width * t * i + operand * i, "gating")
         mlp = [linear(2 * i, h, "mlp in"), gating, linear(h, i, "mlp out")]
     groups = [moved(wide + wide, "embeddings")]
     for layer in range(model.local_layers + model.global_layers):

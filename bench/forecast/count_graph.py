@@ -22,22 +22,22 @@ def count_graph(graph: Graph, shape: Shape, *, precision: str) -> tuple[Group, .
 
     A graph of another precision is counted as if it were exported in `precision`. Raises `UncountableError`.
     """
-    around = "fp16" if precision == "int8" else precision
-    # A graph in fp32 is counted as if it were exported in half precision. int8 stands in a graph as it is.
-    width = WIDTHS[around] if graph.precision == "fp32" else None
+    float_precision = "fp16" if precision == "int8" else precision
+    # An fp32 graph is counted as if it were exported in half precision; any other keeps the widths that it has.
+    width = WIDTHS[float_precision] if graph.precision == "fp32" else None
     concrete = ConcreteGraph(graph, shape, width)
-    return _Count(concrete, around, quantize=precision == "int8" and graph.precision != "int8").groups()
+    return _Count(concrete, float_precision, quantize=precision == "int8" and graph.precision != "int8").groups()
 
 
 class _Count:
-    """One count: `around` is the precision of what is not in int8, with `quantize` the graph is taken to have int8."""
+    """The count of a graph. `float_precision`: of everything but int8; `quantize`: count it as if it had int8."""
 
-    def __init__(self, graph: ConcreteGraph, around: str, *, quantize: bool) -> None:
-        self.graph, self.around, self.quantize = graph, around, quantize
+    def __init__(self, graph: ConcreteGraph, float_precision: str, *, quantize: bool) -> None:
+        self.graph, self.float_precision, self.quantize = graph, float_precision, quantize
         self.units = find_units(graph)
         regions = [unit for unit in self.units if unit.kind == "memory"]
-        # The tensor that a region finishes on its way to memory -> the region.
-        self.epilogues = {name: region for region in regions if (name := self._finishes(region)) is not None}
+        # The output of a product or attention -> the region that is its epilogue.
+        self.epilogues = {name: region for region in regions if (name := self._epilogue_of(region)) is not None}
 
     def groups(self) -> tuple[Group, ...]:
         count = {"product": self._product, "attention": self._attention, "memory": self._memory}
@@ -46,7 +46,7 @@ class _Count:
         return tuple(group for group in groups if group is not None)
 
     def _edges(self, region: Unit) -> tuple[dict[str, float], list[str]]:
-        """What a region reads (tensor -> bytes) and which of its tensors others use."""
+        """The inputs of a region (tensor -> bytes), and its outputs: tensors that operators outside it use."""
         graph = self.graph
         inner = {name for node in region.nodes for name in node.output}
         inside = {id(node) for node in region.nodes}
@@ -63,17 +63,17 @@ class _Count:
         ]
         return reads, sorted(writes)
 
-    def _finishes(self, region: Unit) -> str | None:
-        """The product's or attention's output that this region finishes on its way to memory, if it is that alone."""
+    def _epilogue_of(self, region: Unit) -> str | None:
+        """The product's or attention's output of which this region is the epilogue; None if it is not, or not only."""
         graph = self.graph
         reads, writes = self._edges(region)
         inputs = [name for name in reads if name not in graph.constant]
-        if len(inputs) != 1 or len(writes) != 1 or inputs[0] not in graph.maker or inputs[0] in graph.outputs:
+        if len(inputs) != 1 or len(writes) != 1 or inputs[0] not in graph.producer or inputs[0] in graph.outputs:
             return None
         inside = {id(node) for node in region.nodes}
         if any(id(user) not in inside for user in graph.users[inputs[0]]):
             return None
-        source = graph.maker[inputs[0]]
+        source = graph.producer[inputs[0]]
         if source.op_type not in PRODUCTS:
             return None
         weighted = any(graph.is_constant(name) for name in source.input[:2])
@@ -85,20 +85,20 @@ class _Count:
         reads, writes = self._edges(region)
         if not writes:
             return None
-        moved = sum(reads.values()) + sum(map(self._left, writes))
-        return memory(moved, precision=self.around, kernels=len(writes), name=region.nodes[0].name)
+        moved = sum(reads.values()) + sum(map(self._stored_bytes, writes))
+        return memory(moved, precision=self.float_precision, kernels=len(writes), name=region.nodes[0].name)
 
-    def _left(self, name: str) -> float:
-        """Bytes of a tensor as it is left in memory: in int8, where products with weights alone read it."""
+    def _stored_bytes(self, name: str) -> float:
+        """Bytes of a tensor in memory: in int8 where only products with weights read it."""
         graph = self.graph
         for_products = graph.users[name] and all(
             user.op_type in PRODUCTS and any(map(graph.is_constant, user.input[:2])) for user in graph.users[name]
         )
         return graph.bytes(name) / (2 if self.quantize and for_products and name not in graph.outputs else 1)
 
-    def _written(self, name: str) -> float:
-        """Bytes that a product or attention leaves in memory, after its epilogue."""
-        return self._left(self._edges(self.epilogues[name])[1][0] if name in self.epilogues else name)
+    def _output_bytes(self, name: str) -> float:
+        """Bytes that a product or attention writes to memory, after its epilogue."""
+        return self._stored_bytes(self._edges(self.epilogues[name])[1][0] if name in self.epilogues else name)
 
     def _product(self, unit: Unit) -> Group:
         graph, (node,) = self.graph, unit.nodes
@@ -109,13 +109,13 @@ class _Count:
         weighted = any(map(graph.is_constant, node.input[:2]))
         quantized = all(name in graph.dequantized for name in node.input[:2])
         assumed = weighted and self.quantize and in_layer(node.name)
-        precision = "int8" if quantized or assumed else self.around
+        precision = "int8" if quantized or assumed else self.float_precision
         rows, columns, inner = out[-2] if len(out) > 1 else 1, out[-1], left[-1]
         batch = math.prod(out[:-2])
         if weighted and len(right) == 2:  # one weight for all: the batch is more rows
             rows, batch = rows * batch, 1
         group = product(rows, columns, inner, precision=precision, width=0, batch=batch, name=node.name)
-        return replace(group, bytes=group.bytes + self._written(node.output[0]))
+        return replace(group, bytes=group.bytes + self._output_bytes(node.output[0]))
 
     def _attention(self, unit: Unit) -> Group:
         graph, first, last = self.graph, unit.nodes[0], unit.nodes[-1]
@@ -132,9 +132,9 @@ class _Count:
             scores[-2],
             scores[-1],
             queries[-1],
-            precision=self.around,
+            precision=self.float_precision,
             mask_bytes=sum(map(graph.bytes, masks)),
             name=first.name,
         )
         out = last.output[0]
-        return replace(group, bytes=group.bytes - graph.bytes(out) + self._written(out))
+        return replace(group, bytes=group.bytes - graph.bytes(out) + self._output_bytes(out))

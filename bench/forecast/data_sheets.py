@@ -1,4 +1,4 @@
-"""What the makers' data sheets say of each GPU, and which share of it published BERT runs sustain. Knows no model.
+"""GPUs by their makers' data sheets, and the share of the rate that published BERT runs sustain. Knows no model.
 
 Rates are dense (no 2:4 sparsity), fp16 and bf16 with fp32 sums; memory is decimal. `sustained` is measured, not quoted:
 a 70 W board cannot hold its boost clock under matrix products. It is fitted by `scripts/fit_forecast.py` to the
@@ -13,7 +13,7 @@ from typing import Literal
 
 from nopad.runtime.errors import UsageError
 
-# How much of a GPU's own behaviour was seen: a table of latencies, or one throughput.
+# What a GPU was calibrated on: a table of latencies, or a single throughput.
 Calibration = Literal["table", "single"]
 
 
@@ -24,7 +24,7 @@ class Gpu:
     name: str
     title: str
     sm: str  # compute capability, sm75
-    fp16: float  # tensor cores; bf16 runs at the same rate where there is any
+    fp16: float  # tensor cores; bf16 runs at the same rate where the GPU has it
     int8: float
     fp32: float  # what TensorRT runs fp32 products on by default: TF32 tensor cores, or plain fp32 (T4)
     bf16: bool
@@ -155,8 +155,8 @@ GPUS: dict[str, Gpu] = {
 
 def find_gpus(names: Sequence[str]) -> tuple[Gpu, ...]:
     """The GPUs of these names, in any case. Raises `UsageError` for a name that is not in the table."""
-    wanted = tuple(dict.fromkeys(name.lower() for name in names))
-    unknown = [name for name in wanted if name not in GPUS]
+    lowered = tuple(dict.fromkeys(name.lower() for name in names))
+    unknown = [name for name in lowered if name not in GPUS]
     if unknown:
-        raise UsageError(f"no data sheet of {', '.join(unknown)}; a forecast can be made for {', '.join(GPUS)}")
-    return tuple(GPUS[name] for name in wanted)
+        raise UsageError(f"no data sheet for {', '.join(unknown)}; a forecast can be made for {', '.join(GPUS)}")
+    return tuple(GPUS[name] for name in lowered)

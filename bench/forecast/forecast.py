@@ -1,4 +1,4 @@
-"""Forecasts for GPUs that nobody has measured: a roofline over the graph's groups. Always labelled a forecast.
+"""Forecasts for GPUs that were not measured: a roofline over the graph's groups. Always labelled a forecast.
 
 A group takes the longer of its arithmetic and its memory traffic, and every kernel a fixed time on top:
 
@@ -7,7 +7,7 @@ A group takes the longer of its arithmetic and its memory traffic, and every ker
     traffic = (min(bytes, cache / 2) / CACHE_SPEED + the rest) / (bandwidth * BANDWIDTH_SHARE)
 
 rate, bandwidth, cache and processors are the data sheet's (`data_sheets.py`); waves are the rounds in which the
-processors work off the tiles of a product (the best of `TILES`) or the blocks of 64 queries of an attention.
+processors work through the tiles of a product (the best of `TILES`) or the blocks of 64 queries of an attention.
 What was fitted to published measurements, what was held out, and how far off it was: docs/forecast.md,
 `scripts/fit_forecast.py`. Knows no engine; measures nothing.
 """
@@ -37,31 +37,32 @@ if TYPE_CHECKING:
 LABEL = "forecast"
 # Output tiles that a product may be cut into; cuBLAS and TensorRT choose among such shapes.
 TILES = ((128, 128), (128, 64), (64, 64), (64, 32))
-QUERIES = 64  # of one block of fused attention
-# Of the DRAM's peak, what copies reach (80 to 90 %), and how much faster the L2 is (3 to 5 times on these GPUs).
+QUERIES = 64  # in a block of fused attention
+# The share of DRAM's peak that copies reach (80 to 90 %), and how many times as fast the L2 is (3 to 5 on these GPUs).
 BANDWIDTH_SHARE = 0.8
 CACHE_SPEED = 4.0
-# Of the tensor cores' rate, what fused attention of head size 64 reaches: FlashAttention-2 35 % on H100, more on A100.
+# The share of the tensor cores' rate that fused attention reaches at head size 64: FlashAttention-2 35 % on H100, more
+# on A100.
 ATTENTION_SHARE = 0.35
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What is the same for all GPUs and was fitted to published latencies of BERT-base (`scripts/fit_forecast.py`)."""
+    """Constants of all GPUs, fitted to published latencies of BERT-base (`scripts/fit_forecast.py`)."""
 
-    product_share: float  # of the rate, in a tile of a product
+    product_share: float  # of the rate, that a tile of a product reaches
     wave_seconds: float  # beginning and end of each wave of tiles
-    kernel_seconds: float  # launch, and the way through an empty GPU
+    kernel_seconds: float  # launch, and latency of an empty GPU
 
 
 FIT = Fit(product_share=0.83, wave_seconds=1.9e-6, kernel_seconds=5.5e-6)
-# Measured time over forecast, held-out measurements of TensorRT: 95 % of them lie between the two (rounded outward).
+# Measured time over forecast: 95 % of the held-out measurements of TensorRT lie between the two (rounded outward).
 ERRORS: dict[Calibration, tuple[float, float]] = {"table": (0.85, 1.3), "single": (0.6, 1.25)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of groups, apart: each group's time is counted where its longer part is."""
+    """Seconds of groups by cause: a group counts as compute or as memory, whichever takes longer."""
 
     compute: float
     memory: float
@@ -69,7 +70,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The sum."""
         return self.compute + self.memory + self.launch
 
     @property
@@ -98,7 +99,7 @@ def arithmetic_seconds(group: Group, gpu: Gpu, fit: Fit = FIT) -> float:
 
 
 def traffic_seconds(group: Group, gpu: Gpu) -> float:
-    """Seconds of a group's bytes; what fits into half of the L2 is taken to come from there."""
+    """Seconds of a group's bytes; those that fit into half of the L2 are assumed to come from there."""
     near = min(group.bytes, gpu.cache / 2)
     return (near / CACHE_SPEED + group.bytes - near) / (gpu.bandwidth * BANDWIDTH_SHARE)
 
@@ -119,7 +120,7 @@ def cost_of(groups: Sequence[Group], gpu: Gpu, fit: Fit = FIT) -> Cost:
 def micro_batches(workload: Workload, *, token_budget: int = GPU_TOKENS) -> list[tuple[int, ...]]:
     """Lengths of the texts of each micro-batch, as the predictor plans them.
 
-    A workload without `lengths` is taken to have one text of the longest length, and the others alike.
+    A workload without `lengths` is assumed to have one text of the longest length, and others of equal length.
     """
     lengths = list(workload.lengths)
     if not lengths:
@@ -146,17 +147,17 @@ def forecast(
 ) -> tuple[dict[str, Any], ...]:
     """Forecasts of each workload on each GPU, packed, and padded for comparison.
 
-    `precisions`: fp32, fp16, bf16, int8; None for those of the bundle's artifacts that GPUs run, fp16 if it has none.
+    `precisions`: fp32, fp16, bf16, int8; None for those of the bundle's artifacts for GPUs, fp16 if it has none.
     One dict a row: `gpu`, `workload`, `subject`, `precision`, `seconds` of one pass, `low` and `high` (seconds: where
     95 % of the held-out measurements lay), `tokens_per_second` (real tokens), `bound`, `flops`, `bytes`, `efficiency`
     (FLOP/s over the data sheet's rate), `counted` (graph or architecture), `label` and `assumes`.
-    Tokenization and copies are not in it. Raises `UsageError` for an unknown GPU, precision or kind of bundle.
+    Tokenization and copies are not included. Raises `UsageError` for an unknown GPU, precision or kind of bundle.
     """
     chosen = find_gpus(gpus)
     rows: list[dict[str, Any]] = []
-    opened: dict[str, Graph | None] = {}
+    graphs: dict[str, Graph | None] = {}
     for precision in _precisions(bundle, precisions):
-        counter = _Counter(bundle, precision, opened)
+        counter = _Counter(bundle, precision, graphs)
         for workload in workloads:
             batches = micro_batches(workload)
             for subject, padded in (("nopad packed", False), ("padded", True)):
@@ -199,9 +200,9 @@ def _row(
 
 
 class _Counter:
-    """Groups of a bundle's model at any shape, counted once each."""
+    """Groups of a bundle's model at any shape; each shape is counted once."""
 
-    def __init__(self, bundle: Bundle, precision: str, opened: dict[str, Graph | None]) -> None:
+    def __init__(self, bundle: Bundle, precision: str, graphs: dict[str, Graph | None]) -> None:
         packed = [
             artifact
             for artifact in bundle.manifest.artifacts
@@ -213,11 +214,13 @@ class _Counter:
         self.multiple = max((artifact.token_multiple for artifact in packed), default=block)
         self.graph: Graph | None = None
         self.known: dict[Shape, tuple[Group, ...]] = {}
-        for artifact in sorted(packed, key=lambda artifact: artifact.precision != precision):  # its own graph first
+        for artifact in sorted(
+            packed, key=lambda artifact: artifact.precision != precision
+        ):  # the precision's own graph first
             if artifact.target == "onnx" and self.graph is None:
-                if artifact.file not in opened:
-                    opened[artifact.file] = _opened(bundle.file(artifact.file))
-                self.graph = opened[artifact.file]
+                if artifact.file not in graphs:
+                    graphs[artifact.file] = _open_or_none(bundle.file(artifact.file))
+                self.graph = graphs[artifact.file]
 
     @property
     def source(self) -> str:
@@ -240,7 +243,7 @@ class _Counter:
         return count_architecture(self.architecture, shape, precision=self.precision, block=self.multiple)
 
 
-def _opened(path: Path) -> Graph | None:
+def _open_or_none(path: Path) -> Graph | None:
     try:
         from nopad.bench.forecast.concrete_graph import open_graph
 
@@ -249,12 +252,12 @@ def _opened(path: Path) -> Graph | None:
         return None
 
 
-def _precisions(bundle: Bundle, asked: Sequence[str] | None) -> tuple[str, ...]:
-    if asked is not None:
-        wrong = [name for name in asked if name not in WIDTHS]
-        if wrong:
-            raise UsageError(f"no forecast in {', '.join(wrong)}; there are {', '.join(WIDTHS)}")
-        return tuple(dict.fromkeys(asked))
+def _precisions(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is not None:
+        unknown = [name for name in names if name not in WIDTHS]
+        if unknown:
+            raise UsageError(f"no forecast in {', '.join(unknown)}; there are {', '.join(WIDTHS)}")
+        return tuple(dict.fromkeys(names))
     own = [
         artifact.precision
         for artifact in bundle.manifest.artifacts

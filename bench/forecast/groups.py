@@ -1,12 +1,12 @@
 """What a run of a graph computes and moves: groups of operators with their FLOPs and bytes. Knows no GPU.
 
-A group is what a compiler for GPUs is assumed to make of operators that meet:
+A group is what a GPU compiler is assumed to make of neighbouring operators:
 
-- a matrix product, with bias, activation and quantization behind it (its epilogue) when that is all that lies between;
-- attention, MatMul-Softmax-MatMul with scale and mask, fused: scores never reach memory. A transposition alone behind
-  it is free;
-- the rest between two of these (norms, residuals, rotary, gating, gathers): read and written once, one kernel for each
-  tensor it leaves to others.
+- a matrix product, with bias, activation and quantization behind it (its epilogue) where nothing else comes between;
+- attention, MatMul-Softmax-MatMul with scale and mask, fused: scores never reach memory. A lone transposition
+  behind it is free;
+- everything else between two of these (norms, residuals, rotary, gating, gathers): read and written once, one kernel
+  for each tensor that other groups read.
 
 Counted from the packed ONNX graph at concrete shapes (`count_graph.py`); or from the architecture in a manifest
 (`count_architecture.py`) where the graph has operators of another target, which raise `UncountableError`.

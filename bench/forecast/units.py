@@ -19,37 +19,37 @@ class Unit:
 
     kind: Kind
     nodes: list[NodeProto] = field(default_factory=list)
-    last: int = 0  # place of its last operator in the graph
-    stage: int = 0  # products and attentions before it, on the longest way
+    last: int = 0  # index of its last operator in the graph
+    stage: int = 0  # products and attentions before it, on the longest path
 
 
 def find_units(graph: ConcreteGraph) -> list[Unit]:
-    """Every operator of the graph in one unit, in the order of their last operators."""
+    """Units that together hold every operator of the graph once, in the order of their last operators."""
     units = _attentions(graph)
-    taken = {id(node) for unit in units for node in unit.nodes}
+    in_attention = {id(node) for unit in units for node in unit.nodes}
     for place, node in enumerate(graph.nodes):
-        if id(node) not in taken:
+        if id(node) not in in_attention:
             kind: Kind = "product" if node.op_type in PRODUCTS else "memory"
             units.append(Unit(kind=kind, nodes=[node], last=place))
     _set_stages(graph, units)
-    regions = _joined(graph, [unit for unit in units if unit.kind == "memory"])
+    regions = _join_regions(graph, [unit for unit in units if unit.kind == "memory"])
     return sorted([*(unit for unit in units if unit.kind != "memory"), *regions], key=lambda unit: unit.last)
 
 
 def _attentions(graph: ConcreteGraph) -> list[Unit]:
     place = {id(node): index for index, node in enumerate(graph.nodes)}
-    chains = [_scores(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
+    chains = [_attention_chain(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
     return [
         Unit(kind="attention", nodes=chain, last=max(place[id(node)] for node in chain)) for chain in chains if chain
     ]
 
 
-def _scores(graph: ConcreteGraph, softmax: NodeProto) -> list[NodeProto] | None:
-    """MatMul ... Softmax ... MatMul, if it is that."""
+def _attention_chain(graph: ConcreteGraph, softmax: NodeProto) -> list[NodeProto] | None:
+    """MatMul ... Softmax ... MatMul around `softmax`; None where it is not in such a chain."""
     chain = [softmax]
     node = softmax
     while node.op_type != "MatMul":
-        before = [maker for maker in _score_makers(graph, node) if _carries_scores(graph, maker)]
+        before = [producer for producer in _score_producers(graph, node) if _carries_scores(graph, producer)]
         if len(before) != 1:
             return None
         node = before[0]
@@ -64,14 +64,14 @@ def _scores(graph: ConcreteGraph, softmax: NodeProto) -> list[NodeProto] | None:
     return chain
 
 
-def _score_makers(graph: ConcreteGraph, node: NodeProto) -> list[NodeProto]:
-    return [maker for maker in graph.makers(node) if maker.op_type in BETWEEN_SCORES | {"MatMul"}]
+def _score_producers(graph: ConcreteGraph, node: NodeProto) -> list[NodeProto]:
+    return [producer for producer in graph.producers(node) if producer.op_type in BETWEEN_SCORES | {"MatMul"}]
 
 
 def _carries_scores(graph: ConcreteGraph, node: NodeProto) -> bool:
-    """Whether a product of two activations is behind `node`, so that it carries scores and no mask."""
+    """Whether `node` comes from a product of two activations: then it carries scores, not a mask."""
     while node.op_type != "MatMul":
-        before = _score_makers(graph, node)
+        before = _score_producers(graph, node)
         if not before:
             return False
         node = before[0]
@@ -88,8 +88,8 @@ def _set_stages(graph: ConcreteGraph, units: list[Unit]) -> None:
             stages[name] = unit.stage + (unit.kind != "memory")
 
 
-def _joined(graph: ConcreteGraph, units: list[Unit]) -> list[Unit]:
-    """Units of single operators, those of one stage that touch joined to regions."""
+def _join_regions(graph: ConcreteGraph, units: list[Unit]) -> list[Unit]:
+    """Regions of single-operator units: neighbours of the same stage are joined."""
     home = {name: index for index, unit in enumerate(units) for name in unit.nodes[0].output}
     parent = list(range(len(units)))
 

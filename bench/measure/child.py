@@ -1,4 +1,4 @@
-"""A process of its own for what one process can measure only once: import, load, first call, peak memory, builds.
+"""A process of its own for what a process can measure only once: import, load, first call, peak memory, builds.
 
 The parent writes a job as JSON and watches the child's memory; the child answers with one line of JSON. A child that
 runs out of memory is a result, not a failure of the run.
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:
-    """Answers of all texts, `batch` of them in a call."""
+    """Answers to all texts, in calls of `batch`."""
     if len(texts) <= batch:
         return run(texts)
     return [answer for at in range(0, len(texts), batch) for answer in run(texts[at : at + batch])]
@@ -60,35 +60,35 @@ def run_job(job: Mapping[str, Any], *, memory_limit: int, timeout: float | None 
             start_new_session=True,
         )
         try:
-            ended, most = _watch(child, memory_limit, timeout)
+            reason, peak = _watch(child, memory_limit, timeout)
         finally:
             if child.poll() is None:
                 child.kill()
             child.wait()
-        if ended == "memory":
-            note = f"stopped at {most / 1e9:.2f} GB of resident memory; the limit is {memory_limit / 1e9:.2f} GB"
-            return {"status": "out of memory", "note": note, "peak_bytes": most}
-        if ended == "time":
+        if reason == "memory":
+            note = f"stopped at {peak / 1e9:.2f} GB of resident memory; the limit is {memory_limit / 1e9:.2f} GB"
+            return {"status": "out of memory", "note": note, "peak_bytes": peak}
+        if reason == "time":
             return {"status": "not run", "note": f"stopped after {timeout or 0:.0f} s: the time limit"}
         answer.seek(0)
         remarks.seek(0)
-        return _read(answer.read(), remarks.read().decode(errors="replace"), child.returncode, most)
+        return _read(answer.read(), remarks.read().decode(errors="replace"), child.returncode, peak)
 
 
 def _watch(child: subprocess.Popen[bytes], memory_limit: int, timeout: float | None) -> tuple[str, int]:
-    """Wait for the child; why it was stopped (memory, time, or nothing), and the most memory that was seen."""
-    start, most = time.monotonic(), 0
+    """Wait for the child: why it was stopped (`memory`, `time`, else empty), and its peak resident memory."""
+    start, peak = time.monotonic(), 0
     while child.poll() is None:
-        most = max(most, resident_bytes(child.pid) or 0)
-        if most > memory_limit:
-            return "memory", most
+        peak = max(peak, resident_bytes(child.pid) or 0)
+        if peak > memory_limit:
+            return "memory", peak
         if timeout is not None and time.monotonic() - start > timeout:
-            return "time", most
+            return "time", peak
         time.sleep(WATCH_SECONDS)
-    return "", most
+    return "", peak
 
 
-def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
+def _read(answer: bytes, remarks: str, code: int, peak: int) -> dict[str, Any]:
     last = next((line.strip() for line in reversed(remarks.splitlines()) if line.strip()), "no message")
     try:
         result: dict[str, Any] = json.loads(answer)
@@ -97,16 +97,16 @@ def _read(answer: bytes, remarks: str, code: int, most: int) -> dict[str, Any]:
         pass
     if code == -signal.SIGKILL or is_out_of_memory(remarks):
         note = "its process was killed, as the kernel does when memory runs out" if code < 0 else last
-        return {"status": "out of memory", "note": note, "peak_bytes": most}
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return {"status": "failed", "note": f"its process ended with {how}: {last}", "stage": "unknown"}
+        return {"status": "out of memory", "note": note, "peak_bytes": peak}
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return {"status": "failed", "note": f"its process ended with {ending}: {last}", "stage": "unknown"}
 
 
 def main() -> None:
     """The child: a job on stdin, one line of JSON on stdout."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answer
     job = json.load(sys.stdin)
     stage = ["open"]
     try:
@@ -114,11 +114,11 @@ def main() -> None:
     except Exception as error:
         answer = {**refusal(error), "stage": stage[-1]}
     print(json.dumps(answer), file=out, flush=True)
-    os._exit(0)  # some libraries crash while they are torn down
+    os._exit(0)  # some libraries crash at teardown
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """What an error makes of a subject: `status` and `note`."""
+    """The `status` and `note` of a subject that raised this error."""
     from nopad.runtime.errors import EnvironmentProblem, NopadError
 
     note = str(error) if isinstance(error, NopadError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The machine under a benchmark: what it is, what memory is left, which thread settings it was given. Linux's /proc."""
+"""The machine of a benchmark: its description, free memory and thread settings. Reads Linux's /proc."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nopad.model.packages import version_of
 from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 
-# Variables that set the threads of a library under test, whatever the library is asked for later.
+# Variables that set the threads of a library under test, whatever number it is given later.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 PACKAGES = ("nopad", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "optimum-onnx",
             "openvino", "flash-attn", "tensorrt", "tensorrt-rtx")  # fmt: skip
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-# Where control groups keep a limit and its use, of version 2 and 1.
+# Files with the memory limit of the control group and its use: version 2, then 1.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -44,7 +44,7 @@ def check_threads(threads: int, environment: Mapping[str, str]) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """What a reader must know of the machine; nothing that names it."""
+    """What a reader must know about the machine, without its name."""
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
@@ -62,15 +62,15 @@ def versions() -> dict[str, str]:
 
 
 def available_bytes() -> int:
-    """Memory that a new process may take: of the machine, and of the control group where that has a limit."""
+    """Memory that a new process may take, by the machine and by the limit of the control group."""
     free = _meminfo("MemAvailable") or 1 << 40
-    for limit, used in _LIMITS:
+    for limit_file, use_file in _LIMITS:
         try:
-            most, taken = (Path(name).read_text().strip() for name in (limit, used))
+            limit, used = (Path(name).read_text().strip() for name in (limit_file, use_file))
         except OSError:
             continue
-        if most.isdigit() and int(most) < 1 << 60:  # version 1 writes a huge number for no limit
-            free = min(free, int(most) - int(taken) + _reclaimable())
+        if limit.isdigit() and int(limit) < 1 << 60:  # version 1 writes a huge number for no limit
+            free = min(free, int(limit) - int(used) + _reclaimable())
     return max(free, 0)
 
 
@@ -100,7 +100,7 @@ def peak_bytes() -> int:
 
 
 def age_seconds() -> float:
-    """Since this process was started (to a hundredth of a second, as the kernel counts)."""
+    """Seconds since this process was started (to a hundredth of a second, as the kernel counts)."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""How quiet the machine is: one fixed fp32 matrix product, timed in every round. Its best is the machine's peak."""
+"""How quiet the machine is: one fixed fp32 matrix product, timed in every round. Its best time gives the peak."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 M, K, N = 1024, 768, 2304
 FLOPS = 2.0 * M * K * N
 REPEATS = 5
-QUIET = 0.05  # a larger interquartile range over median means that somebody else was computing
+QUIET = 0.05  # a larger interquartile range over median means that something else was computing
 
 
 class Probe:
-    """The product through ONNX Runtime, with the weights packed in advance; through numpy where that is missing."""
+    """The product through ONNX Runtime, with the weights packed in advance; through numpy where it is missing."""
 
     def __init__(self, threads: int) -> None:
         self._product = _through_onnxruntime(threads) or _through_numpy()
@@ -31,13 +31,13 @@ class Probe:
     def time(self) -> None:
         """Add the median of a few products to `seconds`, after one to warm up."""
         self._product()
-        taken = []
+        times = []
         for _ in range(REPEATS):
             start = time.perf_counter()
             self._product()
-            taken.append(time.perf_counter() - start)
-        self.best = min(self.best, *taken)
-        self.seconds.append(float(np.median(taken)))
+            times.append(time.perf_counter() - start)
+        self.best = min(self.best, *times)
+        self.seconds.append(float(np.median(times)))
 
     @property
     def peak_flops(self) -> float | None:
@@ -46,19 +46,19 @@ class Probe:
 
 
 def judge(seconds: Sequence[float], peak_flops: float | None, figures: Iterable[Figures]) -> Noise:
-    """Whether the run can be concluded from, by the probe's spread and by the widths of the figures' intervals."""
-    varied = spread(seconds)
+    """Whether the run allows conclusions, by the probe's spread and the widths of the figures' intervals."""
+    variation = spread(seconds)
     intervals = [cell.ratio or cell.seconds for cell in figures]
     unclear = sum(map(wide, intervals))
-    loud = varied is not None and varied > QUIET
-    known = "not timed often enough to tell" if varied is None else f"varied by {varied:.1%}"
+    loud = variation is not None and variation > QUIET
+    probe = "not timed often enough to tell" if variation is None else f"varied by {variation:.1%}"
     widths = f"{unclear} of {len(intervals)} intervals are wider than 10 %"
-    verdict = f"a fixed matrix product {known} (interquartile range over the median of {len(seconds)} times); {widths}"
-    conclusive = bool(intervals) and varied is not None and not loud and unclear * 4 <= len(intervals)
+    verdict = f"a fixed matrix product {probe} (interquartile range over the median of {len(seconds)} times); {widths}"
+    conclusive = bool(intervals) and variation is not None and not loud and unclear * 4 <= len(intervals)
     if not conclusive:
         verdict = f"too noisy to conclude: {verdict}" if intervals else f"nothing was measured: {verdict}"
     return Noise(
-        probe_seconds=tuple(seconds), peak_flops=peak_flops, spread=varied, conclusive=conclusive, verdict=verdict
+        probe_seconds=tuple(seconds), peak_flops=peak_flops, spread=variation, conclusive=conclusive, verdict=verdict
     )
 
 

@@ -16,7 +16,7 @@ NOT_REACHED = "not reached"
 
 
 class Record:
-    """What is known so far."""
+    """The results of a run so far."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Record:
         self.complete = False
 
     def subject(self, name: str, **changes: Any) -> None:
-        """Replace fields of a subject; it loses its cells where it cannot take part."""
+        """Replace fields of a subject; if it cannot take part, its cells go."""
         self.subjects[name] = dataclasses.replace(self.subjects[name], **changes)
         if self.subjects[name].status in ("missing", "failed"):
             for key in [key for key in self.cells if key[0] == name]:

@@ -1,7 +1,7 @@
 """One run: each workload first by every subject alone in a process of its own, then by all of them in turns.
 
 Memory, load and first call come from the processes; times from the turns. A subject that ran out of memory alone is
-not asked again. Those that do not fit beside each other take turns in groups, each with the reference.
+not run again. Subjects that do not fit in memory together take turns in groups, each with the reference.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from nopad.runtime.types import FloatArray
 
 Show = Callable[..., None]  # a line of progress: message, done, total
 Answer = Mapping[str, Any]  # of a child process (nopad.bench.measure.child)
-_CANNOT_OPEN = (("missing", "open"), ("failed", "open"))  # in no workload
+_CANNOT_OPEN = (("missing", "open"), ("failed", "open"))  # status and stage: the subject takes part in no workload
 _PROCESS_FACTS = ("import_seconds", "load_seconds", "cold_seconds", "loaded_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of a run."""
+    """Settings of a run."""
 
     threads: int
     rounds: int
@@ -52,7 +52,7 @@ class Settings:
 
 
 class Run:
-    """A run into `record`. `publish` is called whenever there is more to see."""
+    """A run into `record`. `publish` is called whenever results were added."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class Run:
         self.publish = publish
         self.show = show
         self._end: float | None = None  # of the time limit
-        self._alone: dict[str, list[Answer]] = {name: [] for name in self.plans}  # of each subject's own processes
+        self._alone: dict[str, list[Answer]] = {name: [] for name in self.plans}  # answers of its own processes
 
     def measure(self) -> None:
         """Measure everything. Failures of a subject are results.
 
-        Raises `UsageError` for a library that does not take the number of threads.
+        Raises `UsageError` for a library that runs with another number of threads.
         """
         limit = self.settings.time_limit
         self._end = None if limit is None else time.monotonic() + limit
@@ -93,30 +93,30 @@ class Run:
             self._take_turns(self._measure_alone(texts), texts, deadline)
             self.publish()
 
-    def _memory(self) -> int:
+    def _memory_limit(self) -> int:
         return self.settings.memory_limit or int(0.9 * machine.available_bytes())
 
-    def _left(self) -> float | None:
+    def _seconds_left(self) -> float | None:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def _in_child(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        return run_job(job, memory_limit=self._memory(), timeout=self._left())
+        return run_job(job, memory_limit=self._memory_limit(), timeout=self._seconds_left())
 
     def _leave_out(self, subject: str, answer: Answer) -> None:
-        """A subject that takes part in no workload."""
+        """Record that a subject takes part in no workload."""
         status = "missing" if answer["status"] == "missing" else "failed"
         self.record.subject(subject, status=status, note=answer["note"])
 
     # Files that a subject needs
 
     def _make_files(self, plan: SubjectPlan) -> None:
-        """From the cache, or made now; with the time that it took."""
+        """Make a subject's files unless they are in the cache, and record the build time."""
         missing = lacks(plan.spec)
         if missing is not None:
             self._leave_out(plan.name, {"status": "missing", "note": missing})
             return
         for folder, job in plan.builds:
-            answer = self._built(plan, folder, job)
+            answer = self._build(plan, folder, job)
             if answer["status"] != "ok":
                 self._leave_out(plan.name, answer)
                 return
@@ -129,21 +129,21 @@ class Run:
             if answer["status"] == "ok":
                 self.record.subject(plan.name, build_seconds=answer["build_seconds"])
 
-    def _built(self, plan: SubjectPlan, folder: Path, job: Mapping[str, Any]) -> Answer:
+    def _build(self, plan: SubjectPlan, folder: Path, job: Mapping[str, Any]) -> Answer:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.json"), f"making {folder}"):
-            answer = builds.built(folder)
+            answer = builds.read_record(folder)
             if answer is None:
                 self.show(f"{plan.name}: making {job['kind']}'s files")
                 answer = builds.unavailable(job) or self._in_child({**job, "folder": str(folder)})
                 if answer["status"] == "ok":
-                    builds.record(folder, answer)
+                    builds.write_record(folder, answer)
         return answer
 
     # Each subject alone
 
     def _measure_alone(self, texts: Texts) -> dict[str, Answer]:
-        """Each subject in a process of its own; the answers of those that can go on."""
+        """Run each subject in a process of its own; the answers of those that can take turns."""
         ready: dict[str, Answer] = {}
         workload = texts.workload
         for name, plan in self.plans.items():
@@ -153,13 +153,13 @@ class Run:
                 note = f"{plan.spec.model} takes {plan.longest} tokens at most"
                 self.record.cell(name, workload.name, "not run", note)
                 continue
-            if self._left() == 0:
+            if self._seconds_left() == 0:
                 self.record.cell(name, workload.name, "not run", "the time limit had passed")
                 continue
             self.show(f"{workload.name}: {name} in a process of its own")
             answer = self._in_child(measure_job(plan.spec, texts.texts, workload.batch))
             if answer["status"] == "ok":
-                self._keep_alone(name, workload.name, answer)
+                self._record_alone(name, workload.name, answer)
                 ready[name] = answer
             elif not self._alone[name] and (answer["status"], answer.get("stage", "open")) in _CANNOT_OPEN:
                 self._leave_out(name, answer)
@@ -170,7 +170,7 @@ class Run:
             self.publish()
         return ready
 
-    def _keep_alone(self, subject: str, workload: str, answer: Answer) -> None:
+    def _record_alone(self, subject: str, workload: str, answer: Answer) -> None:
         require_threads({subject: answer["threads"]}, self.settings.threads)
         answers = self._alone[subject]
         answers.append(answer)
@@ -183,14 +183,14 @@ class Run:
     # All subjects in turns
 
     def _take_turns(self, ready: Mapping[str, Answer], texts: Texts, deadline: float | None) -> None:
-        """As many at once as fit in memory; `deadline` ends this workload's share of the time."""
+        """Take turns, as many subjects at once as fit in memory; `deadline` ends this workload's share of the time."""
         workload = texts.workload.name
         needs = {name: int(answer["peak_bytes"]) for name, answer in ready.items()}
-        room = self._memory()
+        memory = self._memory_limit()
         first = self.record.reference if self.record.reference in ready else None
-        groups, left_out = groups_that_fit(list(needs.items()), first, room)
+        groups, left_out = groups_that_fit(list(needs.items()), first, memory)
         for name in left_out:
-            note = f"needs {needs[name] / 1e9:.2f} GB beside the reference; {room / 1e9:.2f} GB are left"
+            note = f"needs {needs[name] / 1e9:.2f} GB beside the reference; {memory / 1e9:.2f} GB are left"
             self.record.cell(name, workload, "out of memory", note)
         answers: dict[str, list[FloatArray]] = {}
         for index, names in enumerate(groups):
@@ -209,20 +209,20 @@ class Run:
 class _Group:
     """Subjects that are open beside each other and take turns on one workload.
 
-    `answers` are those to this workload so far, by subject; each group adds its own.
+    `answers`: those to this workload so far, by subject; each group adds its own.
     """
 
     def __init__(self, run: Run, names: Sequence[str], texts: Texts, answers: dict[str, list[FloatArray]]) -> None:
         self.run, self.texts, self.answers = run, texts, answers
         self.workload = texts.workload.name
         self.plans = [run.plans[name] for name in names]
-        self.earlier = {name: run.record.cells[name, self.workload] for name in names}  # of the reference: its turns
+        self.earlier = {name: run.record.cells[name, self.workload] for name in names}  # the reference's has turns
         self.runners: dict[str, Runner] = {}
         self.estimates: dict[str, float] = {}  # seconds of a pass
         self.notes: dict[str, str] = {}
 
     def take_turns(self, rounds: range, deadline: float | None) -> None:
-        """Open, check and time everybody, then close them."""
+        """Open, check and time every subject, then close them."""
         try:
             for plan in self.plans:
                 self._open(plan)
@@ -236,7 +236,7 @@ class _Group:
                 rounds=rounds,
                 order=random.Random(f"{self.run.settings.seed} {self.workload}"),
                 deadline=deadline,
-                each_round=lambda times: self._keep(times, rounds),
+                each_round=lambda times: self._record_times(times, rounds),
                 failed=self._fail,
             )
             self._require_threads()
@@ -286,9 +286,9 @@ class _Group:
         self._cell(plan.name, "not run", NOT_REACHED, **scores)
 
     def _yardstick(self, plan: SubjectPlan) -> tuple[str, str | None]:
-        """A note, and the subject whose answers are compared with; another of the same yardstick where that has none.
+        """A note, and the subject to compare answers with; where the yardstick has none, another subject that has it.
 
-        Raises `EngineError` where there is none.
+        Raises `EngineError` where nothing has answers.
         """
         if plan.yardstick is None or plan.yardstick in self.answers:
             return "", plan.yardstick
@@ -304,8 +304,8 @@ class _Group:
         with contextlib.suppress(Exception):
             self.runners.pop(subject).close()
 
-    def _keep(self, times: Mapping[str, Times], rounds: range) -> None:
-        """What was timed so far, after each round."""
+    def _record_times(self, times: Mapping[str, Times], rounds: range) -> None:
+        """Record the times so far, after each round."""
         for subject, turns in times.items():
             if subject in self.runners and turns.seconds:
                 before = self.earlier[subject]

@@ -1,7 +1,7 @@
 """The measurement itself: opened subjects take turns on one workload, in rounds of random order. Writes nothing.
 
-Before a turn the machine rests, so that spinning threads of the last library do not slow this one; short calls are
-made several times in a turn, after a call that is not timed and brings the caches back.
+Before a turn the machine rests, so that the last library's spinning threads do not slow the next; short calls are
+repeated within a turn, after an untimed call that warms the caches.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from nopad.runtime.types import FloatArray
 
 PAUSE_SECONDS = 0.05
 SHORT_SECONDS = 0.1  # calls below it are preceded by a call that is not timed
-TURN_SECONDS = 0.3  # so long a turn lasts at least, in calls of the same
+TURN_SECONDS = 0.3  # a turn repeats its call until it lasts about this long
 MOST_CALLS = 10
 
 
 @dataclass(kw_only=True)
 class Times:
-    """What one subject's turns took."""
+    """The times of one subject's turns."""
 
     seconds: list[float] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
 
 
 def require_threads(running: Mapping[str, int], threads: int) -> None:
-    """Raises `UsageError` if a library does not run with `threads` threads; `running` has those of each subject."""
+    """Raises `UsageError` if a library does not run with `threads` threads; `running`: those of each subject."""
     for name, number in running.items():
         if number != threads:
             raise UsageError(
@@ -47,10 +47,10 @@ def warm_up(runner: Runner, texts: Texts) -> tuple[list[FloatArray], float]:
     batch = texts.workload.batch
     start = time.perf_counter()
     answers = in_calls(runner.run, texts.texts, batch)
-    taken = time.perf_counter() - start
-    if taken < SHORT_SECONDS:
-        taken = min(_timed(runner, texts) for _ in range(3))
-    return answers, taken
+    seconds = time.perf_counter() - start
+    if seconds < SHORT_SECONDS:
+        seconds = min(_timed(runner, texts) for _ in range(3))
+    return answers, seconds
 
 
 def take_turns(
@@ -79,14 +79,14 @@ def take_turns(
         order.shuffle(alive)
         for name in list(alive):
             try:
-                taken = _turn(runners[name], texts, estimates[name])
+                seconds = _turn(runners[name], texts, estimates[name])
             except Exception as error:
                 alive.remove(name)
                 times[name] = Times()
                 failed(name, error)
                 continue
-            times[name].seconds += taken
-            times[name].rounds += [number] * len(taken)
+            times[name].seconds += seconds
+            times[name].rounds += [number] * len(seconds)
         needed = time.monotonic() - started
         each_round(times)
     return times
@@ -97,7 +97,7 @@ def _turn(runner: Runner, texts: Texts, estimate: float) -> list[float]:
     if estimate < SHORT_SECONDS:
         _timed(runner, texts)
     calls = max(1, min(MOST_CALLS, round(TURN_SECONDS / max(estimate, 1e-6))))
-    gc.disable()  # whose turn the collector falls into is chance
+    gc.disable()  # else the collector would run in some subject's turn, by chance
     try:
         return [_timed(runner, texts) for _ in range(calls)]
     finally:
@@ -116,12 +116,12 @@ def groups_that_fit(
 ) -> tuple[list[list[str]], list[str]]:
     """Subjects in groups that fit in `room` bytes together, each group with `first`; and those that fit in none.
 
-    `needs` are names with their peak memory, in the order in which they are preferred. Ratios need only the reference
+    `needs` are names with their peak memory, in order of preference. Ratios need only the reference
     in the same round.
     """
     sizes = dict(needs)
     left_out = [name for name, size in needs if size + (sizes.get(first or "", 0) if name != first else 0) > room]
-    if first in left_out:  # then nobody needs to fit beside it
+    if first in left_out:  # then no subject has to fit beside it
         first = None
         left_out = [name for name, size in needs if size > room]
     shared = sizes.get(first or "", 0)
@@ -130,7 +130,7 @@ def groups_that_fit(
     for name, size in needs:
         if name == first or name in left_out:
             continue
-        place = next((i for i, taken in enumerate(used) if taken + size <= room), len(groups))
+        place = next((i for i, bytes_used in enumerate(used) if bytes_used + size <= room), len(groups))
         if place == len(groups):
             groups.append([])
             used.append(shared)

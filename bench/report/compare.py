@@ -2,7 +2,7 @@
 
 A cell is judged by the interval of the ratio of its medians, new over old. The machine itself may have been slower in
 one of the runs, which no interval within a run can show: so the ratio is judged twice, as it is and divided by the
-ratio of the two runs' fixed matrix products, and only what both say is said.
+ratio of the two runs' fixed matrix products, and a verdict needs both.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def machine_drift(old: Report, new: Report) -> float:
 
 
 def verdict_of(ratio: Interval, threshold: float) -> Verdict:
-    """What an interval of new over old says: beyond the threshold and surely so, surely within it, or neither."""
+    """The verdict of an interval of new over old: beyond the threshold and surely so, surely within it, or neither."""
     low, middle, high = ratio
     most = 1 + threshold
     if low > 1 and middle > most:
@@ -73,8 +73,8 @@ def _judge(key: tuple[str, str], old: Cell | None, new: Cell | None, drift: floa
         states = [
             f"{'absent' if cell is None else cell.status} {when}" for cell, when in ((old, "before"), (new, "now"))
         ]
-        gone = old is not None and _measured(old) and new is not None and new.status in ("failed", "out of memory")
-        verdict: Verdict = "regression" if gone else "not compared"
+        lost = old is not None and _measured(old) and new is not None and new.status in ("failed", "out of memory")
+        verdict: Verdict = "regression" if lost else "not compared"
         return Comparison(subject=subject, workload=workload, verdict=verdict, note=", ".join(states))
     ratio = unpaired_ratio(_medians(new), _medians(old))
     adjusted: Interval = (ratio[0] / drift, ratio[1] / drift, ratio[2] / drift)

@@ -12,7 +12,7 @@ from nopad.bench.schema import Cell, Report, Subject, Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What the times of one cell say. Seconds are of one pass over the texts, tokens are real ones."""
+    """Figures of one cell, from its times. Seconds are of one pass over the texts; only real tokens count."""
 
     p50: float
     p90: float
@@ -26,18 +26,18 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells and figures by (subject, workload). A cell that was never reached has neither."""
+    """Cells and figures by (subject, workload). A cell without times has no figures."""
 
     report: Report
     cells: Mapping[tuple[str, str], Cell]
     figures: Mapping[tuple[str, str], Figures]
 
     def at(self, subject: str, workload: str) -> tuple[Cell | None, Figures | None]:
-        """The cell of that name and its figures."""
+        """The cell of `subject` on `workload`, and its figures; None where there are none."""
         return self.cells.get((subject, workload)), self.figures.get((subject, workload))
 
     def compared(self) -> list[Subject]:
-        """Subjects of nopad that can be compared with the reference: the same model."""
+        """The subjects of nopad that can be compared with the reference: the same model."""
         subjects = self.report.subjects
         models = {subject.model for subject in subjects if subject.name == self.report.reference}
         return [subject for subject in subjects if subject.family == "nopad" and subject.model in models]
@@ -54,9 +54,9 @@ def tabulate(report: Report) -> Table:
         subject, workload = subjects.get(cell.subject), workloads.get(cell.workload)
         if subject and workload and cell.status == "ok" and cell.seconds:
             # The limit is of fp32 products of the reference's model.
-            bound = subject.precision == "fp32" and (reference is None or subject.model == reference.model)
+            limited = subject.precision == "fp32" and (reference is None or subject.model == reference.model)
             other = cells.get((report.reference or "", cell.workload))
-            figures[name] = _figures(cell, workload, other, workload.limit_tokens_per_second if bound else None)
+            figures[name] = _figures(cell, workload, other, workload.limit_tokens_per_second if limited else None)
     return Table(report=report, cells=cells, figures=figures)
 
 

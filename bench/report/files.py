@@ -1,7 +1,7 @@
-"""Reports as files: `bench.json` with everything that can be derived beside the raw times, and its way back.
+"""Reports as files: writes and reads `bench.json`, which has derived figures beside the raw times.
 
-Derived values (`derived` of a cell) are written for readers that have nothing of ours, and made anew when the file is
-read. Keys of no known meaning are kept.
+Derived values (`derived` of a cell) are written for readers without nopad, and computed again when the file is
+read. Unknown keys of a report are kept.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_json(report: Report, folder: Path) -> None:
-    """Write `bench.json`, at once or not at all."""
+    """Write `bench.json`, whole or not at all."""
     data = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
     write_file(folder / JSON, data.encode("utf-8") + b"\n")
 
@@ -65,7 +65,7 @@ def write_json(report: Report, folder: Path) -> None:
 def read_report(path: Path) -> Report:
     """Read a report, given as its file or its folder.
 
-    Raises `NewerVersionError` for a schema of a later nopad, `InputFileError` for anything else that is no report.
+    Raises `NewerVersionError` for a schema of a later nopad, `InputFileError` for any other file that is not a report.
     """
     path = path / JSON if path.is_dir() else path
     try:
@@ -75,14 +75,14 @@ def read_report(path: Path) -> Report:
     except (ValueError, RecursionError) as error:
         raise InputFileError(f"{path} is damaged ({error}); run nopad bench again") from None
     if not isinstance(raw, dict) or type(raw.get("schema_version")) is not int:
-        raise InputFileError(f"{path} is no report of nopad bench: it has no schema_version")
+        raise InputFileError(f"{path} is not a report of nopad bench: it has no schema_version")
     version = raw["schema_version"]
     if version > SCHEMA_VERSION:
         raise NewerVersionError(
             f"{path} has schema_version {version}, this nopad reads up to {SCHEMA_VERSION}: upgrade nopad"
         )
     if version < 1:
-        raise InputFileError(f"{path} has schema_version {version}, which never was; run nopad bench again")
+        raise InputFileError(f"{path} has schema_version {version}, which never existed; run nopad bench again")
     try:
         return _report(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -90,19 +90,19 @@ def read_report(path: Path) -> Report:
 
 
 def _report(raw: Mapping[str, Any]) -> Report:
-    known = {field.name for field in dataclasses.fields(Report)} - {"extra"}
-    values = {name: value for name, value in raw.items() if name in known}
+    names = {field.name for field in dataclasses.fields(Report)} - {"extra"}
+    values = {name: value for name, value in raw.items() if name in names}
     values["subjects"] = tuple(_record(Subject, row) for row in raw["subjects"])
     values["workloads"] = tuple(_record(Workload, row) for row in raw["workloads"])
     values["cells"] = tuple(_record(Cell, row) for row in raw["cells"])
     values["noise"] = _record(Noise, raw["noise"])
     values["forecasts"] = tuple(map(dict, raw.get("forecasts") or ()))
-    values["extra"] = {name: value for name, value in raw.items() if name not in known}
+    values["extra"] = {name: value for name, value in raw.items() if name not in names}
     for name in ("command", "created"):
         if not isinstance(values[name], str):
             raise TypeError(f"{name} is {values[name]!r}")
     if type(values["threads"]) is not int or not isinstance(values["complete"], bool):
-        raise TypeError("threads or complete is of another type")
+        raise TypeError("threads or complete has the wrong type")
     report = Report(**values)
     subjects, workloads = ({record.name for record in group} for group in (report.subjects, report.workloads))
     for cell in report.cells:
@@ -120,14 +120,14 @@ def _record(kind: Any, raw: Any) -> Any:
             continue
         if isinstance(value, list):
             if not all(type(item) in (int, float) and math.isfinite(item) for item in value):
-                raise TypeError(f"{name} holds what is no number")
+                raise TypeError(f"{name} holds something that is not a number")
             value = tuple(value)
         elif not _fits(value, hints[name]):
             raise TypeError(f"{name} is {value!r}")
         values[name] = value
     record = kind(**values)
     if kind is Cell and (len(record.seconds) != len(record.rounds) or any(second <= 0 for second in record.seconds)):
-        raise ValueError(f"the times of {record.subject} on {record.workload} are not whole")
+        raise ValueError(f"the times of {record.subject} on {record.workload} are damaged")
     return record
 
 

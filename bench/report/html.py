@@ -1,7 +1,7 @@
 """The report of `nopad bench` as one HTML file that asks the network for nothing. Knows the page, measures nothing.
 
-Texts, file names and notes come from elsewhere: all of them are escaped, and the page's policy allows no request and no
-script but its own, by their digests.
+Texts, file names and notes come from elsewhere: all are escaped, and the page's policy allows no request and no script
+but its own, by digest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nopad.charts.units import number, ratio, share
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Write the page of that report. OSError where the file cannot be written."""
+    """Write the page of `report`. Raises `OSError` if the file cannot be written."""
     path.write_text(page(report), encoding="utf-8")
 
 
 def page(report: Report) -> str:
-    """The page of that report."""
+    """The page of `report`."""
     own, script = (
         files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
         for name in ("report.css", "report.js")
@@ -75,7 +75,7 @@ def page(report: Report) -> str:
 
 
 def result(table: Table) -> str:
-    """What the run found, in one sentence."""
+    """The result of the run, in one sentence."""
     reference, report = table.report.reference, table.report
     parts = []
     for subject in table.compared():
@@ -100,8 +100,8 @@ def result(table: Table) -> str:
         any((at := table.figures.get((subject.name, workload.name))) and at.ratio for subject in table.compared())
         for workload in report.workloads
     )
-    every = len(report.workloads)
-    count = f"{every} workload{'' if every == 1 else 's'}" if compared == every else f"{compared} of {every} workloads"
+    total = len(report.workloads)
+    count = f"{total} workload{'' if total == 1 else 's'}" if compared == total else f"{compared} of {total} workloads"
     speeds = ", ".join(text for _, text in sorted(parts, reverse=True))
     return f"Against {reference} on {count}: {speeds}."
 
@@ -124,7 +124,7 @@ def _verdicts(report: Report) -> str:
 
 
 def _tiles(table: Table) -> str:
-    """How nopad compares, one tile for each workload: the best large, its other subjects small."""
+    """How nopad compares, one tile for each workload: its fastest subject large, the others small."""
     tiles = []
     for workload in table.report.workloads if table.report.cells else ():
         compared = [

@@ -23,7 +23,7 @@ class Panel:
     title: str
     remark: str
     svg: str
-    small: bool = False  # one of many: three stand in a row
+    small: bool = False  # three to a row
 
 
 def latency(table: Table) -> list[Panel]:
@@ -150,7 +150,7 @@ def about(workload: Workload) -> str:
 
 
 def _rows(table: Table, workload: Workload, bar: Callable[[Workload, int, Subject], Bar | None]) -> list[Bar]:
-    """A bar for every subject, or what became of it."""
+    """A bar for every subject; where it has no figure, its status."""
     rows = []
     for style, subject in enumerate(table.report.subjects):
         row = bar(workload, style, subject)
@@ -172,7 +172,7 @@ def _curves(
     write: Callable[[float], str],
     title: str,
 ) -> list[str]:
-    """The plot of a line per subject through the workloads at those places; none where there is nothing to join."""
+    """A plot with a line per subject through the workloads at `places`; none if no line has two points."""
     series = []
     for style, subject in enumerate(table.report.subjects):
         points = []
@@ -193,7 +193,7 @@ def _curves(
 
 
 def _ends(interval: Interval) -> tuple[float, float] | None:
-    """The ends of an interval that can be drawn."""
+    """The ends of an interval; None if they cannot be drawn."""
     low, _, high = interval
     return (low, high) if math.isfinite(high) and low > 0 else None
 

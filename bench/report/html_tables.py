@@ -99,7 +99,7 @@ def subjects(table: Table) -> str:
 
 
 def remarks(table: Table) -> str | None:
-    """What has no figures, with its reason, and notes on the rest; None where there is nothing to say."""
+    """Subjects and cells without figures, with the reason, and notes on the others; None where there are none."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for subject in table.report.subjects:
         if subject.status != "ok" or subject.note:
@@ -118,14 +118,14 @@ def remarks(table: Table) -> str | None:
         for (name, status, note), on in rows.items()
     )
     head = _heads(("subject", "workload", "status", "reason"), text=True)
-    return _table("What has no figures in this report and why, and remarks on what has.", head, [body])
+    return _table("Figures that this report lacks and why, and remarks on the others.", head, [body])
 
 
 def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Forecasts with whatever they hold, each row labelled, grouped by GPU."""
-    known = ["subject", "precision", "seconds", "low", "high", "error", "tokens_per_second", "bound", "flops", "bytes"]
+    """Forecasts with all their keys, each row labelled, grouped by GPU."""
+    order = ["subject", "precision", "seconds", "low", "high", "error", "tokens_per_second", "bound", "flops", "bytes"]
     every = {name for row in rows for name in row} - {"label", "gpu", "workload", "assumes"}
-    columns = [name for name in known if name in every] + sorted(every - set(known))
+    columns = [name for name in order if name in every] + sorted(every - set(order))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row.get("gpu", "")), []).append(row)
@@ -241,7 +241,7 @@ def _forecast_value(name: str, value: Any) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    """A value of a mapping that we do not know, in words."""
+    """A value of any type, in words."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,6 +1,6 @@
 """Medians, ratios and their uncertainty: what raw times may be said to show. Knows no engine and no file.
 
-Intervals are 95 % bootstrap percentile intervals. Calls of one round share the machine's state of that moment, so whole
+Intervals are 95 % bootstrap percentile intervals. Calls of one round share the state of the machine, so whole
 rounds are resampled, not single calls. With one round there is nothing to resample: the interval is infinitely wide.
 """
 

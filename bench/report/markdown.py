@@ -1,4 +1,4 @@
-"""The report as Markdown: one table for each workload, one of the subjects, and what to know before believing it."""
+"""The report as Markdown: a table for each workload and for the subjects, and what to know before believing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEGEND = (
 
 
 def to_markdown(report: Report) -> str:
-    """The whole report. Tables have a line for everyone, also for who could not be measured."""
+    """The whole report. Tables have a row for every subject, also for those that could not be measured."""
     table = tabulate(report)
     parts = (_head(report), _measured(table), _subjects(report), _forecasts(report), _left_out(report), _legend(report))
     return "\n".join(line for part in parts for line in part) + "\n"
@@ -98,7 +98,7 @@ def _cell_row(subject: Subject, cell: Cell, figures: Figures | None, report: Rep
             peak,
             *[NOTHING] * 3,
         ]
-    # Of very few times a 99th percentile is the longest: shown all the same, the reader sees how many there are.
+    # Of very few times the 99th percentile is about the longest; it is shown all the same.
     return [
         cell.subject,
         seconds(figures.p50),
@@ -149,7 +149,7 @@ def _subjects(report: Report) -> Iterator[str]:
 
 
 def _forecasts(report: Report) -> Iterator[str]:
-    """What a model of some hardware says; never among the measurements."""
+    """A section of its own: forecasts never stand among measurements."""
     if not report.forecasts:
         return
     yield "## Forecasts, not measurements"

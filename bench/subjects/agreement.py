@@ -14,7 +14,7 @@ from nopad.runtime.types import FloatArray
 
 
 def _labels(answers: Sequence[FloatArray], head: Head) -> Targets | None:
-    """Zeros and ones for each text, or the label's index for each token; None where logits decide on nothing."""
+    """Zeros and ones for each text, or the label's index for each token; None where the task has no labels."""
     if not head.has_labels:
         return None
     if head.task == "text-classification":
@@ -32,7 +32,7 @@ def require_finite(answers: Sequence[FloatArray]) -> None:
 def compare(answers: Sequence[FloatArray], other: Sequence[FloatArray], head: Head) -> tuple[float | None, float]:
     """Share of equal labels (None where there are none), and the largest difference of logits.
 
-    Raises `EngineError` if the two are not of one shape.
+    Raises `EngineError` if their shapes differ.
     """
     shapes = [(a.shape, b.shape) for a, b in zip(answers, other, strict=True) if a.shape != b.shape]
     if shapes:
@@ -43,7 +43,7 @@ def compare(answers: Sequence[FloatArray], other: Sequence[FloatArray], head: He
 
 
 def accuracy(answers: Sequence[FloatArray], targets: Targets | None, head: Head) -> float | None:
-    """Share of texts answered rightly; None without labels."""
+    """Share of texts answered correctly; None without labels."""
     guesses = None if targets is None else _labels(answers, head)
     if guesses is None or targets is None or guesses.shape != targets.shape:
         return None

@@ -1,7 +1,7 @@
-"""Files that a comparison needs made first: optimum's graph, a BERT of random weights, nopad's own export to time it.
+"""Files that a comparison needs first: optimum's graph, a BERT of random weights, nopad's own export to time it.
 
-Each is a job for a child process (`nopad.bench.measure.child`), so that neither its memory nor its imports meet a
-measurement. What is made is kept in a cache under the digests of what it was made from.
+Each is a job for a child process (`nopad.bench.measure.child`), so that neither its memory nor its imports disturb
+a measurement. The files are cached under the digests of their sources.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ _SOURCES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.txt")
 
 
 def optimum_job(checkpoint: Path, task: str, threads: int) -> dict[str, Any]:
-    """optimum-onnx's padded graph, as a bundle of nopad's."""
+    """The job that makes optimum-onnx's padded graph, as a bundle of nopad's."""
     return {"job": "build", "kind": "optimum", "checkpoint": str(checkpoint), "task": task, "threads": threads}
 
 
 def nopad_job(checkpoint: Path, task: str, target: str, threads: int) -> dict[str, Any]:
-    """A bundle of nopad's, without its parity gate."""
+    """The job that makes nopad's own bundle, without the parity gate."""
     job = {"job": "build", "kind": "nopad", "checkpoint": str(checkpoint), "task": task, "threads": threads}
     return {**job, "target": target}
 
 
 def bert_job(tokenizer: Path, task: str, labels: int, threads: int) -> dict[str, Any]:
-    """A BERT-base checkpoint of random weights over a vocabulary (`vocab.txt`, or a folder with a tokenizer)."""
+    """The job that makes a BERT-base of random weights for a vocabulary (`vocab.txt`, or a folder with a tokenizer)."""
     job = {"job": "build", "kind": "bert", "checkpoint": str(tokenizer), "task": task, "threads": threads}
     return {**job, "labels": labels}
 
 
 def place(cache: Path, job: Mapping[str, Any]) -> Path:
-    """Where in the cache the folder of a job stands or will stand."""
+    """The folder of a job in the cache, made or not."""
     source = Path(job["checkpoint"])
     files = [source] if source.is_file() else sorted(file for name in _SOURCES for file in source.glob(name))
-    known = {
-        "job": {key: value for key, value in job.items() if key not in ("checkpoint", "threads", "folder")},
+    key = {
+        "job": {field: value for field, value in job.items() if field not in ("checkpoint", "threads", "folder")},
         "files": {file.name: sha256_of(file) for file in files},
         "versions": {name: version_of(name) for name in ("nopad", "torch", "transformers", "optimum-onnx")},
     }
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache / f"{job['kind']}-{digest[:16]}"
 
 
 def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The answer of a job that cannot succeed for want of a package, without a process to find out; None: it may."""
+    """The answer to a job that lacks a package, without starting a process; None if the job may succeed."""
     if job["kind"] != "optimum" or version_of("optimum-onnx") is not None:
         return None
     note = (
@@ -63,26 +63,26 @@ def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"status": "missing", "note": note}
 
 
-def built(folder: Path) -> dict[str, Any] | None:
-    """What was recorded when this folder of the cache was made; None if it must be made."""
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The job's answer recorded beside a folder of the cache; None if the folder must be made."""
     try:
-        answer: dict[str, Any] = json.loads(_record(folder).read_bytes())
+        answer: dict[str, Any] = json.loads(_record_path(folder).read_bytes())
     except (OSError, ValueError):
         return None
     return answer if folder.is_dir() else None
 
 
-def record(folder: Path, answer: Mapping[str, Any]) -> None:
-    """Keep the answer of the job that has made this folder."""
-    write_file(_record(folder), json.dumps(dict(answer)).encode())
+def write_record(folder: Path, answer: Mapping[str, Any]) -> None:
+    """Record the answer of the job that has made `folder`."""
+    write_file(_record_path(folder), json.dumps(dict(answer)).encode())
 
 
-def _record(folder: Path) -> Path:
+def _record_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
 def build(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job (in the child): `build_seconds` without imports, `file_bytes`. Into `folder`."""
+    """Do a job, in the child, into its `folder`. Returns `build_seconds` (without imports) and `file_bytes`."""
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -93,7 +93,7 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
 
     if kind == "optimum":
         with contextlib.suppress(ImportError):  # the export says what to do about that
-            importlib.import_module("optimum.exporters.onnx")  # its import is no build time
+            importlib.import_module("optimum.exporters.onnx")  # its import is not build time
     result = export_checkpoint(
         source,
         Path(job["folder"]),
@@ -132,7 +132,7 @@ def _random_bert(source: Path, folder: Path, task: str, labels: int) -> dict[str
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
-    """Ids of the vocabulary (a vocab.txt that names an entry twice leaves some out), and that of its padding."""
+    """Copy the tokenizer; returns its highest id plus 1 (ids may have gaps) and the padding id."""
     import transformers
     from tokenizers import Tokenizer
 
@@ -144,8 +144,8 @@ def _copy_tokenizer(source: Path, folder: Path) -> tuple[int, int]:
     else:
         shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
         config = source / "tokenizer_config.json"
-        known = json.loads(config.read_bytes()) if config.is_file() else {}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known, "model_max_length": 512}
+        own = json.loads(config.read_bytes()) if config.is_file() else {}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **own, "model_max_length": 512}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return max(tokenizer.get_vocab().values()) + 1, tokenizer.token_to_id("[PAD]") or 0

@@ -31,7 +31,7 @@ class NopadRunner:
         self.precision = self._model.artifact.precision
 
     def threads(self) -> int:
-        """Of the engine; an engine that uses no threads of the CPU has as many as it was opened with."""
+        """Threads of the engine; those it was opened with where it uses none of the CPU."""
         return int(self._model.threads or self._spec.threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
@@ -40,7 +40,7 @@ class NopadRunner:
         return logits
 
     def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Streams are filled up to whole attention blocks."""
+        """Real and computed tokens: streams are filled up to whole attention blocks."""
         lengths = [item.used for item in self._model.encode(texts)]
         multiple, padded = self._model.token_multiple, self._model.artifact.layout == "padded"
         computed = 0

@@ -1,6 +1,6 @@
 """optimum-onnx's padded graph as two subjects: on ONNX Runtime, and on OpenVINO.
 
-Both get their tokens from `tokenizers` directly, which is less work than their usual tokenizer classes do.
+Both get their tokens from `tokenizers` directly, which is less work than through their usual tokenizer classes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class _PaddedGraph:
         return [row[:length] for row, length in zip(logits, mask.sum(1), strict=True)]
 
     def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Every text counts as long as the longest."""
+        """Real and computed tokens: every text counts as long as the longest."""
         mask = self._encode(texts)["attention_mask"]
         return int(mask.sum()), int(mask.size)
 
 
 class OptimumRunner(_PaddedGraph):
-    """optimum-onnx's padded graph on ONNX Runtime; on a GPU if that has its provider."""
+    """optimum-onnx's padded graph on ONNX Runtime; on a GPU if its provider is there."""
 
     def __init__(self, spec: Spec) -> None:
         ort: Any = importlib.import_module("onnxruntime")
@@ -64,17 +64,17 @@ class OptimumRunner(_PaddedGraph):
         self._session: Any = ort.InferenceSession(
             str(Path(spec.path) / (spec.file or "")), options, providers=[*providers, "CPUExecutionProvider"]
         )
-        self._wanted = [node.name for node in self._session.get_inputs()]
+        self._input_names = [node.name for node in self._session.get_inputs()]
         self.version = f"onnxruntime {ort.__version__}"
 
     def threads(self) -> int:
-        """Of the session."""
+        """Threads of the session."""
         return int(self._session.get_session_options().intra_op_num_threads)
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text, all in one padded call."""
         feeds = self._encode(texts)
-        logits = self._session.run(None, {name: feeds[name] for name in self._wanted})[0]
+        logits = self._session.run(None, {name: feeds[name] for name in self._input_names})[0]
         return self._rows(logits, feeds["attention_mask"])
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class OptimumRunner(_PaddedGraph):
 
 
 class OpenVinoRunner(_PaddedGraph):
-    """OpenVINO on optimum-onnx's padded graph, tuned for latency, in fp32 also where its default is bf16."""
+    """OpenVINO on optimum-onnx's padded graph, tuned for latency, in fp32 even where its default is bf16."""
 
     def __init__(self, spec: Spec) -> None:
         openvino: Any = importlib.import_module("openvino")
@@ -95,17 +95,17 @@ class OpenVinoRunner(_PaddedGraph):
         }
         self._compiled: Any = openvino.Core().compile_model(str(Path(spec.path) / (spec.file or "")), "CPU", settings)
         self._request: Any = self._compiled.create_infer_request()
-        self._wanted = [port.get_any_name() for port in self._compiled.inputs]
+        self._input_names = [port.get_any_name() for port in self._compiled.inputs]
         self.version = f"openvino {openvino.__version__.split('-')[0]}"
 
     def threads(self) -> int:
-        """Of the compiled model."""
+        """Threads of the compiled model."""
         return int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
 
     def run(self, texts: Sequence[str]) -> list[FloatArray]:
         """Logits of each text, all in one padded call."""
         feeds = self._encode(texts)
-        self._request.infer({name: feeds[name] for name in self._wanted})
+        self._request.infer({name: feeds[name] for name in self._input_names})
         return self._rows(self._request.get_output_tensor(0).data.copy(), feeds["attention_mask"])
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Who takes part: engines of the bundle, and competitors by name. Opens and builds nothing.
 
-A subject is whatever is measured; a competitor is a subject that is not nopad's on the bundle.
+A subject is anything that is measured; a competitor is any subject but nopad on the bundle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMPETITORS: dict[str, tuple[str, str]] = {
     "hf-fa2": ("transformers", "flash_attention_2"),
     "optimum": ("optimum", "onnxruntime"),
     "openvino": ("openvino", "openvino"),
-    "bert": ("", ""),  # BERT-base in these:
+    "bert": ("", ""),  # BERT-base, in each of `BERT_IN`
 }
 BERT_IN = ("nopad", "hf-sdpa", "optimum", "openvino")
 DEFAULT_AGAINST = tuple(name for name in COMPETITORS if name != "bert")
@@ -47,14 +47,14 @@ class SubjectPlan:
     subject: Subject
     spec: Spec
     builds: Builds = ()
-    timed_build: Mapping[str, Any] | None = None  # made only to time it
+    timed_build: Mapping[str, Any] | None = None  # done only to time it
     yardstick: str | None = None  # subject whose answers its own must equal; None: it is a yardstick itself
     longest: int | None = None  # tokens it can take
     random_weights: bool = False  # its accuracy means nothing
 
     @property
     def name(self) -> str:
-        """The subject's."""
+        """Name of the subject."""
         return self.subject.name
 
 
@@ -77,7 +77,7 @@ def plan_engines(
     timed_from: Path | None = None,
     yardstick: str | None = None,
 ) -> list[SubjectPlan]:
-    """The bundle's files, each on the first engine for it on this machine, or on each of `engines`.
+    """The bundle's files, each on the first engine that opens it on this machine, or on each of `engines`.
 
     With `timed_from`, a checkpoint, the export of fp32 graphs is timed. Raises `UsageError` where nothing is left.
     """
@@ -93,7 +93,7 @@ def plan_engines(
         chosen += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
     if not chosen:
         holds = ", ".join(f"{artifact.target} {artifact.precision}" for artifact in bundle.manifest.artifacts)
-        raise UsageError(f"{bundle.path} has nothing of that engine and precision; it holds {holds}")
+        raise UsageError(f"{bundle.path} has nothing for that engine and precision; it holds {holds}")
     plans = []
     for (artifact, engine), name in zip(chosen, _names(chosen), strict=True):
         spec = Spec(
@@ -111,7 +111,7 @@ def plan_engines(
         timed = None
         if timed_from is not None and artifact.precision == "fp32" and artifact.target in ("onnx", "cpu"):
             timed = nopad_job(timed_from, bundle.manifest.task, artifact.target, threads)
-        # With the weights beside it.
+        # Of the graph and the weights beside it.
         size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
         plans.append(SubjectPlan(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
@@ -119,7 +119,7 @@ def plan_engines(
 
 
 def _names(chosen: Sequence[tuple[Artifact, str]]) -> list[str]:
-    """nopad-PRECISION; where several have that, with the file's target; where several still, with the engine."""
+    """nopad-PRECISION; where that repeats, with the target, then the engine, then engine and file."""
     levels = [
         [f"nopad-{artifact.precision}" for artifact, _ in chosen],
         [f"nopad-{artifact.precision}-{artifact.target}" for artifact, _ in chosen],
@@ -145,7 +145,7 @@ def plan_competitors(
 def plan_bert(
     checkpoint: Path | None, vocabulary: Path | None, bundle: Bundle, cache: Path, *, threads: int, target: str
 ) -> list[SubjectPlan]:
-    """BERT-base in nopad and in the competitors; of random weights where no checkpoint is given."""
+    """BERT-base in nopad and in the competitors; with random weights without `checkpoint`."""
     manifest = bundle.manifest
     first: Builds = ()
     if checkpoint is None:
@@ -192,12 +192,12 @@ class _Source:
         """The bundle that nopad exports of it."""
         job = nopad_job(self.checkpoint, self.manifest.task, target, self.threads)
         folder = self._place(job)
-        # What it answers is compared here, so it needs no verdict.
+        # Its answers are compared here, so it needs no verdict.
         own = {"engine": "onnx-cpu", "target": target, "allow_unverified": True}
         return self._plan(self._spec("nopad", "nopad", path=str(folder), **own), "nopad", builds=((folder, job),))
 
     def _place(self, job: Mapping[str, Any]) -> Path:
-        """Of files made from the checkpoint: named after its own place where it has to be made first."""
+        """Cache folder of files made from the checkpoint; named after its folder where it has to be made first."""
         return self.cache / f"{job['kind']}-of-{self.checkpoint.name}" if self.builds else place(self.cache, job)
 
     def _spec(self, name: str, runner: str, **fields: Any) -> Spec:

@@ -1,6 +1,6 @@
 """Every runner by its name: how it is opened, what it imports, what it lacks here. Libraries are imported when opened.
 
-A runner gets strings and gives logits, so its time holds tokenization.
+A runner takes strings and returns logits, so its time includes tokenization.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 
 
 def lacks(spec: Spec) -> str | None:
-    """What is not installed that this subject needs, and what to do; None if nothing is known to be."""
+    """What this subject needs and is not installed, and what to do; None if nothing is known to be missing."""
     if spec.engine == "flash_attention_2" and not importable("flash_attn"):
         return "FlashAttention-2 (package flash-attn) is not installed; it needs a CUDA GPU of compute capability 8.0"
     need = COMPETITOR_NEEDS.get(spec.runner)  # nopad's engines say for themselves what they need
@@ -40,7 +40,7 @@ def lacks(spec: Spec) -> str | None:
 
 
 def import_libraries(spec: Spec) -> None:
-    """Import what the runner is going to need; what is missing is said when it is opened."""
+    """Import what the runner is going to need; a missing library is reported when the subject is opened."""
     names = LIBRARIES[spec.runner] if spec.engine != "torch" else ("nopad.runtime.predictor", "torch", "safetensors")
     modeling = f"transformers.models.{spec.model}.modeling_{spec.model}"
     for name in (*names, *((modeling,) if spec.runner == "transformers" else ())):

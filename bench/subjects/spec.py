@@ -1,4 +1,4 @@
-"""How a subject is opened, and what it is then: `Spec` -> `Runner`. Plain values and a protocol, no library."""
+"""How a subject is opened (`Spec`), and the opened subject (`Runner`). Plain values, a protocol, no library."""
 
 from __future__ import annotations
 

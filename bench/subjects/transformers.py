@@ -1,4 +1,4 @@
-"""transformers as a subject. It pads a call to its longest text, which is the best that a user gets without asking."""
+"""transformers as a subject. It pads a call to its longest text, which is the best that users get by default."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TransformersRunner:
         self.precision = "fp16" if cuda else "fp32"
 
     def threads(self) -> int:
-        """Of PyTorch, for the whole process."""
+        """Threads of PyTorch, for the whole process."""
         return int(self._torch.get_num_threads())
 
     def _encode(self, texts: Sequence[str]) -> Any:
@@ -52,7 +52,7 @@ class TransformersRunner:
         encoded = self._encode(texts)
         with self._torch.inference_mode():
             inputs = {name: value.to(self._device) for name, value in encoded.items() if name in self._takes}
-            rows = self._answer(inputs).float().cpu().numpy()  # which waits for a GPU
+            rows = self._answer(inputs).float().cpu().numpy()  # `cpu` waits for a GPU
         if not self._per_token:
             return list(rows)
         lengths = encoded["attention_mask"].sum(1).tolist()
@@ -67,19 +67,19 @@ class TransformersRunner:
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._spec.normalize else rows
 
     def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Every text counts as long as the longest."""
+        """Real and computed tokens: every text counts as long as the longest."""
         mask = self._encode(texts)["attention_mask"]
         return int(mask.sum()), int(mask.numel())
 
     def close(self) -> None:
-        """Drop the weights, and give a GPU's memory back."""
+        """Drop the weights, and release a GPU's memory."""
         self._model = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
 
 def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
-    """Model and tokenizer. Raises `EnvironmentProblem` where transformers does not give what is asked for."""
+    """Model and tokenizer. Raises `EnvironmentProblem` if transformers has no such attention for it."""
     import transformers
 
     from nopad.export.errors import ExportError
@@ -105,7 +105,7 @@ def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     if model.config._attn_implementation != spec.engine:
         raise EnvironmentProblem(f"transformers {transformers.__version__} gives {folder} no {spec.engine} attention")
     tokenizer = open_tokenizer(folder)
-    tokenizer.model_max_length = 1 << 30  # a limit is given with every call
+    tokenizer.model_max_length = 1 << 30  # every call sets the limit
     if tokenizer.pad_token is None:  # any token will do, it is masked
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id or 0)
     return model, tokenizer

@@ -37,47 +37,47 @@ def lengths(texts: tuple[str, ...]) -> list[int]:
 
 
 def test_real_texts_are_taken_in_order_with_their_labels(folder: Path) -> None:
-    found = Source(EMBEDDED, folder).named("sst2-64")
-    assert found.texts[:2] == ('phrase number 0 is "odd"', 'phrase number 1 is "odd"')
-    assert found.workload.source == "sst2/train.tsv" and found.workload.labelled
-    assert found.targets is not None and found.targets[:2].tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    assert found.workload.texts == found.workload.batch == len(found.texts) == 64
+    texts = Source(EMBEDDED, folder).named("sst2-64")
+    assert texts.texts[:2] == ('phrase number 0 is "odd"', 'phrase number 1 is "odd"')
+    assert texts.workload.source == "sst2/train.tsv" and texts.workload.labelled
+    assert texts.targets is not None and texts.targets[:2].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert texts.workload.texts == texts.workload.batch == len(texts.texts) == 64
 
 
 def test_reviews_are_cut_to_512_tokens_and_counted(folder: Path) -> None:
-    found = Source(EMBEDDED, folder).named("imdb-32")
-    counted = lengths(found.texts)
-    assert max(counted) == found.workload.longest == 512
-    assert tuple(counted) == found.workload.lengths and sum(counted) == found.workload.tokens
-    assert found.workload.padded_tokens == 32 * 512
+    texts = Source(EMBEDDED, folder).named("imdb-32")
+    token_counts = lengths(texts.texts)
+    assert max(token_counts) == texts.workload.longest == 512
+    assert tuple(token_counts) == texts.workload.lengths and sum(token_counts) == texts.workload.tokens
+    assert texts.workload.padded_tokens == 32 * 512
 
 
 @pytest.mark.parametrize("name", ["1x3", "1x64", "7x129", "2x1024"])
 def test_fixed_texts_have_exactly_that_many_tokens(name: str, folder: Path) -> None:
     for source in (Source(EMBEDDED, folder), Source(EMBEDDED, None)):
-        found = source.named(name)
+        texts = source.named(name)
         count, tokens = grid_size(name) or (0, 0)
-        assert lengths(found.texts) == [tokens] * count
-        assert found.workload.kind == "fixed" and found.workload.padded_tokens == count * tokens
+        assert lengths(texts.texts) == [tokens] * count
+        assert texts.workload.kind == "fixed" and texts.workload.padded_tokens == count * tokens
 
 
 def test_generated_texts_say_so_and_stay_the_same(tmp_path: Path) -> None:
     for source in (Source(EMBEDDED, None), Source(EMBEDDED, tmp_path)):
-        found = source.named("imdb-32")
-        assert found.workload.source == GENERATED and found.targets is None
+        texts = source.named("imdb-32")
+        assert texts.workload.source == GENERATED and texts.targets is None
         assert len(source.remarks) == 1 and GENERATED in source.remarks[0]
-        assert found == Source(EMBEDDED, None).named("imdb-32")
-    assert 100 < found.workload.tokens / 32 < 400 and found.workload.longest <= 512
+        assert texts == Source(EMBEDDED, None).named("imdb-32")
+    assert 100 < texts.workload.tokens / 32 < 400 and texts.workload.longest <= 512
 
 
 def test_own_texts_go_in_calls(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps({"t": "a film " * (1 + n), "label": "positive"}) for n in range(10)))
-    found = Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path)), text_field="t", limit=7), 3)
-    assert found.workload.texts == 7 and found.workload.batch == 3 and found.workload.name == "mine-3"
-    assert found.targets is not None and found.targets.shape == (7, 2)
-    one, two, three = (max(found.workload.lengths[at : at + 3]) for at in (0, 3, 6))
-    assert found.workload.padded_tokens == 3 * one + 3 * two + three
+    texts = Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path)), text_field="t", limit=7), 3)
+    assert texts.workload.texts == 7 and texts.workload.batch == 3 and texts.workload.name == "mine-3"
+    assert texts.targets is not None and texts.targets.shape == (7, 2)
+    first, second, third = (max(texts.workload.lengths[at : at + 3]) for at in (0, 3, 6))
+    assert texts.workload.padded_tokens == 3 * first + 3 * second + third
     with pytest.raises(InputFileError, match=r"field text or sentence .* is missing \(found: label, t\)"):
         Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path))), 3)
 

@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven over its debugging pipe: what the tests of the HTML report look through."""
+"""A real headless Chromium, driven over its debugging pipe: the tests of the HTML report look at it there."""
 
 import base64
 import contextlib
@@ -28,16 +28,16 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """The browser's file: on the path, or one that Playwright has installed."""
+    """The browser's executable: on the path, or installed by Playwright."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     folder = os.environ.get("PLAYWRIGHT_BROWSERS_PATH", os.path.expanduser("~/.cache/ms-playwright"))
     return next(iter(sorted(glob(f"{folder}/chromium*/chrome*/chrome"))), None)
 
 
 class Page:
-    """One tab. `problems` are its console errors, uncaught exceptions and failed or forbidden requests."""
+    """A tab. `problems` are its console errors, uncaught exceptions and failed or forbidden requests."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = os.fdopen(read, "rb"), os.fdopen(write, "wb")
@@ -80,8 +80,8 @@ class Page:
         """A PNG of the page from `top` down, by default to its end."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": top, "width": size["width"], "height": height or size["height"] - top, "scale": 1}
-        found = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        screenshot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(screenshot["data"]))
 
     def _next(self) -> dict[str, Any]:
         message = bytearray()
@@ -89,20 +89,20 @@ class Page:
             if not byte:
                 raise RuntimeError("Chromium has ended")
             message += byte
-        found: dict[str, Any] = json.loads(message)
-        told = found.get("params", {})
-        match found.get("method"):
+        answer: dict[str, Any] = json.loads(message)
+        parameters = answer.get("params", {})
+        match answer.get("method"):
             case "Page.loadEventFired":
                 self._loaded = True
             case "Runtime.exceptionThrown":
-                self.problems.append(json.dumps(told["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
-                self.problems.append(json.dumps(told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
-                self.problems.append(told["entry"]["text"])
+                self.problems.append(json.dumps(parameters["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning", "assert"):
+                self.problems.append(json.dumps(parameters["args"]))
+            case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
+                self.problems.append(parameters["entry"]["text"])
             case "Network.requestWillBeSent":
-                self.requests.append(told["request"]["url"])
-        return found
+                self.requests.append(parameters["request"]["url"])
+        return answer
 
 
 @contextlib.contextmanager

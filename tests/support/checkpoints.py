@@ -1,4 +1,4 @@
-"""Small random checkpoints with a tokenizer, as a user would have them after training. Helpers, no tests."""
+"""Small random checkpoints with a tokenizer, as a user has them after training. Helpers, no tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = [*SAMPLES, *(text for pair in PAIRS for text in pair)]
 
 
 def make_checkpoint(name: str, folder: Path, **config: Any) -> Case:
-    """A checkpoint of one of the `CASES`, with `config` laid over its config.json, and a tokenizer that fits."""
+    """A checkpoint of a case of `CASES`, with `config` laid over its config.json, and a matching tokenizer."""
     case = CASES[name]
     case = dataclasses.replace(case, config={**case.config, "vocab_size": VOCAB_SIZE, **config})
     make_reference(case, folder)

@@ -1,7 +1,7 @@
 """CUDA without a GPU: device memory is host memory.
 
-Strict where the real one is: addresses, sizes and streams are checked, work waits on its stream until somebody waits
-for it. Offers only names that cuda-python has; a test compares them.
+Strict where CUDA is: addresses, sizes and streams are checked, and work stays on its stream until the stream is waited
+for. Has only names that cuda-python has; a test compares them.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class FakeCuda(ModuleType):
     def _allocate(self, where: dict[int, Any], size: int) -> int:
         assert size > 0
         self.allocations += 1
-        memory = ctypes.create_string_buffer(b"\xaa" * size, size)  # what nobody wrote must not look like zeros
+        memory = ctypes.create_string_buffer(b"\xaa" * size, size)  # unwritten memory must not look like zeros
         address = ctypes.addressof(memory)
         where[address] = memory
         return address

@@ -1,4 +1,4 @@
-"""Faults to seed, bundles and engines that have them, and what the gate says. Helpers, no tests."""
+"""Faults to seed, bundles and engines that have them, and the gate's report. Helpers, no tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGETS = ("cpu", "onnx")
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is made wrong, and at least which checks must say so."""
+    """A seeded fault, and the checks that must catch it, at least."""
 
     caught: set[str]
     targets: tuple[str, ...] = TARGETS
@@ -78,7 +78,7 @@ def print_catch(name: str, report: Report) -> None:
 
 
 class BrokenEngine:
-    """ONNX Runtime, with its answers spoiled."""
+    """ONNX Runtime with wrong answers."""
 
     name = "broken"
     profiles: tuple[ShapeProfile, ...] = ()

@@ -36,16 +36,16 @@ Array = np.ndarray[Any, Any]
 
 
 def graphs(folders: pytest.TempPathFactory, checkpoint: Graphs, *, precision: str, cpu: bool) -> Graphs:
-    """By name, the graph of the embedded checkpoint or of a small random one, made once."""
-    made: dict[str, Path] = {}
+    """By name, the graph of the embedded checkpoint or of a small random one, built once."""
+    paths: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in made:
+        if name not in paths:
             folder = DEFAULT_CHECKPOINT if name == "embedded" else checkpoint(name)
             load = {} if name == "embedded" else CASES[name].load
-            made[name] = folders.mktemp(name) / f"{precision}.onnx"
-            export_graph(cast(load_checkpoint(folder, **load).encoder, precision), made[name], cpu=cpu)
-        return made[name]
+            paths[name] = folders.mktemp(name) / f"{precision}.onnx"
+            export_graph(cast(load_checkpoint(folder, **load).encoder, precision), paths[name], cpu=cpu)
+        return paths[name]
 
     return get
 
@@ -53,7 +53,7 @@ def graphs(folders: pytest.TempPathFactory, checkpoint: Graphs, *, precision: st
 def batches(rows: int = 128, vocab_size: int = 200, token_budget: int = 1024) -> list[PackedBatch]:
     """Random ids, `rows` sequences of 4 to 67 tokens."""
     ids = [token_ids(4 + row % 64, vocab_size, seed=row) for row in range(rows)]
-    plan = plan_batches([len(one) for one in ids], token_budget=token_budget, max_sequences=64)
+    plan = plan_batches([len(sequence) for sequence in ids], token_budget=token_budget, max_sequences=64)
     return [pack([ids[i] for i in members]) for members in plan]
 
 
@@ -71,12 +71,12 @@ def layer_graph(
     names = ["x", "w", *(["c"] if other is not None else [])]
     node = helper.make_node(operator, names, ["y"], f"model.layers.0.mlp.Wo/{operator}", **attributes)
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)]
-    made = helper.make_graph([node], "layer", inputs, outputs, constants)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    graph = helper.make_graph([node], "layer", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
-    """As users open it: nothing but the number of threads is set."""
+    """A session as users open it: only the number of threads is set."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     source = str(model) if isinstance(model, Path) else model.SerializeToString()

@@ -2,8 +2,8 @@
 
 A shape keeps what makes its checkpoint different from others: head size, thetas, layer pattern, activations, keys and
 spelling of config.json, declared length, kind of tokenizer and special ids, dtype and shards of the weights, and the
-files beside them. Width, depth and vocabulary are small. `docs/checkpoints.md` is made of the same shapes by
-`scripts/checkpoint_table.py`.
+files beside them. Width, depth and vocabulary are small. `scripts/checkpoint_table.py` makes
+`docs/checkpoints.md` from the same shapes.
 """
 
 from __future__ import annotations
@@ -468,14 +468,14 @@ def make(shape: Shape, folder: Path) -> Any:
     config.write_text(json.dumps(native), "utf-8")
     torch.manual_seed(3)
     auto = getattr(transformers, _AUTO[shape.task])
-    made = auto.from_config(transformers.AutoConfig.from_pretrained(folder))
-    disturb(made, 2.0)
+    model = auto.from_config(transformers.AutoConfig.from_pretrained(folder))
+    disturb(model, 2.0)
     if TRANSFORMERS_4 or shape.dtype != "float32":
-        made = made.to(getattr(torch, shape.dtype))
+        model = model.to(getattr(torch, shape.dtype))
     transformers.utils.logging.disable_progress_bar()
-    made.save_pretrained(folder, **({"max_shard_size": "60KB"} if shape.shards else {}))
+    model.save_pretrained(folder, **({"max_shard_size": "60KB"} if shape.shards else {}))
     assert shape.shards == (folder / "model.safetensors.index.json").is_file()
-    config.write_text(json.dumps({**raw, "architectures": [type(made).__name__]}), "utf-8")
+    config.write_text(json.dumps({**raw, "architectures": [type(model).__name__]}), "utf-8")
     for name, content in shape.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content), "utf-8")
@@ -485,7 +485,7 @@ def make(shape: Shape, folder: Path) -> Any:
 
 
 def reference(shape: Shape, folder: Path, model: Any, texts: list[Any], limit: int) -> list[np.ndarray[Any, Any]]:
-    """What a user gets who opens the folder with transformers, or with sentence-transformers: text by text."""
+    """The outputs of transformers, or of sentence-transformers, for the folder, text by text."""
     if shape.task == "embeddings" and shape.files:
         from sentence_transformers import SentenceTransformer
 
@@ -496,9 +496,9 @@ def reference(shape: Shape, folder: Path, model: Any, texts: list[Any], limit: i
     answers = []
     for text in texts:
         parts = text if isinstance(text, tuple) else (text,)
-        given = tokenizer(*parts, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = tokenizer(*parts, truncation=True, max_length=limit, return_tensors="pt")
         with torch.no_grad():
-            out = model(**{name: value for name, value in given.items() if name in takes})
+            out = model(**{name: value for name, value in inputs.items() if name in takes})
         answers.append((out.last_hidden_state.mean(1) if shape.task == "embeddings" else out.logits)[0].numpy())
     return answers
 
@@ -512,7 +512,7 @@ def texts_of(shape: Shape, mask: str | None) -> list[Any]:
 
 
 def check(shape: Shape, folder: Path, output: Path) -> dict[str, float]:
-    """Export with every graph that the shape has, gate, predict; the worst difference to the reference of each graph.
+    """Export every graph of the shape, gate, predict; returns each graph's worst difference to the reference.
 
     Differences are of logits or vectors, divided by the largest of the reference where that is over 1.
     """
@@ -537,7 +537,7 @@ def check(shape: Shape, folder: Path, output: Path) -> dict[str, float]:
 
 
 def _answers(shape: Shape, served: Any, texts: list[Any], expected: list[Any]) -> None:
-    """The answer that a user reads is the one that the reference's logits mean."""
+    """The user's answers are those that the reference's logits mean."""
     if shape.task == _CLASSES and shape.config.get("problem_type") is None:
         best = [answer.label for answer in served.predict(texts)]
         assert best == [served.labels[int(row.argmax())] for row in expected]
@@ -548,7 +548,7 @@ def _answers(shape: Shape, served: Any, texts: list[Any], expected: list[Any]) -
             assert list(answer.labels) == labels_of[1 : 1 + len(answer.labels)]
     elif shape.task == "rerank":
         passages = [passage for _, passage in texts[:2]]
-        order = [one.index for one in served.rerank(texts[0][0], passages)]
+        order = [ranked.index for ranked in served.rerank(texts[0][0], passages)]
         assert order == sorted(range(2), key=lambda i: -float(expected[i][0]))
     elif shape.task == "embeddings":
         assert served.embed(texts[:2]).shape == (2, expected[0].shape[0])

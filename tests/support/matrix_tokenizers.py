@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that the checkpoints of the matrix have. Helpers, no tests.
+"""Small tokenizers of every kind in the matrix of checkpoints. Helpers, no tests.
 
 Each writes `tokenizer.json` and `tokenizer_config.json` as the checkpoints of that kind have them; the ids of special
 tokens are the true ones where they are small.
@@ -54,12 +54,12 @@ def byte_level(folder: Path) -> None:
     tokenizer.train_from_iterator(TEXTS * 5, trainer)
     _template(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ("[CLS]", "[SEP]"))
     names = {f"{name.strip('[]').lower()}_token": name for name in special}
-    given = ["input_ids", "attention_mask"]
-    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=8192, model_input_names=given)
+    inputs = ["input_ids", "attention_mask"]
+    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=8192, model_input_names=inputs)
 
 
 def llama3(folder: Path) -> None:
-    """EuroBERT's: Llama 3's byte-level BPE, <|begin_of_text|> x <|end_of_text|>, the end being the padding, too."""
+    """EuroBERT's: Llama 3's byte-level BPE, <|begin_of_text|> x <|end_of_text|>, which also pads."""
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|mask|>"]
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
@@ -72,8 +72,8 @@ def llama3(folder: Path) -> None:
     begin, end, mask = special
     _template(tokenizer, f"{begin} $A {end}", f"{begin} $A {end} {begin} $B {end}", (begin, end))
     names = {"bos_token": begin, "eos_token": end, "pad_token": end, "mask_token": mask}
-    given = ["input_ids", "attention_mask"]
-    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=8192, model_input_names=given)
+    inputs = ["input_ids", "attention_mask"]
+    _write(folder, tokenizer, "PreTrainedTokenizerFast", names, model_max_length=8192, model_input_names=inputs)
 
 
 def gemma(folder: Path) -> None:
@@ -119,7 +119,7 @@ def unigram(folder: Path) -> None:
 
 
 def characters(folder: Path) -> None:
-    """A chemist's: letters of formulas, 82 entries."""
+    """A chemist's: characters of formulas, 82 entries."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = list("CNOSPFIBrclnosp=#()[]+-@/\\1234567890%.Hae tihdugwmfykvbx")
     vocabulary = {token: i for i, token in enumerate([*special, *dict.fromkeys(letters)])}
@@ -157,8 +157,8 @@ def wordpiece(folder: Path) -> None:
 
 def distilbert(folder: Path) -> None:
     """DistilBERT's: BERT's without token types."""
-    given = ["input_ids", "attention_mask"]
-    _wordpiece(folder, _BERT, "PreTrainedTokenizerFast", 512, model_input_names=given)
+    inputs = ["input_ids", "attention_mask"]
+    _wordpiece(folder, _BERT, "PreTrainedTokenizerFast", 512, model_input_names=inputs)
 
 
 def mpnet(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime for GPUs, without one: its sessions run on the CPU and say what they are told to say."""
+"""ONNX Runtime for GPUs, without one: its sessions run on the CPU and claim the provider that a test sets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import onnxruntime
 
 
 class GpuOnnxRuntime(ModuleType):
-    """`onnxruntime-gpu` whose sessions run on the CPU. `active`: what sessions say they run on; `sessions`: what opened
-    them; `stray`: operators that the provider leaves to the CPU.
+    """`onnxruntime-gpu` whose sessions run on the CPU. `active`: the providers that sessions claim; `sessions`: the
+    arguments that opened them; `stray`: operators that the provider leaves to the CPU.
     """
 
     __version__ = onnxruntime.__version__

@@ -7,5 +7,5 @@ NOPAD = [sys.executable, "-m", "nopad.runtime.cli"]
 
 
 def command(bundle: Path, *arguments: object) -> list[str]:
-    """Its command line."""
+    """The command line of `nopad predict`."""
     return [*NOPAD, "predict", str(bundle), "--threads", "1", *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""What the tests of the reader share."""
+"""Shared by the tests of the reader."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nopad.runtime.data.records import open_table, read_rows
 def records(source: Any, **options: Any) -> list[dict[str, Any]]:
     """All records of a source that has no bad row."""
     with open_table(source if not isinstance(source, Path) else str(source), **options) as table:
-        found = [record for _, record in table.items]
-    assert all(isinstance(record, dict) for record in found), found
-    return found  # type: ignore[return-value]
+        records = [record for _, record in table.items]
+    assert all(isinstance(record, dict) for record in records), records
+    return records  # type: ignore[return-value]
 
 
 def texts(source: Any, *arguments: Any, **options: Any) -> list[Any]:

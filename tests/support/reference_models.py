@@ -84,7 +84,7 @@ _AUTO = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One head of one architecture: what config.json says, and what load_checkpoint is told besides."""
+    """One head of one architecture: its config.json, and further arguments of load_checkpoint."""
 
     name: str
     architecture: str
@@ -180,7 +180,7 @@ class Reference:
 
 
 def make_reference(case: Case, folder: Path, *, keep_config: bool = True, **save: Any) -> Reference:
-    """Build the model from a config.json as written here, and save its weights beside that same file.
+    """Build the model from `case`'s config.json, and save its weights beside that file.
 
     `keep_config=False` leaves the config.json that transformers itself writes.
     """
@@ -227,7 +227,7 @@ def packed_logits(
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest absolute difference; shapes must agree, and a NaN is infinitely wrong."""
+    """Largest absolute difference; shapes must agree, and a NaN counts as infinity."""
     assert len(ours) == len(theirs)
     worst = 0.0
     for our, their in zip(ours, theirs, strict=True):

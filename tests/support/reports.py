@@ -74,14 +74,14 @@ def changed(old: Report, **fields: Any) -> Report:
 
 
 def full_report() -> Report:
-    """A report with whatever a report can have."""
-    made = report({"hf-sdpa": (2.0, 2.2, 2.1), "nopad-fp32": (1.0, 1.1, 1.0)})
+    """A report with everything that a report can have."""
+    small = report({"hf-sdpa": (2.0, 2.2, 2.1), "nopad-fp32": (1.0, 1.1, 1.0)})
     lost = Cell(subject="hf-eager", workload="imdb-32", status="out of memory", note="needs 9 GB", peak_bytes=9 * 10**9)
     fields: dict[str, Any] = {
-        "subjects": (*made.subjects, subject("hf-eager"), subject("hf-fa2", status="missing", note="no | GPU")),
-        "cells": (*made.cells, lost),
+        "subjects": (*small.subjects, subject("hf-eager"), subject("hf-fa2", status="missing", note="no | GPU")),
+        "cells": (*small.cells, lost),
         "workloads": (workload(limit_tokens_per_second=300.0),),
         "extra": {"of_a_newer_nopad": [1, {"a": None}]},
         "forecasts": ({"gpu": "t4", "forecast": True},),
     }
-    return replace(made, **fields)
+    return replace(small, **fields)

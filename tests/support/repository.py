@@ -1,4 +1,4 @@
-"""Where the repository and the test data are, and its scripts as modules. Helpers, no tests."""
+"""Paths of the repository and the test data, and the scripts as modules. Helpers, no tests."""
 
 import importlib.util
 import os

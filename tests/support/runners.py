@@ -1,4 +1,4 @@
-"""How the embedded model is opened as a subject, and runners that answer as they are told. Helpers, no tests."""
+"""How the embedded model is opened as a subject, and runners with scripted answers. Helpers, no tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD = np.array([0.5, -0.5], dtype=np.float32)
 
 
 class FakeRunner:
-    """Answers as it is told; `answer` is given the number of the call."""
+    """Answers with `answer`, a function of the number of the call and the number of texts."""
 
     version, precision = "0", "fp32"
 

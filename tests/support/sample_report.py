@@ -1,4 +1,4 @@
-"""A made-up report with everything in it: 8 subjects, 8 workloads, a missing one, one out of memory, forecasts."""
+"""A made-up report with everything in it: 8 subjects, one missing and one out of memory, 8 workloads, forecasts."""
 
 import random
 from dataclasses import replace
@@ -103,7 +103,7 @@ def sample_report() -> Report:
 
 
 def noisy(report: Report) -> Report:
-    """The same from a machine that others worked on, and interrupted."""
+    """The same, interrupted, from a noisy machine."""
     verdict = "too noisy to conclude: a fixed matrix product varied by 31.0%"
     return replace(report, complete=False, noise=replace(report.noise, conclusive=False, spread=0.31, verdict=verdict))
 
@@ -147,10 +147,10 @@ def _subjects() -> tuple[Subject, ...]:
         ("openvino", "openvino", "modernbert", "fp32", "CPU", True, "2026.3", 95.0, 5.1, 2.2, 0.6, 1.4, 0.6),
         ("bert-hf-sdpa", "transformers", "bert", "fp32", "sdpa", True, "5.23.0", None, 3.9, 0.7, 0.5, 1.0, 0.44),
     )
-    made = []
+    rows = []
     for name, family, model, precision, engine, padded, version, build, imports, load, cold, loaded, file in fields:
         absent = name == "hf-fa2"
-        made.append(
+        rows.append(
             Subject(
                 name=name,
                 family=family,
@@ -170,7 +170,7 @@ def _subjects() -> tuple[Subject, ...]:
                 file_bytes=None if file is None else int(file * GB),
             )
         )
-    return tuple(made)
+    return tuple(rows)
 
 
 def _cell(subject: str, workload: Workload, speed: float | None, chance: random.Random) -> Cell:

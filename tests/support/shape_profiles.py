@@ -23,7 +23,7 @@ def ranges(draw: st.DrawFn, low: int, most: int) -> tuple[int, int, int]:
 
 @st.composite
 def profiles(draw: st.DrawFn) -> ShapeProfile:
-    """Any, also with minima and with sizes that are no multiple of a block."""
+    """Any profiles, also with minima and with sizes that are not multiples of a block."""
     longest = draw(ranges(1, 300))
     low, best, high = draw(ranges(1, 900))
     high = max(high, longest[2], 9)  # so that it can be filled
@@ -32,7 +32,7 @@ def profiles(draw: st.DrawFn) -> ShapeProfile:
 
 @st.composite
 def open_profiles(draw: st.DrawFn, multiple: int) -> ShapeProfile:
-    """As the planner and the defaults make them: from one text of one token on."""
+    """Profiles as the planner and the defaults make them: from one text of one token on."""
     blocks = draw(st.integers(1, 12))
     most = draw(st.integers(1, 9))
     longest = draw(st.integers(1, blocks * multiple))

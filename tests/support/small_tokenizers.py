@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that encoders have, as files of a checkpoint folder. Helpers, no tests."""
+"""Small tokenizers of the usual kinds, as files of a checkpoint folder. Helpers, no tests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def unigram(*, special: bool = True) -> Tokenizer:
 
 
 def gemma() -> Tokenizer:
-    """BPE over spaces as letters with bytes for what is unknown, as mmBERT has it from Gemma 2."""
+    """BPE with spaces as letters and bytes for unknown characters, as mmBERT has it from Gemma 2."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
@@ -92,9 +92,9 @@ def gemma() -> Tokenizer:
     raw = json.loads(tokenizer.to_str())
     start = len(raw["model"]["vocab"])
     raw["model"]["vocab"] |= {byte: start + i for i, byte in enumerate(names[5:])}
-    made = Tokenizer.from_str(json.dumps(raw))
-    frame(made, "<bos>", "<eos>")
-    return made
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    frame(tokenizer, "<bos>", "<eos>")
+    return tokenizer
 
 
 def write(folder: Path, tokenizer: Tokenizer, config: dict[str, Any] | None) -> Path:

@@ -25,7 +25,7 @@ TEXTS = [*SAMPLES, "NO", SAMPLES[0].upper(), " ".join(SAMPLES)]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The library warns about itself; our tests take warnings for errors."""
+    """The library warns about itself, and our tests turn warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -50,20 +50,20 @@ NEW = int(library().__version__.split(".")[0]) >= 6
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is saved: modules after the transformer, the model's own settings, and what is written over the files."""
+    """A folder to save: modules after the transformer, the model's own settings, and keys laid over its files."""
 
     modules: Callable[[Any], list[Any]] = lambda m: [m.Pooling(HIDDEN, pooling_mode="mean")]
     model: dict[str, Any] = field(default_factory=dict)
     transformer: dict[str, Any] = field(default_factory=dict)  # keys of sentence_bert_config.json
     edit: Callable[[Path], None] = lambda folder: None
     architecture: str = "bert"
-    new: bool = False  # version 5 has it not, or does something else
+    new: bool = False  # version 5 lacks it, or does something else
 
     def build(self, encoder: Path, folder: Path) -> Path:
-        made = st_modules()
+        classes = st_modules()
         torch.manual_seed(5)
         with quiet():
-            modules = [made.Transformer(str(encoder)), *self.modules(made)]
+            modules = [classes.Transformer(str(encoder)), *self.modules(classes)]
             for module in modules[1:]:
                 disturb(module, 1.0)
             library().SentenceTransformer(modules=modules, device="cpu", **self.model).save_pretrained(
@@ -82,15 +82,15 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**raw, **changes}), "utf-8")
 
 
-def encode(folder: Path, texts: Sequence[str], **asked: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """What a user of the library gets."""
+def encode(folder: Path, texts: Sequence[str], **options: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The library's own answer."""
     with quiet():
         model = library().SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         model.float()
         if not NEW and (folder / "config_sentence_transformers.json").is_file():  # which version 6 reads itself
             about = json.loads((folder / "config_sentence_transformers.json").read_text())
-            asked = {"truncate_dim": about.get("truncate_dim"), **asked}
-        return np.asarray(model.encode(list(texts), show_progress_bar=False, **asked), dtype=np.float32)
+            options = {"truncate_dim": about.get("truncate_dim"), **options}
+        return np.asarray(model.encode(list(texts), show_progress_bar=False, **options), dtype=np.float32)
 
 
 def as_of_2020(folder: Path) -> None:

@@ -29,7 +29,7 @@ from nopad.runtime.profiles import ShapeProfile
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 HERE = f"{platform.system()}-{platform.machine()}"
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
-# A short and a long one; a batch whose longest sequence has more than 128 tokens needs the second.
+# A short and a long profile; a batch whose longest sequence has more than 128 tokens needs the second.
 PROFILES = (
     ShapeProfile(tokens=(64, 128, 512), sequences=(1, 2, 4), longest=(1, 32, 128)),
     ShapeProfile(tokens=(64, 512, 1024), sequences=(1, 2, 3), longest=(1, 256, 512)),
@@ -49,7 +49,7 @@ def write_engine(path: Path, graph: Path, artifact: Artifact) -> None:
 
 
 class FakeLibrary(ModuleType):
-    """`tensorrt` or `tensorrt_rtx`. Switches inject what goes wrong; `runs` are the input shapes it was given."""
+    """`tensorrt` or `tensorrt_rtx`. Switches inject failures; `runs` are the input shapes of its runs."""
 
     def __init__(self, name: str, cuda: FakeCuda) -> None:
         super().__init__(name)
@@ -65,8 +65,8 @@ class FakeLibrary(ModuleType):
         self.no_profile: str | None = None  # set_optimization_profile_async gives False, with this message
         self.raises: Exception | None = None  # out of execute_async_v3
         self.cuda = cuda
-        for one in _classes(self, name):
-            setattr(self, one.__name__, one)
+        for class_ in _classes(self, name):
+            setattr(self, class_.__name__, class_)
 
 
 def _classes(library: FakeLibrary, kind: str) -> list[type]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.packing import pack
 
-# Every test module of this folder imports this one first, so that it is skipped where it cannot run.
+# Test modules of training import this module first, so that they are skipped where it cannot run.
 for package in ("datasets", "sklearn", "accelerate"):
     pytest.importorskip(package, reason="training needs: pip install 'nopad[train]'")
 
@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Texts of common words around one telling word; label 1 for 'good', 0 for 'bad'."""
+    """Texts of common words around a telling word; label 1 for 'good', 0 for 'bad'."""
     draw = random.Random(seed)
     rows = []
     for i in range(count):

@@ -1,4 +1,4 @@
-// A subject of the legend, pressed or pointed at, stays; the others step back. The page says the same without this.
+// Pressing or pointing at a subject of the legend dims the others. The page is complete without this script.
 "use strict";
 document.documentElement.classList.add("live");
 const keys = [...document.querySelectorAll(".legend button")];
@@ -6,7 +6,7 @@ const drawn = document.querySelectorAll(".plot [data-s]");
 const show = (pointed) => {
   const kept = new Set(keys.filter((key) => key.ariaPressed === "true").map((key) => key.dataset.s));
   if (pointed) kept.add(pointed.dataset.s);
-  for (const one of drawn) one.classList.toggle("dim", kept.size > 0 && !kept.has(one.dataset.s));
+  for (const shape of drawn) shape.classList.toggle("dim", kept.size > 0 && !kept.has(shape.dataset.s));
 };
 for (const key of keys) {
   key.addEventListener("click", () => {

@@ -40,7 +40,7 @@ def test_a_bundle_beside_transformers(
     assert code == 0
     report = read_report(tmp_path / "out")
     assert report.complete and report.reference == "hf-sdpa" and report.threads == 1
-    states = {one.name: one.status for one in report.subjects}
+    states = {subject.name: subject.status for subject in report.subjects}
     assert states == {"nopad-fp32": "ok", "hf-sdpa": "ok", "hf-fa2": "missing"}
     assert "- hf-fa2: missing. FlashAttention-2" in printed
     ours, theirs = report.cells
@@ -52,7 +52,7 @@ def test_a_bundle_beside_transformers(
     (ragged,) = report.workloads
     assert ragged.tokens <= (ours.computed_tokens or 0) < ragged.padded_tokens == theirs.computed_tokens
     assert "generated words" in ragged.source
-    first = next(one for one in report.subjects if one.name == "nopad-fp32")
+    first = next(subject for subject in report.subjects if subject.name == "nopad-fp32")
     assert first.load_seconds and first.cold_seconds and first.import_seconds and first.version == "0.1.0"
     assert printed == (tmp_path / "out" / MARKDOWN).read_text() and "| nopad-fp32 |" in printed
     assert (tmp_path / "out" / "bench.html").read_text().startswith("<!DOCTYPE html>")
@@ -62,7 +62,7 @@ def test_the_folder_of_texts_is_found_through_either_variable(monkeypatch: pytes
     context = click.Context(cli.cli)
     for _ in range(2):  # the command is resolved anew for each use
         command = cli.cli.get_command(context, "bench")
-    option = next(one for one in command.params if one.name == "data_folder")
+    option = next(parameter for parameter in command.params if parameter.name == "data_folder")
     monkeypatch.setenv("NOPAD_DATA", "theirs")
     assert option.resolve_envvar_value(context) == "theirs"
     monkeypatch.setenv("NOPAD_BENCH_DATA_FOLDER", "ours")
@@ -85,7 +85,7 @@ def test_tasks_per_token_are_compared_too(
     name = "modernbert-token"
     assert bench(bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa", "-w", "sst2-64", "--rounds", 1, "-o",
                  tmp_path / "out") == 0  # fmt: skip
-    cells = {one.subject: one for one in read_report(tmp_path / "out").cells}
+    cells = {cell.subject: cell for cell in read_report(tmp_path / "out").cells}
     assert cells["nopad-fp32"].agreement == 1.0 and (cells["nopad-fp32"].logit_difference or 1) < 1e-5
 
 
@@ -97,15 +97,15 @@ def test_own_texts_without_a_reference_as_json(tmp_path: Path, capsys: pytest.Ca
     )
     report = json.loads(capsys.readouterr().out)
     assert report["reference"] is None and report["complete"] is True
-    assert [(one["workload"], one["accuracy"]) for one in report["cells"]] == [("mine-1", 1.0), ("mine-8", 1.0)]
-    assert all(one["derived"]["ratio"] is None and one["derived"]["p50"] > 0 for one in report["cells"])
+    assert [(cell["workload"], cell["accuracy"]) for cell in report["cells"]] == [("mine-1", 1.0), ("mine-8", 1.0)]
+    assert all(cell["derived"]["ratio"] is None and cell["derived"]["p50"] > 0 for cell in report["cells"])
 
 
 def test_a_forecast_alone_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--forecast", "t4,l4", "--no-measure", "-w", "1x512", "-o", tmp_path) == 0
     report = read_report(tmp_path)
     assert report.complete and not report.cells and not report.subjects
-    assert {one["gpu"] for one in report.forecasts} == {"t4", "l4"}
+    assert {forecast["gpu"] for forecast in report.forecasts} == {"t4", "l4"}
     printed = capsys.readouterr().out
     assert "## Forecasts, not measurements" in printed and "| t4 | 1x512 |" in printed
     assert bench("--forecast", "voodoo2", "--no-measure", "-w", "1x512") == 2
@@ -116,8 +116,8 @@ def test_too_little_memory_is_recorded_and_the_run_goes_on(tmp_path: Path) -> No
     code = bench("--against", "none", "-w", "1x16", "-w", "1x32", "--rounds", 1, "--memory-limit", 0.02, "-o", tmp_path)
     assert code == 0
     report = read_report(tmp_path)
-    assert [one.status for one in report.cells] == ["out of memory"] * 2 and report.complete
-    assert all(one.seconds == () for one in report.cells)
+    assert [cell.status for cell in report.cells] == ["out of memory"] * 2 and report.complete
+    assert all(cell.seconds == () for cell in report.cells)
 
 
 def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
         (["--no-measure"], 2, "--forecast"),
         (["--threads", "4096"], 2, "cores"),
         (["--data", "nothing.jsonl"], 3, "cannot read nothing.jsonl"),
-        (["--data-folder", "nothing"], 2, "is no folder"),
+        (["--data-folder", "nothing"], 2, "is not a folder"),
         (["nothing"], 3, "no bundle at nothing"),
         (["--reference", "/nothing"], 3, "no checkpoint at /nothing"),
     ],
@@ -185,33 +185,33 @@ def test_an_unverified_bundle_is_not_measured_unasked(bundle: Callable[[str], Pa
 
     copytree(bundle("modernbert-single-cls"), tmp_path / "bundle")
     opened = open_bundle(tmp_path / "bundle")
-    artifacts = tuple(replace(one, parity={}) for one in opened.manifest.artifacts)
+    artifacts = tuple(replace(artifact, parity={}) for artifact in opened.manifest.artifacts)
     write_manifest(opened.path, replace(opened.manifest, artifacts=artifacts))
     quick: list[Any] = ["--against", "none", "-w", "1x16", "--rounds", 1]
     assert bench(opened.path, *quick, "-o", tmp_path / "refused") == 0
     (subject,) = read_report(tmp_path / "refused").subjects
     assert subject.status == "failed" and "parity gate" in subject.note
     assert bench(opened.path, *quick, "--allow-unverified", "-o", tmp_path / "allowed") == 0
-    assert [one.status for one in read_report(tmp_path / "allowed").cells] == ["ok"]
+    assert [cell.status for cell in read_report(tmp_path / "allowed").cells] == ["ok"]
 
 
 @pytest.mark.slow
 def test_every_competitor_that_is_installed_answers_alike(
     bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """BERT in each too; the second run exports nothing again."""
+    """BERT in each library, too; the second run reuses the exports."""
     name = "modernbert-single-mean"
     arguments = [bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa,hf-eager,optimum,openvino,bert",
                  "--bert", checkpoint("bert-single"), "-w", "sst2-64", "-w", "1x600", "--rounds", 2,
                  "-o", tmp_path / "out"]  # fmt: skip
     assert bench(*arguments) == 0
     report = read_report(tmp_path / "out")
-    states = {one.name: one.status for one in report.subjects}
+    states = {subject.name: subject.status for subject in report.subjects}
     expected = "ok" if _installed("optimum-onnx") else "missing"
     for subject in ("optimum", "openvino", "bert-optimum", "bert-openvino"):
         assert states.pop(subject) == expected
     assert set(states.values()) == {"ok"}
-    cells = {(one.subject, one.workload): one for one in report.cells}
+    cells = {(cell.subject, cell.workload): cell for cell in report.cells}
     for (subject, workload), cell in cells.items():
         if subject.startswith("bert-") and workload == "1x600":
             assert cell.status == "not run" and "512 tokens at most" in cell.note
@@ -220,9 +220,9 @@ def test_every_competitor_that_is_installed_answers_alike(
             if subject not in ("hf-sdpa", "bert-hf-sdpa"):
                 assert cell.agreement == 1.0 and (cell.logit_difference or 0) < 1e-4
     assert cells["bert-nopad", "sst2-64"].tokens == cells["bert-hf-sdpa", "sst2-64"].tokens
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "nopad-bench-cache").rglob("*.onnx")}
+    changed = {path: path.stat().st_mtime_ns for path in (tmp_path / "nopad-bench-cache").rglob("*.onnx")}
     assert bench(*arguments) == 0
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "nopad-bench-cache").rglob("*.onnx")}
+    assert changed == {path: path.stat().st_mtime_ns for path in (tmp_path / "nopad-bench-cache").rglob("*.onnx")}
 
 
 @pytest.mark.slow
@@ -233,6 +233,6 @@ def test_a_bert_of_random_weights_is_made(
     vocabulary = checkpoint("bert-single") / "vocab.txt"
     assert bench(bundle(name), "-r", checkpoint(name), "--against", "bert", "--bert-vocab", vocabulary, "-w", "1x32",
                  "--rounds", 1, "-o", tmp_path / "out") == 0  # fmt: skip
-    cells = {one.subject: one for one in read_report(tmp_path / "out").cells}
+    cells = {cell.subject: cell for cell in read_report(tmp_path / "out").cells}
     assert cells["bert-nopad"].status == cells["bert-hf-sdpa"].status == "ok"
     assert (cells["bert-nopad"].logit_difference or 1) < 1e-4 and cells["bert-nopad"].accuracy is None

@@ -1,4 +1,4 @@
-"""Groups of an architecture: together they are the work of the one FLOP count."""
+"""Groups of an architecture: their sum is the FLOP count of the cost model."""
 
 from __future__ import annotations
 

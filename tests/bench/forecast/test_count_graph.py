@@ -1,4 +1,4 @@
-"""Groups counted from a graph: the work of the one FLOP count, and the bytes that a compiler's fusion leaves."""
+"""Groups counted from a graph: the FLOP count of the cost model, and the bytes that a compiler's fusion leaves."""
 
 from __future__ import annotations
 

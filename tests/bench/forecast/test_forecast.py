@@ -68,8 +68,8 @@ def test_operators_of_another_target_fall_back_to_the_architecture(exported: Bun
 
 def test_a_bundle_for_cpus_is_forecast_as_its_export_for_gpus(exported: Bundle) -> None:
     cpu = tuple(
-        dataclasses.replace(one, target="cpu", precision="int8", token_multiple=1)
-        for one in exported.manifest.artifacts
+        dataclasses.replace(artifact, target="cpu", precision="int8", token_multiple=1)
+        for artifact in exported.manifest.artifacts
     )
     manifest = dataclasses.replace(exported.manifest, artifacts=cpu)
     (row, _) = forecast(Bundle(path=exported.path, manifest=manifest), [workload(1000)], ["t4"])
@@ -163,7 +163,9 @@ def test_packed_is_never_slower_than_padded(lengths: list[int], batch: int) -> N
 def _described() -> Bundle:
     """A bundle of ModernBERT-base without a graph."""
     manifest = open_bundle(DEFAULT_BUNDLE, verify=False).manifest
-    engines = tuple(dataclasses.replace(one, target="tensorrt", precision="fp16") for one in manifest.artifacts)
+    engines = tuple(
+        dataclasses.replace(artifact, target="tensorrt", precision="fp16") for artifact in manifest.artifacts
+    )
     manifest = dataclasses.replace(manifest, architecture=BASE, artifacts=engines)
     return Bundle(path=DEFAULT_BUNDLE, manifest=manifest)
 
@@ -173,10 +175,10 @@ def test_micro_batches_hold_every_text_once_and_no_more_tokens_than_the_predicto
     lengths: list[int], batch: int
 ) -> None:
     batches = micro_batches(workload(*lengths, batch=batch), token_budget=4096)
-    assert sorted(length for one in batches for length in one) == sorted(lengths)
-    assert all(sum(one) <= 4096 and len(one) <= batch for one in batches)
+    assert sorted(length for micro_batch in batches for length in micro_batch) == sorted(lengths)
+    assert all(sum(micro_batch) <= 4096 and len(micro_batch) <= batch for micro_batch in batches)
     unknown = dataclasses.replace(workload(*lengths, batch=batch), lengths=())
-    guessed = [length for one in micro_batches(unknown, token_budget=4096) for length in one]
+    guessed = [length for micro_batch in micro_batches(unknown, token_budget=4096) for length in micro_batch]
     assert len(guessed) == len(lengths) and max(guessed) == max(lengths) and sum(guessed) == sum(lengths)
 
 
@@ -213,7 +215,7 @@ def test_precisions_are_those_that_are_asked_for_and_exist(exported: Bundle) -> 
 
 
 def test_a_padded_bundle_has_no_forecast(exported: Bundle) -> None:
-    padded = tuple(dataclasses.replace(one, layout="padded") for one in exported.manifest.artifacts)
+    padded = tuple(dataclasses.replace(artifact, layout="padded") for artifact in exported.manifest.artifacts)
     manifest = dataclasses.replace(exported.manifest, artifacts=padded, architecture={"model_type": "distilbert"})
     with pytest.raises(UsageError, match="packed"):
         forecast(Bundle(path=exported.path, manifest=manifest), [workload(12)], ["t4"])

@@ -1,4 +1,4 @@
-"""The process of its own: what it measures, and how it ends."""
+"""The child process: what it measures, and how it ends."""
 
 import os
 import signal
@@ -19,23 +19,23 @@ GB = 10**9
 
 
 def test_a_subject_is_measured_from_nothing() -> None:
-    found = run_job(measure_job(spec(), ["a dull film", "splendid"], 1), memory_limit=4 * GB)
-    assert found["status"] == "ok", found
-    assert found["threads"] == 1 and found["precision"] == "fp32"
-    assert 0 < found["cold_seconds"] < found["import_seconds"] < 60
-    assert 30e6 < found["loaded_bytes"] <= found["peak_bytes"] < 1 * GB
+    answer = run_job(measure_job(spec(), ["a dull film", "splendid"], 1), memory_limit=4 * GB)
+    assert answer["status"] == "ok", answer
+    assert answer["threads"] == 1 and answer["precision"] == "fp32"
+    assert 0 < answer["cold_seconds"] < answer["import_seconds"] < 60
+    assert 30e6 < answer["loaded_bytes"] <= answer["peak_bytes"] < 1 * GB
 
 
 def test_too_little_memory_is_a_result() -> None:
-    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=20_000_000)
-    assert found["status"] == "out of memory"
-    assert "the limit is 0.02 GB" in found["note"] and found["peak_bytes"] > 20_000_000
+    answer = run_job(measure_job(spec(), ["a film"], 1), memory_limit=20_000_000)
+    assert answer["status"] == "out of memory"
+    assert "the limit is 0.02 GB" in answer["note"] and answer["peak_bytes"] > 20_000_000
 
 
 def test_a_time_limit_ends_it() -> None:
     start = time.monotonic()
-    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB, timeout=0.05)
-    assert found["status"] == "not run" and "time limit" in found["note"]
+    answer = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB, timeout=0.05)
+    assert answer["status"] == "not run" and "time limit" in answer["note"]
     assert time.monotonic() - start < 10
 
 
@@ -56,14 +56,14 @@ def test_a_process_that_the_kernel_kills_ran_out_of_memory(monkeypatch: pytest.M
     monkeypatch.setattr(isolated, "_watch", watch)
     killer = threading.Thread(target=kill)
     killer.start()
-    found = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB)
+    answer = run_job(measure_job(spec(), ["a film"], 1), memory_limit=4 * GB)
     killer.join()
-    assert found["status"] == "out of memory" and "killed" in found["note"]
+    assert answer["status"] == "out of memory" and "killed" in answer["note"]
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
-    found = run_job(measure_job(spec(path=str(tmp_path / "no")), ["a film"], 1), memory_limit=4 * GB)
-    assert found["status"] == "failed" and found["stage"] == "open" and "no bundle at" in found["note"]
+    answer = run_job(measure_job(spec(path=str(tmp_path / "no")), ["a film"], 1), memory_limit=4 * GB)
+    assert answer["status"] == "failed" and answer["stage"] == "open" and "no bundle at" in answer["note"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The machine: threads that a library would get from elsewhere."""
+"""The machine: threads that a library would get from the environment."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whether a run can be concluded from."""
+"""Whether a run allows conclusions."""
 
 from nopad.bench.measure.probe import judge
 

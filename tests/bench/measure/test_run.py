@@ -1,4 +1,4 @@
-"""A run on subjects that are made to misbehave: who is reported how, and who is not believed."""
+"""A run on subjects made to misbehave: what is reported of each, and whose times are discarded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measured(
     yardstick: str = "hf-sdpa",
     **options: Any,
 ) -> Report:
-    """A run of these subjects; `alone` is what their own processes are said to have answered."""
+    """A run of these subjects; `alone`: the answers of their own processes."""
     fine = {"status": "ok", "threads": 1, "version": "0", "precision": "fp32", "peak_bytes": 1000, "seconds": 0.01,
             "import_seconds": 1.0, "load_seconds": 0.5, "cold_seconds": 0.1, "loaded_bytes": 500}  # fmt: skip
     monkeypatch.setattr(running, "run_job", lambda job, **_: {**fine, **(alone or {}).get(job["spec"]["name"], {})})
@@ -77,17 +77,19 @@ def cells(report: Report) -> dict[str, Cell]:
 
 def test_everyone_takes_a_turn_in_every_round(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {"nopad-fp32": Fake(good, seconds=0.001), "hf-sdpa": Fake(good, seconds=0.003)}
-    found = measured(fakes, workload, monkeypatch, rounds=5)
-    for cell in found.cells:
+    report = measured(fakes, workload, monkeypatch, rounds=5)
+    for cell in report.cells:
         assert cell.status == "ok" and cell.rounds == (0, 1, 2, 3, 4) and len(cell.seconds) == 5
         assert cell.computed_tokens == 80 and cell.tokens is None and cell.peak_bytes == 1000
-    mine, reference = cells(found)["nopad-fp32"], cells(found)["hf-sdpa"]
+    mine, reference = cells(report)["nopad-fp32"], cells(report)["hf-sdpa"]
     assert mine.agreement == 1.0 and mine.logit_difference == 0.0
     assert reference.agreement is None and reference.logit_difference is None
     assert all(fake.closed for fake in fakes.values())
-    assert len(found.noise.probe_seconds) == 6 and found.noise.peak_flops
-    (one,) = found.workloads
-    assert one.limit_tokens_per_second == pytest.approx(one.tokens * found.noise.peak_flops / (one.flops or 0))
+    assert len(report.noise.probe_seconds) == 6 and report.noise.peak_flops
+    (measured_workload,) = report.workloads
+    assert measured_workload.limit_tokens_per_second == pytest.approx(
+        measured_workload.tokens * report.noise.peak_flops / (measured_workload.flops or 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,10 @@ def test_everyone_takes_a_turn_in_every_round(workload: Texts, monkeypatch: pyte
 def test_no_time_is_reported_of_answers_that_are_not_sound(
     answer: Any, note: str, workload: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = cells(measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(answer)}, workload, monkeypatch))
-    bad = found["nopad-fp32"]
+    results = cells(measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(answer)}, workload, monkeypatch))
+    bad = results["nopad-fp32"]
     assert bad.status == "failed" and note in bad.note and bad.seconds == () and bad.rounds == ()
-    assert found["hf-sdpa"].status == "ok" and len(found["hf-sdpa"].seconds) == 3
+    assert results["hf-sdpa"].status == "ok" and len(results["hf-sdpa"].seconds) == 3
 
 
 def test_other_labels_are_counted_not_hidden(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +119,10 @@ def test_other_labels_are_counted_not_hidden(workload: Texts, monkeypatch: pytes
 def test_without_the_reference_the_others_check_each_other(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = {"hf-sdpa": {"status": "out of memory", "note": "killed", "peak_bytes": 99}}
     fakes = {"hf-sdpa": Fake(good), "nopad-fp32": Fake(good), "hf-eager": Fake(good)}
-    found = cells(measured(fakes, workload, monkeypatch, alone=lost))
-    assert found["hf-sdpa"].status == "out of memory" and fakes["hf-sdpa"].calls == 0
-    assert found["hf-sdpa"].peak_bytes == 99
-    assert found["nopad-fp32"].agreement == 1.0 and "hf-sdpa has no answers" in found["nopad-fp32"].note
+    results = cells(measured(fakes, workload, monkeypatch, alone=lost))
+    assert results["hf-sdpa"].status == "out of memory" and fakes["hf-sdpa"].calls == 0
+    assert results["hf-sdpa"].peak_bytes == 99
+    assert results["nopad-fp32"].agreement == 1.0 and "hf-sdpa has no answers" in results["nopad-fp32"].note
     single = cells(measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, alone=lost))
     assert single["nopad-fp32"].status == "failed" and "could not be checked" in single["nopad-fp32"].note
 
@@ -136,21 +138,24 @@ def test_a_library_with_other_threads_ends_the_run(workload: Texts, monkeypatch:
 
 def test_what_is_missing_has_no_cells_and_the_rest_goes_on(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = {"openvino": {"status": "missing", "note": "openvino is not installed"}}
-    found = measured({"hf-sdpa": Fake(good), "openvino": Fake(good)}, workload, monkeypatch, alone=gone)
-    assert list(cells(found)) == ["hf-sdpa"]
-    assert [(one.status, one.note) for one in found.subjects] == [("ok", ""), ("missing", "openvino is not installed")]
+    report = measured({"hf-sdpa": Fake(good), "openvino": Fake(good)}, workload, monkeypatch, alone=gone)
+    assert list(cells(report)) == ["hf-sdpa"]
+    assert [(subject.status, subject.note) for subject in report.subjects] == [
+        ("ok", ""),
+        ("missing", "openvino is not installed"),
+    ]
 
 
 def test_those_that_do_not_fit_together_take_turns_in_groups(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"hf-sdpa": 4000, "nopad-fp32": 3000, "optimum": 5000, "openvino": 7000}
     alone = {name: {"peak_bytes": size} for name, size in sizes.items()}
-    found = cells(measured({name: Fake(good) for name in sizes}, workload, monkeypatch, alone=alone))
-    assert found["openvino"].status == "out of memory" and "beside the reference" in found["openvino"].note
-    assert found["nopad-fp32"].rounds == (0, 1, 2) and found["optimum"].rounds == (3, 4, 5)
-    assert found["hf-sdpa"].rounds == (0, 1, 2, 3, 4, 5)
+    results = cells(measured({name: Fake(good) for name in sizes}, workload, monkeypatch, alone=alone))
+    assert results["openvino"].status == "out of memory" and "beside the reference" in results["openvino"].note
+    assert results["nopad-fp32"].rounds == (0, 1, 2) and results["optimum"].rounds == (3, 4, 5)
+    assert results["hf-sdpa"].rounds == (0, 1, 2, 3, 4, 5)
 
 
 def test_after_the_time_limit_nothing_is_begun(workload: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, time_limit=1e-9)
-    assert {cell.status for cell in found.cells} == {"not run"}
-    assert all("time limit" in cell.note for cell in found.cells)
+    report = measured({"hf-sdpa": Fake(good), "nopad-fp32": Fake(good)}, workload, monkeypatch, time_limit=1e-9)
+    assert {cell.status for cell in report.cells} == {"not run"}
+    assert all("time limit" in cell.note for cell in report.cells)

@@ -1,4 +1,4 @@
-"""Turns: who is beside whom, in which order, and until when."""
+"""Turns: which subjects share a group, in which order, and until when."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nopad.bench.workloads import Texts
 def test_groups_fit_and_nobody_is_forgotten(sizes: list[int], room: int, reference: bool) -> None:
     needs = [(str(number), size) for number, size in enumerate(sizes)]
     groups, left_out = groups_that_fit(needs, "0" if reference else None, room)
-    known = dict(needs)
-    assert all(sum(known[name] for name in group) <= room for group in groups)
+    sizes = dict(needs)
+    assert all(sum(sizes[name] for name in group) <= room for group in groups)
     inside = [name for group in groups for name in group]
-    assert set(inside) | set(left_out) == set(known) and not set(inside) & set(left_out)
+    assert set(inside) | set(left_out) == set(sizes) and not set(inside) & set(left_out)
     if reference and "0" not in left_out:
         assert all(group[0] == "0" for group in groups)
-        assert all(known[name] + known["0"] > room for name in left_out)
+        assert all(sizes[name] + sizes["0"] > room for name in left_out)
     assert all(inside.count(name) == 1 for name in inside if name != "0")
 
 
@@ -53,7 +53,7 @@ def test_the_order_changes_from_round_to_round_and_is_seeded(workload: Texts) ->
     first = order(1)
     assert first == order(1) != order(2)
     rounds = {"".join(first[at : at + 3]) for at in range(0, 18, 3)}
-    assert len(rounds) > 1 and all(sorted(one) == list("abc") for one in rounds)
+    assert len(rounds) > 1 and all(sorted(names) == list("abc") for names in rounds)
 
 
 @pytest.mark.parametrize(("left", "rounds"), [(1e6, 4), (-1.0, 1)])

@@ -19,7 +19,7 @@ from nopad.runtime.errors import UsageError
 
 
 def judged(old: Report, new: Report, **options: Any) -> dict[str, str]:
-    return {one.subject: one.verdict for one in compare(old, new, threshold=0.05, **options)}
+    return {comparison.subject: comparison.verdict for comparison in compare(old, new, threshold=0.05, **options)}
 
 
 def test_a_seeded_slowdown_is_a_regression_and_its_reverse_an_improvement() -> None:
@@ -32,7 +32,7 @@ def test_a_seeded_slowdown_is_a_regression_and_its_reverse_an_improvement() -> N
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.005, 0.3))
 def test_noise_is_hardly_ever_called_a_regression(seed: int, share: float) -> None:
-    """Twenty cells of equal work. An interval of 95 % is wrong this way once in forty times: 5 of 20 are no chance."""
+    """Twenty cells of equal work. An interval of 95 % is wrong this way once in forty times: 5 of 20 would be no chance."""
     names = [f"nopad-{number}" for number in range(20)]
     old = report({name: noisy(1.0, share, 2 * seed + 7 * number) for number, name in enumerate(names)})
     new = report({name: noisy(1.0, share, 2 * seed + 7 * number + 1) for number, name in enumerate(names)})
@@ -51,8 +51,8 @@ def test_a_slower_machine_is_no_regression() -> None:
     old = report({"nopad-fp32": noisy(1.0, 0.005, 1)}, probe=(0.010,) * 8)
     new = report({"nopad-fp32": noisy(1.2, 0.005, 2)}, probe=(0.012,) * 8)
     assert machine_drift(old, new) == pytest.approx(1.2)
-    (found,) = compare(old, new, threshold=0.05)
-    assert found.verdict == "too noisy" and "1.200x" in found.note
+    (comparison,) = compare(old, new, threshold=0.05)
+    assert comparison.verdict == "too noisy" and "1.200x" in comparison.note
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name, mean in (("old", 1.0), ("new", 1.3)):
         folders[name] = tmp_path / name
         folders[name].mkdir()
-        made = report({"hf-sdpa": noisy(2.0, 0.01, 1), "nopad-fp32": noisy(mean, 0.01, 2)})
-        write_json(replace(made, subjects=(*made.subjects, subject("hf-fa2", status="missing"))), folders[name])
+        original = report({"hf-sdpa": noisy(2.0, 0.01, 1), "nopad-fp32": noisy(mean, 0.01, 2)})
+        write_json(replace(original, subjects=(*original.subjects, subject("hf-fa2", status="missing"))), folders[name])
     old, new = map(str, folders.values())
     assert cli.run(["bench", "compare", old, old]) == 0
     assert "2 no change" in capsys.readouterr().out
@@ -121,6 +121,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_help_names_both_halves() -> None:
     for arguments, text in ((["bench", "--help"], "--reference"), (["bench", "compare", "--help"], "--threshold")):
-        found = CliRunner().invoke(cli.cli, arguments)
-        assert found.exit_code == 0 and text in found.output
+        result = CliRunner().invoke(cli.cli, arguments)
+        assert result.exit_code == 0 and text in result.output
     assert "nopad bench compare" in CliRunner().invoke(cli.cli, ["bench", "--help"]).output

@@ -1,4 +1,4 @@
-"""`bench.json` and its way back."""
+"""`bench.json`, written and read."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def test_the_sample_of_the_page_survives_too(tmp_path: Path) -> None:
 
 
 def test_derived_values_need_nothing_of_ours() -> None:
-    cells = {one["subject"]: one for one in to_json(full_report())["cells"]}
+    cells = {cell["subject"]: cell for cell in to_json(full_report())["cells"]}
     derived = cells["nopad-fp32"]["derived"]
     assert derived["p50"] == 1.0 and derived["waste"] == pytest.approx(0.25)
     assert derived["tokens_per_second"][1] == pytest.approx(150.0)
@@ -68,7 +68,7 @@ def write(folder: Path, change: Any) -> Path:
     ],
 )
 def test_damage_is_said_to_be_damage(change: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match=r"bench\.json (is damaged|is no report|has schema_version)"):
+    with pytest.raises(InputFileError, match=r"bench\.json (is damaged|is not a report|has schema_version)"):
         read_report(write(tmp_path, change))
 
 
@@ -97,10 +97,10 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_bert_counts_its_own_tokens() -> None:
-    made = report({"hf-sdpa": (1.0, 1.0)})
+    original = report({"hf-sdpa": (1.0, 1.0)})
     bert = cell("bert-hf-sdpa", (1.0, 1.0), tokens=300)
     both = dataclasses.replace(
-        made, subjects=(*made.subjects, subject("bert-hf-sdpa", model="bert")), cells=(*made.cells, bert)
+        original, subjects=(*original.subjects, subject("bert-hf-sdpa", model="bert")), cells=(*original.cells, bert)
     )
-    found = {one["subject"]: one["derived"]["tokens_per_second"][1] for one in to_json(both)["cells"]}
-    assert found == {"hf-sdpa": 150.0, "bert-hf-sdpa": 300.0}
+    speeds = {cell["subject"]: cell["derived"]["tokens_per_second"][1] for cell in to_json(both)["cells"]}
+    assert speeds == {"hf-sdpa": 150.0, "bert-hf-sdpa": 300.0}

@@ -52,7 +52,7 @@ def section(html: str, name: str) -> str:
 
 
 def hostile(report: Report) -> Report:
-    """Every text of the report replaced or followed by one that would like to be markup."""
+    """The report with every text replaced or followed by hostile markup."""
     return replace(
         report,
         command=HOSTILE,
@@ -64,13 +64,16 @@ def hostile(report: Report) -> Report:
         settings={HOSTILE: HOSTILE},
         noise=replace(report.noise, verdict=HOSTILE),
         subjects=tuple(
-            replace(one, name=one.name + HOSTILE, model=HOSTILE, engine=HOSTILE, version=HOSTILE, note=HOSTILE)
-            for one in report.subjects
+            replace(subject, name=subject.name + HOSTILE, model=HOSTILE, engine=HOSTILE, version=HOSTILE, note=HOSTILE)
+            for subject in report.subjects
         ),
-        workloads=tuple(replace(one, name=one.name + HOSTILE, source=one.source + HOSTILE) for one in report.workloads),
+        workloads=tuple(
+            replace(workload, name=workload.name + HOSTILE, source=workload.source + HOSTILE)
+            for workload in report.workloads
+        ),
         cells=tuple(
-            replace(one, subject=one.subject + HOSTILE, workload=one.workload + HOSTILE, note=HOSTILE)
-            for one in report.cells
+            replace(cell, subject=cell.subject + HOSTILE, workload=cell.workload + HOSTILE, note=HOSTILE)
+            for cell in report.cells
         ),
         forecasts=tuple({name: HOSTILE for name in (*row, HOSTILE)} for row in report.forecasts),
     )
@@ -102,7 +105,7 @@ def test_texts_stay_texts(report: Report) -> None:
     assert not [name for name, _ in outline.attributes if name.startswith("on")]
     assert "\x00" not in bad and "\x1b" not in bad
     shown = "".join(outline.text)
-    # As it was, but for the two characters that no page can hold.
+    # Unchanged, but for the two characters that no page can hold.
     assert shown.count(HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd")) > 100
 
 
@@ -113,7 +116,7 @@ def test_every_plot_is_xml_with_a_name(report: Report) -> None:
         assert len(named) >= 20
         for svg in named:
             assert svg.get("role") == "img" and svg.get("aria-label")
-        numbers = re.findall(r"(?:NaN|nan|inf)\b", "".join(str(svg.attrib) for one in plots for svg in one.iter()))
+        numbers = re.findall(r"(?:NaN|nan|inf)\b", "".join(str(svg.attrib) for plot in plots for svg in plot.iter()))
         assert not numbers
 
 
@@ -126,7 +129,7 @@ def test_everything_measured_and_not_measured_is_there(report: Report, html: str
     outcomes = {cell.status for cell in report.cells}
     assert outcomes == {"ok", "missing", "out of memory", "failed", "not run"}
     for status in outcomes - {"ok"}:
-        assert summary.count(f'<td class="absent">{status}</td>') == sum(one.status == status for one in report.cells)
+        assert summary.count(f'<td class="absent">{status}</td>') == sum(cell.status == status for cell in report.cells)
         assert f">{status}<" in missing
     for reason in ("would need about 26 GB", "RuntimeError: Infer Request failed", "flash-attn is not installed"):
         assert reason in missing
@@ -139,15 +142,15 @@ def test_figures_are_those_of_the_times(report: Report) -> None:
     only = {"hf-sdpa": (2.0, 2.0, 2.0), "nopad-fp32": (0.5, 0.5, 0.5)}
     workload = replace(report.workloads[0], tokens=1000, limit_tokens_per_second=2500.0)
     cells = [
-        replace(one, seconds=only[one.subject], rounds=(0, 1, 2), computed_tokens=1250)
-        for one in report.cells
-        if one.subject in only and one.workload == workload.name
+        replace(cell, seconds=only[cell.subject], rounds=(0, 1, 2), computed_tokens=1250)
+        for cell in report.cells
+        if cell.subject in only and cell.workload == workload.name
     ]
-    subjects = tuple(one for one in report.subjects if one.name in only)
-    made = page(replace(report, subjects=subjects, workloads=(workload,), cells=tuple(cells)))
-    assert "Against hf-sdpa on 1 workload: nopad-fp32 4.00× as fast." in made
-    text = section(made, "details")
-    (row,) = re.findall(r"<tr>(?:(?!</tr>).)*nopad-fp32.*?</tr>", text, flags=re.DOTALL)
+    subjects = tuple(subject for subject in report.subjects if subject.name in only)
+    text = page(replace(report, subjects=subjects, workloads=(workload,), cells=tuple(cells)))
+    assert "Against hf-sdpa on 1 workload: nopad-fp32 4.00× as fast." in text
+    details = section(text, "details")
+    (row,) = re.findall(r"<tr>(?:(?!</tr>).)*nopad-fp32.*?</tr>", details, flags=re.DOTALL)
     shown = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("<td>(.*?)</td>", row)]
     assert shown[:3] == [["500", "ms"]] * 3
     assert shown[3][0] == "2,000" and shown[4] == ["4.00×", "4.00", "to", "4.00"]
@@ -179,19 +182,19 @@ def test_an_incomplete_and_an_inconclusive_run_say_so_before_any_figure(report: 
 
 def test_an_interval_too_wide_to_conclude_from_is_marked(report: Report) -> None:
     cells = tuple(
-        replace(one, seconds=tuple(second * (1 + n % 5) for n, second in enumerate(one.seconds)))
-        if one.subject == "optimum"
-        else one
-        for one in report.cells
+        replace(cell, seconds=tuple(second * (1 + n % 5) for n, second in enumerate(cell.seconds)))
+        if cell.subject == "optimum"
+        else cell
+        for cell in report.cells
     )
     row = section(page(replace(report, cells=cells)), "summary").split(">imdb-32<")[1].split("</tr>")[0]
     cells_of_row = row.split("<td")[1:]
     starred = ["too wide to conclude from" in cell for cell in cells_of_row]
-    assert starred == [one.name == "optimum" for one in report.subjects]
+    assert starred == [subject.name == "optimum" for subject in report.subjects]
 
 
 def test_one_round_has_no_interval(report: Report) -> None:
-    cells = tuple(replace(one, seconds=one.seconds[:1], rounds=one.rounds[:1]) for one in report.cells)
+    cells = tuple(replace(cell, seconds=cell.seconds[:1], rounds=cell.rounds[:1]) for cell in report.cells)
     text = page(replace(report, cells=cells))
     assert "one round" in section(text, "summary")
     assert "whisker" not in section(text, "latency") + section(text, "speed")
@@ -254,9 +257,9 @@ def test_a_real_browser_runs_its_script_and_knows_the_dark(tab: Page, report: Re
     for dark in (False, True):
         tab.open(tmp_path / "report.html", width=1280, dark=dark)
         grounds.append(tab.value("getComputedStyle(document.body).backgroundColor"))
-    light, dark_ground = (sum(map(int, re.findall(r"\d+", one)[:3])) for one in grounds)
+    light, dark_ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in grounds)
     assert light > 600 and dark_ground < 150
-    dimmed = "[...document.querySelectorAll('.plot .dim')].map(one => one.dataset.s)"
+    dimmed = "[...document.querySelectorAll('.plot .dim')].map(shape => shape.dataset.s)"
     assert tab.value(dimmed) == []
     tab.value("document.querySelector('.legend [data-s=\"1\"]').click()")
     assert set(tab.value(dimmed)) == {"0", "2", "3", "4", "5", "6", "7"}

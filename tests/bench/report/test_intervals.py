@@ -53,8 +53,8 @@ def test_calls_of_a_round_count_once() -> None:
 def test_ratios_pair_within_a_round() -> None:
     # The machine slows down tenfold over the run; within each round the reference takes three times as long.
     slow = tuple(1.0 + number for number in range(10))
-    found = ratio_interval(cell("nopad-fp32", slow), cell("hf-sdpa", tuple(3 * second for second in slow)))
-    assert found == pytest.approx((3.0, 3.0, 3.0))
+    interval = ratio_interval(cell("nopad-fp32", slow), cell("hf-sdpa", tuple(3 * second for second in slow)))
+    assert interval == pytest.approx((3.0, 3.0, 3.0))
 
 
 def test_ratios_use_only_shared_rounds() -> None:

@@ -1,4 +1,4 @@
-"""The Markdown report: a line for everyone, and what it cannot tell."""
+"""The Markdown report: a row for every subject, and what it cannot tell."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def test_markdown_says_what_it_cannot_tell() -> None:
     text = to_markdown(doubtful)
     assert "Interrupted: what is here is all there is" in text and "too noisy to conclude: a" in text
     assert "No reference was measured" in to_markdown(report({"nopad-fp32": (1.0, 1.0)}))
-    one = to_markdown(report({"nopad-fp32": (1.0,), "hf-sdpa": (3.0,)}))
-    assert "3.00× (one round)" in one
+    markdown = to_markdown(report({"nopad-fp32": (1.0,), "hf-sdpa": (3.0,)}))
+    assert "3.00× (one round)" in markdown
     wide = to_markdown(report({"nopad-fp32": (1.0, 2.0, 3.0), "hf-sdpa": (3.0, 3.0, 3.0)}))
     assert " * |" in wide

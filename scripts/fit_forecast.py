@@ -260,7 +260,7 @@ def table(fit: Fit) -> None:
     for model in SIZES:
         for precision in ("fp16", "int8"):
             for length in (128, 384):
-                some = [
+                row = [
                     e for e in published if (e.gpu, e.model, e.precision, e.length) == ("t4", model, precision, length)
                 ]
                 cells = [f"{e.seconds * 1e3:.4g} ({e.seconds / ratio(e, GPUS['t4'], fit) * 1e3:.4g})" for e in row]

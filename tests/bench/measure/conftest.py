@@ -1,4 +1,4 @@
-"""What the runs of these tests answer."""
+"""The workload of these tests' runs."""
 
 from __future__ import annotations
 

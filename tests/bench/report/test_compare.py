@@ -32,7 +32,7 @@ def test_a_seeded_slowdown_is_a_regression_and_its_reverse_an_improvement() -> N
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.005, 0.3))
 def test_noise_is_hardly_ever_called_a_regression(seed: int, share: float) -> None:
-    """Twenty cells of equal work. An interval of 95 % is wrong this way once in forty times: 5 of 20 would be no chance."""
+    """Twenty cells of equal work. An interval of 95 % is wrong this way once in forty times: 5 of 20 are too many."""
     names = [f"nopad-{number}" for number in range(20)]
     old = report({name: noisy(1.0, share, 2 * seed + 7 * number) for number, name in enumerate(names)})
     new = report({name: noisy(1.0, share, 2 * seed + 7 * number + 1) for number, name in enumerate(names)})

@@ -119,9 +119,8 @@ def read_head(folder: Path) -> SetFitHead:
     settings = read_json(folder / SETTINGS_FILE, dict) if (folder / SETTINGS_FILE).is_file() else {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about another version of scikit-learn; `_check` compares the probabilities
+            # About another version of scikit-learn: `_check` compares the probabilities.
+            warnings.simplefilter("ignore")
             estimator = joblib.load(path)
     except Exception as error:  # whatever a pickle raises
         raise CheckpointError(f"{path} cannot be opened: {type(error).__name__}: {error}") from error

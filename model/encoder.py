@@ -346,9 +346,8 @@ def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = No
     Raises `CheckpointError` if it does not fit into memory.
     """
     try:
-        task = (
-            "embeddings" if config.modules else config.task
-        )  # SetFit: the classifier is the last of an embedder's modules
+        # SetFit: the classifier is the last of an embedder's modules.
+        task = "embeddings" if config.modules else config.task
         return _HEADS[config.architecture].get(task, _CLASSIFIERS[config.architecture])(config, attention)
     except RuntimeError as error:  # PyTorch's for a failed allocation, or for sizes that overflow
         raise CheckpointError(

@@ -37,14 +37,14 @@ class PackedLayout:
     prompt_lengths: Tensor | None = None  # [B] int64, tokens that are not pooled (embeddings alone)
 
 
-# Added to the scores of keys that may not be seen: survives fp16 (largest 65504) and still zeroes a softmax term.
+# Added to the scores of masked keys: within fp16's range (largest 65504), and still zeroes a softmax term.
 MASKED = -30000.0
 # Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; None where positions are embedded (BERT).
 Rotary = tuple[Tensor, Tensor] | None
 
 
 def rotate(x: Tensor, rope: Rotary) -> Tensor:
-    """One of q and k, [T, heads, head_size], turned by its position (RoFormer, arXiv:2104.09864; halves, not pairs)."""
+    """Rotary positions applied to q or k, [T, heads, head_size] (RoFormer, arXiv:2104.09864; halves, not pairs)."""
     if rope is None:
         return x
     cos, sin = rope
@@ -61,7 +61,7 @@ class Attend(Protocol):
     ) -> Tensor:
         """Attend within sequences (and within the window where `local`); [T, heads, head_size] in and out.
 
-        q and k come as projected: `rope` turns them first.
+        q and k come as projected: `rope` is applied to them first.
         """
         ...
 
@@ -76,7 +76,7 @@ def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, 
     """
     device = layout.position_ids.device
     half = dtype in (torch.float16, torch.bfloat16)
-    # FlashAttention-2 needs such a head and compute capability 8.0; T4 (7.5) takes the block form.
+    # FlashAttention-2 needs such a head and compute capability 8.0; a T4 (7.5) gets SDPA.
     fits = half and not dropout and head_size % 8 == 0 and head_size <= 256
     if device.type == "cuda" and fits and torch.cuda.get_device_capability(device) >= (8, 0):
         return varlen_attention(layout)
@@ -84,7 +84,7 @@ def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, 
 
 
 def local_bias(layout: PackedLayout) -> Tensor:
-    """`local_mask` as what is added to scores: 0 or -30000, fp32 [T / block, 1, block, 3 * block]."""
+    """`local_mask` as a bias added to the scores: 0 or -30000, fp32 [T / block, 1, block, 3 * block]."""
     return torch.where(local_mask(layout), 0.0, MASKED).unsqueeze(1)
 
 
@@ -102,14 +102,14 @@ def local_mask(layout: PackedLayout) -> Tensor:
 
 
 def _nearby(layout: PackedLayout) -> Tensor:
-    """Where the keys of each block stand: [T / block, 3 * block], beyond the stream's ends for the outer two."""
+    """Stream positions of each block's keys, [T / block, 3 * block]; out of range beyond the stream's ends."""
     stream = torch.arange(layout.sequence_ids.shape[0], device=layout.sequence_ids.device)
     offset = torch.arange(-layout.block, 2 * layout.block, device=stream.device)
     return stream.reshape(-1, layout.block)[:, :1] + offset
 
 
 def nearby_keys(layout: PackedLayout) -> Tensor:
-    """The keys that each block meets, int64 [T / block, 3 * block]; beyond the stream's ends its first and last."""
+    """Stream positions of each block's keys, int64 [T / block, 3 * block], clamped to the stream's ends."""
     return _nearby(layout).clamp(min=0).clamp(max=layout.sequence_ids.shape[0] - 1)
 
 
@@ -124,7 +124,7 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
     """PyTorch's own kernels on any device: block-local SDPA, and SDPA per sequence without padding."""
     if layout.sequence_ids.shape[0] % layout.block:
         raise ValueError(
-            f"a stream of {layout.sequence_ids.shape[0]} tokens is no multiple of {layout.block}; see pack"
+            f"a stream of {layout.sequence_ids.shape[0]} tokens is not a multiple of {layout.block}; see pack"
         )
     mask = local_mask(layout).unsqueeze(1) if layout.half_window >= 0 else None
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
@@ -142,8 +142,8 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
 
 
 def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float) -> Tensor:
-    # A loop, not a padded matrix: the unmasked kernel is the fast one, and no work is spent on padding.
-    sizes = [*lengths, q.shape[0] - sum(lengths)]  # filler is one more sequence
+    # A loop, not a padded matrix: the unmasked kernel is the faster, and no work is spent on padding.
+    sizes = [*lengths, q.shape[0] - sum(lengths)]  # the last: filler
     queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
     outs = [
         F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -159,7 +159,7 @@ def varlen_attention(layout: PackedLayout) -> Attend:
 
     total = layout.sequence_ids.shape[0]
     ends = (layout.pad_index >= 0).sum(1).cumsum(0)
-    # Filler is one more sequence, so that its rows are computed (and finite) too.
+    # Filler counts as one more sequence, so its rows are computed (and finite), too.
     cu_seqlens = F.pad(ends, (1, 1))
     cu_seqlens[-1] = total
     cu_seqlens = cu_seqlens.to(torch.int32)

@@ -1,7 +1,7 @@
 """The layers below the head: ModernBERT and BERT over one packed stream of tokens.
 
 Parameter names are those of the matching transformers class (`modeling_modernbert.py`, `modeling_bert.py`), so a
-state dict moves between the two without a mapping. Nothing here knows files, engines or export.
+state dict moves between nopad and transformers without a mapping. Knows nothing of files, engines or export.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ModernBertBackbone(nn.Module):
         self.final_norm = layer_norm(config)
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
-        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` mean nothing to ModernBERT."""
+        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` are ignored."""
         x = self.embeddings(input_ids)
         config = self.encoder_config
         global_rope = rotary(layout, config.head_size, config.global_rope, x.dtype)

@@ -12,20 +12,19 @@ from nopad.model.packing import round_up
 from nopad.model.rope_config import Rope
 
 Packed = Literal["modernbert", "bert", "eurobert", "ultrabert"]
-Architecture = Packed | Literal["other"]  # `other`: transformers itself computes it, padded
-# How one row is made of a text's tokens: `pooler` is BERT's classifier's, `late` EuroBERT's (the mean of every token's
-# logits), the others are sentence-transformers' modes (its `modules/pooling.py`); several joined with "+" are
-# concatenated.
+Architecture = Packed | Literal["other"]  # `other`: transformers itself runs it, padded
+# How a text's tokens become one row: `pooler` in BERT's classifiers, `late` in EuroBERT's (the mean of every token's
+# logits); the others are sentence-transformers' modes (its `modules/pooling.py`), concatenated where joined with "+".
 Pooling = str
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 ARCHITECTURES: tuple[Packed, ...] = get_args(Packed)
-# Activations of a Dense module: classes of torch.nn, as they are without arguments.
+# Activations of a Dense module: classes of torch.nn with their default arguments.
 DENSE_ACTIVATIONS = (
     "Identity", "Tanh", "Sigmoid", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish",
     "Softplus", "Softsign", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish", "Tanhshrink",
 )  # fmt: skip
-# Activations as config.json names them: functions of torch.nn.functional, and what they are called with.
+# Activations as config.json names them: functions of torch.nn.functional, and their arguments.
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "gelu": ("gelu", {}),
     "gelu_new": ("gelu", {"approximate": "tanh"}),
@@ -56,14 +55,14 @@ def attention_block(half_window: int) -> int:
 
 
 def half_window_of(architecture: Mapping[str, Any]) -> int | None:
-    """`EncoderConfig.half_window` of a manifest's `architecture`; None where that names none, as a padded bundle's."""
+    """`EncoderConfig.half_window` of a manifest's `architecture`; None where it has none, as in a padded bundle."""
     width = architecture.get("local_attention")
     return width // 2 if isinstance(width, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingModule:
-    """One module of sentence-transformers around the pooling, named as there; sizes are counts of elements."""
+    """A module of sentence-transformers before or after the pooling, with its names; sizes are counts of elements."""
 
     kind: Literal["Dense", "LayerNorm", "Normalize"]
     of_tokens: bool = False  # before the pooling, on every token's hidden state
@@ -71,7 +70,7 @@ class EmbeddingModule:
     out_features: int = 0  # of LayerNorm: the same
     bias: bool = True
     activation: str = "Identity"  # of DENSE_ACTIVATIONS
-    residual: bool = False  # Dense: its input is added (through a matrix of its own, where the sizes differ)
+    residual: bool = False  # Dense: adds its input (through a second matrix, where the sizes differ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class EncoderConfig:
 
     Sizes are counts of elements. `half_window` is how many tokens a local layer sees on each side
     (`local_attention // 2`, as in transformers' `modeling_modernbert.py`). `num_kv_heads` and `head_dim` are None
-    where they are `num_heads` and `hidden_size / num_heads`, as in all but EuroBERT's kind.
+    where they are `num_heads` and `hidden_size / num_heads`, as in every architecture but EuroBERT and UltraBERT.
     """
 
     architecture: Architecture
@@ -117,7 +116,7 @@ class EncoderConfig:
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     pooling: Pooling = "cls"
-    # Embeddings alone: what stands between the pooling and the vector, in this order.
+    # Embeddings only: from pooling to the vector, in this order.
     include_prompt: bool = True  # whether a prompt's tokens are pooled
     modules: tuple[EmbeddingModule, ...] = ()
     truncate_dim: int | None = None  # only the first elements are kept
@@ -139,13 +138,13 @@ class EncoderConfig:
         if self.architecture == "bert":
             positive["type_vocab_size"] = self.type_vocab_size
         for name, value in positive.items():
-            if not 0 < value <= 2**40:  # NaN is neither; far beyond it, PyTorch's own arithmetic overflows
+            if not 0 < value <= 2**40:  # refuses NaN, too; far beyond it, PyTorch's own arithmetic overflows
                 raise CheckpointError(f"config.json: {name} must be positive and at most 2**40, got {value}")
         if self.local_attention < 0:
             raise CheckpointError(f"config.json: local_attention must not be negative, got {self.local_attention}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise CheckpointError(
-                f"config.json: pad_token_id {self.pad_token_id} is no token id; vocab_size is {self.vocab_size}"
+                f"config.json: pad_token_id {self.pad_token_id} is not a token id; vocab_size is {self.vocab_size}"
             )
         if self.hidden_size % self.num_heads:  # transformers refuses it whatever head_dim is
             raise CheckpointError(
@@ -165,8 +164,7 @@ class EncoderConfig:
         for name in ("activation", "classifier_activation"):
             if getattr(self, name) not in ACTIVATIONS:
                 raise CheckpointError(
-                    f"config.json: activation {getattr(self, name)!r} is not supported; "
-                    f"known ones: {', '.join(ACTIVATIONS)}"
+                    f"config.json: activation {getattr(self, name)!r} is not supported; known: {', '.join(ACTIVATIONS)}"
                 )
 
     @property
@@ -176,7 +174,7 @@ class EncoderConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values: fewer than queries' where several of them share one."""
+        """Heads of keys and values: fewer than query heads where several of these share a head."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
@@ -202,7 +200,7 @@ class EncoderConfig:
 
     @property
     def block(self) -> int:
-        """Tokens of one attention block. The stream's length is a multiple of it, but for the CPU graph."""
+        """Tokens of one attention block. The stream's length is a multiple of it, except in the CPU graph."""
         return attention_block(self.half_window)
 
     @property

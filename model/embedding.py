@@ -20,8 +20,8 @@ from nopad.model.errors import CheckpointError
 def pool(hidden: Tensor, layout: PackedLayout, pooling: str, prompt_lengths: Tensor | None = None) -> Tensor:
     """One fp32 row per sequence, [B, hidden_size]: its first token (`cls`, `pooler`), or as `POOLING_MODES` says.
 
-    Several modes, joined with "+", are concatenated. `prompt_lengths` [B]: so many tokens at the beginning of each
-    sequence are left out (sentence-transformers' `modules/pooling.py`).
+    Several modes, joined with "+", are concatenated. `prompt_lengths` [B]: the number of tokens to
+    leave out at the beginning of each sequence (sentence-transformers' `modules/pooling.py`).
     """
     hidden = hidden.float()
     valid = layout.pad_index >= 0
@@ -42,7 +42,7 @@ def pool(hidden: Tensor, layout: PackedLayout, pooling: str, prompt_lengths: Ten
     for mode in pooling.split("+"):
         if mode == "cls":
             first = torch.zeros_like(lengths)
-            if prompt_lengths is not None:  # where nothing is left, the very first token
+            if prompt_lengths is not None:  # where no token is left, the very first
                 first = torch.where(prompt_lengths < lengths, prompt_lengths, first)
             parts.append(hidden[layout.pad_index.gather(1, first.unsqueeze(1)).squeeze(1)])
         elif mode == "lasttoken":
@@ -89,13 +89,13 @@ class _Normalize(nn.Module):
 
 
 def build_modules(config: EncoderConfig) -> nn.ModuleList:
-    """The modules around the pooling; parameters are named as sentence-transformers names them in each one's file."""
+    """The modules around the pooling; parameter names are those in sentence-transformers' files."""
     kinds = {"Dense": _Dense, "LayerNorm": _LayerNorm, "Normalize": lambda module: _Normalize()}
     return nn.ModuleList(kinds[module.kind](module) for module in config.modules)
 
 
 def check_modules(config: EncoderConfig) -> None:
-    """Refuse modules whose sizes do not follow one another. Raises `CheckpointError`."""
+    """Refuse modules whose sizes do not match. Raises `CheckpointError`."""
     size = config.hidden_size
     pooled = False
     for module in config.modules:
@@ -103,7 +103,7 @@ def check_modules(config: EncoderConfig) -> None:
             size, pooled = size * len(config.pooling.split("+")), True
         if module.in_features and module.in_features != size:
             raise CheckpointError(
-                f"the module {module.kind} takes rows of {module.in_features}, and what is before it gives {size} "
+                f"the module {module.kind} takes rows of {module.in_features} elements, but gets rows of {size} "
                 f"(pooling {config.pooling})"
             )
         size = module.out_features or size
@@ -112,8 +112,8 @@ def check_modules(config: EncoderConfig) -> None:
 def load_modules(modules: nn.ModuleList, folder: Path, paths: Sequence[str]) -> None:
     """Load each module's weights from its folder in a checkpoint. Raises `CheckpointError`."""
     for module, path in zip(modules, paths, strict=False):  # a Normalize at the end may have been left out
-        wanted = module.state_dict()
-        if not wanted:
+        state = module.state_dict()
+        if not state:
             continue
         file = folder / path / "model.safetensors"
         if not file.is_file():
@@ -126,7 +126,7 @@ def load_modules(modules: nn.ModuleList, folder: Path, paths: Sequence[str]) -> 
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged or cut short ({error}); copy or save it again") from None
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if shapes != expected:
             raise CheckpointError(f"{file} holds {shapes}, its config.json asks for {expected}")
         module.load_state_dict(stored)
@@ -134,13 +134,13 @@ def load_modules(modules: nn.ModuleList, folder: Path, paths: Sequence[str]) -> 
 
 def embed(hidden: Tensor, layout: PackedLayout, config: EncoderConfig, modules: nn.ModuleList) -> Tensor:
     """Hidden states [T, hidden_size] -> embeddings, fp32 [B, embedding_size]."""
-    kinds = list(zip(config.modules, modules, strict=True))
-    for kind, module in kinds:
-        if kind.of_tokens:
+    chain = list(zip(config.modules, modules, strict=True))
+    for spec, module in chain:
+        if spec.of_tokens:
             hidden = module(hidden.float())
     rows = pool(hidden, layout, config.pooling, None if config.include_prompt else layout.prompt_lengths)
-    for kind, module in kinds:
-        if not kind.of_tokens:
+    for spec, module in chain:
+        if not spec.of_tokens:
             rows = module(rows)
     if config.truncate_dim is not None:
         rows = rows[:, : config.truncate_dim]

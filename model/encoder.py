@@ -1,7 +1,7 @@
 """The packed encoder: a backbone over one stream of tokens, with the heads nopad serves.
 
 Parameter names are those of the matching transformers class (`modeling_modernbert.py`, `modeling_bert.py`), so a
-state dict moves between the two without a mapping. Nothing here knows files, engines or export.
+state dict moves between nopad and transformers without a mapping. Knows nothing of files, engines or export.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nopad.model.eurobert import EuroBertBackbone
 
 
 class PackedEncoder(nn.Module):
-    """Common face of every head: packed stream in, fp32 `logits` out.
+    """The interface of every head: packed stream in, fp32 logits out.
 
     `attention` replaces how attention is computed (see `nopad.model.attention`); None chooses by device and dtype.
     """
@@ -343,13 +343,14 @@ _CLASSIFIERS: dict[str, type[PackedEncoder]] = {
 def build_encoder(config: EncoderConfig, attention: AttentionFactory | None = None) -> PackedEncoder:
     """The encoder for `config`, with PyTorch's random initial weights.
 
-    Raises `CheckpointError` if it is too large for the memory.
+    Raises `CheckpointError` if it does not fit into memory.
     """
     try:
-        task = "embeddings" if config.modules else config.task  # a classifier may be the last of an embedder's modules
+        # SetFit: the classifier is the last of an embedder's modules.
+        task = "embeddings" if config.modules else config.task
         return _HEADS[config.architecture].get(task, _CLASSIFIERS[config.architecture])(config, attention)
-    except RuntimeError as error:  # what PyTorch raises for memory it does not get, or for sizes that overflow
+    except RuntimeError as error:  # PyTorch's for a failed allocation, or for sizes that overflow
         raise CheckpointError(
-            f"config.json: no memory for an encoder of its sizes ({str(error).splitlines()[0]}); check hidden_size, "
-            "intermediate_size and vocab_size"
+            f"config.json: not enough memory for an encoder of these sizes ({str(error).splitlines()[0]}); check "
+            "hidden_size, intermediate_size and vocab_size"
         ) from None

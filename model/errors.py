@@ -1,6 +1,6 @@
-"""Errors of the ground floor: a configuration or a checkpoint that nopad cannot take.
+"""The root of nopad's errors, and the error for a configuration or a checkpoint that nopad cannot read.
 
-`nopad.runtime.errors` draws the whole tree; these two stand here because `model` imports nothing above it.
+`nopad.runtime.errors` draws the whole tree; these two are here because `model` imports nothing above it.
 """
 
 
@@ -14,4 +14,4 @@ class NopadError(Exception):
 
 
 class CheckpointError(NopadError):
-    """A checkpoint folder is missing, incomplete, damaged, or of a kind that nopad does not take."""
+    """A checkpoint folder is missing, incomplete, damaged, or of an unsupported kind."""

@@ -1,8 +1,9 @@
-"""The layers below the head of EuroBERT and UltraBERT: a Llama's, over one packed stream of tokens, without causality.
+"""The layers below the head of EuroBERT and UltraBERT: a Llama's without the causal mask, over one packed stream.
 
 RMS norm, separate q, k and v with possibly fewer heads of keys and values, gated MLP, rotary positions. UltraBERT adds
-windows: which layers have one, how wide it is and their rotary positions are configuration. Parameter names are those
-of `modeling_eurobert.py` and `modeling_ultrabert.py`, so a state dict moves between the two without a mapping.
+windows: the configuration says which layers have a window, its width and their rotary positions. Parameter names are
+those of `modeling_eurobert.py` and `modeling_ultrabert.py`, so a state dict moves between nopad and transformers
+without a mapping.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; the dtype of `x` is kept."""
         exact = x.to(self.weight.dtype)
-        # A quotient by a square root, not a product with rsqrt: ONNX Runtime has one kernel for this form.
+        # Divided by a square root, not multiplied by rsqrt: ONNX Runtime has one kernel for this form.
         return (exact / torch.sqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
@@ -35,7 +36,7 @@ class _Attention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.size = config.head_size
-        self.shared_by = config.num_heads // config.kv_heads
+        self.queries_per_key = config.num_heads // config.kv_heads
         self.dropout = config.attention_dropout
         wide, narrow = config.num_heads * config.head_size, config.kv_heads * config.head_size
         self.q_proj = nn.Linear(config.hidden_size, wide, bias=config.attention_bias)
@@ -45,8 +46,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.size)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.shared_by > 1:  # every head of keys and values beside the queries that share it
-            k, v = (heads.unsqueeze(2).expand(-1, -1, self.shared_by, -1).flatten(1, 2) for heads in (k, v))
+        if self.queries_per_key > 1:  # each key and value head is repeated for the query heads that share it
+            k, v = (heads.unsqueeze(2).expand(-1, -1, self.queries_per_key, -1).flatten(1, 2) for heads in (k, v))
         dropout = self.dropout if self.training else 0.0
         return self.o_proj(attend(q, k, v, local=local, rope=rope, dropout=dropout).flatten(1))
 
@@ -88,7 +89,7 @@ class EuroBertBackbone(nn.Module):
         self.norm = RMSNorm(config)
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
-        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` mean nothing to this kind."""
+        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` are ignored."""
         x = self.embed_tokens(input_ids)
         config = self.encoder_config
         global_rope = rotary(layout, config.head_size, config.global_rope, x.dtype)

@@ -1,4 +1,4 @@
-"""What logits mean: probabilities, and the labels decided on. The only place. numpy alone; no torch, no files."""
+"""What logits mean: probabilities and decisions, for training, export and runtime. numpy only; no torch, no files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _softplus(logits: FloatArray) -> FloatArray:
     return out
 
 
-# What makes scores of logits, by the names of torch.nn's classes. None of them changes the order of two scores.
+# From logits to scores, by the names of torch.nn's classes. None of them changes the order of two scores.
 SCORE_ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "Identity": lambda logits: logits,
     "Sigmoid": sigmoid,
@@ -53,19 +53,19 @@ SCORE_ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 class Head:
     """The meaning of a model's logits, by the rules of transformers' pipelines.
 
-    Raises `ValueError` for a temperature or thresholds that cannot be.
+    Raises `ValueError` for an invalid temperature or thresholds.
     """
 
     task: Task
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
-    activation: str | None = None  # of SCORE_ACTIVATIONS, as a cross-encoder names it; None: what the task has
+    activation: str | None = None  # of SCORE_ACTIVATIONS, named by a cross-encoder; None: the task's default
     # Logits are divided by it (C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     temperature: float = 1.0
     thresholds: tuple[float, ...] | None = None  # probabilities, one for each label; None: 0.5, or the best label
 
     def __post_init__(self) -> None:
-        """Refuse a calibration that means nothing."""
+        """Refuse an invalid calibration."""
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"the temperature must be a positive number, got {self.temperature}")
         if self.problem_type == "regression" and self != self.uncalibrated:
@@ -80,12 +80,12 @@ class Head:
 
     @property
     def has_labels(self) -> bool:
-        """Whether logits decide on a label (or on a token of the vocabulary)."""
+        """Whether logits choose a label (or a token of the vocabulary)."""
         return self.task not in ("embeddings", "rerank") and self.problem_type != "regression"
 
     @property
     def multi_label(self) -> bool:
-        """Whether a text may have several labels, or none; else one label excludes the others."""
+        """Whether a text may have several labels, or none; else it has exactly one."""
         return self.problem_type == "multi_label_classification"
 
     @property
@@ -97,27 +97,27 @@ class Head:
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Scores of the labels, float32 as the logits [..., num_labels].
 
-        Softmax; sigmoid for several labels and rerank; the raw values for regression; or what a cross-encoder names.
+        Softmax; sigmoid for multi-label and rerank; the raw values for regression; or a cross-encoder's activation.
         """
         independent = self.multi_label or self.task == "rerank"
-        usual = "Identity" if self.problem_type == "regression" else "Sigmoid" if independent else "Softmax"
-        scores = SCORE_ACTIVATIONS[self.activation or usual]
+        default = "Identity" if self.problem_type == "regression" else "Sigmoid" if independent else "Softmax"
+        scores = SCORE_ACTIVATIONS[self.activation or default]
         return scores(logits if self.temperature == 1.0 else logits / np.float32(self.temperature))
 
     def best(self, logits: FloatArray) -> npt.NDArray[np.int64]:
-        """The index of the label, where one excludes the others: [..., num_labels] -> [...].
+        """The index of the label, where a text has exactly one: [..., num_labels] -> [...].
 
         With thresholds, the label whose probability is the largest multiple of its threshold: of two labels with the
-        thresholds t and 1 - t, the first is chosen from probability t on (Z.-H. Zhou and X.-Y. Liu, "Training
+        thresholds t and 1 - t, the first is chosen once its probability reaches t (Z.-H. Zhou and X.-Y. Liu, "Training
         Cost-Sensitive Neural Networks", TKDE 2006: threshold moving).
         """
-        chances = logits if self.thresholds is None else logits / self.temperature - np.log(self.thresholds)
-        return chances.argmax(-1)
+        scores = logits if self.thresholds is None else logits / self.temperature - np.log(self.thresholds)
+        return scores.argmax(-1)
 
     def decide(self, logits: FloatArray) -> npt.NDArray[np.float64]:
-        """The labels as zeros and ones, [..., num_labels]. Raises `ValueError` where there are none: `has_labels`."""
+        """The labels as zeros and ones, [..., num_labels]. Raises `ValueError` without `has_labels`."""
         if not self.has_labels:
-            raise ValueError(f"{self.problem_type or self.task} decides on no label")
+            raise ValueError(f"{self.problem_type or self.task} has no labels to decide on")
         if self.multi_label:
             chosen = self.probabilities(logits) >= np.array(0.5 if self.thresholds is None else self.thresholds)
         else:

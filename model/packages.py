@@ -1,6 +1,6 @@
-"""The packages that nopad imports where it needs them, the extras that bring them, and what to install for the rest.
+"""The packages that nopad imports only where it needs them, and the extras that bring them.
 
-pyproject.toml is the other end: `tests/model/test_packages.py` ties the tables to its extras. Imports no package.
+`tests/model/test_packages.py` compares the tables with the extras in pyproject.toml. Imports no package.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package by the name that pip knows."""
+    """A package; `name` is pip's."""
 
     name: str
-    extras: tuple[str, ...] = ()  # named where it is missing, the usual extra first; () for nopad's dependencies
-    purpose: str = ""  # in the words of `nopad doctor`, which lists the packages that have one
+    extras: tuple[str, ...] = ()  # suggested where it is missing, the usual extra first; () for nopad's dependencies
+    purpose: str = ""  # shown by `nopad doctor`, which lists the packages that have one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a command, an engine or a competitor needs. Without `modules` it needs nothing, and `extra` is not read."""
+    """What a command, an engine or a competitor needs. Without `modules` it needs nothing, and `extra` is ignored."""
 
     modules: tuple[str, ...]
     extra: str  # brings all of them
@@ -50,7 +50,7 @@ PACKAGES: Mapping[str, Package] = {
     "openpyxl": Package(name="openpyxl", extras=("tables",)),
     "zstandard": Package(name="zstandard", extras=("tables",)),
 }
-# What the commands do. What engines need stands in their registry, `nopad.runtime.engines.base.ENGINES`.
+# What the commands need. What engines need is in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
@@ -65,12 +65,12 @@ COMPETITOR_NEEDS: Mapping[str, Need] = {
 
 
 def install_hint(extra: str) -> str:
-    """What to type for an extra of nopad."""
+    """The command that installs an extra of nopad."""
     return f"pip install 'nopad[{extra}]'"
 
 
 def extra_of(module: str, command: str = "") -> str | None:
-    """The extra that brings `module`: the one named like `command` if that does; None where no extra is known."""
+    """The extra that brings `module`: `command`'s own if that does; None where no extra is known."""
     extras = PACKAGES[module].extras if module in PACKAGES else ()
     return command if command in extras else next(iter(extras), None)
 
@@ -92,5 +92,5 @@ def importable(module: str) -> bool:
 
 
 def missing(modules: Sequence[str]) -> list[str]:
-    """The modules among these that cannot be imported here."""
+    """Those of `modules` that are not installed."""
     return [module for module in modules if not importable(module)]

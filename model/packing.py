@@ -1,7 +1,7 @@
-"""Token ids of many texts <-> one packed stream and its layout. numpy only; knows no model and no engine.
+"""Token ids of many texts <-> one packed stream and its layout. numpy only; knows nothing of models and engines.
 
 The stream of T tokens holds the sequences one after another, then filler up to a multiple of the attention
-block. Four arrays describe it completely; every engine and the encoder itself take exactly these:
+block. These arrays describe it completely; every engine and the encoder itself take exactly these:
 
 - `input_ids[T]`, `token_type_ids[T]`
 - `position_ids[T]`: place of each token in its own sequence, 0 for filler
@@ -62,7 +62,7 @@ def pack(
 ) -> PackedBatch:
     """Pack token id sequences into one stream whose length is a multiple of `multiple`.
 
-    Raises `ValueError` for no sequences at all, or an empty one: neither has an answer.
+    Raises `ValueError` without any sequence, and for an empty sequence: neither has an answer.
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     if lengths.size == 0 or lengths.min() == 0:
@@ -116,8 +116,8 @@ def plan_batches(
 
     A batch holds at most `token_budget` tokens (with `padded`, every sequence counts as long as its batch's longest)
     and `max_sequences` sequences. Global attention pads even a packed batch, so `sequences * longest ** 2` stays
-    within `square_budget ** 2` (at most and by default the budget's), too: a long text does not meet many short ones,
-    and a large budget does not ask for a large square. A sequence longer than the budget goes alone.
+    within `square_budget ** 2`, too (at most and by default `token_budget ** 2`): a long text is not batched with many
+    short texts, and a large token budget does not lead to a large square. A sequence longer than the budget goes alone.
     Returns indices into `lengths`, each exactly once, the longest first (so that memory peaks at the start, not at the
     end of a long run).
     """
@@ -127,12 +127,12 @@ def plan_batches(
     batches: list[list[int]] = []
     tokens = room = longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        counted = longest if padded else lengths[index]
-        if not batches or tokens + counted > token_budget or len(batches[-1]) >= room:
+        cost = longest if padded else lengths[index]
+        if not batches or tokens + cost > token_budget or len(batches[-1]) >= room:
             batches.append([])
             tokens, longest = 0, lengths[index]
-            counted = longest
+            cost = longest
             room = min(max_sequences, max(1, square // longest**2))
         batches[-1].append(index)
-        tokens += counted
+        tokens += cost
     return batches

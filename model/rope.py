@@ -1,7 +1,7 @@
 """Rotary positions: frequencies and attention scaling of every `rope_type`, and the angles of a stream.
 
 The formulas are those of transformers' `modeling_rope_utils.py` (`ROPE_INIT_FUNCTIONS`), computed in its order of
-operations, in fp32, so that angles are equal bit for bit. Papers are named where a formula stands.
+operations, in fp32, so that angles are equal bit for bit. Each formula names its paper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nopad.model.rope_config import Rope, RopeType
 def frequencies(rope: Rope, head_size: int, *, long: bool = False) -> tuple[Tensor, float]:
     """Radians per position, fp32 [head_size / 2], and the factor of cosine and sine.
 
-    `long` asks for those of a text beyond `original_max_position_embeddings`; only longrope has others.
+    `long` is for texts beyond `original_max_position_embeddings`; only longrope has other values for them.
     """
     return _FORMULAS[rope.rope_type](rope, head_size, long)
 
@@ -31,7 +31,7 @@ def _wavelengths(rope: Rope, head_size: int, pairs: int | None = None) -> Tensor
 
 
 def _default(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
-    # Dynamic NTK scaling is this, too: it changes frequencies only for texts longer than max_position_embeddings,
+    # Dynamic NTK scaling, too: it changes frequencies only for texts longer than max_position_embeddings,
     # and no bundle takes such a text.
     return 1.0 / _wavelengths(rope, head_size), 1.0
 
@@ -47,7 +47,7 @@ def _yarn(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
     original = rope.original_max_position_embeddings or 0
 
     def dimension(rotations: float) -> float:
-        """Where the original length has that many full turns."""
+        """The dimension that turns so many times over the original length."""
         return (head_size * math.log(original / (rotations * 2 * math.pi))) / (2 * math.log(rope.rope_theta))
 
     low, high = dimension(rope.beta_fast or 32), dimension(rope.beta_slow or 1)
@@ -64,7 +64,7 @@ def _yarn(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
 
     if rope.attention_factor is not None:
         return scaled, rope.attention_factor
-    if rope.mscale and rope.mscale_all_dim:  # DeepSeek-V3's two
+    if rope.mscale and rope.mscale_all_dim:  # both are DeepSeek-V3's
         return scaled, magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
     return scaled, magnitude()
 
@@ -75,8 +75,8 @@ def _longrope(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
     scale = rope.attention_factor
     if scale is None:
         scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    own = torch.tensor((rope.long_factor if long else rope.short_factor) or (), dtype=torch.float)
-    return 1.0 / (own * _wavelengths(rope, head_size)), scale
+    factors = torch.tensor((rope.long_factor if long else rope.short_factor) or (), dtype=torch.float)
+    return 1.0 / (factors * _wavelengths(rope, head_size)), scale
 
 
 def _llama3(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
@@ -94,9 +94,9 @@ def _llama3(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
 def _proportional(rope: Rope, head_size: int, long: bool) -> tuple[Tensor, float]:
     """A share of the frequencies, spread over the whole head; the others do not turn."""
     share = 1.0 if rope.partial_rotary_factor is None else rope.partial_rotary_factor
-    turned = int(share * head_size // 2)
-    plain = 1.0 / _wavelengths(rope, head_size, turned)
-    return torch.cat([plain, torch.zeros(head_size // 2 - turned)]) / _factor(rope), 1.0
+    rotated = int(share * head_size // 2)
+    plain = 1.0 / _wavelengths(rope, head_size, rotated)
+    return torch.cat([plain, torch.zeros(head_size // 2 - rotated)]) / _factor(rope), 1.0
 
 
 def _factor(rope: Rope) -> float:
@@ -117,15 +117,15 @@ _FORMULAS: dict[RopeType, Callable[[Rope, int, bool], tuple[Tensor, float]]] = {
 def rotary(layout: PackedLayout, head_size: int, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles of a stream, each [T, 1, head_size / 2]; angles in fp32."""
     device = layout.position_ids.device
-    own, scale = frequencies(rope, head_size)
-    own = own.to(device)
+    radians, scale = frequencies(rope, head_size)
+    radians = radians.to(device)
     if rope.rope_type == "longrope":
-        # By the length of each text, as transformers does for a text alone; in a padded batch, it takes the longest.
+        # By each text's own length, as in transformers for a single text; for a padded batch, it takes the longest.
         lengths = (layout.pad_index >= 0).sum(1)[layout.sequence_ids.clamp(min=0)]
         beyond = (lengths > (rope.original_max_position_embeddings or 0)).unsqueeze(-1)
-        own = torch.where(beyond, frequencies(rope, head_size, long=True)[0].to(device), own)
-    angles = layout.position_ids.unsqueeze(-1).float() * own
-    cos, sin = (turn.unsqueeze(1) for turn in (angles.cos(), angles.sin()))
+        radians = torch.where(beyond, frequencies(rope, head_size, long=True)[0].to(device), radians)
+    angles = layout.position_ids.unsqueeze(-1).float() * radians
+    cos, sin = (part.unsqueeze(1) for part in (angles.cos(), angles.sin()))
     if scale != 1.0:
         cos, sin = cos * scale, sin * scale
     return cos.to(dtype), sin.to(dtype)

@@ -16,7 +16,7 @@ from nopad.model.errors import CheckpointError
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 ROPE_TYPES: tuple[RopeType, ...] = get_args(RopeType)
 
-# Without a value, transformers takes max_position_embeddings for the length that the model was pre-trained on.
+# Without a value, transformers takes max_position_embeddings as the length that the model was pre-trained on.
 _HAS_ORIGINAL = ("yarn", "longrope", "llama3")
 _NEEDS: dict[RopeType, tuple[str, ...]] = {
     "linear": ("factor",),
@@ -54,9 +54,8 @@ class Rope:
 def read_rope(entry: Mapping[str, Any], *, where: str, theta: Any, positions: int, head_size: int) -> Rope:
     """One object of `rope_parameters`, completed as transformers completes it.
 
-    `where` names it in messages; `theta` is meant where the object has no `rope_theta`; `positions` is
-    `max_position_embeddings`. Raises `CheckpointError` for a kind that nopad does not have, and for values without
-    which, or with which, no angle can be computed.
+    `where` names it in messages; `theta` is the default of `rope_theta`; `positions` is `max_position_embeddings`.
+    Raises `CheckpointError` for an unsupported `rope_type`, and for missing or impossible values.
     """
     kind = entry.get("rope_type", entry.get("type", "default"))
     if kind not in ROPE_TYPES:
@@ -86,7 +85,7 @@ def read_rope(entry: Mapping[str, Any], *, where: str, theta: Any, positions: in
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `entry` that `Rope` has a field for, but for theta and type."""
+    """The values of `entry` that `Rope` has a field for, except theta and type."""
     out: dict[str, Any] = {}
     for field in dataclasses.fields(Rope):
         value = entry.get(field.name)
@@ -102,7 +101,7 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positive(where: str, name: str, value: float) -> None:
-    if not 0 < value <= 2**40:  # NaN is neither; far beyond it, arithmetic in fp32 has no meaning
+    if not 0 < value <= 2**40:  # refuses NaN, too; far beyond it, arithmetic in fp32 has no meaning
         raise CheckpointError(f"config.json: {name} of {where} must be positive and at most 2**40, got {value}")
 
 

@@ -32,7 +32,7 @@ class TrainingData:
     labels: tuple[str, ...]
     problem_type: ProblemType
     summary: str  # the classes and their rows, or the number to learn
-    remarks: tuple[str, ...]  # rows left out, labels that may be meant otherwise
+    remarks: tuple[str, ...]  # rows left out, labels that may mean something else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +55,21 @@ def load_data(
 ) -> TrainingData:
     """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the labels.
 
-    `label_column` may be several with commas between them: a column of zeros and ones for each label. Unless
-    `problem_type` says it, it follows from the labels of the training rows that have a text (docs/labels.md).
+    `label_column` may be several with commas between them: a column of zeros and ones for each label. Without
+    `problem_type`, it follows from the labels of the training rows that have a text (docs/labels.md).
     Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
     """
     _check_options(labels, problem_type)
     parts = find_splits(source)
-    wanted = [text_column] if text_column else TEXT_COLUMNS
-    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted)
+    text_names = [text_column] if text_column else TEXT_COLUMNS
+    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=text_names)
     held_out = _part_to_evaluate(parts, evaluation)
     text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
     columns = [
         rows.column(name, LABEL_COLUMNS, "--label-column")
         for name in (split_columns(label_column, rows.columns) if label_column else [None])
     ]
-    held_rows = None if held_out is None else read_rows(held_out, wanted=wanted)
+    held_rows = None if held_out is None else read_rows(held_out, wanted=text_names)
     if held_rows is not None:
         held_rows.provide(text, "--text-column")
         for name in columns:
@@ -81,12 +81,12 @@ def load_data(
     targets = np.asarray(train.with_format("numpy")["target"][:])
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
     if held_rows is None:
-        halves = train.train_test_split(test_size=count, seed=seed)
-        train, test = halves["train"], halves["test"]
+        split = train.train_test_split(test_size=count, seed=seed)
+        train, test = split["train"], split["test"]
     else:
-        held, more = _examples(held_rows, text, columns, "evaluation", labels)
-        test = _encoded(held, columns, kind, "evaluation")
-        remarks += more
+        held_examples, held_remarks = _examples(held_rows, text, columns, "evaluation", labels)
+        test = _encoded(held_examples, columns, kind, "evaluation")
+        remarks += held_remarks
     return TrainingData(
         train=train,
         evaluation=test,
@@ -106,7 +106,7 @@ def _check_options(labels: Sequence[str] | None, problem_type: str | None) -> No
 
 
 def _part_to_evaluate(parts: Mapping[str, Any], evaluation: DataSource | str | None) -> Any:
-    """The split that rows are evaluated on: of `evaluation`, else of the training data; None where it has none."""
+    """The split to evaluate on: of `evaluation`, else of the training data; None where that has none."""
     if evaluation is not None:
         parts = find_splits(evaluation)
     split = next((parts[name] for name in ("validation", "test") if name in parts), None)
@@ -126,14 +126,14 @@ def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
 def _examples(
     rows: Rows, text: str, columns: Sequence[str], part: str, names: Sequence[str] | None
 ) -> tuple[list[_Example], list[str]]:
-    """The rows that have a text, each with its label (of several columns, a list), and a remark on those left out."""
+    """The rows that have a text, with their labels (of several columns, lists), and a remark on the rows left out."""
     examples = []
-    own = rows.class_names if len(columns) == 1 else {}
+    class_names = rows.class_names if len(columns) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
         value = rows.text(record, text)
         if not isinstance(value, str) or not value.strip():
             continue
-        cells = [_label(record.get(name), name, place, own.get(name, ()), names) for name in columns]
+        cells = [_label(record.get(name), name, place, class_names.get(name, ()), names) for name in columns]
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -141,13 +141,13 @@ def _examples(
         examples.append(_Example(text=value, label=cells if len(cells) > 1 else cells[0], place=place))
     if not examples:
         raise DataError(f"the {part} data has no row with text in column {text!r}")
-    without = len(rows.records) - len(examples)
-    remark = f"{without:,} of {len(rows.records):,} rows of the {part} data have no text in column {text!r}: left out"
-    return examples, [remark] if without else []
+    blank = len(rows.records) - len(examples)
+    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have no text in column {text!r}: left out"
+    return examples, [remark] if blank else []
 
 
-def _label(value: Any, column: str, place: str, own: Sequence[str], names: Sequence[str] | None) -> Any:
-    """A cell's label, or list of labels; the numbers of a column that brings its `own` class names become these."""
+def _label(value: Any, column: str, place: str, class_names: Sequence[str], names: Sequence[str] | None) -> Any:
+    """A cell's label, or list of labels; the numbers of a column that has `class_names` of its own become those."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{place}: column {column!r} has no value; fill it in, or remove the row")
     items = []
@@ -158,13 +158,14 @@ def _label(value: Any, column: str, place: str, own: Sequence[str], names: Seque
             raise DataError(f"{place}: column {column!r}: {value!r:.80} is not a text, a number or a list of them")
         if isinstance(item, float) and not math.isfinite(item):
             raise DataError(f"{place}: column {column!r}: label {item!r} is not finite")
-        if own and isinstance(item, int):
-            if not 0 <= item < len(own):
+        if class_names and isinstance(item, int):
+            if not 0 <= item < len(class_names):
                 raise DataError(
-                    f"{place}: column {column!r}: label {item} is no number of the data's own {listed(own)}"
+                    f"{place}: column {column!r}: label {item} is not a number of the data's own classes "
+                    f"{listed(class_names)}"
                 )
-            # Where --labels has other names, they are new ones for the same numbers.
-            item = own[item] if not names or set(own) <= set(names) else item
+            # Other names in --labels rename the same numbers.
+            item = class_names[item] if not names or set(class_names) <= set(names) else item
         items.append(item)
     return items if isinstance(value, list) else items[0]
 
@@ -182,7 +183,7 @@ def _understand(
     if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in values)):
         return zeros_and_ones(columns, names or ())
     (column,) = columns
-    # pandas stores a column of integers as floats where a row has none.
+    # pandas stores a column of integers as floats where a cell is empty.
     gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
     names = names or rows.class_names.get(column, ())
     return understand_labels(values, column, names=names, problem_type=problem_type, gaps=gaps)

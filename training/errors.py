@@ -4,7 +4,7 @@ from nopad.model.errors import NopadError
 
 
 class DataError(NopadError):
-    """A data set that cannot be trained on: file, line, column or value at fault is named."""
+    """A data set that cannot be trained on; the message names the file, line, column or value at fault."""
 
 
 class DivergedError(NopadError):

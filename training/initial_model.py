@@ -1,4 +1,4 @@
-"""What a run starts from: an encoder, pre-trained with a new head or with random weights, and its tokenizer."""
+"""What a run starts from: an encoder (pre-trained with a new head, or random) and its tokenizer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_model(
 ) -> tuple[Checkpoint, Any]:
     """The encoder to train (pre-trained with a new head, or random from a config file) and its tokenizer.
 
-    `base` is that of a LoRA adapter, if not the one that it names.
+    `base` replaces the base that a LoRA adapter names.
 
     Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
     """
@@ -68,13 +68,13 @@ def _random_weights(config: Path, changes: dict[str, Any]) -> Checkpoint:
 
 def _pretrained(source: Source, changes: dict[str, Any]) -> Checkpoint:
     checkpoint = load_checkpoint(source, task="text-classification", config_changes=changes, new_head=True)
-    # A new head: what a cross-encoder's folder says of its scores holds no longer.
+    # The head is new: a cross-encoder's activation no longer applies.
     raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
     return dataclasses.replace(checkpoint, raw_config=raw)
 
 
 def _open_tokenizer(source: Path, config: EncoderConfig, max_length: int) -> Any:
-    """The tokenizer of a folder, cutting texts at `max_length` tokens. Raises `CheckpointError` if it cannot serve."""
+    """The tokenizer of a folder, cutting texts at `max_length` tokens. Raises `CheckpointError`."""
     if not any(path for pattern in VOCABULARIES for path in source.glob(pattern)):
         names = ", ".join(VOCABULARIES)
         raise CheckpointError(f"{source} has no tokenizer ({names}); name a folder that has one with --tokenizer")
@@ -86,7 +86,7 @@ def _open_tokenizer(source: Path, config: EncoderConfig, max_length: int) -> Any
         )
     if max_length > config.max_position_embeddings:
         raise CheckpointError(
-            f"--max-length {max_length} is over the model's max_position_embeddings {config.max_position_embeddings}"
+            f"--max-length {max_length} exceeds the model's max_position_embeddings {config.max_position_embeddings}"
         )
-    tokenizer.model_max_length = max_length  # what was trained is what is served
+    tokenizer.model_max_length = max_length  # serving cuts texts as training did
     return tokenizer

@@ -20,14 +20,14 @@ SINGLE: ProblemType = "single_label_classification"
 MULTI: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 
-_FEW, _MANY = 10, 20  # so few different floats may be meant as classes, so many integers as numbers
-_MOST_CELLS = 10**9  # of several labels at once, 8 bytes each
+_FEW, _MANY = 10, 20  # this few different floats may be classes, this many integers numbers to learn
+_MOST_CELLS = 10**9  # of multi-label targets, 8 bytes each
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]+,[0-9]+\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:
-    """What the labels of the training rows have been understood as."""
+    """What the labels of the training rows are."""
 
     problem_type: ProblemType
     names: tuple[str, ...]
@@ -45,8 +45,8 @@ def understand_labels(
 ) -> LabelColumn:
     """Read `values`, the label of each training row: text, number, boolean, or a list of these.
 
-    A text that spells a number is that number, so that every kind of file gives the same. `names` are the classes where
-    they are known beforehand, `problem_type` is what the user asked for; `gaps`: the column has empty cells, for which
+    A text that spells a number is that number, so every kind of file gives the same result. `names` are the classes
+    where they are known beforehand, `problem_type` is the user's choice; `gaps`: the column has empty cells, for which
     pandas stores whole numbers as floats. Raises `DataError`.
     """
     if any(isinstance(value, list) for value in values):
@@ -87,7 +87,7 @@ def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:
 
 
 def describe(column: LabelColumn, targets: npt.NDArray[Any]) -> str:
-    """In one line: the classes and how many rows each has (in brackets), or the number to learn and where it lies."""
+    """In one line: the classes and how many rows each has (in brackets), or the number to learn and its range."""
     if column.problem_type == REGRESSION:
         return f"a number to learn, {column.names[0]}: {targets.min():.6g} to {targets.max():.6g}"
     counts = _rows_of_classes(column, targets)
@@ -96,13 +96,13 @@ def describe(column: LabelColumn, targets: npt.NDArray[Any]) -> str:
 
 
 def remarks_on_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> list[str]:
-    """What may be a slip of the pen: names that hardly differ, classes with one row or none."""
+    """Remarks on possible mistakes: names that hardly differ, classes with one row or none."""
     if column.problem_type == REGRESSION:
         return []
     counts = _rows_of_classes(column, targets)
     alike: dict[str, list[str]] = {}
     for name in column.names:
-        alike.setdefault(_outline(name), []).append(name)
+        alike.setdefault(_folded_name(name), []).append(name)
     remarks = []
     for names in alike.values():
         if len(names) > 1:
@@ -111,7 +111,7 @@ def remarks_on_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> list[s
                 f"labels {each} differ only in blanks, capitals, leading zeros or how letters are encoded: taken as "
                 f"{len(names)} classes; if they are one, make them equal in the file"
             )
-    blanks = [repr(name) for name in column.names if name != name.strip() and len(alike[_outline(name)]) == 1]
+    blanks = [repr(name) for name in column.names if name != name.strip() and len(alike[_folded_name(name)]) == 1]
     if blanks:
         remarks.append(f"labels begin or end with a blank, which is part of their names: {listed(blanks)}")
     joined = [name for name in column.names if _parts(name) & set(column.names) or re.fullmatch(r"\[.*\]", name)]
@@ -138,8 +138,8 @@ def _rows_of_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> dict[str
     return {name: int(count) for name, count in zip(column.names, counts, strict=True)}
 
 
-def _outline(name: str) -> str:
-    """A name without what a hand or a program changes unnoticed."""
+def _folded_name(name: str) -> str:
+    """A name without the differences that people and programs make unnoticed."""
     folded = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
     return re.sub(r"^0+(?=[0-9])", "", folded)
 
@@ -202,14 +202,14 @@ def _almost_numbers(values: Sequence[Any], column: str) -> tuple[str, ...]:
     numbers = [number for value in values if (number := spelled_number(value)) is not None]
     if not words or len(numbers) < 9 * len(texts):
         return ()
-    found = (
+    summary = (
         f"column {column!r} has {len(numbers)} numbers and {len(words)} other value(s) ({listed(_different(words))})"
     )
     if not all(_is_finite(number) and _is_whole(number) for number in numbers):
         raise DataError(
-            f"{found}: mend these or remove their rows, or say --problem-type {SINGLE} if all are names of classes"
+            f"{summary}: mend these or remove their rows, or say --problem-type {SINGLE} if all are names of classes"
         )
-    return (f"{found}: taken as classes, these too",)
+    return (f"{summary}: taken as classes, these too",)
 
 
 def _different(values: Sequence[Any]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nopad.runtime.errors import UsageError
 
-EVAL_FRACTION = 0.1  # of the rows, where nothing else is there to evaluate on
+EVAL_FRACTION = 0.1  # of the rows, without other data to evaluate on
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 
@@ -35,10 +35,10 @@ class Recipe:
     bf16: bool | None = None  # None: where the hardware has it
 
     def __post_init__(self) -> None:
-        """Refuse what cannot train, in the words of the command line."""
+        """Refuse impossible values, in the words of the command line."""
         positive = ("learning_rate", "adam_epsilon", "epochs", "batch_size", "eval_batch_size", "gradient_accumulation")
         for name in positive:
-            if not 0 < getattr(self, name) < math.inf:  # nor a NaN
+            if not 0 < getattr(self, name) < math.inf:  # refuses NaN, too
                 raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"

@@ -36,7 +36,7 @@ def check_run(
     recipe: Recipe,
     resume: bool,
 ) -> None:
-    """What can be refused before anything is read.
+    """Refuse impossible arguments and outputs before anything is read.
 
     Raises `UsageError`, `EnvironmentProblem`, `OutputError`, or `CheckpointError` if there is nothing to resume.
     """
@@ -85,7 +85,7 @@ def _clean(work: Path, keep: Sequence[Path]) -> None:
 def epochs_kept(output: Path, resume: bool) -> Iterator[tuple[Path, str | None]]:
     """The work folder of `output`, and the epoch to go on from; no other process trains to `output` meanwhile.
 
-    Saved epochs stay after an error, unless the run has diverged; else nothing does. Raises `OutputError`.
+    Saved epochs stay after an error, unless the run has diverged; otherwise they are removed. Raises `OutputError`.
     """
     work = _work_folder(output)
     with locked(work, f"training to {output}"):

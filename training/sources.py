@@ -27,8 +27,8 @@ class Rows:
     places: list[str]  # of each record, for messages
     class_names: dict[str, tuple[str, ...]]  # column -> names that the data set itself brings for its numbers
     untyped: bool  # CSV and TSV: every value is a text, None where it is blank
-    spreadsheet: bool = False  # a text may stand there as a number or a date
-    repeated: frozenset[str] = frozenset()  # names that a header has twice
+    spreadsheet: bool = False  # a text may be stored as a number or a date
+    repeated: frozenset[str] = frozenset()  # names that the header repeats
     remarks: tuple[str, ...] = ()  # what was left out, or chosen of several
 
     @property
@@ -51,20 +51,20 @@ class Rows:
                     return column
         except ValueError as error:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
-        if name is not None and self._put(name):
+        if name is not None and self._copy_values(name):
             return name
-        wanted = repr(name) if name is not None else " or ".join(known[:4])
+        expected = repr(name) if name is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
-        raise DataError(f"the {what} has no column {wanted}; it has {name_list(columns)}: {hint}")
+        raise DataError(f"the {what} has no column {expected}; it has {name_list(columns)}: {hint}")
 
     def provide(self, name: str, option: str) -> None:
-        """Have the column `name` in evaluation data, also where it differs in case there. Raises `DataError`."""
+        """Make evaluation data have the column `name`, which may differ in case there. Raises `DataError`."""
         column = self.column(name, (), option, what="evaluation data")
         if column != name:
             for record in self.records:
                 record[name] = record.get(column)
 
-    def _put(self, path: str) -> bool:
+    def _copy_values(self, path: str) -> bool:
         values = [value_at(record, path) for record in self.records]
         if all(value is MISSING for value in values):
             return False
@@ -73,21 +73,21 @@ class Rows:
         return True
 
     def text(self, record: dict[str, Any], column: str) -> Any:
-        """A record's text, also where a spreadsheet has a number or a date there."""
+        """A record's text, even if a spreadsheet stores it as a number or a date."""
         value = record.get(column)
         return as_cell(value) if self.spreadsheet and value is not None and not isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Split:
-    """A split on disk, and how it is to be read."""
+    """A split on disk, and how to read it."""
 
     part: Part
     source: DataSource
 
 
 def find_splits(source: DataSource | str) -> dict[str, Any]:
-    """What `source` holds under `train`, `validation`, `test` (or other names of the Hub's), for `read_rows`.
+    """What `source` holds under `train`, `validation`, `test` (or other names on the Hub), for `read_rows`.
 
     Raises `DataError`.
     """
@@ -106,10 +106,10 @@ def find_splits(source: DataSource | str) -> dict[str, Any]:
         return {split: _Split(part=part, source=source) for split, part in parts.items()}
     if suffix_of(path.partition("#")[0]) in (*SUFFIXES, ".txt") or path.startswith((".", "/", "~")):
         raise DataError(f"no file or folder at {path}")
-    return _of_the_hub(path)
+    return _hub_splits(path)
 
 
-def _of_the_hub(name: str) -> dict[str, Any]:
+def _hub_splits(name: str) -> dict[str, Any]:
     try:
         parts = datasets.load_dataset(name)
     except Exception as error:  # the library raises many types; all mean that the data cannot be read

@@ -1,7 +1,7 @@
 """`train`: Hugging Face `Trainer` around the packed encoder.
 
-Batches are packed streams, so no step spends work on padding. Checkpoints on the way are ordinary checkpoint
-folders; the best one becomes the output, written in one rename.
+Batches are packed streams, so no step spends work on padding. Intermediate checkpoints are ordinary checkpoint
+folders; the best becomes the output, put in place by one rename.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TrainingResult:
     """What a training run produced."""
 
     output: Path
-    metrics: dict[str, float]  # evaluation of the model kept
+    metrics: dict[str, float]  # evaluation of the epoch kept
     epoch: float
     seconds: float
 
@@ -59,7 +59,7 @@ class PackedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's loss; the recipe's label smoothing is for training steps alone."""
+        """The task's loss; the recipe's label smoothing applies to training steps only."""
         logits = model(**{name: value for name, value in inputs.items() if name != TARGETS})
         smoothing = self.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs[TARGETS], label_smoothing=smoothing)
@@ -102,8 +102,8 @@ def train(
 ) -> TrainingResult:
     """Fine-tune and write the best epoch's checkpoint to `output`.
 
-    Work in progress lies in `OUTPUT.training` beside it; after an interruption `resume=True` goes on from there, and
-    it is removed at the end. `console` is where progress goes.
+    Saved epochs are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
+    is removed at the end. `console` is where progress goes.
 
     Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
     `EnvironmentProblem` where the disk is full, and `DivergedError`.
@@ -157,7 +157,7 @@ def _make_trainer(
 
 
 def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArguments:
-    """The recipe as transformers spells it, for so many rows to train on."""
+    """The recipe as transformers spells it, for this many training rows."""
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -188,7 +188,7 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         disable_tqdm=True,
         report_to=[],
     )
-    # A packed stream cannot be cut in pieces for DataParallel: one GPU trains.
+    # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 

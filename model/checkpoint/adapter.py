@@ -74,7 +74,7 @@ def read_adapter(folder: Path) -> Adapter | None:
     if kind is None:
         model = settings.get("model_name") or base
         raise CheckpointError(
-            f"{folder} is an adapter ({SETTINGS_FILE} of {model}), but not one of PEFT (it names no peft_type); merge "
+            f"{folder} is an adapter ({SETTINGS_FILE} of {model}), but not PEFT's (it names no peft_type); merge "
             "it into its model with the library that made it, and give the merged model's folder"
         )
     if "PROMPT" in str(kind) or str(kind) in ("PREFIX_TUNING", "P_TUNING"):
@@ -98,14 +98,14 @@ def read_adapter(folder: Path) -> Adapter | None:
     return Adapter(folder=folder, settings=settings)
 
 
-def find_base(adapter: Adapter, given: str | Path | None = None) -> Path:
-    """The folder of the adapter's base: `given`, else as the adapter names it: a folder, or a name of the Hub.
+def find_base(adapter: Adapter, explicit: str | Path | None = None) -> Path:
+    """The folder of the adapter's base: `explicit`, else the folder or Hub name that the adapter gives.
 
     A relative path is looked for beside the adapter and in the current folder. Raises `CheckpointError`.
     """
     name = adapter.settings.get("base_model_name_or_path")
-    if given is not None:
-        base = resolve_checkpoint(given)
+    if explicit is not None:
+        base = resolve_checkpoint(explicit)
         if (base / SETTINGS_FILE).is_file():
             raise CheckpointError(
                 f"{base} is an adapter, too; --base is the model that {adapter.folder} was trained on"
@@ -120,20 +120,20 @@ def find_base(adapter: Adapter, given: str | Path | None = None) -> Path:
             return candidate
     try:
         if adapter.settings.get("revision") not in (None, "main"):
-            raise CheckpointError(f"the adapter wants its revision {adapter.settings['revision']}")
+            raise CheckpointError(f"the adapter asks for its revision {adapter.settings['revision']}")
         return resolve_checkpoint(name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{adapter.folder} is a LoRA adapter of {name}, which is not at hand ({error}). Name the base's folder "
+            f"{adapter.folder} is a LoRA adapter of {name}, which cannot be found ({error}). Name the base's folder "
             f"with --base DIR, or {_RECIPE}"
         ) from None
 
 
 def adapted_config(adapter: Adapter, raw: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The base's config.json `raw` as it is with the adapter, and remarks on what had to be guessed.
+    """The base's config.json `raw` changed by the adapter, and remarks on what had to be guessed.
 
-    The class follows from `task_type`, the number of labels and the vocabulary from the weights that the adapter saved
-    whole; the labels' names are of a config.json beside the adapter, or the base's if it has as many.
+    The class follows from `task_type`; the number of labels and the vocabulary from the weights that the adapter saved
+    whole; the labels' names from a config.json beside the adapter, or from the base if it has as many.
     """
     config = dict(raw)
     suffix = _SUFFIX.get(str(adapter.settings.get("task_type")))
@@ -164,9 +164,9 @@ def adapted_config(adapter: Adapter, raw: Mapping[str, Any]) -> tuple[dict[str, 
 def check_parts(
     adapter: Adapter | None, folder: Path, matches: Mapping[str, Match], files: Iterable[Path], *, other_head: bool
 ) -> None:
-    """Refuse adapter weights that belong to nothing in the encoder, or that no adapter_config.json explains.
+    """Refuse adapter weights that match nothing in the encoder, or that have no adapter_config.json.
 
-    With `other_head` its classifier may have been left out.
+    With `other_head`, its classifier may have been left out.
     """
     for name in stored_weights(files):
         plain, part = plain_name(name)
@@ -176,13 +176,13 @@ def check_parts(
         if part and adapter is None:
             raise CheckpointError(
                 f"the weights of {folder} are PEFT's own state dict ({name}): the adapter is not merged, and without "
-                f"its {SETTINGS_FILE} nobody knows lora_alpha. Copy that beside the weights, or save the merged model: "
+                f"its {SETTINGS_FILE} lora_alpha is unknown. Copy that beside the weights, or save the merged model: "
                 "model.merge_and_unload().save_pretrained(DIR)"
             )
         if adapter is not None and plain and name not in matches and (part or adapter.file.is_file()):
             raise CheckpointError(
-                f"the adapter in {folder} holds {name!r}, which is no part of the model: it was trained on another "
-                f"base or another class, or nopad does not know it; {_RECIPE}"
+                f"the adapter in {folder} holds {name!r}, which is not part of the model: it was trained on another "
+                f"base or another class, or is unknown to nopad; {_RECIPE}"
             )
 
 
@@ -198,9 +198,9 @@ def merge(encoder: PackedEncoder, adapter: Adapter, files: Iterable[Path], match
                 raise CheckpointError(f"{adapter.folder} holds several adapters ({name}); {_RECIPE}")
             parts[match.target][match.part] = tensor.float()
             modules[match.target] = plain_name(name)[0].removeprefix("base_model.model.").removesuffix(".weight")
-    for target, given in parts.items():
+    for target, tensors in parts.items():
         try:
-            _merge_one(state, target, given, lambda rank, module=modules[target]: adapter.scale(module, rank))
+            _merge_weight(state, target, tensors, lambda rank, module=modules[target]: adapter.scale(module, rank))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the adapter in {adapter.folder} does not fit {target!r} of shape {tuple(state[target].shape)} "
@@ -208,19 +208,19 @@ def merge(encoder: PackedEncoder, adapter: Adapter, files: Iterable[Path], match
             ) from None
 
 
-def _merge_one(state: Mapping[str, Tensor], target: str, given: Mapping[str, Tensor], scale: Any) -> None:
+def _merge_weight(state: Mapping[str, Tensor], target: str, tensors: Mapping[str, Tensor], scale: Any) -> None:
     weight = state[target]
-    if "lora_embedding_A" in given:
-        if "lora_magnitude_vector" in given:
+    if "lora_embedding_A" in tensors:
+        if "lora_magnitude_vector" in tensors:
             raise RuntimeError("DoRA of embeddings is not merged here")
-        a, b = given["lora_embedding_A"], given["lora_embedding_B"]
+        a, b = tensors["lora_embedding_A"], tensors["lora_embedding_B"]
         weight += (b @ a).T * scale(a.shape[0])
         return
-    a, b = given["lora_A"], given["lora_B"]
+    a, b = tensors["lora_A"], tensors["lora_B"]
     factor = scale(a.shape[0])
     merged = weight + (b @ a) * factor
-    if "lora_magnitude_vector" in given:  # DoRA: the rows keep the length that was learned for them
-        merged = given["lora_magnitude_vector"].view(-1, 1) / torch.linalg.norm(merged, dim=1, keepdim=True) * merged
+    if "lora_magnitude_vector" in tensors:  # DoRA: the rows keep the length that was learned for them
+        merged = tensors["lora_magnitude_vector"].view(-1, 1) / torch.linalg.norm(merged, dim=1, keepdim=True) * merged
     weight.copy_(merged)
-    if "lora_B.bias" in given:
-        state[target.removesuffix("weight") + "bias"].add_(given["lora_B.bias"] * factor)
+    if "lora_B.bias" in tensors:
+        state[target.removesuffix("weight") + "bias"].add_(tensors["lora_B.bias"] * factor)

@@ -1,4 +1,4 @@
-"""What a folder is that is not a checkpoint nopad takes: named, with the next step, instead of "no config.json"."""
+"""Messages for folders and files that are not checkpoints nopad reads: what they are, and the next step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from nopad.model.config import ARCHITECTURES
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Pickles that Trainer and others write beside the weights: nobody's weights, and never opened.
+# Pickles that Trainer and others write beside the weights: not weights, and never opened.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*|model_head|openvino\w*)\.\w+")
 _OTHER_FORMATS = (
     ("*.gguf", "GGUF weights (llama.cpp)"),
@@ -32,7 +32,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".mar"
 
 
 def name_file(path: Path) -> str:
-    """What a file is that was given instead of a checkpoint's folder."""
+    """What a file is that was named instead of a checkpoint's folder."""
     if path.suffix.lower() in _ARCHIVES:
         return f"{path} is an archive; unpack it, and give the checkpoint's folder (config.json and model.safetensors)"
     if path.suffix == ".safetensors":
@@ -63,10 +63,10 @@ def no_weights(folder: Path) -> str:
             "AutoModel...from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
         )
     for pattern, kind in _OTHER_FORMATS:
-        found = next(iter(sorted(folder.glob(pattern))), None)
-        if found is not None:
+        path = next(iter(sorted(folder.glob(pattern))), None)
+        if path is not None:
             return (
-                f"{folder} has no model.safetensors, only {kind} ({found.relative_to(folder)}); nopad exports from the "
+                f"{folder} has no model.safetensors, only {kind} ({path.relative_to(folder)}); nopad exports from the "
                 "PyTorch checkpoint (safetensors) that it was made from"
             )
     return f"{folder} has no model.safetensors" + (f"; {_trainer_output(folder)}" if _trainer_output(folder) else "")
@@ -80,14 +80,14 @@ def _bundle(folder: Path) -> str | None:
     if not isinstance(raw, dict) or "format_version" not in raw:
         return None
     return (
-        f"{folder} is a nopad bundle, which is what an export makes: ask it with nopad predict --model {folder}, or "
+        f"{folder} is a nopad bundle, the result of an export: use it with nopad predict --model {folder}, or "
         "export the checkpoint again with other options"
     )
 
 
 def _trainer_output(folder: Path) -> str | None:
-    found = (path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file())
-    steps = sorted(found, key=lambda path: (len(path.name), path.name))
+    checkpoints = (path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file())
+    steps = sorted(checkpoints, key=lambda path: (len(path.name), path.name))
     if not steps:
         return None
     names = ", ".join(path.name for path in steps[:5]) + (", ..." if len(steps) > 5 else "")
@@ -95,8 +95,8 @@ def _trainer_output(folder: Path) -> str | None:
     which = f"; the best, by trainer_state.json, is {best}" if best else ""
     if folder.name.endswith(".training"):
         return (
-            f"{folder} holds the epochs of a nopad train that has not finished ({names}): go on with nopad train "
-            f"--resume, or give one of them, as {steps[-1]}{which}"
+            f"{folder} holds the epochs of an unfinished nopad train ({names}): continue it with nopad train "
+            f"--resume, or give one of them, such as {steps[-1]}{which}"
         )
     return f"{folder} is the output folder of a Trainer; its checkpoints are {names}: give one of them{which}"
 
@@ -118,10 +118,10 @@ def _parts(folder: Path) -> str | None:
                 f"{folder} holds {kind} and no config.json; nopad exports from the PyTorch checkpoint it was made from"
             )
     for pattern in ("*.safetensors", *_PICKLES):
-        found = next((path for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.fullmatch(path.name)), None)
-        if found is not None:
+        weights = next((path for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.fullmatch(path.name)), None)
+        if weights is not None:
             return (
-                f"{folder} has weights ({found.name}) but no config.json, so it is not a checkpoint folder: save it "
+                f"{folder} has weights ({weights.name}) but no config.json, so it is not a checkpoint folder: save it "
                 "with model.save_pretrained(DIR), or copy the config.json that belongs to the weights"
             )
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
@@ -135,22 +135,22 @@ def _parts(folder: Path) -> str | None:
     if inner:
         return (
             f"{folder} has no config.json: it is not a checkpoint folder, but holds some ({', '.join(inner[:5])}); "
-            f"give one of them, as {folder / inner[0]}"
+            f"give one of them, such as {folder / inner[0]}"
         )
     return None
 
 
 def _data_set(folder: Path) -> str | None:
     saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
-    found = next((path for pattern in _DATA for path in sorted(folder.glob(pattern))), None)
-    if not saved and found is None:
+    table = next((path for pattern in _DATA for path in sorted(folder.glob(pattern))), None)
+    if not saved and table is None:
         return None
-    what = "a data set" + (f" ({found.relative_to(folder)})" if found is not None else "")
+    what = "a data set" + (f" ({table.relative_to(folder)})" if table is not None else "")
     return f"{folder} holds {what}, not a checkpoint: it has no config.json. Data goes to nopad train --train"
 
 
 def unfit_architecture(raw: Mapping[str, Any]) -> str | None:
-    """Why the model of a `config.json` is none that nopad could run under any exporter; None if it may be."""
+    """Why no exporter of nopad could run the model of a `config.json`; None if one may."""
     quantized = raw.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
@@ -182,19 +182,20 @@ def _unfit_type(model_type: str, name: str, auto_map: object) -> str | None:
     if model_type in configuration_auto.CONFIG_MAPPING_NAMES:
         if masked or model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
             return None
-        return f"config.json: {name} (model_type {model_type!r}) is no encoder of text alone; nopad runs text encoders"
+        return f"config.json: {name} (model_type {model_type!r}) does not encode text alone; nopad runs text encoders"
     if isinstance(auto_map, Mapping) and auto_map:
         return (
             f"config.json: model_type {model_type!r} is computed by Python code that comes with the checkpoint "
-            f"(auto_map: {next(iter(auto_map.values()))}); nopad runs no remote code, and has no encoder of its own"
+            f"(auto_map: {next(iter(auto_map.values()))}); nopad does not run remote code, and has no "
+            "encoder for it"
         )
     return None
 
 
 def _decoder(name: str) -> str:
     return (
-        f"config.json: {name} is a decoder: it generates text, and each token sees only those before it (or is_decoder "
-        "is true); nopad runs encoders, such as ModernBERT and BERT"
+        f"config.json: {name} is a decoder: it generates text, and each token sees only the tokens before it (or "
+        "is_decoder is true); nopad runs encoders, such as ModernBERT and BERT"
     )
 
 

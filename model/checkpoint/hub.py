@@ -1,4 +1,4 @@
-"""The name of a checkpoint -> its folder, downloaded where it is a name of the Hugging Face Hub."""
+"""A checkpoint's name -> its folder, downloaded if the name is one of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nopad.model.checkpoint.sentence_transformers import module_files, transform
 from nopad.model.errors import CheckpointError
 from nopad.model.packages import install_hint
 
-# Beside the weights of an encoder; what a folder of sentence-transformers has besides, its modules.json tells.
+# Files beside an encoder's weights; modules.json names the other files of a sentence-transformers folder.
 _ROOT = (
     "config.json",
     "modules.json",
@@ -30,7 +30,7 @@ _INDEX = "model.safetensors.index.json"
 def resolve_checkpoint(name: str | Path) -> Path:
     """The folder of a checkpoint: a local path as it is, any other name downloaded from the Hugging Face Hub.
 
-    Downloads the configuration, then what that names, and nothing else: no pickles, no code, no other formats.
+    Downloads the configuration, then the files that it names, and nothing else: no pickles, no code, no other formats.
     Raises `CheckpointError`.
     """
     path = Path(name)
@@ -43,7 +43,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError(f"no folder {path}, and the Hub needs: {install_hint('export')}") from None
+        raise CheckpointError(f"no folder {path}, and downloads from the Hub need: {install_hint('export')}") from None
 
     def fetch(files: Iterable[str], commit: str | None = None) -> Path:
         return Path(snapshot_download(str(name), revision=commit, allow_patterns=list(files)))
@@ -54,7 +54,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"no folder {path} here, and the Hugging Face Hub did not give {str(name)!r}: "
+            f"no folder {path} here, and the Hugging Face Hub cannot provide {str(name)!r}: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         ) from error
 

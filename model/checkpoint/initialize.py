@@ -11,7 +11,7 @@ from nopad.model.encoder import PackedEncoder
 
 
 def initialize(encoder: PackedEncoder) -> None:
-    """Random weights as transformers initialises them (`_init_weights` of the two upstream files)."""
+    """Fill the encoder with random weights, as `_init_weights` of its transformers class does."""
     config = encoder.encoder_config
     std = config.initializer_range
     out_std = std / math.sqrt(2.0 * config.num_layers)

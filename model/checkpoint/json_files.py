@@ -25,7 +25,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """A JSON file whose top is a `kind`. Raises `CheckpointError`."""
+    """A JSON file whose top level is a `kind`. Raises `CheckpointError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -24,7 +24,7 @@ from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Head, Task
 
-# What makes an embedding of the encoder's tokens: of sentence-transformers' files, or of the key `nopad`.
+# How tokens become an embedding: from sentence-transformers' files, or from the key `nopad` of config.json.
 EMBEDDING_FIELDS = ("pooling", "include_prompt", "modules", "truncate_dim", "normalize")
 
 
@@ -36,22 +36,22 @@ class Checkpoint:
     encoder: PackedEncoder
     missing: tuple[str, ...] = ()  # weights the files did not hold (only with new_head=True)
     source: Source | None = None  # the files it was read from; None for random weights
-    remarks: tuple[str, ...] = ()  # what its user should know of how it was read
-    pipeline: Pipeline | None = None  # what the files of sentence-transformers say, where the task asks them
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling and normalize of embeddings, as asked for
+    remarks: tuple[str, ...] = ()  # what the user should know about how it was read
+    pipeline: Pipeline | None = None  # of sentence-transformers' files, where the task uses them
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling and normalize of embeddings, from the caller
 
     @property
     def activation(self) -> str | None:
-        """What makes a cross-encoder's scores of its logits; None for other models. Raises `CheckpointError`."""
+        """From a cross-encoder's logits to its scores; None for other models. Raises `CheckpointError`."""
         if self.config.task not in ("rerank", "text-classification"):
             return None
         folder = self.source.tokenizer if self.source else Path()
-        crosses, named = read_activation(self.raw_config, folder / "config.json")
+        is_cross_encoder, name = read_activation(self.raw_config, folder / "config.json")
         if self.pipeline is not None and self.pipeline.model_type == "CrossEncoder":
-            crosses, named = True, self.pipeline.activation or named
-        if not crosses and self.config.task != "rerank":
+            is_cross_encoder, name = True, self.pipeline.activation or name
+        if not is_cross_encoder and self.config.task != "rerank":
             return None
-        return named or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
+        return name or ("Sigmoid" if self.config.num_labels == 1 else "Identity")
 
     @property
     def head(self) -> Head:
@@ -69,7 +69,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """What a checkpoint's files say of its encoder, before there is one."""
+    """What a checkpoint's files say about its encoder, before it is built."""
 
     source: Source
     raw_config: dict[str, Any]
@@ -85,7 +85,7 @@ class Blueprint:
         return "embeddings" if self.classifier is not None else self.config.task
 
     def checkpoint(self, encoder: PackedEncoder, missing: tuple[str, ...] = ()) -> Checkpoint:
-        """The checkpoint of an encoder that has its weights, but for those of modules and classifier: read here."""
+        """The checkpoint of an encoder that has its weights; those of modules and classifier are loaded here."""
         if self.pipeline is not None and self.config.modules:
             load_modules(cast(nn.ModuleList, encoder.chain), self.source.folder, self.pipeline.weights)
         if self.classifier is not None:
@@ -115,7 +115,7 @@ def read_blueprint(
 ) -> Blueprint:
     """Read config.json and the files of sentence-transformers and SetFit; the arguments are `load_checkpoint`'s.
 
-    `read` reads config.json alone, as `read_config` does. Raises `CheckpointError`.
+    `read` turns config.json alone into a configuration, as `read_config` does. Raises `CheckpointError`.
     """
     raw = {**source.raw_config, **(config_changes or {})}
     classifier, remarks = (None, ()) if new_head else classifier_of(source.folder, task, allow_pickle)
@@ -124,7 +124,7 @@ def read_blueprint(
     config, pipeline = _folder_config(raw, pipeline_for(source.folder, task), task, pooling, normalize, read)
     if classifier is not None:
         config = classifier.extend(config, pipeline)
-    asked = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
+    requested = {"pooling": pooling, "normalize": normalize} if config.task == "embeddings" else {}
     return Blueprint(
         source=source,
         raw_config=raw,
@@ -132,7 +132,7 @@ def read_blueprint(
         pipeline=pipeline,
         classifier=classifier,
         remarks=(*source.remarks, *remarks),
-        overrides={name: value for name, value in asked.items() if value is not None},
+        overrides={name: value for name, value in requested.items() if value is not None},
     )
 
 
@@ -150,7 +150,7 @@ def load_checkpoint(
     """Build the encoder of a checkpoint and load its weights (fp32).
 
     `source` are its files, or the folder in which `open_source` finds them; a LoRA adapter is merged into its base.
-    `config_changes` are laid over `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
+    `config_changes` replace keys of `config.json`. With `new_head`, weights the files lack (a fresh classifier on a
     pre-trained encoder) are initialised and listed in `Checkpoint.missing`; else they are an error. With
     `allow_pickle`, a SetFit model's classifier is opened, which can run code.
     Raises `CheckpointError`.
@@ -190,8 +190,8 @@ def _folder_config(
     normalize: bool | None,
     read: Callable[..., EncoderConfig],
 ) -> tuple[EncoderConfig, Pipeline | None]:
-    """The configuration that config.json and the files of sentence-transformers make together."""
-    own = json_object(raw, "nopad")  # of `own_json`: such a folder has no other files
+    """The configuration in config.json and the files of sentence-transformers, and the pipeline where it is used."""
+    own = json_object(raw, "nopad")  # from `own_json`: such a folder has no files of sentence-transformers
     task = task or own.get("task")
     if task is None and pipeline is not None:
         task = (
@@ -199,13 +199,13 @@ def _folder_config(
             if pipeline.model_type == "SentenceTransformer"
             else detect_task({**raw, "sentence_transformers": {}})
         )
-    classifies = pooling in ("cls", "mean", "pooler", "late")
-    config = read(raw, task=task, pooling=pooling if classifies else None, normalize=normalize)
+    for_classifiers = pooling in ("cls", "mean", "pooler", "late")
+    config = read(raw, task=task, pooling=pooling if for_classifiers else None, normalize=normalize)
     if config.task != "embeddings":
-        if pooling is not None and not classifies:
+        if pooling is not None and not for_classifiers:
             raise CheckpointError(f"pooling {pooling!r} is for embeddings; {config.task} has cls and mean")
-        ours = pipeline is not None and pipeline.model_type == "CrossEncoder"
-        return config, pipeline if ours and config.task != "token-classification" else None
+        is_cross_encoder = pipeline is not None and pipeline.model_type == "CrossEncoder"
+        return config, pipeline if is_cross_encoder and config.task != "token-classification" else None
     fields: dict[str, Any] = {}
     if pipeline is not None and pipeline.model_type == "SentenceTransformer":
         fields = {name: getattr(pipeline, name) for name in EMBEDDING_FIELDS}

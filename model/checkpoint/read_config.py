@@ -30,7 +30,7 @@ def read_config(
     """Read a transformers `config.json` (already parsed) into an `EncoderConfig`.
 
     `task`, `pooling` and `normalize` override what the file says. Raises `CheckpointError` for an unknown
-    `model_type`, a task that cannot be told, or a feature that nopad does not have (named in the message).
+    `model_type`, a task that config.json does not name, or a feature that nopad does not have (named in the message).
     """
     model_type = raw.get("model_type")
     if model_type not in ARCHITECTURES:
@@ -62,13 +62,13 @@ def _positions(raw: Mapping[str, Any], default: int) -> int:
     return int(raw.get("max_position_embeddings", default))
 
 
-def _outside(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers lends to `rope_parameters` from beside it."""
+def _copied_into_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys beside `rope_parameters` that transformers copies into it."""
     return {name: raw[name] for name in ("partial_rotary_factor",) if raw.get(name) is not None}
 
 
 def _layer_ropes(raw: Mapping[str, Any], thetas: Mapping[str, Any], positions: int) -> dict[str, Rope]:
-    """ModernBERT's rotary positions of either kind of layer."""
+    """ModernBERT's rotary positions for each kind of layer."""
     parameters = json_object(raw, "rope_parameters")
     if parameters and not parameters.keys() & set(LAYER_KINDS):
         raise CheckpointError(
@@ -77,23 +77,23 @@ def _layer_ropes(raw: Mapping[str, Any], thetas: Mapping[str, Any], positions: i
         )
     scaling = json_object(raw, "rope_scaling")
     head_size = int(raw["hidden_size"]) // max(1, int(raw["num_attention_heads"]))
-    if raw.get("head_dim") not in (None, head_size):  # transformers turns by the one and projects by the other
+    if raw.get("head_dim") not in (None, head_size):  # transformers rotates heads of one size and projects to the other
         raise CheckpointError(
             f"config.json: head_dim {raw['head_dim']} is not hidden_size / num_attention_heads, {head_size}, as "
             "ModernBERT's heads are"
         )
     ropes = {}
     for layer, theta in thetas.items():
-        # transformers lays rope_scaling over the entry of either kind, which has a rope_type by then.
+        # transformers merges rope_scaling into the entry of each kind, which has a rope_type by then.
         entry = {**(json_object(parameters, layer) or {"rope_type": "default"}), **scaling}
         older = scaling.get("type")
         if older not in (None, entry.get("rope_type", older)):
             raise CheckpointError(
-                f"config.json: rope_scaling says type {older!r}, which transformers 4 obeys and transformers 5 passes "
-                f"over for ModernBERT; write it as rope_type, or delete rope_scaling"
+                f"config.json: rope_scaling says type {older!r}, which transformers 4 follows and transformers 5 "
+                f"ignores for ModernBERT; write it as rope_type, or delete rope_scaling"
             )
-        # transformers reads `truncate` beside the kinds of layer alone.
-        entry = {**_outside(raw), **entry, "truncate": parameters.get("truncate")}
+        # transformers reads `truncate` only beside the kinds of layer.
+        entry = {**_copied_into_rope(raw), **entry, "truncate": parameters.get("truncate")}
         ropes[layer] = read_rope(entry, where=layer, theta=theta, positions=positions, head_size=head_size)
     return ropes
 
@@ -120,7 +120,7 @@ def _read_modernbert(
     positions = _positions(raw, 8192)
     global_theta = raw.get("global_rope_theta", 160_000.0)
     local_theta = raw.get("local_rope_theta", 10_000.0)
-    if local_theta is None:  # so in transformers 4; transformers 5 fails on it
+    if local_theta is None:  # as in transformers 4; transformers 5 fails on it
         own = json_object(json_object(raw, "rope_parameters"), "full_attention")
         local_theta = own.get("rope_theta", global_theta)
     ropes = _layer_ropes(raw, {"full_attention": global_theta, "sliding_attention": local_theta}, positions)
@@ -231,13 +231,15 @@ def _head_size(raw: Mapping[str, Any]) -> int:
     return int(raw.get("head_dim") or int(raw["hidden_size"]) // max(1, int(raw["num_attention_heads"])))
 
 
-def _pooling(raw: Mapping[str, Any], task: Task, asked: str | None, known: Mapping[str, Pooling], default: str) -> Any:
-    """Of embeddings as asked, mean by default; of a classifier as config.json says."""
+def _pooling(
+    raw: Mapping[str, Any], task: Task, requested: str | None, known: Mapping[str, Pooling], default: str
+) -> Any:
+    """`requested`, or the default: mean for embeddings, what config.json says for a classifier."""
     if task == "embeddings":
-        name, allowed = asked or "mean", ["cls", "mean"]
+        name, allowed = requested or "mean", ["cls", "mean"]
     else:
         stated = raw.get("classifier_pooling", default)
-        name, allowed = asked or known.get(stated, stated), list(known.values())
+        name, allowed = requested or known.get(stated, stated), list(known.values())
     if name not in allowed:
         raise CheckpointError(
             f"pooling {name!r} is not {raw['model_type']}'s for {task}; it has {', '.join(dict.fromkeys(allowed))}"
@@ -253,8 +255,9 @@ def _read_eurobert(
     parameters = json_object(raw, "rope_scaling") or json_object(raw, "rope_parameters")
     if parameters.keys() & set(LAYER_KINDS):
         raise CheckpointError("config.json: rope_parameters of EuroBERT is one object for all layers, not one for each")
-    entry = {**_outside(raw), **parameters}
-    if raw.get("original_max_position_embeddings") is not None:  # transformers prefers it, for one object of all layers
+    entry = {**_copied_into_rope(raw), **parameters}
+    # transformers prefers it where all layers share an object.
+    if raw.get("original_max_position_embeddings") is not None:
         entry["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
     rope = read_rope(
         entry,
@@ -263,7 +266,7 @@ def _read_eurobert(
         positions=positions,
         head_size=_head_size(raw),
     )
-    older = raw.get("clf_pooling")  # of the code that EuroBERT's checkpoints first came with
+    older = raw.get("clf_pooling")  # of the code that came with EuroBERT's first checkpoints
     if older is not None and older != raw.get("classifier_pooling", "late"):
         raise CheckpointError(
             f"config.json: clf_pooling {older!r} is a key of EuroBERT's first code, and transformers reads "
@@ -279,7 +282,7 @@ def _read_eurobert(
         local_rope=rope,
         pooling=_pooling(raw, fields["task"], pooling, known, "late"),
         normalize=bool(normalize),
-        decoder_bias=bool(raw.get("mlp_bias", False)),  # so in transformers
+        decoder_bias=bool(raw.get("mlp_bias", False)),  # as in transformers
         **fields,
     )
 
@@ -289,13 +292,13 @@ def _read_ultrabert(
 ) -> EncoderConfig:
     fields = _eurobert_fields(raw) | _task_fields(raw, task, tied=False)
     layers, positions = fields["num_layers"], _positions(raw, 32_768)
-    windows = raw.get("attention_windows")  # of the first checkpoints: one for each layer
+    windows = raw.get("attention_windows")  # of the first checkpoints: a window for each layer
     window = int(raw.get("sliding_window", 128))
     kinds = raw.get("layer_types")
     if windows is not None:
-        window = next((int(one) for one in windows if one), window)
-        kinds = kinds or [LAYER_KINDS[1] if one else LAYER_KINDS[0] for one in windows]
-    if kinds is None:  # the global layer is the last of three
+        window = next((int(size) for size in windows if size), window)
+        kinds = kinds or [LAYER_KINDS[1] if size else LAYER_KINDS[0] for size in windows]
+    if kinds is None:  # every third layer is global
         kinds = [LAYER_KINDS[1] if (i + 1) % 3 else LAYER_KINDS[0] for i in range(layers)]
     if json_object(raw, "rope_scaling"):
         raise CheckpointError(
@@ -311,7 +314,7 @@ def _read_ultrabert(
         entry = json_object(parameters, kind)
         if "rope_theta" not in entry:
             raise CheckpointError(f"config.json: rope_parameters lacks the rope_theta of {kind}")
-        entry = {**_outside(raw), **entry, "truncate": parameters.get("truncate")}
+        entry = {**_copied_into_rope(raw), **entry, "truncate": parameters.get("truncate")}
         ropes[kind] = read_rope(entry, where=kind, theta=None, positions=positions, head_size=_head_size(raw))
     known: dict[str, Pooling] = {"cls": "cls", "mean": "mean"}
     return EncoderConfig(
@@ -338,10 +341,10 @@ def read_other(
     normalize: bool | None = None,
     sizes: Mapping[str, int],
 ) -> EncoderConfig:
-    """An architecture that transformers computes: the head is read, layers are its own affair.
+    """The configuration of an architecture that transformers runs: its head and sizes, nothing of its layers.
 
     `sizes`: hidden_size, vocab_size, num_layers, num_heads, intermediate_size, max_position_embeddings and
-    pad_token_id, which every architecture spells in its own way. Raises `CheckpointError`.
+    pad_token_id, which each architecture spells in its own way. Raises `CheckpointError`.
     """
     fields = {**_task_fields(raw, task), **sizes}
     if pooling is not None and fields["task"] != "embeddings":

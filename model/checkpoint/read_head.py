@@ -1,4 +1,4 @@
-"""What a `config.json` says of its head: task, labels, problem type. Pure: no torch, no files."""
+"""What a `config.json` says about the head: task, labels, problem type. Pure: no torch, no files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nopad.model.config import CLASS_SUFFIX
 from nopad.model.errors import CheckpointError
 from nopad.model.head import PROBLEM_TYPES, TASKS, Head, Task
 
-# Of config.json: what a cross-encoder of sentence-transformers has, from version 4 on and before.
+# Keys in config.json of a sentence-transformers cross-encoder: since version 4, and before.
 CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
@@ -22,7 +22,7 @@ def json_object(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def detect_task(raw: Mapping[str, Any]) -> Task:
-    """Tell the task from `architectures`; a one-logit cross-encoder of sentence-transformers is `rerank`."""
+    """Infer the task from `architectures`; a one-logit cross-encoder of sentence-transformers is `rerank`."""
     names = raw.get("architectures")
     for name in names if isinstance(names, list) else ():
         for suffix, task in CLASS_SUFFIX.items():
@@ -32,7 +32,7 @@ def detect_task(raw: Mapping[str, Any]) -> Task:
                     return "rerank"
                 return task
     raise CheckpointError(
-        f"config.json: architectures {raw.get('architectures')!r} does not tell the task; "
+        f"config.json: architectures {raw.get('architectures')!r} does not name the task; "
         f"name it with --task ({', '.join(TASKS)})"
     )
 
@@ -40,23 +40,23 @@ def detect_task(raw: Mapping[str, Any]) -> Task:
 def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the outputs, as text, by transformers' rules: `id2label` alone names them, `label2id` does not.
 
-    Answers are keyed by name, so names that repeat are refused, and what transformers 4 and 5 read differently.
+    Answers are keyed by name, so repeated names are refused; so is what transformers 4 and 5 read differently.
     """
     id2label, num_labels = json_object(raw, "id2label"), raw.get("num_labels")
     if not id2label:
         return _unnamed(raw, num_labels)
     if num_labels is not None and num_labels != len(id2label):
         raise CheckpointError(
-            f"config.json: id2label names {len(id2label)} labels, num_labels says {num_labels}; take out the wrong one"
+            f"config.json: id2label names {len(id2label)} labels, num_labels says {num_labels}; remove the wrong one"
         )
     by_id: dict[int, Any] = {}
     for key, name in id2label.items():
         try:
             by_id[int(key)] = name
         except ValueError:
-            turned = "; it looks like label2id" if isinstance(name, int) else ""
+            hint = "; it looks like label2id" if isinstance(name, int) else ""
             raise CheckpointError(
-                f"config.json: id2label has the key {key!r}, expected the number of an output{turned}"
+                f"config.json: id2label has the key {key!r}, expected the number of an output{hint}"
             ) from None
         if name is None or isinstance(name, list | dict):
             raise CheckpointError(f"config.json: id2label names output {key} {name!r}, expected a text or a number")
@@ -65,21 +65,21 @@ def _labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     if missing:
         raise CheckpointError(
             f"config.json: id2label has the ids {', '.join(map(str, sorted(by_id)))}, so transformers builds {count} "
-            f"outputs, 0 to {count - 1}, of which {', '.join(map(str, missing))} would have no name. Which output the "
-            "ids beyond them mean cannot be told: number the names from 0 without gaps, in the order of the outputs"
+            f"outputs, 0 to {count - 1}, of which {', '.join(map(str, missing))} would have no name. Which outputs the "
+            "ids beyond them mean is unknown: number the names from 0 without gaps, in the order of the outputs"
         )
     labels = tuple(str(by_id[i]) for i in range(count))
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
         raise CheckpointError(
-            f"config.json: id2label must name each label once, but {', '.join(map(repr, twice))} is there more than "
-            "once, and answers go by name; give each output its own"
+            f"config.json: id2label must name each label once, but {', '.join(map(repr, repeated))} appears more "
+            "than once, and answers are keyed by name; give each output a name of its own"
         )
     blank = [i for i, label in enumerate(labels) if not label.strip()]
     if not all(map(_is_unicode, labels)):
         raise CheckpointError("config.json: a name in id2label holds a lone surrogate, so it is not valid Unicode")
     if blank:
-        raise CheckpointError(f"config.json: id2label gives output {blank[0]} a blank name; give it one that is seen")
+        raise CheckpointError(f"config.json: id2label gives output {blank[0]} a blank name; give it a visible one")
     return labels
 
 

@@ -22,7 +22,7 @@ def own_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:
-    """`config.json` for `config`, keeping what `raw` said besides; readable by transformers 4 and 5."""
+    """`config.json` for `config`, with the other keys of `raw`; readable by transformers 4 and 5."""
     out = dict(raw)
     out["architectures"] = [config.hf_class]
     out["model_type"] = config.architecture
@@ -40,9 +40,9 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
         out["local_rope_theta"] = config.local_rope.rope_theta
         ropes = {"full_attention": config.global_rope, "sliding_attention": config.local_rope}
         out["rope_parameters"] = {kind: rope.to_json() for kind, rope in ropes.items()}
-        if config.global_rope.truncate is not None:  # which transformers reads beside them
+        if config.global_rope.truncate is not None:  # transformers reads it beside them
             out["rope_parameters"]["truncate"] = config.global_rope.truncate
-        out.pop("rope_scaling", None)  # it has gone into both
+        out.pop("rope_scaling", None)  # already merged into both
         for every in range(1, config.num_layers + 1):
             if tuple(bool(i % every) for i in range(config.num_layers)) == config.local_layers:
                 out["global_attn_every_n_layers"] = every
@@ -51,7 +51,7 @@ def config_json(raw: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]
 
 
 def write_checkpoint(encoder: PackedEncoder, raw_config: Mapping[str, Any], folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into an existing folder (made by `replace_folder`)."""
+    """Write `config.json` and `model.safetensors` into an existing folder."""
     seen: set[int] = set()
     weights = {}
     for name, tensor in encoder.state_dict().items():

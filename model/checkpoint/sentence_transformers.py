@@ -1,4 +1,4 @@
-"""What the files of a sentence-transformers folder say, every key of them: done, without effect, or refused by name.
+"""The files of a sentence-transformers folder: every key is followed, known to have no effect, or refused by name.
 
 Files: `modules.json`; `sentence_bert_config.json` beside the transformer's own files (or its older names, see
 `_TRANSFORMER_CONFIGS`); `config_sentence_transformers.json`; `config.json` of every other module. A cross-encoder may
@@ -22,7 +22,7 @@ from nopad.model.head import SCORE_ACTIVATIONS
 
 MODULES = "modules.json"
 MODEL_CONFIG = "config_sentence_transformers.json"
-# The first of these that says something is the transformer's, as the library has it.
+# The first of these that is not empty counts, as in the library.
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -74,7 +74,7 @@ class Pipeline:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
-    activation: str | None = None  # of a cross-encoder's scores; None: as the number of labels has it
+    activation: str | None = None  # of a cross-encoder's scores; None: by the number of labels
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -85,9 +85,9 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def module_files(folder: Path) -> list[str]:
-    """Files that make the checkpoint's answers, relative to its folder, whether they are there or not.
+    """Files that shape the checkpoint's answers, relative to its folder, whether they exist or not.
 
-    Those of the transformer itself are not among them.
+    The transformer's weights, config.json and tokenizer are not among them.
     """
     if not (folder / MODULES).is_file():
         return []
@@ -120,31 +120,31 @@ def read_pipeline(folder: Path) -> Pipeline | None:
             )
         return Pipeline(transformer=transformer, **limits, **about)
     chain = _read_chain(folder, entries[1:])
-    ends = chain["modules"][-1:] == (EmbeddingModule(kind="Normalize"),) and about["truncate_dim"] is None
-    if ends:
+    normalizes = chain["modules"][-1:] == (EmbeddingModule(kind="Normalize"),) and about["truncate_dim"] is None
+    if normalizes:
         chain |= {"modules": chain["modules"][:-1], "weights": chain["weights"][:-1]}
-    return Pipeline(transformer=transformer, normalize=ends, **limits, **about, **chain)
+    return Pipeline(transformer=transformer, normalize=normalizes, **limits, **about, **chain)
 
 
 def pipeline_for(folder: Path, task: str | None) -> Pipeline | None:
-    """`read_pipeline` where the task asks for the modules; another task takes the transformer alone."""
-    asks = task in (None, "embeddings") or is_cross_encoder(folder)
-    return read_pipeline(folder) if asks else None
+    """`read_pipeline` where the task uses the modules; other tasks use the transformer alone."""
+    uses_modules = task in (None, "embeddings") or is_cross_encoder(folder)
+    return read_pipeline(folder) if uses_modules else None
 
 
 def is_cross_encoder(folder: Path) -> bool:
-    """Whether version 6 saved it as a cross-encoder. Raises `CheckpointError`."""
-    return (folder / MODULES).is_file() and _optional(folder / MODEL_CONFIG).get("model_type") == "CrossEncoder"
+    """Whether the folder is a cross-encoder saved by version 6. Raises `CheckpointError`."""
+    return (folder / MODULES).is_file() and _read_optional(folder / MODEL_CONFIG).get("model_type") == "CrossEncoder"
 
 
 def read_activation(config: Mapping[str, Any], file: Path) -> tuple[bool, str | None]:
-    """Whether a transformer's config.json is a cross-encoder's, and the activation that it names. Raises as above."""
+    """Whether a transformer's config.json is a cross-encoder's, and its activation. Raises `CheckpointError`."""
     new, old = CROSS_ENCODER_KEYS
     own = config.get(new)
     if own is not None:
         if not isinstance(own, Mapping):
             raise CheckpointError(f"{file}: {new} is {own!r}, expected an object")
-        _known(file, own, "activation_fn", "version")
+        _refuse_unknown(file, own, "activation_fn", "version")
         if "activation_fn" in own:
             return True, score_activation(file, own["activation_fn"])
     return own is not None or old in config, score_activation(file, config.get(old))
@@ -158,46 +158,47 @@ def _entries(folder: Path) -> list[tuple[str, str]]:
     """Class and folder of each module in modules.json, in order."""
     file = folder / MODULES
     listed = read_json(file, list)
-    if not listed or not all(isinstance(one, dict) for one in listed):
-        raise CheckpointError(f"{file} is no list of objects; copy the file again")
+    if not listed or not all(isinstance(module, dict) for module in listed):
+        raise CheckpointError(f"{file} is not a list of objects; copy the file again")
     entries = []
-    for one in listed:
-        _known(file, one, "idx", "name", "path", "type", "kwargs")  # kwargs: what encode may be given besides, by name
-        kind, path = one.get("type"), one.get("path")
+    for module in listed:
+        # kwargs: names of further arguments of encode.
+        _refuse_unknown(file, module, "idx", "name", "path", "type", "kwargs")
+        kind, path = module.get("type"), module.get("path")
         if not isinstance(kind, str) or not isinstance(path, str):
             raise CheckpointError(f"{file}: a module has type {kind!r} and path {path!r}; copy the file again")
         if not kind.startswith("sentence_transformers."):
             raise CheckpointError(
-                f"{file}: the module {kind} is code of its own, which nopad does not run; nopad has the modules "
+                f"{file}: the module {kind} is custom code, which nopad does not run; nopad has the modules "
                 "Transformer, Pooling, Dense, Normalize, LayerNorm and Dropout of sentence-transformers"
             )
         parts = PurePosixPath(path).parts
         if PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or "\0" in path:
             raise CheckpointError(f"{file}: the path {path!r} leads out of the folder")
         entries.append((kind.rsplit(".", 1)[-1], path))
-    names = [one.get("name") for one in listed]
+    names = [module.get("name") for module in listed]
     if len(set(map(str, names))) < len(names):
         raise CheckpointError(f"{file}: two modules have the same name, {names}; the library keeps only one of them")
     return entries
 
 
-def _known(file: Path, raw: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a key of unknown meaning, unless it says nothing."""
+def _refuse_unknown(file: Path, raw: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a key that is not among `keys`, unless its value is null."""
     for key, value in raw.items():
         if key not in keys and value is not None:
             raise CheckpointError(
                 f"{file}: the key {key!r} (value {value!r}) is unknown to nopad, which cannot tell what it does to the "
-                "answers; take it out, if you know that it does nothing"
+                "answers; remove it, if you know that it has no effect"
             )
 
 
-def _unless(file: Path, raw: Mapping[str, Any], key: str, *harmless: Any) -> None:
+def _refuse_unless(file: Path, raw: Mapping[str, Any], key: str, *harmless: Any) -> None:
     """Refuse a known key whose value nopad does not follow."""
     if raw.get(key) is not None and raw[key] not in harmless:
-        raise CheckpointError(f"{file}: {key} {raw[key]!r} is not supported; without it the answers would be others")
+        raise CheckpointError(f"{file}: {key} {raw[key]!r} is not supported; without it the answers would differ")
 
 
-def _of(file: Path, raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def _value(file: Path, raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = raw.get(key)
     if value is None:
         return default
@@ -206,7 +207,7 @@ def _of(file: Path, raw: Mapping[str, Any], key: str, kind: type, default: Any) 
     return value
 
 
-def _optional(file: Path) -> dict[str, Any]:
+def _read_optional(file: Path) -> dict[str, Any]:
     raw: dict[str, Any] = read_json(file, dict) if file.is_file() else {}
     return raw
 
@@ -214,70 +215,72 @@ def _optional(file: Path) -> dict[str, Any]:
 def _read_model_config(folder: Path) -> dict[str, Any]:
     """`config_sentence_transformers.json`: prompts, truncation, what kind of model it is."""
     file = folder / MODEL_CONFIG
-    raw = _optional(file)
-    model_type = _of(file, raw, "model_type", str, "SentenceTransformer")
+    raw = _read_optional(file)
+    model_type = _value(file, raw, "model_type", str, "SentenceTransformer")
     if model_type not in ("SentenceTransformer", "CrossEncoder"):
         raise CheckpointError(
             f"{file}: model_type {model_type!r} is not supported: "
             f"{_OTHER_MODELS.get(model_type, 'nopad has SentenceTransformer and CrossEncoder')}"
         )
     embeds = model_type == "SentenceTransformer"
-    # requirements are packages' versions; at fp32, keep_in_fp32_modules says nothing.
+    # requirements are packages' versions; at fp32, keep_in_fp32_modules has no effect.
     common = ("model_type", "__version__", "requirements", "prompts", "default_prompt_name")
-    _known(
+    _refuse_unknown(
         file,
         raw,
         *common,
         *(("similarity_fn_name", "truncate_dim") if embeds else ("activation_fn", "keep_in_fp32_modules")),
     )
     prompts = {"query": "", "document": ""} if embeds else {}
-    for name, prompt in _of(file, raw, "prompts", dict, {}).items():
+    for name, prompt in _value(file, raw, "prompts", dict, {}).items():
         if prompt is not None and not isinstance(prompt, str):
             raise CheckpointError(f"{file}: the prompt {name!r} is {prompt!r}, expected a str")
         prompts[name] = prompt or ""
-    default = _of(file, raw, "default_prompt_name", str, None)
+    default = _value(file, raw, "default_prompt_name", str, None)
     if default is not None and default not in prompts:
-        raise CheckpointError(f"{file}: default_prompt_name {default!r} is none of its prompts ({', '.join(prompts)})")
+        raise CheckpointError(
+            f"{file}: default_prompt_name {default!r} is not one of its prompts ({', '.join(prompts)})"
+        )
     about = {"model_type": model_type, "prompts": prompts, "default_prompt_name": default}
     if not embeds:
         return {**about, "activation": score_activation(file, raw.get("activation_fn"))}
-    _unless(file, raw, "similarity_fn_name", "cosine", "dot", "euclidean", "manhattan")
-    truncate_dim = _of(file, raw, "truncate_dim", int, None)
+    _refuse_unless(file, raw, "similarity_fn_name", "cosine", "dot", "euclidean", "manhattan")
+    truncate_dim = _value(file, raw, "truncate_dim", int, None)
     if truncate_dim is not None and truncate_dim < 1:
         raise CheckpointError(f"{file}: truncate_dim {truncate_dim} keeps nothing of an embedding")
     return {**about, "similarity_fn_name": raw.get("similarity_fn_name") or "cosine", "truncate_dim": truncate_dim}
 
 
 def _read_transformer(folder: Path, task: str) -> dict[str, Any]:
-    """Length and case of the texts that a Transformer module reads."""
-    found = ((folder / name, _optional(folder / name)) for name in _TRANSFORMER_CONFIGS)
-    file, raw = next(((file, raw) for file, raw in found if raw), (folder / _TRANSFORMER_CONFIGS[0], {}))
+    """A Transformer module's limit of tokens, and whether it lower-cases texts."""
+    files = ((folder / name, _read_optional(folder / name)) for name in _TRANSFORMER_CONFIGS)
+    file, raw = next(((file, raw) for file, raw in files if raw), (folder / _TRANSFORMER_CONFIGS[0], {}))
     arguments = ("model", "config", "tokenizer", "processor")
-    _known(
+    _refuse_unknown(
         file, raw, "max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
         "processing_kwargs", "unpad_inputs", "query_length", "document_length", "query_expansion",
         "tokenizer_name_or_path", *(f"{name}_{end}" for name in arguments for end in ("args", "kwargs")),
     )  # fmt: skip
-    # unpad_inputs changes how a GPU computes, and no value.
-    _unless(file, raw, "transformer_task", task)
+    # unpad_inputs changes how a GPU computes, not the result.
+    _refuse_unless(file, raw, "transformer_task", task)
     output, name = _TEXT_ONLY[task]
-    _unless(file, raw, "modality_config", {"text": {"method": "forward", "method_output_name": output}})
-    _unless(file, raw, "module_output_name", name)
+    _refuse_unless(file, raw, "modality_config", {"text": {"method": "forward", "method_output_name": output}})
+    _refuse_unless(file, raw, "module_output_name", name)
     for key in ("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"):
-        _unless(file, raw, key)
-    _unless(file, raw, "processing_kwargs", {})
-    limit = _of(file, raw, "max_seq_length", int, None)
+        _refuse_unless(file, raw, key)
+    _refuse_unless(file, raw, "processing_kwargs", {})
+    limit = _value(file, raw, "max_seq_length", int, None)
     for key in (f"{name}_{end}" for name in arguments for end in ("args", "kwargs")):
-        # What says where and how to compute has no effect on what is computed in fp32.
-        given = {k: v for k, v in _of(file, raw, key, dict, {}).items() if k not in _HOW}
+        # Arguments that say where and how to compute do not change the result in fp32.
+        options = {k: v for k, v in _value(file, raw, key, dict, {}).items() if k not in _HOW}
         if key.startswith(("tokenizer", "processor")):
-            limit = _of(file, given, "model_max_length", int, limit)
-            given.pop("model_max_length", None)
-        if given:
-            raise CheckpointError(f"{file}: {key} {given!r} is not supported; without it the answers would be others")
+            limit = _value(file, options, "model_max_length", int, limit)
+            options.pop("model_max_length", None)
+        if options:
+            raise CheckpointError(f"{file}: {key} {options!r} is not supported; without it the answers would differ")
     if limit is not None and limit < 3:
         raise CheckpointError(f"{file}: max_seq_length {limit} leaves no room for a text beside the special tokens")
-    return {"max_seq_length": limit, "do_lower_case": _of(file, raw, "do_lower_case", bool, False)}
+    return {"max_seq_length": limit, "do_lower_case": _value(file, raw, "do_lower_case", bool, False)}
 
 
 _HOW = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "low_cpu_mem_usage", "device_map",
@@ -295,14 +298,14 @@ def _read_chain(folder: Path, entries: list[tuple[str, str]]) -> dict[str, Any]:
             if pooled is not None:
                 raise CheckpointError(f"{folder / MODULES}: a second Pooling is not supported")
             pooled = _read_pooling(file)
-        elif kind == "Dropout":  # which does nothing outside of training
-            _known(file, _optional(file), "dropout")
+        elif kind == "Dropout":  # has no effect outside of training
+            _refuse_unknown(file, _read_optional(file), "dropout")
         elif kind in ("Dense", "LayerNorm", "Normalize"):
             module = _read_module(kind, file)
             if module.of_tokens and pooled is not None:
                 raise CheckpointError(f"{file}: the module {kind} changes tokens after they were pooled")
             if not module.of_tokens and pooled is None:
-                if kind != "Normalize":  # there is nothing yet to normalise, and the library passes on
+                if kind != "Normalize":  # nothing to normalise yet: the library skips it
                     raise CheckpointError(f"{folder / MODULES}: the module {kind} stands before the Pooling")
                 continue
             modules.append(module)
@@ -324,54 +327,54 @@ def _read_pooling(file: Path) -> dict[str, Any]:
         )
     raw = read_json(file, dict)
     # Its input's size has no effect on what it computes.
-    _known(
+    _refuse_unknown(
         file, raw, "embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt", *_LEGACY_MODES
     )
     modes = raw.get("pooling_mode")
-    if modes is None:  # as versions before 6 have it
-        modes = [mode for key, mode in _LEGACY_MODES.items() if _of(file, raw, key, bool, False)] or ["mean"]
+    if modes is None:  # as in versions before 6
+        modes = [mode for key, mode in _LEGACY_MODES.items() if _value(file, raw, key, bool, False)] or ["mean"]
     modes = modes if isinstance(modes, list) else [modes]
     unknown = [mode for mode in modes if mode not in POOLING_MODES]
     if unknown or not modes:
         raise CheckpointError(
             f"{file}: pooling {unknown or modes} is not supported; nopad has {', '.join(POOLING_MODES)}"
         )
-    return {"pooling": "+".join(modes), "include_prompt": _of(file, raw, "include_prompt", bool, True)}
+    return {"pooling": "+".join(modes), "include_prompt": _value(file, raw, "include_prompt", bool, True)}
 
 
 def _read_module(kind: Any, file: Path) -> EmbeddingModule:
-    raw = _optional(file) if kind == "Normalize" else read_json(file, dict) if file.is_file() else None
+    raw = _read_optional(file) if kind == "Normalize" else read_json(file, dict) if file.is_file() else None
     if raw is None:
         raise CheckpointError(
             f"{file.parent.parent / MODULES} names the module {kind}, but {file} is missing; copy it, too"
         )
     if kind == "LayerNorm":
-        _known(file, raw, "dimension")
+        _refuse_unknown(file, raw, "dimension")
         size = _size(file, raw, "dimension")
         return EmbeddingModule(kind=kind, in_features=size, out_features=size)
     names = ("module_input_name", "module_output_name")
-    source = _of(file, raw, names[0], str, _SENTENCE)
+    source = _value(file, raw, names[0], str, _SENTENCE)
     if source not in (_SENTENCE, _TOKENS):
         raise CheckpointError(f"{file}: {names[0]} {source!r} is not supported, only {_SENTENCE} and {_TOKENS}")
-    _unless(file, raw, names[1], source)
+    _refuse_unless(file, raw, names[1], source)
     if kind == "Normalize":
-        _known(file, raw, *names)
+        _refuse_unknown(file, raw, *names)
         return EmbeddingModule(kind=kind, of_tokens=source == _TOKENS)
-    _known(file, raw, "in_features", "out_features", "bias", "activation_function", "use_residual", *names)
+    _refuse_unknown(file, raw, "in_features", "out_features", "bias", "activation_function", "use_residual", *names)
     activation = _torch_class(file, "activation_function", raw.get("activation_function"), DENSE_ACTIVATIONS)
     return EmbeddingModule(
         kind=kind,
         of_tokens=source == _TOKENS,
         in_features=_size(file, raw, "in_features"),
         out_features=_size(file, raw, "out_features"),
-        bias=_of(file, raw, "bias", bool, True),
+        bias=_value(file, raw, "bias", bool, True),
         activation=activation or "Tanh",
-        residual=_of(file, raw, "use_residual", bool, False),
+        residual=_value(file, raw, "use_residual", bool, False),
     )
 
 
 def _size(file: Path, raw: Mapping[str, Any], key: str) -> int:
-    size: int = _of(file, raw, key, int, 0)
+    size: int = _value(file, raw, key, int, 0)
     if not 0 < size <= 2**24:
         raise CheckpointError(f"{file}: {key} is {raw.get(key)!r}, expected a size")
     return size

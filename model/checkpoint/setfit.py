@@ -1,4 +1,4 @@
-"""SetFit folders: a sentence-transformers encoder, and beside it a classifier of scikit-learn in a pickle.
+"""SetFit folders: a sentence-transformers encoder, and beside it a pickled classifier of scikit-learn.
 
 A logistic regression is a linear layer on the embedding, so it becomes the last module of the encoder's chain. The
 pickle is opened only where the user has said that the file can be trusted.
@@ -63,7 +63,7 @@ class SetFitHead:
         )
 
     def fill(self, encoder: PackedEncoder) -> None:
-        """Copy the layer into the last module of an encoder of such a configuration, in fp32."""
+        """Copy the layer into the last module of an encoder that `extend` configured, in fp32."""
         state = encoder.state_dict()
         last = f"chain.{len(encoder.encoder_config.modules) - 1}.linear."
         state[last + "weight"].copy_(torch.from_numpy(self.weight))
@@ -73,7 +73,7 @@ class SetFitHead:
         """Logits of embeddings [rows, size] by scikit-learn's own `decision_function`, [rows, labels]."""
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12) if self.normalize else rows
         if type(self.estimator).__name__ == "MultiOutputClassifier":
-            return np.stack([one.decision_function(rows) for one in self.estimator.estimators_], axis=1)
+            return np.stack([each.decision_function(rows) for each in self.estimator.estimators_], axis=1)
         scores: npt.NDArray[Any] = self.estimator.decision_function(rows)
         if self.problem_type == "multi_label_classification":
             return scores.reshape(len(rows), -1)
@@ -81,14 +81,14 @@ class SetFitHead:
 
 
 def is_setfit(folder: Path) -> bool:
-    """Whether a checkpoint's folder is of SetFit."""
+    """Whether a folder is a SetFit model's."""
     return any((folder / name).is_file() for name in (SETTINGS_FILE, HEAD_FILE))
 
 
 def classifier_of(folder: Path, task: Task | None, allow_pickle: bool) -> tuple[SetFitHead | None, tuple[str, ...]]:
     """The classifier of a SetFit folder (None elsewhere, and where `task` wants embeddings), and a remark if left out.
 
-    Raises `CheckpointError` without `allow_pickle`, and for a classifier that is no logistic regression.
+    Raises `CheckpointError` without `allow_pickle`, and for a classifier that is not a logistic regression.
     """
     if not is_setfit(folder):
         return None, ()
@@ -119,7 +119,8 @@ def read_head(folder: Path) -> SetFitHead:
     settings = read_json(folder / SETTINGS_FILE, dict) if (folder / SETTINGS_FILE).is_file() else {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another version of scikit-learn; the check below sees what matters
+            # About another version of scikit-learn: `_check` compares the probabilities.
+            warnings.simplefilter("ignore")
             estimator = joblib.load(path)
     except Exception as error:  # whatever a pickle raises
         raise CheckpointError(f"{path} cannot be opened: {type(error).__name__}: {error}") from error
@@ -135,14 +136,14 @@ def _convert(estimator: Any, settings: Mapping[str, Any], path: Path) -> SetFitH
     )
     several = kind == "MultiOutputClassifier" or (kind == "OneVsRestClassifier" and bool(estimator.multilabel_))
     linear = parts if several else [estimator]
-    if not linear or any(type(one).__name__ != "LogisticRegression" for one in linear):
+    if not linear or any(type(part).__name__ != "LogisticRegression" for part in linear):
         inner = f" of {type(parts[0]).__name__}" if parts else ""
         raise CheckpointError(
-            f"{path} holds {kind}{inner}, and nopad converts LogisticRegression, alone or as one for each label "
-            "(OneVsRestClassifier, MultiOutputClassifier); --task embeddings exports the encoder alone"
+            f"{path} holds {kind}{inner}, and nopad converts LogisticRegression, alone or for each label "
+            "separately (OneVsRestClassifier, MultiOutputClassifier); --task embeddings exports the encoder alone"
         )
-    weight = np.concatenate([np.asarray(one.coef_, dtype=np.float64) for one in linear])
-    bias = np.concatenate([np.broadcast_to(one.intercept_, len(one.coef_)).astype(np.float64) for one in linear])
+    weight = np.concatenate([np.asarray(part.coef_, dtype=np.float64) for part in linear])
+    bias = np.concatenate([np.broadcast_to(part.intercept_, len(part.coef_)).astype(np.float64) for part in linear])
     if not several and len(weight) == 1:  # two classes: the sigmoid of one score is the softmax of it and 0
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     classes = list(range(len(weight))) if several else list(estimator.classes_)
@@ -164,19 +165,19 @@ def _convert(estimator: Any, settings: Mapping[str, Any], path: Path) -> SetFitH
 
 
 def _check(head: SetFitHead, path: Path) -> None:
-    """The layer must give the classifier's own probabilities: older ones may normalise one score for each class."""
+    """The layer must give the classifier's own probabilities: old estimators may normalise one-vs-rest scores."""
     rows = np.random.default_rng(0).normal(size=(8, head.weight.shape[1]))
     logits = replace(head, normalize=False).decide(rows)
-    true: Any = head.estimator.predict_proba(rows)
+    expected: Any = head.estimator.predict_proba(rows)
     if head.problem_type == "multi_label_classification":
         probabilities = 1 / (1 + np.exp(-logits))
-        true = np.stack([one[:, 1] for one in true], axis=1) if isinstance(true, list) else true
+        expected = np.stack([columns[:, 1] for columns in expected], axis=1) if isinstance(expected, list) else expected
     else:
         shifted = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
     same = np.allclose(logits, rows @ head.weight.T + head.bias, atol=1e-9)
-    if not same or not np.allclose(probabilities, true, atol=1e-9):
+    if not same or not np.allclose(probabilities, expected, atol=1e-9):
         raise CheckpointError(
-            f"{path}: the probabilities of this {type(head.estimator).__name__} are no softmax or sigmoid of its "
+            f"{path}: the probabilities of this {type(head.estimator).__name__} are not the softmax or sigmoid of its "
             "scores (one against the rest, normalised), so it is not converted; --task embeddings leaves it out"
         )

@@ -21,9 +21,9 @@ from nopad.model.errors import CheckpointError
 class Source:
     """What a checkpoint is read from."""
 
-    folder: Path  # as it was given
+    folder: Path  # as the caller named it
     home: Path  # where its config.json, weights and tokenizer lie: `folder`, or a folder in it
-    base: Path | None  # where they are an adapter: the folder of the model that it belongs to
+    base: Path | None  # of an adapter: the folder of its base model
     raw_config: Mapping[str, Any]
     weights: tuple[Path, ...]  # of the base, or of `folder` itself
     adapter: Adapter | None
@@ -43,9 +43,9 @@ class Source:
     def matches(self, config: EncoderConfig, *, other_head: bool = False) -> dict[str, Match]:
         """Which weight of the encoder each stored tensor is, or is a part of. Raises `CheckpointError`."""
         if self.base is None or self.adapter is None:
-            found = match_weights(config, self.weights, other_head=other_head)
-            check_parts(self.adapter, self.folder, found, self.weights, other_head=other_head)
-            return found
+            matches = match_weights(config, self.weights, other_head=other_head)
+            check_parts(self.adapter, self.folder, matches, self.weights, other_head=other_head)
+            return matches
         own = match_weights(config, [self.adapter.file], other_head=other_head)
         check_parts(self.adapter, self.folder, own, [self.adapter.file], other_head=other_head)
         replaced = {match.target for match in own.values() if not match.part}
@@ -60,11 +60,16 @@ def open_source(folder: Path, base: str | Path | None = None) -> Source:
     home = transformer_folder(folder)
     adapter = read_adapter(home)
     if adapter is not None and adapter.file.is_file():
-        found = transformer_folder(find_base(adapter, base))
-        raw, remarks = adapted_config(adapter, _read_config(found))
-        weights = tuple(weight_files(found))
+        base_folder = transformer_folder(find_base(adapter, base))
+        raw, remarks = adapted_config(adapter, _read_config(base_folder))
         return Source(
-            folder=folder, home=home, base=found, raw_config=raw, weights=weights, adapter=adapter, remarks=remarks
+            folder=folder,
+            home=home,
+            base=base_folder,
+            raw_config=raw,
+            weights=tuple(weight_files(base_folder)),
+            adapter=adapter,
+            remarks=remarks,
         )
     if base is not None:
         raise CheckpointError(f"--base is for LoRA adapters, and {home} has no {ADAPTER_FILE}")

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder, opened with transformers and saved for both of its versions."""
+"""The tokenizer of a checkpoint folder, opened with transformers, and saved for transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nopad.model.packages import importable
 
 # The class of a plain tokenizer.json: transformers 5 writes the new name and reads both, transformers 4 knows the old.
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
-# What a tokenizer's class makes its vocabulary from; a SentencePiece model has many names, all of them `*.model`.
 _FEWEST = 3  # tokens of the smallest vocabulary that says anything
+# Files that hold a vocabulary; a SentencePiece model has many names, all of them `*.model`.
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -33,14 +33,14 @@ def open_tokenizer(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _sound(_open(transformers.AutoTokenizer, folder), folder)
+            return _with_vocabulary(_open(transformers.AutoTokenizer, folder), folder)
         except CheckpointError:
             raise
-        except Exception as error:  # transformers raises whatever its readers do
+        except Exception as error:  # transformers passes on whatever its readers raise
             fallback = _own_class(config, path)
             try:
                 if fallback is not None:
-                    return _sound(_open(fallback, folder), folder)
+                    return _with_vocabulary(_open(fallback, folder), folder)
             except CheckpointError:
                 raise
             except Exception:  # the first error says more
@@ -66,11 +66,10 @@ def _vocabulary_of(folder: Path) -> Path:
 
 
 def _own_class(config: Mapping[str, Any], path: Path) -> Any:
-    """Transformers' class of the name in `tokenizer_config.json`, for what AutoTokenizer does not open.
+    """The transformers class that `tokenizer_config.json` names, for folders that AutoTokenizer does not open.
 
-    transformers 5 takes the class that belongs to the model's type and then misses the vocabulary file of another;
-    transformers 4 knows no class of a version 5 and no class that came with the folder, whose tokenizer.json the plain
-    class reads.
+    transformers 5 goes by the model's type, and its class may miss the vocabulary file of another; transformers 4 knows
+    no class that is new in version 5 or came with the folder, but its plain class reads their tokenizer.json.
     """
     import transformers
 
@@ -78,14 +77,14 @@ def _own_class(config: Mapping[str, Any], path: Path) -> Any:
     if not isinstance(name, str) or config.get("auto_map"):
         return None
     plain = name.removesuffix("Fast")
-    for one in (f"{plain}Fast", plain):
-        kind = getattr(transformers, one, None)
+    for class_name in (f"{plain}Fast", plain):
+        kind = getattr(transformers, class_name, None)
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase):
             return kind
     return transformers.PreTrainedTokenizerFast if path.name == "tokenizer.json" else None
 
 
-def _sound(tokenizer: Any, folder: Path) -> Any:
+def _with_vocabulary(tokenizer: Any, folder: Path) -> Any:
     """The tokenizer, unless it knows hardly more than its special tokens: transformers has not read the vocabulary.
 
     transformers 5 makes up a vocabulary where its class finds no file, transformers 4 reads any as lines of text.
@@ -111,12 +110,12 @@ def _reason(folder: Path, path: Path, config: Mapping[str, Any], error: Exceptio
         return f"{path} is a SentencePiece model, which needs its library: pip install sentencepiece"
     if _damaged(path):
         return f"{path} is damaged: {error}; copy the file again"
-    named = config.get("tokenizer_class")
-    kind = f" for its tokenizer_class {named}" if named else ""
-    said = str(error).strip().splitlines()
+    class_name = config.get("tokenizer_class")
+    kind = f" for its tokenizer_class {class_name}" if class_name else ""
+    lines = str(error).strip().splitlines()
     return (
-        f"transformers {transformers.__version__} cannot make a tokenizer of {folder} from {path.name}{kind}: "
-        f"{said[0] if said else repr(error)}; save it with AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
+        f"transformers {transformers.__version__} cannot open the tokenizer of {folder} from {path.name}{kind}: "
+        f"{lines[0] if lines else repr(error)}; save it with AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
     )
 
 
@@ -135,7 +134,7 @@ def _damaged(path: Path) -> bool:
             text = path.read_text("utf-8")
             if path.suffix == ".json":
                 json.loads(text)
-    except Exception:  # tokenizers and sentencepiece raise plain ones
+    except Exception:  # tokenizers and sentencepiece raise no narrower class
         return True
     return False
 

@@ -23,10 +23,11 @@ from nopad.model.errors import CheckpointError
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _BASE_PREFIX = {"modernbert": "model.", "bert": "bert.", "eurobert": "model.", "ultrabert": "model."}
-# transformers' first BERT checkpoints, and buffers that are not weights.
+# Names in transformers' first BERT checkpoints.
 _OLD_NAMES = ((".gamma", ".weight"), (".beta", ".bias"))
 # UltraBERT's files have names of their own (transformers' conversion_mapping.py).
 _OTHER_PREFIX = {"ultrabert": (("ultrabert.", "model."), ("cls.", "head.decoder."))}
+# Buffers.
 _NOT_WEIGHTS = (".position_ids", "rotary_emb.inv_freq")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -49,7 +50,7 @@ class StoredWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Which weight of the encoder a stored tensor is, or is a part of."""
+    """The weight of the encoder that a stored tensor is, or is a part of."""
 
     target: str
     part: str = ""  # of an adapter: lora_A, lora_B, ...; "" is the weight itself
@@ -83,8 +84,8 @@ def weight_files(folder: Path) -> list[Path]:
     if others:
         names = ", ".join(path.name for path in others[:4]) + (", ..." if len(others) > 4 else "")
         raise CheckpointError(
-            f"{folder} has no model.safetensors, but several other files of weights ({names}); rename the one that is "
-            "meant to model.safetensors"
+            f"{folder} has no model.safetensors, but several other files of weights ({names}); rename the right "
+            "one to model.safetensors"
         )
     raise CheckpointError(no_weights(folder))
 
@@ -105,14 +106,14 @@ def read_tensors(files: Iterable[Path], read: Callable[[Any, str], _T]) -> Itera
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                for name in opened.keys():  # noqa: SIM118 (safe_open is not a mapping)
                     yield name, read(opened, name)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}); copy or save it again") from None
 
 
 def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
-    """What the headers of the files say; no tensor is read."""
+    """Shape and dtype of each tensor in the files, from their headers; no tensor is read."""
 
     def describe(opened: Any, name: str) -> StoredWeight:
         view = opened.get_slice(name)
@@ -124,15 +125,15 @@ def stored_weights(files: Iterable[Path]) -> dict[str, StoredWeight]:
 def plain_name(name: str) -> tuple[str, str]:
     """Name of the weight that PEFT stores under `name`, and which part of it that is ("" for the weight itself).
 
-    Any other name is its own. The weight that an adapter's copy replaces (`original_module`) has no name: "".
+    Any other name is returned as it is. The weight that an adapter's copy replaces (`original_module`) has no name: "".
     """
     if ".original_module." in name:
         return "", ""
     name = _SAVED_MODULE.sub(".", name).replace(".base_layer.", ".")
-    found = _LORA_PART.search(name)
-    if found is None:
+    match = _LORA_PART.search(name)
+    if match is None:
         return name, ""
-    return name[: found.start()] + ".weight", found[1] + (".bias" if found[2] == "bias" else "")
+    return name[: match.start()] + ".weight", match[1] + (".bias" if match[2] == "bias" else "")
 
 
 def common_prefixes(names: Iterable[str]) -> list[str]:
@@ -142,7 +143,7 @@ def common_prefixes(names: Iterable[str]) -> list[str]:
 
 
 def strip_prefix(names: Collection[str], fill: Callable[[str], str | None]) -> str:
-    """The prefix that all names share and under which they are the encoder's: the shortest that fills the most."""
+    """The common prefix without which most names are the encoder's (`fill`); of equal prefixes, the shortest."""
     fits = {p: sum(bool(fill(name.removeprefix(p))) for name in names) for p in common_prefixes(names)}
     return max(fits, key=lambda prefix: (fits[prefix], -len(prefix)))
 
@@ -181,31 +182,31 @@ def match_weights(
     prefix = strip_prefix([name for name, _ in plain.values() if name], fill) if plain else ""
     matches: dict[str, Match] = {}
     for source, (name, part) in plain.items():
-        found = fill(name.removeprefix(prefix))
-        if not found or (found in replaced and not part):
+        weight = fill(name.removeprefix(prefix))
+        if not weight or (weight in replaced and not part):
             continue
-        given, wanted = stored[source], tuple(target[found].shape)
-        if given.dtype not in _FLOATS:
+        tensor, expected = stored[source], tuple(target[weight].shape)
+        if tensor.dtype not in _FLOATS:
             raise CheckpointError(
-                f"weight {source!r} is stored as {given.dtype}: the checkpoint is quantized, and nopad reads fp32, "
+                f"weight {source!r} is stored as {tensor.dtype}: the checkpoint is quantized, and nopad reads fp32, "
                 "fp16, bf16 and fp64 weights; give the checkpoint it was made from"
             )
-        if not part and given.shape != wanted:
-            if found.startswith("classifier") and config.num_labels:
+        if not part and tensor.shape != expected:
+            if weight.startswith("classifier") and config.num_labels:
                 if other_head:
                     continue
-                raise CheckpointError(_other_head(source, given.shape, wanted, config))
-            raise CheckpointError(f"weight {source!r} has shape {given.shape}, config.json asks for {wanted}")
-        matches[source] = Match(target=found, part=part)
+                raise CheckpointError(_other_head(source, tensor.shape, expected, config))
+            raise CheckpointError(f"weight {source!r} has shape {tensor.shape}, config.json asks for {expected}")
+        matches[source] = Match(target=weight, part=part)
     return matches
 
 
-def _other_head(name: str, given: tuple[int, ...], wanted: tuple[int, ...], config: EncoderConfig) -> str:
-    if len(given) != len(wanted) or given[1:] != wanted[1:]:
-        return f"weight {name!r} has shape {given}, config.json asks for {wanted}"
+def _other_head(name: str, shape: tuple[int, ...], expected: tuple[int, ...], config: EncoderConfig) -> str:
+    if len(shape) != len(expected) or shape[1:] != expected[1:]:
+        return f"weight {name!r} has shape {shape}, config.json asks for {expected}"
     labels = ", ".join(config.labels[:5]) + (", ..." if config.num_labels > 5 else "")
     return (
-        f"the classifier of the file has {given[0]} outputs ({name!r} has shape {given}), but config.json names "
+        f"the classifier of the file has {shape[0]} outputs ({name!r} has shape {shape}), but config.json names "
         f"{config.num_labels} labels ({labels}): give it the id2label that the model was trained with (without "
         "id2label, transformers takes 2 labels), or copy the config.json that belongs to the weights"
     )
@@ -233,7 +234,7 @@ def load_weights(encoder: PackedEncoder, files: Iterable[Path], matches: Mapping
 
 
 def lacking(config: EncoderConfig, files: Sequence[Path], missing: Sequence[str], task_head: Sequence[str]) -> str:
-    """Why the weights `missing` are not in the files, and what to do; `task_head` are those of them above the encoder.
+    """Why the weights `missing` are not in the files, and what to do; `task_head` are those of the head.
 
     Where the names would fit behind a prefix that some of them have and others lack, that is the reason.
     """
@@ -248,8 +249,8 @@ def lacking(config: EncoderConfig, files: Sequence[Path], missing: Sequence[str]
         others = [name for name in names if not name.startswith(prefix)]
         if others and sum(bool(fill(name.removeprefix(prefix))) for name in behind) > max(fits, len(names) // 4):
             return (
-                f"{count}: {len(behind)} of the {len(names)} names in it begin with {prefix!r}, which is no part of "
-                f"transformers' names, and others do not ({', '.join(others[:3])}), so it is not taken off; save the "
+                f"{count}: {len(behind)} of the {len(names)} names in it begin with {prefix!r}, which is not part of "
+                f"transformers' names, and others do not ({', '.join(others[:3])}), so it is not removed; save the "
                 "transformers model alone (model.save_pretrained(DIR)), or rename the weights"
             )
     if len(task_head) == len(missing):
@@ -258,5 +259,5 @@ def lacking(config: EncoderConfig, files: Sequence[Path], missing: Sequence[str]
             f"{config.task}. transformers would make up a new head with random weights; fine-tune it first "
             "(nopad train --model DIR), or export what it has: --task embeddings or --task fill-mask"
         )
-    why = f"the checkpoint is not fine-tuned for {config.task}, or config.json is another's"
+    why = f"the checkpoint is not fine-tuned for {config.task}, or config.json belongs to another"
     return f"{count}, first {missing[0]!r}: {why}"

@@ -1,4 +1,4 @@
-"""The attention seam: every implementation against one written out by its definition."""
+"""The attention seam: every implementation against the definition, written out."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -125,7 +125,7 @@ def test_a_stream_of_the_wrong_length_is_refused() -> None:
         half_window=64,
         block=64,
     )
-    with pytest.raises(ValueError, match="no multiple of 64"):
+    with pytest.raises(ValueError, match="not a multiple of 64"):
         sdpa_attention(short)
 
 

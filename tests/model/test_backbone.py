@@ -1,4 +1,4 @@
-"""Parts that the layers below the head are made of."""
+"""The building blocks of the layers below the head."""
 
 import pytest
 import torch

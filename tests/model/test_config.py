@@ -1,4 +1,4 @@
-"""`EncoderConfig`: what follows from its fields, and what no encoder can be built from."""
+"""`EncoderConfig`: what follows from its fields, and values that no encoder can be built from."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,12 +45,12 @@ def test_the_size_of_an_embedding_follows_from_pooling_modules_and_the_cut() -> 
         ({"hidden_size": 0}, "hidden_size must be positive"),
         ({"vocab_size": 2**41}, r"vocab_size must be positive and at most 2\*\*40"),
         ({"local_attention": -1}, "local_attention must not be negative"),
-        ({"pad_token_id": 200}, "pad_token_id 200 is no token id"),
+        ({"pad_token_id": 200}, "pad_token_id 200 is not a token id"),
         ({"num_heads": 3}, "hidden_size 64 is not a multiple of num_attention_heads 3"),
         ({"num_kv_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head size 15 is odd"),
         ({"num_layers": 3}, "layer_types has 2 entries for num_hidden_layers 3"),
-        ({"activation": "swish"}, "'swish' is not supported; known ones: gelu, gelu_new"),
+        ({"activation": "swish"}, "'swish' is not supported; known: gelu, gelu_new"),
         ({"classifier_activation": "tanh"}, "'tanh' is not supported"),
     ],
 )

@@ -93,7 +93,5 @@ def test_modules_stand_before_and_after_the_pooling(stream: tuple[Tensor, Packed
 def test_modules_that_do_not_follow_one_another_are_refused() -> None:
     wide = EmbeddingModule(kind="Dense", in_features=2 * WIDTH, out_features=4)
     check_modules(dataclasses.replace(CONFIG, pooling="cls+mean", modules=(wide,)))
-    with pytest.raises(
-        CheckpointError, match=r"Dense takes rows of 12, and what is before it gives 6 \(pooling mean\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"Dense takes rows of 12 elements, but gets rows of 6 \(pooling mean\)"):
         check_modules(dataclasses.replace(CONFIG, modules=(wide,)))

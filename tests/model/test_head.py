@@ -1,4 +1,4 @@
-"""What logits mean: scores and decisions, those of transformers' pipelines, and the same for all who ask."""
+"""What logits mean: scores and decisions are those of transformers' pipelines, and the same for every caller."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_decides_on_a_label() -> None:
     assert [classifier(kind).has_labels for kind in PROBLEM_TYPES] == [True, True, False]
     assert [classifier(kind).multi_label for kind in PROBLEM_TYPES] == [False, True, False]
     for head, name in ((Head(task="rerank"), "rerank"), (classifier(REGRESSION), "regression")):
-        with pytest.raises(ValueError, match=f"{name} decides on no label"):
+        with pytest.raises(ValueError, match=f"{name} has no labels to decide on"):
             head.decide(np.zeros((1, 3), np.float32))
 
 

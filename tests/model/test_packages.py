@@ -1,4 +1,4 @@
-"""The table of packages and the extras of pyproject.toml say the same, and no message names an extra of its own."""
+"""The table of packages and the extras of pyproject.toml agree, and no other file spells out an extra."""
 
 import importlib.util
 import re
@@ -29,7 +29,7 @@ NEEDS = [*COMMAND_NEEDS.items(), *((name, entry.need) for name, entry in ENGINES
 
 
 def names(requirements: list[str]) -> set[str]:
-    """Packages by pip's names; of ONNX Runtime's builds, which bring the same module, by one name."""
+    """The packages' names for pip; ONNX Runtime's builds, which bring the same module, share a name."""
     found = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}  # type: ignore[index]
     return {"onnxruntime" if name == "onnxruntime-gpu" else name for name in found}
 

@@ -1,4 +1,4 @@
-"""Packing: properties over random lengths, and that a sequence's answer is its own."""
+"""Packing: properties over random lengths, and that a sequence's answer depends on no other."""
 
 from collections.abc import Callable
 
@@ -153,7 +153,7 @@ def test_local_mask_is_the_window_within_a_sequence(lengths: list[int], half: in
 def test_a_stream_of_the_wrong_multiple_is_refused() -> None:
     batch = pack([[1] * 65], multiple=65)
     tensors = {name: torch.from_numpy(getattr(batch, name)) for name in ("position_ids", "sequence_ids", "pad_index")}
-    with pytest.raises(ValueError, match="65 tokens is no multiple of 64"):
+    with pytest.raises(ValueError, match="65 tokens is not a multiple of 64"):
         sdpa_attention(PackedLayout(**tensors, half_window=64, block=64))
 
 

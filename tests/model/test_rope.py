@@ -124,7 +124,7 @@ def test_the_encoder_equals_transformers(name: str, tmp_path: Path) -> None:
         ("modernbert", YARN),
         ("eurobert", {"rope_type": "yarn", "factor": 4.0}),
         ("eurobert", YARN),
-        ("eurobert", {"type": "linear", "factor": 2.0}),  # of ModernBERT it is refused: test_config_checkpoint.py
+        ("eurobert", {"type": "linear", "factor": 2.0}),  # refused for ModernBERT: test_read_config.py
     ],
 )
 def test_rope_scaling_is_read_as_transformers_reads_it(

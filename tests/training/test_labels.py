@@ -1,4 +1,4 @@
-"""What a column of labels is taken for: from every kind of file the same, with remarks, and what is refused."""
+"""How a column of labels is understood: the same from every kind of file, with remarks and refusals."""
 
 from __future__ import annotations
 
@@ -222,7 +222,9 @@ def test_a_data_sets_own_names(tmp_path: Path) -> None:
     assert renamed.labels == ("non", "oui") and targets(renamed) == [0, 1] * 10
     words = write(tmp_path / "held.csv", labelled(["1", "2"] * 3))
     assert load_data(source, words).evaluation["target"][:] == [1, 0] * 3
-    with pytest.raises(DataError, match="row 2: column 'label': label -1 is no number of the data's own no, yes"):
+    with pytest.raises(
+        DataError, match="row 2: column 'label': label -1 is not a number of the data's own classes no, yes"
+    ):
         load_data(class_labels(tmp_path / "c.parquet", ["no", "yes"], [0, -1] * 10))
 
 

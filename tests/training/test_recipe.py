@@ -14,7 +14,7 @@ from nopad.training.trainer import PackedTrainer, train
 
 
 class Stop(Exception):
-    """Ends a run where the Trainer would begin."""
+    """Ends a run where the Trainer would start training."""
 
 
 @pytest.fixture

@@ -163,11 +163,11 @@ def test_a_classifier_trained_from_a_cross_encoder_is_none(
     folder = Path(shutil.copytree(trained.output, tmp_path / "cross-encoder"))
     raw = json.loads((folder / "config.json").read_text())
     identity = "torch.nn.modules.linear.Identity"
-    told = {"sentence_transformers": {"activation_fn": identity}, "sbert_ce_default_activation_function": identity}
-    (folder / "config.json").write_text(json.dumps({**raw, **told}))
+    keys = {"sentence_transformers": {"activation_fn": identity}, "sbert_ce_default_activation_function": identity}
+    (folder / "config.json").write_text(json.dumps({**raw, **keys}))
     data = data_of(sentences(40), tmp_path)
     result = train(data, tmp_path / "out", model=str(folder), recipe=Recipe(**{**QUICK, "epochs": 1}))
-    assert not told.keys() & json.loads((result.output / "config.json").read_text()).keys()
+    assert not keys.keys() & json.loads((result.output / "config.json").read_text()).keys()
 
 
 def test_accumulated_gradients_equal_one_large_batch(
@@ -224,7 +224,7 @@ def test_refusals_come_before_anything_is_written(scratch: Path, tmp_path: Path)
         train(data, out, from_scratch=bare, recipe=quick)
     with pytest.raises(CheckpointError, match="tokenizer of .* entries, the model's vocab_size is only 50"):
         train(data, out, from_scratch=small, recipe=quick)
-    with pytest.raises(CheckpointError, match="--max-length 512 is over the model's max_position_embeddings 256"):
+    with pytest.raises(CheckpointError, match="--max-length 512 exceeds the model's max_position_embeddings 256"):
         train(data, out, from_scratch=scratch)
     with pytest.raises(CheckpointError, match="nothing to resume: .*out.training holds no saved epoch"):
         train(data, out, from_scratch=scratch, recipe=quick, resume=True)

@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on where it stood and ends as if nothing had happened."""
+"""A run that was interrupted continues where it stopped and ends as if nothing had happened."""
 
 import json
 import os

@@ -146,14 +146,14 @@ def train(
         eval_fraction=eval_fraction,
         seed=settings.seed,
     )
-    _say_what_is_learned(data, console)
+    _print_data_summary(data, console)
     start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
-    with _saved_epochs_named(output, console):
+    with _report_saved_epochs(output, console):
         result = run(data, output, **start, recipe=settings, resume=resume, console=console)
     _print_result(result, as_json)
 
 
-def _say_what_is_learned(data: TrainingData, console: Console) -> None:
+def _print_data_summary(data: TrainingData, console: Console) -> None:
     console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
     console.print(data.summary)
     for remark in data.remarks:
@@ -169,8 +169,8 @@ def _print_result(result: TrainingResult, as_json: bool) -> None:
 
 
 @contextmanager
-def _saved_epochs_named(output: Path, console: Console) -> Iterator[None]:
-    """After Ctrl-C, say what there is to go on from."""
+def _report_saved_epochs(output: Path, console: Console) -> Iterator[None]:
+    """After Ctrl-C, say where saved epochs are."""
     from nopad.training.run_folder import saved_epochs
 
     try:

@@ -1,4 +1,4 @@
-"""What a task of training is, and the pieces that several share. Knows no `Trainer` and no checkpoint."""
+"""The protocol of training tasks, and what several of them share. Knows nothing of `Trainer` and checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Task(Protocol):
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:
-    """Rows with one `target` a text -> a packed batch."""
+    """Rows, each with a `target` -> a packed batch."""
     types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
     batch = pack([row["input_ids"] for row in rows], types, multiple=multiple)
     arrays = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
@@ -49,9 +49,9 @@ def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple
     }
 
 
-def accuracy_and_f1(targets: Array, decided: Array) -> dict[str, float]:
-    """Accuracy and weighted F1 of class indices [rows], or of zeros and ones [rows, labels]: all of a row count."""
+def accuracy_and_f1(targets: Array, decisions: Array) -> dict[str, float]:
+    """Accuracy and weighted F1 of class indices [rows], or of zeros and ones [rows, labels]: whole rows count."""
     return {
-        "accuracy": float(accuracy_score(targets, decided)),
-        "f1": float(f1_score(targets, decided, average="weighted", zero_division=0)),
+        "accuracy": float(accuracy_score(targets, decisions)),
+        "f1": float(f1_score(targets, decisions, average="weighted", zero_division=0)),
     }

@@ -23,11 +23,11 @@ class MultiLabel:
     greater_is_better = True
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-        """As `Task` has it."""
+        """See `Task.collate`."""
         return pack_rows(rows, torch.float32, multiple=multiple)
 
     def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-        """Binary cross-entropy; nothing is smoothed."""
+        """Binary cross-entropy; label smoothing has no effect."""
         return F.binary_cross_entropy_with_logits(logits, targets)
 
     def metrics(self, logits: FloatArray, targets: Array) -> dict[str, float]:

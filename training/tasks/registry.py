@@ -1,4 +1,4 @@
-"""Which task trains a head of which problem type."""
+"""The task for each problem type."""
 
 from __future__ import annotations
 

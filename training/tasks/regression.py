@@ -21,11 +21,11 @@ class Regression:
     greater_is_better = False
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-        """As `Task` has it."""
+        """See `Task.collate`."""
         return pack_rows(rows, torch.float32, multiple=multiple)
 
     def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-        """Mean squared error; nothing is smoothed."""
+        """Mean squared error; label smoothing has no effect."""
         return F.mse_loss(logits.squeeze(-1), targets)
 
     def metrics(self, logits: FloatArray, targets: Array) -> dict[str, float]:

@@ -23,7 +23,7 @@ class SingleLabel:
     greater_is_better = True
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-        """As `Task` has it."""
+        """See `Task.collate`."""
         return pack_rows(rows, torch.int64, multiple=multiple)
 
     def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:

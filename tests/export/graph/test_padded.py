@@ -188,7 +188,7 @@ def test_remote_code_is_not_run(roberta: tuple[Path, Path, Any], tmp_path: Path)
     raw |= {"model_type": "own_encoder", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "own.py").write_text("raise SystemExit('remote code has run')")
-    with pytest.raises(CheckpointError, match="nopad runs no remote code"):
+    with pytest.raises(CheckpointError, match="nopad does not run remote code"):
         load_padded(open_source(folder))
 
 

@@ -28,7 +28,7 @@ AUTO = {
     "FEATURE_EXTRACTION": transformers.AutoModel,
     None: transformers.AutoModelForMaskedLM,
 }
-# what LoraConfig is told -> with which architecture
+# arguments of LoraConfig, architecture
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("modernbert", {"r": 4, "lora_alpha": 16}),
     "bert": ("bert", {"r": 4, "lora_alpha": 16}),
@@ -215,7 +215,7 @@ def test_base_that_is_not_at_hand_is_named_with_the_way_on(adapter: Path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     change(adapter, base_model_name_or_path="answerdotai/ModernBERT-base")
     with pytest.raises(
-        CheckpointError, match="LoRA adapter of answerdotai/ModernBERT-base, which is not at hand"
+        CheckpointError, match="LoRA adapter of answerdotai/ModernBERT-base, which cannot be found"
     ) as caught:
         load_checkpoint(adapter)
     for part in ("no route", "--base DIR", "merge_and_unload().save_pretrained(OUT)"):
@@ -231,7 +231,7 @@ def test_base_that_is_not_at_hand_is_named_with_the_way_on(adapter: Path, monkey
         ({"peft_type": "IA3"}, "PEFT adapter of .* of the kind IA3; nopad merges LORA.*merge_and_unload"),
         ({"peft_type": "PREFIX_TUNING"}, "of the kind PREFIX_TUNING: it puts learned vectors before every text"),
         ({"peft_type": "LOHA"}, "of the kind LOHA; nopad merges LORA.*merge_and_unload"),
-        ({"peft_type": None, "model_name": "bert-base"}, r"adapter_config.json of bert-base\), but not one of PEFT"),
+        ({"peft_type": None, "model_name": "bert-base"}, r"adapter_config.json of bert-base\), but not PEFT's"),
         ({"init_lora_weights": "pissa_niter_4"}, r"changes its base \(pissa_niter_4\)"),
         ({"layer_replication": [[0, 2]]}, "does not merge layer_replication"),
         ({"trainable_token_indices": [1, 2]}, "does not merge trainable_token_indices"),
@@ -250,7 +250,7 @@ def test_weights_that_do_not_fit(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit 'model\.layers\.0\.mlp\.W.* trained on another base"):
         load_checkpoint(open_source(adapter, narrow))
     short = make_base(tmp_path / "short", "modernbert", num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match=r"holds '.*layers\.3\..*', which is no part of the model"):
+    with pytest.raises(CheckpointError, match=r"holds '.*layers\.3\..*', which is not part of the model"):
         load_checkpoint(open_source(adapter, short))
     stored = load_file(adapter / "adapter_model.safetensors")
     save_file(
@@ -285,7 +285,7 @@ def test_pefts_own_state_dict(base: Callable[[str], Path], tmp_path: Path) -> No
     (whole / "config.json").write_bytes((base("modernbert") / "config.json").read_bytes())
     state = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
     save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"PEFT's own state dict .*not merged.*nobody knows lora_alpha"):
+    with pytest.raises(CheckpointError, match=r"PEFT's own state dict .*not merged.*lora_alpha is unknown"):
         load_checkpoint(whole)
     (whole / "adapter_config.json").write_bytes((tmp_path / "adapter" / "adapter_config.json").read_bytes())
     assert worst(whole, adapted.merge_and_unload()) <= 1e-6

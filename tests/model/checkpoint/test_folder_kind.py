@@ -1,4 +1,4 @@
-"""A folder that is no checkpoint is named for what it is, with the next step."""
+"""A message about a folder that is not a checkpoint says what it is, and the next step."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_folders(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_bundle(tmp_path: Path) -> None:
-    assert "is a nopad bundle, which is what an export makes: ask it with nopad predict" in refused(DEFAULT_BUNDLE)
+    assert "is a nopad bundle, the result of an export: use it with nopad predict" in refused(DEFAULT_BUNDLE)
 
 
 def make_trainer_output(folder: Path, checkpoint: Path) -> None:
@@ -90,7 +90,7 @@ def test_output_folder_of_a_trainer_names_its_checkpoints_and_the_best(reference
     assert "the best, by trainer_state.json, is checkpoint-1000" in message
     assert load_checkpoint(tmp_path / "out" / "checkpoint-500").config.num_labels == 3
     (tmp_path / "out").rename(tmp_path / "mine.training")
-    assert "a nopad train that has not finished" in refused(tmp_path / "mine.training")
+    assert "an unfinished nopad train" in refused(tmp_path / "mine.training")
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "t5": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "is an encoder-decoder"),
     "bart": ({"model_type": "bart", "architectures": ["BartModel"]}, "BartModel is an encoder-decoder"),
-    "vit": ({"model_type": "vit", "architectures": ["ViTModel"]}, "ViTModel .* is no encoder of text alone"),
-    "clip": ({"model_type": "clip", "architectures": ["CLIPModel"]}, "CLIPModel .* is no encoder of text alone"),
-    "wav2vec2": ({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}, "is no encoder of text alone"),
+    "vit": ({"model_type": "vit", "architectures": ["ViTModel"]}, "ViTModel .* does not encode text alone"),
+    "clip": ({"model_type": "clip", "architectures": ["CLIPModel"]}, "CLIPModel .* does not encode text alone"),
+    "wav2vec2": ({"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}, "does not encode text alone"),
     "remote code": (
         {"model_type": "my_bert", "architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling_my.MyBert"}},
-        r"model_type 'my_bert' is computed by Python code .*modeling_my\.MyBert.*no remote code",
+        r"model_type 'my_bert' is computed by Python code .*modeling_my\.MyBert.*not run remote code",
     ),
     "roberta": ({"model_type": "roberta", "architectures": ["RobertaModel"]}, "'roberta' has no packed encoder"),
     "unknown": ({"model_type": "no_such", "architectures": ["NoSuch"]}, "'no_such' has no packed encoder"),

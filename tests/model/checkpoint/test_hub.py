@@ -1,4 +1,4 @@
-"""Names of the Hub: what is asked of it is what the folder's own configuration names, and nothing else."""
+"""Names of the Hub: only the files that the folder's own configuration names are downloaded."""
 
 import fnmatch
 import json
@@ -11,7 +11,7 @@ import pytest
 from nopad.model.checkpoint.hub import resolve_checkpoint
 from nopad.model.errors import CheckpointError
 
-# What people's repositories hold besides.
+# Other files in real repositories.
 OTHERS = (
     "README.md", "pytorch_model.bin", "model_head.pkl", "modeling_own.py", "tf_model.h5", "onnx/model.onnx",
     "openvino/openvino_model.xml", "onnx/model.safetensors", "1_Pooling/pytorch_model.bin", "data.json", "train.txt",
@@ -21,7 +21,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 
 class Hub:
-    """In the place of `huggingface_hub.snapshot_download`: a repository in a folder."""
+    """Stands in for `huggingface_hub.snapshot_download`, with a repository in a folder."""
 
     def __init__(self, repository: Path, cache: Path, commit: str = "0123456789" * 4) -> None:
         self.repository, self.folder, self.commit = repository, cache / commit, commit
@@ -51,10 +51,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
         for name, content in everything.items():
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             (repository / name).write_text(content if isinstance(content, str) else json.dumps(content))
-        made = Hub(repository, tmp_path)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", made)
+        fake = Hub(repository, tmp_path)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
         monkeypatch.chdir(tmp_path)
-        return made
+        return fake
 
     return make
 
@@ -68,19 +68,19 @@ def modules(*paths: str) -> list[dict[str, str]]:
 
 
 def test_a_checkpoint_of_transformers(hub: Callable[..., Hub]) -> None:
-    made = hub(**{"config.json": {}, "model.safetensors": "x", **dict.fromkeys(TOKENIZER, "{}")})
-    assert resolve_checkpoint("who/model") == made.folder
-    assert made.taken == {"config.json", "model.safetensors", *TOKENIZER}
-    assert made.revisions == [None, made.commit]  # what is named later is of the same commit
+    fake = hub(**{"config.json": {}, "model.safetensors": "x", **dict.fromkeys(TOKENIZER, "{}")})
+    assert resolve_checkpoint("who/model") == fake.folder
+    assert fake.taken == {"config.json", "model.safetensors", *TOKENIZER}
+    assert fake.revisions == [None, fake.commit]  # what is named later is of the same commit
 
 
 def test_shards_are_those_of_the_index(hub: Callable[..., Hub]) -> None:
     shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = {"weight_map": {f"w{i}": shard for i, shard in enumerate(shards * 2)}}
     files = {"config.json": {}, "model.safetensors.index.json": index, **dict.fromkeys(shards, "x")}
-    made = hub(**files, **{"model-00003-of-00003.safetensors": "of another export"})
+    fake = hub(**files, **{"model-00003-of-00003.safetensors": "of another export"})
     resolve_checkpoint("who/model")
-    assert made.taken == set(files)
+    assert fake.taken == set(files)
 
 
 def test_modules_are_those_of_modules_json(hub: Callable[..., Hub]) -> None:
@@ -97,9 +97,9 @@ def test_modules_are_those_of_modules_json(hub: Callable[..., Hub]) -> None:
             for file in ("config.json", "model.safetensors")
         },
     }
-    made = hub(**files, **{"4_Dense/model.safetensors": "not named", "4_Dense/config.json": {}})
+    fake = hub(**files, **{"4_Dense/model.safetensors": "not named", "4_Dense/config.json": {}})
     resolve_checkpoint("who/model")
-    assert made.taken == set(files)
+    assert fake.taken == set(files)
 
 
 def test_the_transformer_may_lie_in_a_folder(hub: Callable[..., Hub]) -> None:
@@ -109,15 +109,15 @@ def test_the_transformer_may_lie_in_a_folder(hub: Callable[..., Hub]) -> None:
         "1_Pooling/config.json": {},
         **{f"0_Transformer/{name}": "{}" for name in own},
     }
-    made = hub(**files)
+    fake = hub(**files)
     resolve_checkpoint("who/model")
-    assert made.taken == set(files)
+    assert fake.taken == set(files)
 
 
 def test_an_adapter_is_fetched_with_its_weights(hub: Callable[..., Hub]) -> None:
-    made = hub(**{"adapter_config.json": {}, "adapter_model.safetensors": "x", "adapter_model.bin": "x"})
+    fake = hub(**{"adapter_config.json": {}, "adapter_model.safetensors": "x", "adapter_model.bin": "x"})
     resolve_checkpoint("who/model")
-    assert made.taken == {"adapter_config.json", "adapter_model.safetensors"}
+    assert fake.taken == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_a_path_out_of_the_folder_is_refused(hub: Callable[..., Hub]) -> None:
@@ -131,7 +131,7 @@ def test_what_the_hub_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("no route\nsecond line")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(CheckpointError, match="Hub did not give 'who/nobody': ConnectionError: no route$"):
+    with pytest.raises(CheckpointError, match="Hub cannot provide 'who/nobody': ConnectionError: no route$"):
         resolve_checkpoint("who/nobody")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders -> encoders: weights that are missing, too many or of another size, and new heads."""
+"""Checkpoint folders -> encoders: weights that are missing, unknown or of another size, and new heads."""
 
 import shutil
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_wrong_shapes_are_named(folder: Path) -> None:
 def test_absurd_sizes_take_no_memory(size: str, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="config.json asks for"):
         load_checkpoint(folder, config_changes={size: 2**28})
-    with pytest.raises(CheckpointError, match="config.json asks for|no memory for an encoder of its sizes"):
+    with pytest.raises(CheckpointError, match="config.json asks for|not enough memory for an encoder of these sizes"):
         load_checkpoint(folder, config_changes={size: 2**40})
     with pytest.raises(CheckpointError, match=rf"{size} must be positive and at most 2\*\*40"):
         load_checkpoint(folder, config_changes={size: 2**62})

@@ -58,8 +58,8 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "null": ({"id2label": {"0": None, "1": "x"}}, ("output 0 None", "expected a text")),
     "nested": ({"id2label": {"0": {"en": "bad"}, "1": {"en": "good"}}}, ("output 0 {'en': 'bad'}",)),
     "lists": ({"id2label": {"0": ["a"], "1": ["b"]}}, ("output 0 ['a']",)),
-    "twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, ("name each label once", "'a' is there more than once")),
-    "twice as text": ({"id2label": {"0": 1, "1": "1"}}, ("'1' is there more than once",)),
+    "twice": ({"id2label": {"0": "a", "1": "b", "2": "a"}}, ("name each label once", "'a' appears more than once")),
+    "twice as text": ({"id2label": {"0": 1, "1": "1"}}, ("'1' appears more than once",)),
     "blank": ({"id2label": {"0": "a", "1": " "}}, ("output 1 a blank name",)),
     "no Unicode": ({"id2label": {"0": "a", "1": "\ud800"}}, ("surrogate",)),
     "num_labels that says otherwise": (

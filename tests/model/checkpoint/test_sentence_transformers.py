@@ -103,8 +103,8 @@ def test_another_task_does_not_ask_them(embedder: Path) -> None:
 # file -> content, telling part of the message
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "not JSON": ("modules.json", "[", r"modules\.json is not valid JSON"),
-    "no objects": ("modules.json", ["x"], r"modules\.json is no list of objects"),
-    "no modules": ("modules.json", [], r"modules\.json is no list of objects"),
+    "no objects": ("modules.json", ["x"], r"modules\.json is not a list of objects"),
+    "no modules": ("modules.json", [], r"modules\.json is not a list of objects"),
     "no path": ("modules.json", [{"type": "sentence_transformers.models.Transformer"}], "path None"),
     "absolute": (
         "modules.json",
@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "default prompt": (
         ABOUT,
         {"default_prompt_name": "ask"},
-        r"default_prompt_name 'ask' is none of its prompts \(query, document\)",
+        r"default_prompt_name 'ask' is not one of its prompts \(query, document\)",
     ),
     "prompt": (ABOUT, {"prompts": {"ask": 3}}, "the prompt 'ask' is 3, expected a str"),
     "prompts": (ABOUT, {"prompts": ["ask"]}, r"prompts is \['ask'\], expected a dict"),
@@ -189,7 +189,7 @@ REFUSED_DENSE: dict[str, tuple[dict[str, Any], str]] = {
         "activation_function 'my.Act' is not supported; nopad has torch.nn's Identity",
     ),
     "no module": ({"activation_function": "torch.nn.functional.gelu"}, "gelu' is not supported"),
-    "size": ({"in_features": 63}, "the module Dense takes rows of 63, and what is before it gives 64"),
+    "size": ({"in_features": 63}, "the module Dense takes rows of 63 elements, but gets rows of 64"),
     "no size": ({"out_features": None}, "out_features is None, expected a size"),
     "output": ({"module_output_name": "other"}, "module_output_name 'other' is not supported"),
     "input": ({"module_input_name": "other"}, "module_input_name 'other' is not supported"),
@@ -230,9 +230,9 @@ REFUSED_CHAINS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "own code": (
         ("Transformer", "Pooling", "my_code.Pooling"),
-        "my_code.Pooling is code of its own, which nopad does not run",
+        "my_code.Pooling is custom code, which nopad does not run",
     ),
-    "own transformer": (("modeling_own.Transformer", "Pooling"), "code of its own"),
+    "own transformer": (("modeling_own.Transformer", "Pooling"), "custom code"),
     "dense first": (("Transformer", "Dense", "Pooling"), "the module Dense stands before the Pooling"),
     "pooled twice": (("Transformer", "Pooling", "Pooling"), "a second Pooling"),
     "missing files": (

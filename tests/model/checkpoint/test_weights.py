@@ -1,4 +1,4 @@
-"""Files of weights in the forms that people have them in."""
+"""Weight files in all the forms that real checkpoints have."""
 
 import json
 import re
@@ -30,7 +30,7 @@ HEADS = (
 def edited(
     reference: Reference, folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], **options: Any
 ) -> Path:
-    """A copy of the checkpoint whose weights are `change` of it."""
+    """A copy of the checkpoint with `change` applied to its weights."""
     shutil.copytree(reference.folder, folder)
     path = folder / "model.safetensors"
     weights = load_file(path)
@@ -193,10 +193,10 @@ def test_a_head_of_another_size_names_both_sizes(reference: GetReference, tmp_pa
     made = reference("bert-single")
     folder = edited(made, tmp_path / "c", lambda weights: weights)
     for count, names in ((2, "a, b"), (4, "a, b, c, d")):
-        told = {"id2label": dict(enumerate(names.split(", ")))}
+        changes = {"id2label": dict(enumerate(names.split(", ")))}
         message = rf"classifier of the file has 3 outputs .*config.json names {count} labels \({names}\)"
         with pytest.raises(CheckpointError, match=message):
-            load_checkpoint(folder, config_changes=told)
+            load_checkpoint(folder, config_changes=changes)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if k not in ("id2label", "label2id")}))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""One CSV with everything that spreadsheets and people put into one, through `nopad train` and `nopad predict`."""
+"""A CSV with everything that spreadsheets and people put into such files, through `nopad train` and `nopad predict`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def good_rows() -> list[tuple[str, str, str, str]]:
 
 
 def nuisance() -> bytes:
-    """Excel's of Europe: a BOM, `sep=`, semicolons, CRLF, an index without a name, odd headers, blank lines, Ctrl-Z."""
+    """Excel's in Europe: a BOM, `sep=`, semicolons, CRLF, an index without a name, odd headers, blank lines, Ctrl-Z."""
     out = io.StringIO()
     writer = csv.writer(out, delimiter=";")
     out.write("\ufeffsep=;\r\n")

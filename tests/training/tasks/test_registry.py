@@ -1,4 +1,4 @@
-"""Every problem type has a task, with the loss of transformers' own class and decisions that all others take too."""
+"""Every problem type has a task, with the loss of transformers' own class and the decisions of `Head`."""
 
 from typing import Any
 

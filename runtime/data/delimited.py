@@ -178,17 +178,17 @@ class _Rows:
     def read(self) -> Iterator[tuple[int, list[str] | str]]:
         """The rows."""
         if not self._decided:
-            yield from self._before_quotes()
+            yield from self._rows_without_quotes()
         if self._decided:
-            yield from self._quoted()
+            yield from self._quoted_rows()
 
-    def _before_quotes(self) -> Iterator[tuple[int, list[str] | str]]:
+    def _rows_without_quotes(self) -> Iterator[tuple[int, list[str] | str]]:
         """Rows up to the first quote; if quotes mean nothing, all of them."""
         literal = False
         for line in self._lines:
             if not literal and '"' in line:
                 self._lines.put_back([line])
-                if self._quotes_count():
+                if self._quotes_matter():
                     self._decided = True
                     return
                 literal = True
@@ -197,7 +197,7 @@ class _Rows:
             if text:
                 yield self._lines.number, text.split(self._delimiter)
 
-    def _quotes_count(self) -> bool:
+    def _quotes_matter(self) -> bool:
         """Whether what wrote these lines quotes cells that need it (pandas, spreadsheets), or never (SST-2)."""
         lines, whole = self._lines.ahead(_SAMPLE)
         quoting = literal = at = 0
@@ -209,7 +209,7 @@ class _Rows:
                 end += 1
             if not quotes:
                 at = end
-            elif self._whole("".join(map(_hide_cr, lines[at:end]))):
+            elif self._is_whole("".join(map(_hide_cr, lines[at:end]))):
                 quoting, at = quoting + 1, end
             elif end == len(lines) and not whole and quotes % 2:  # the sample ends inside a cell
                 break
@@ -217,7 +217,7 @@ class _Rows:
                 literal, at = literal + 1, at + 1
         return quoting > literal or not literal
 
-    def _quoted(self) -> Iterator[tuple[int, list[str] | str]]:
+    def _quoted_rows(self) -> Iterator[tuple[int, list[str] | str]]:
         csv.field_size_limit(_LONGEST_CELL)
         feed = _Feed(self._lines)
         reader = csv.reader(feed, delimiter=self._delimiter, strict=True)
@@ -237,8 +237,8 @@ class _Rows:
                 continue
             several = broken or len(feed.taken) > 1
             many = cells is not None and self._width is not None and any(cells[self._width :])
-            whole = cells is not None and not many and (not several or self._surely_whole(cells, feed.taken))
-            if not whole and (loose := self._loose(feed.taken)) is not None:
+            whole = cells is not None and not many and (not several or self._is_surely_whole(cells, feed.taken))
+            if not whole and (loose := self._read_loose(feed.taken)) is not None:
                 cells = loose
             elif cells is None or (several and not whole):
                 self._put_back(feed.taken[1:])
@@ -251,16 +251,16 @@ class _Rows:
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
 
-    def _surely_whole(self, cells: list[str], taken: list[str]) -> bool:
+    def _is_surely_whole(self, cells: list[str], taken: list[str]) -> bool:
         """Whether this is a row though a quote may be open: right to the letter, or one line with even quotes."""
         if len(taken) == 1 and taken[0].count('"') % 2 == 0 and len(cells) == self._width:
             return True
-        return self._whole("".join(taken))
+        return self._is_whole("".join(taken))
 
     def _put_back(self, lines: list[str]) -> None:
         self._lines.put_back([line.replace(_CR, "\r") for line in lines])
 
-    def _whole(self, text: str) -> bool:
+    def _is_whole(self, text: str) -> bool:
         """Whether these lines are one row to the letter, with as many cells as the header."""
         text = text.rstrip("\r\n")
         if not self._grammar.row.fullmatch(text):
@@ -270,7 +270,7 @@ class _Rows:
         cells = next(csv.reader([text], delimiter=self._delimiter), [])
         return len(cells) >= self._width and not any(cells[self._width :])
 
-    def _loose(self, taken: list[str]) -> list[str] | None:
+    def _read_loose(self, taken: list[str]) -> list[str] | None:
         """The cells of a row that other programs write otherwise; `taken` is then its lines, else begins with them."""
         end = quotes = size = 0
         while size < _SAMPLE:
@@ -297,9 +297,9 @@ class _Rows:
         cells = [match[1] for match in self._grammar.cell.finditer(text)]
         if self._width is not None and len(cells) != self._width:
             return None
-        return [_unquoted(cell) if '"' in cell else cell for cell in cells]
+        return [_unquote(cell) if '"' in cell else cell for cell in cells]
 
 
-def _unquoted(cell: str) -> str:
+def _unquote(cell: str) -> str:
     inside = cell.strip(" ")[1:-1]
     return re.sub(r'""|\\"', '"', inside)

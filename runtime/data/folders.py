@@ -61,9 +61,9 @@ def split_of(name: str) -> str | None:
 def _parts(folder: Path, depth: int) -> dict[str, Part]:
     splits = saved_splits(folder)
     if splits is not None:
-        return {split_of(name) or name: _saved(folder / name) for name in splits}
+        return {split_of(name) or name: _saved_part(folder / name) for name in splits}
     if is_saved_dataset(folder):
-        return {"train": _saved(folder)}
+        return {"train": _saved_part(folder)}
     files = _data_files(folder)
     if files:
         return _by_name(folder, files)
@@ -79,11 +79,13 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
     if parts or depth > 2:
         return parts
     # Where a data set lies one folder deeper: data/ and configurations of the Hub, an unpacked archive.
-    inner = {path: within for path in below if path not in named and (within := _parts(path, depth + 1))}
-    if len(inner) > 1:
-        raise InputFileError(f"{folder} holds several data sets ({', '.join(path.name for path in inner)}); name one")
-    if inner:
-        return next(iter(inner.values()))
+    data_sets = {path: found_parts for path in below if path not in named and (found_parts := _parts(path, depth + 1))}
+    if len(data_sets) > 1:
+        raise InputFileError(
+            f"{folder} holds several data sets ({', '.join(path.name for path in data_sets)}); name one"
+        )
+    if data_sets:
+        return next(iter(data_sets.values()))
     classes = _classes(folder)
     return {"train": classes} if classes is not None else {}
 
@@ -91,7 +93,7 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
 def _whole_part(folder: Path) -> Part | None:
     """The folder as a single split; None if it holds no data."""
     if is_saved_dataset(folder):
-        return _saved(folder)
+        return _saved_part(folder)
     files = _data_files(folder)
     if files:
         _check_one_kind(folder, files)
@@ -99,7 +101,7 @@ def _whole_part(folder: Path) -> Part | None:
     return _classes(folder)
 
 
-def _saved(folder: Path) -> Part:
+def _saved_part(folder: Path) -> Part:
     if not is_saved_dataset(folder):
         raise InputFileError(f"{folder} is not what save_to_disk writes, or incomplete; copy the whole folder again")
     files, names = saved_files(folder)

@@ -41,7 +41,7 @@ def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[s
         document = not first_of_many and not (cells and source.columns) and _is_last(lines)
     if not document:
         return Table(name=source.path, kind="JSON Lines", items=_lines(lines, source))
-    values = enumerate(_whole(lines, source, names), 1)
+    values = enumerate(_document(lines, source, names), 1)
     items = ((number, _record(value, "the item", source.columns)) for number, value in values)
     return Table(name=source.path, kind="JSON", items=items, unit="item")
 
@@ -85,7 +85,7 @@ def _record(value: Any, what: str, columns: Sequence[str]) -> dict[str, Any] | s
     return f"{what} is a JSON {type(value).__name__}, expected an object{hint}"
 
 
-def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
+def _document(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
     text = "".join(lines)
     if undecodable(text):
         reason = not_decoded(source.encoding).replace("the line", "it", 1)

@@ -59,7 +59,7 @@ def read_labelled(
         fields = _label_fields(table, label_field, manifest.labels)
         for place, text, record in _texts(table, text_field, limit):
             texts.append(text)
-            labels.append(_named(_label(record, fields, place), table, fields, manifest.labels))
+            labels.append(_by_name(_label(record, fields, place), table, fields, manifest.labels))
             places.append(place)
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if len(missing) == len(texts) and (label_field is None or table.columns is not None):
@@ -111,8 +111,8 @@ def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[
 
 def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -> list[Field]:
     """The field of the label; of several columns those of the cells, in the order of `names`."""
-    have = table.columns if table.columns is not None else [name for record in table.sample for name in record]
-    columns = split_columns(label_field, list(have)) if label_field is not None else [None]
+    available = table.columns if table.columns is not None else [name for record in table.sample for name in record]
+    columns = split_columns(label_field, list(available)) if label_field is not None else [None]
     if len(columns) > 1 and sorted(map(str, columns)) == sorted(names):
         columns = list(names)
     required = label_field is not None
@@ -132,7 +132,7 @@ def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> An
     return None if None in cells else tuple(cells)
 
 
-def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[str]) -> Any:
+def _by_name(label: Any, table: Table, fields: Sequence[Field], names: Sequence[str]) -> Any:
     """The label by its name, where the data bring names of the bundle's for their numbers: the order may differ."""
     own = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
     if not own or not set(own) <= set(names):
@@ -153,7 +153,7 @@ def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]
             raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
         return [float(cell) for cell in cells if cell is not None]
 
-    def ones(label: Any) -> list[float]:
+    def zeros_and_ones(label: Any) -> list[float]:
         cells = label if isinstance(label, list | tuple) else [label]
         if len(cells) != len(names):
             raise ValueError(f"{len(cells)} cells for {len(names)} labels: {listed(names)}")
@@ -175,5 +175,5 @@ def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]
     columns = all(isinstance(label, tuple) for label in labels)
     alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
     if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
-        return ones
+        return zeros_and_ones
     return classes

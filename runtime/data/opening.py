@@ -71,7 +71,7 @@ def open_bytes(path: str, stack: ExitStack) -> Opened:
             if method is None:
                 break
             again = again and method != "zstd"
-            file, head = _look(stack.enter_context(_decompressed(file, method, path)), again)
+            file, head = _look(stack.enter_context(_decompress(file, method, path)), again)
     except DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputFileError(f"cannot read {path}: {reason}") from None
@@ -123,7 +123,7 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _decompressed(file: IO[bytes], method: str, path: str) -> Any:
+def _decompress(file: IO[bytes], method: str, path: str) -> Any:
     if method == "gzip":
         return gzip.GzipFile(fileobj=file)
     if method == "bzip2":

@@ -47,16 +47,16 @@ def open_table(source: DataSource | str, *, wanted: Sequence[str] = TEXT_COLUMNS
     with ExitStack() as stack:
         if os.path.isdir(path):
             parts = find_parts(Path(path))
-            yield _started(_open_part(_choose_part(parts, path, part), source, wanted, stack))
+            yield _with_sample(_open_part(_choose_part(parts, path, part), source, wanted, stack))
         else:
-            yield _started(_open_file(source, wanted, stack))
+            yield _with_sample(_open_file(source, wanted, stack))
 
 
 @contextmanager
 def open_part(part: Part, source: DataSource, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
     """Open one of the splits that `folders.find_parts` has found. As `open_table`."""
     with ExitStack() as stack:
-        yield _started(_open_part(part, source, wanted, stack))
+        yield _with_sample(_open_part(part, source, wanted, stack))
 
 
 def read_rows(
@@ -79,8 +79,8 @@ def read_rows(
     with open_table(source, wanted=names) as table:
         for text in table.remarks:
             remark(text)
-        asked = [(field, "--field"), (second_field, "--second-field")]
-        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in asked[: 2 if second_field else 1]]
+        options = [(field, "--field"), (second_field, "--second-field")]
+        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in options[: 2 if second_field else 1]]
         kept = [(name, Field(table, name, (), "--keep")) for name in keep if name != "*"]
         for number, record in table.items:
             if isinstance(record, str):
@@ -153,14 +153,14 @@ def _open_file(source: DataSource, wanted: Sequence[str], stack: ExitStack) -> T
     path, part = source.location()
     opened = open_bytes(path, stack)
     if opened.kind == "zip":
-        return _guarded(open_spreadsheet(opened, source, part, stack))
+        return _with_damage_reported(open_spreadsheet(opened, source, part, stack))
     if part is not None:
         raise InputFileError(f"{path} has no part {part!r}: only spreadsheets (sheets) and folders (splits) have")
     if opened.kind != "text":
-        return _guarded(open_columnar(opened, source, stack))
+        return _with_damage_reported(open_columnar(opened, source, stack))
     try:
         lines = text_lines(opened, path, source.encoding, stack)
-        return _guarded(_open_text(lines, source, opened.suffix, wanted))
+        return _with_damage_reported(_open_text(lines, source, opened.suffix, wanted))
     except DAMAGED as error:
         raise unreadable(path, error) from None
 
@@ -188,7 +188,7 @@ def _plain(lines: Lines, encoding: str | None) -> Iterator[Item]:
         yield lines.number, not_decoded(encoding) if undecodable(text) else {"text": text}
 
 
-def _guarded(table: Table) -> Table:
+def _with_damage_reported(table: Table) -> Table:
     """The table, whose items end in an `InputFileError` where the file breaks off."""
 
     def items() -> Iterator[Item]:
@@ -200,7 +200,7 @@ def _guarded(table: Table) -> Table:
     return replace(table, items=items())
 
 
-def _started(table: Table) -> Table:
+def _with_sample(table: Table) -> Table:
     """The table with its first records as its sample. Raises `InputFileError` if it has none."""
     first = list(islice(table.items, _SAMPLE))
     if not first:

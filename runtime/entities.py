@@ -39,8 +39,8 @@ def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
     """The meaning of each label of a model; None for tokens outside any entity.
 
     `B-` and `I-` are always tags, as in transformers. Another letter, another separator (`B_PER`) or a lower-case
-    letter is a tag only where some kind of entity has several tags, this letter among them: `E-MAIL` beside `PHONE` is a
-    name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is a tag. `O` is outside; where there are tags, so are `o` and `0`.
+    letter is a tag only where some kind of entity has several tags, this letter among them: `E-MAIL` beside `PHONE`
+    is a name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is a tag. `O` is outside; if there are tags, so are `o` and `0`.
     """
     parts = [_TAGGED.fullmatch(label) for label in labels]
     places: dict[tuple[str, str], set[str]] = {}

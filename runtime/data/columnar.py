@@ -69,7 +69,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 
 
 def feature_names(features: Any) -> dict[str, tuple[str, ...]]:
-    """Column -> names of its class numbers, from the `features` of a data set's description; also for lists of classes."""
+    """Column -> names of its class numbers, from the `features` of a data set's description; lists of classes too."""
     class_names: dict[str, tuple[str, ...]] = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         if isinstance(feature, list) and len(feature) == 1:

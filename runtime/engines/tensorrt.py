@@ -116,7 +116,8 @@ class TensorRTEngine:
             release = ".".join(version.split(".")[: self.version_parts])
             raise EnvironmentProblem(
                 f"{artifact.file} was built with {self.library} {version}, this is {trt.__version__}, and engines "
-                f"are not interchangeable: pip install '{self.library}=={release}{'.*' if self.version_parts < 4 else ''}'"
+                f"are not interchangeable: pip install "
+                f"'{self.library}=={release}{'.*' if self.version_parts < 4 else ''}'"
                 ", or export again"
             )
         here = this_platform()

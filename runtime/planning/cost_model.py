@@ -75,7 +75,7 @@ class CostModel:
     def memory(self, tokens: int, sequences: int, longest: int) -> int:
         """Bytes of activations that an engine reserves for a profile with these three maxima, reached at once.
 
-        The residual stream and the mask of the local layers stay alive throughout. Added to them is the largest of: local
+        The residual stream and the mask of the local layers stay alive throughout. Added is the largest of: local
         attention (q, keys and values with their neighbour blocks, unfused scores), the MLP, and global attention
         (q, k, v of the stream; padded q, k, v and output; with `keeps_scores` also `sequences * heads * longest^2`
         scores, in the activations' type and in fp32).

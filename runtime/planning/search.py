@@ -117,7 +117,7 @@ def plan_profiles(
 ) -> Plan:
     """The 1 to `most` profiles with the least expected cost for texts of these token lengths (or length -> count).
 
-    `memory_bytes` bounds the activations at the largest corners of all profiles together, since each profile has its own
+    `memory_bytes` bounds the activations at the largest corners of all profiles together, since each has its own
     execution context (half precision; weights are extra).
     `max_length` is the longest text that the last profile takes; None: the longest in the data. It is rounded up to the
     `block`, and longer texts count as cut to it. `token_budget` and `window` are the runtime's. `keeps_scores`: see

@@ -1,4 +1,4 @@
-"""Entities are what a tag scheme means by its labels, in the characters of the text as it was given."""
+"""Entities follow the tag scheme of the labels; their positions are characters of the original text."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_is_a_tag_is_told_by_all_labels(labels: tuple[str, ...], expected: 
 
 
 def pipeline_groups(labels: list[str]) -> list[dict[str, Any]]:
-    """What transformers' pipeline with aggregation "simple" joins, from its own code."""
+    """The groups of transformers' pipeline with aggregation "simple", by its own code."""
     pipe = transformers.TokenClassificationPipeline
     fake = pipe.__new__(pipe)
     fake.tokenizer = type("T", (), {"convert_tokens_to_string": staticmethod(" ".join)})()
@@ -218,7 +218,7 @@ def test_a_character_of_several_tokens_belongs_to_one_entity(tmp_path: Path) -> 
 
 
 def test_a_pair_is_no_text_to_tag(tmp_path: Path) -> None:
-    """Its second text has characters of its own, which no position would say."""
+    """A position in its second text would be ambiguous."""
     write(tmp_path, reference("wordpiece").backend_tokenizer, {})
     (tokens,) = open_encoder(tmp_path / "tokenizer.json", 16).encode([("Alice", "Bob")])
     assert not isinstance(tokens, TextError)

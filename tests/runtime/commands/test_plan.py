@@ -30,7 +30,7 @@ TEXTS = ["a dull film", "splendid", "an hour of my life I want back " * 12, "so 
 
 @pytest.fixture
 def plan(capsys: Capture) -> Plan:
-    """Run it in this process: exit code, the object printed, stderr."""
+    """Run `nopad plan` in this process: exit code, the printed object, stderr."""
 
     def call(*arguments: object) -> tuple[int, dict[str, Any], str]:
         code = run(["plan", "--json", *map(str, arguments)])
@@ -69,7 +69,7 @@ def test_a_bundle_and_its_checkpoint_give_the_same_plan(plan: Plan, texts: Path,
 
 
 def test_texts_are_counted_with_the_bundles_default_prompt(plan: Plan, texts: Path, tmp_path: Path) -> None:
-    """As they are served: `load` puts it before every text."""
+    """As when serving: `load` puts it before every text."""
     folder = tmp_path / "bundle"
     shutil.copytree(DEFAULT_BUNDLE, folder)
     manifest = dataclasses.replace(open_bundle(folder).manifest, prompts={"q": "query: "}, default_prompt_name="q")
@@ -194,7 +194,7 @@ def test_a_histogram_from_stdin() -> None:
         (b"7\n\n0 5\n", "line 3: a length is at least 1 token"),
         (b"1.5\n", "line 1: '1.5' is not"),
         (b"9999999999999999999\n", "line 1: "),
-        ("\u0663\n".encode(), "line 1: "),  # a digit, but of no plain number
+        ("\u0663\n".encode(), "line 1: "),  # a digit, but not an ASCII digit
         (b"7 0\n", "has no lengths"),
         (b"", "has no lengths"),
         (b"\xff\xfe7\n", "not UTF-8"),
@@ -228,7 +228,7 @@ def test_entries_of_one_length_add_up(tmp_path: Path) -> None:
     [
         ([], 2, "give --data FILE (texts) or --lengths FILE (token lengths)"),
         (["--data", "a", "--lengths", "b"], 2, "not both"),
-        (["--lengths", "{lengths}", "--memory", "plenty"], 2, "'plenty' is no amount of memory"),
+        (["--lengths", "{lengths}", "--memory", "plenty"], 2, "'plenty' is not an amount of memory"),
         (["--lengths", "{lengths}", "--memory", "1MiB"], 2, "the memory bound is 0.00 GiB"),
         (["--lengths", "{lengths}", "--max-length", "2000"], 2, "--max-length 2000 is neither"),
         (["--lengths", "{lengths}", "--max-length", "long"], 2, "--max-length long is neither"),
@@ -236,7 +236,7 @@ def test_entries_of_one_length_add_up(tmp_path: Path) -> None:
         (["--lengths", "nowhere"], 3, "cannot read nowhere"),
         (["--data", "nowhere.jsonl"], 3, "cannot read nowhere.jsonl"),
         (["--lengths", "{lengths}", "--model", "nowhere"], 3, "no bundle at nowhere"),
-        (["--lengths", "{lengths}", "--model", "{folder}"], 3, "is no bundle"),
+        (["--lengths", "{lengths}", "--model", "{folder}"], 3, "is not a bundle"),
     ],
 )
 def test_refusals(plan: Plan, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
@@ -280,7 +280,7 @@ def test_the_table_shows_each_profile_beside_one_wide_one(
     assert "sizes are opt/max" in err
     assert run(["plan", "--lengths", str(path), "--most", "1", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert "one is enough" in out and err == ""
+    assert "one profile is enough" in out and err == ""
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "0", "-1GiB", "nan", "inf", "1TiBB", "1e40", "2 Gi", "1 2GiB"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
-    with pytest.raises(UsageError, match="is no amount of memory"):
+    with pytest.raises(UsageError, match="is not an amount of memory"):
         parse_bytes(text)
 
 

@@ -1,4 +1,4 @@
-"""Folders as they lie on disks and on the Hub."""
+"""Folders of data in the layouts of disks and of the Hub."""
 
 from __future__ import annotations
 

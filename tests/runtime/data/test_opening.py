@@ -1,4 +1,4 @@
-"""Compression told by content, encodings named with their fix, lines as every system ends them, stdin."""
+"""Compression recognised by content, wrong encodings reported with a fix, all kinds of line ends, stdin."""
 
 from __future__ import annotations
 

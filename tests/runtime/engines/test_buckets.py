@@ -1,4 +1,4 @@
-"""Batches filled up to few shapes."""
+"""Batches padded to a few bucket shapes."""
 
 from __future__ import annotations
 

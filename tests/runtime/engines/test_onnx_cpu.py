@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: how much of a machine it takes."""
+"""ONNX Runtime on the CPU: threads and token budget."""
 
 from __future__ import annotations
 

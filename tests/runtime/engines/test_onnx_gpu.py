@@ -1,4 +1,4 @@
-"""ONNX Runtime's engines: refused where the provider is not there, told what it needs where it is (on a double)."""
+"""ONNX Runtime's GPU engines: refused without their provider, and its settings (on a double)."""
 
 from __future__ import annotations
 

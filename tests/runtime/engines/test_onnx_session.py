@@ -1,4 +1,4 @@
-"""What every engine of ONNX Runtime does alike."""
+"""What all ONNX Runtime engines have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TensorRT engines: all but NVIDIA's arithmetic, on doubles; the real libraries as far as they go without a GPU."""
+"""The TensorRT engines on doubles: everything except NVIDIA's arithmetic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_answers_are_those_of_the_same_graph_on_the_cpu(name: str, case: str, be
             answer, want = engine.run(one), expected(graph, one, case)
             assert answer.shape == want.shape and answer.dtype == np.float32
             real = slice(None) if len(answer) == len(one.pad_index) else slice(one.num_tokens)
-            # RTX runs the batch filled up, and a CPU cuts the sums of another shape elsewhere.
+            # RTX runs the padded batch, and a CPU adds in another order in another shape.
             bound = 1e-6 * max(1, np.abs(want[real]).max()) if engine.buckets else 0
             assert np.abs(answer[real] - want[real]).max() <= bound
     finally:
@@ -99,7 +99,9 @@ def test_memory_is_taken_at_load_reused_by_every_run_and_given_back(bench: Any) 
     assert streams == len(PROFILES)
     answers = [engine.run(one).copy() for one in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
     again = [engine.run(one) for one in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
-    for first, second in zip(answers, again, strict=True):  # an answer is no view of a buffer that the next run fills
+    for first, second in zip(
+        answers, again, strict=True
+    ):  # an answer is not a view of a buffer that the next run overwrites
         np.testing.assert_array_equal(first, second)
     assert (machine.cuda.allocations, machine.cuda.used) == (allocated, used)
     engine.close()

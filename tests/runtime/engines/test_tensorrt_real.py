@@ -1,4 +1,4 @@
-"""TensorRT-RTX itself, as far as it goes without a GPU, and the doubles held against the real libraries."""
+"""The real TensorRT-RTX as far as it works without a GPU, and the doubles compared with the real libraries."""
 
 from __future__ import annotations
 

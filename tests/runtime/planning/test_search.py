@@ -1,5 +1,5 @@
-"""Planning profiles: they cover every text within the memory, cost what the runtime's own plan costs, and no more than
-one wide profile.
+"""Planned profiles cover every text within the memory; their forecast cost is that of the runtime's own plan, and at
+most that of one wide profile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAST = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def cost(model: CostModel, lengths: list[int], profiles: tuple[ShapeProfile, ...], plan: Plan) -> tuple[float, int]:
-    """What the runtime's own micro-batches cost in these profiles, and how many they are."""
+    """Cost and number of the runtime's own micro-batches in these profiles."""
     batches = plan_in_profiles(
         lengths, profiles, token_budget=plan.token_budget, max_sequences=WINDOW, multiple=model.block
     )
@@ -162,7 +162,7 @@ def test_short_texts_do_not_pay_for_a_long_one() -> None:
     # (27.5 tokens a text on average; 64 with filler, and the launch is worth about 190.)
     assert 27.5 / 256 < plan.cost_ratio < 0.14 and plan.waste < 0.1 < 0.4 < plan.wide.waste
     assert narrow.texts == pytest.approx(8000 / 8001)
-    # An engine that keeps no scores reserves far less, and one wide profile is less bad.
+    # An engine that keeps no scores reserves far less, so a single wide profile loses less.
     fused = plan_profiles(lengths, architecture=BASE, memory_bytes=6 << 30, keeps_scores=False)
     assert fused.wide.profile.sequences[2] > 50 and fused.cost_ratio > plan.cost_ratio
 

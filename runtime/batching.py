@@ -48,7 +48,7 @@ class BatchPlanner:
     """Plans micro-batches for one opened engine and its file."""
 
     engine_tokens: int  # tokens of a micro-batch that suit the engine
-    asked_tokens: int | None = None  # tokens of a micro-batch, by the caller's choice; None: `engine_tokens`
+    requested_tokens: int | None = None  # tokens of a micro-batch, by the caller's choice; None: `engine_tokens`
     profiles: tuple[ShapeProfile, ...] = ()  # the shapes that the engine takes; () for any
     token_multiple: int = 1  # a packed stream's length is a multiple of this
     padded: bool = False  # the file computes a padded matrix, not a packed stream
@@ -56,7 +56,7 @@ class BatchPlanner:
     @property
     def token_budget(self) -> int:
         """Tokens of a micro-batch."""
-        return self.asked_tokens or self.engine_tokens
+        return self.requested_tokens or self.engine_tokens
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Micro-batches of texts with these token lengths: indices into `lengths`, each once, longest first."""
@@ -64,7 +64,7 @@ class BatchPlanner:
             return plan_in_profiles(
                 lengths,
                 self.profiles,
-                token_budget=self.asked_tokens,
+                token_budget=self.requested_tokens,
                 max_sequences=WINDOW,
                 multiple=self.token_multiple,
             )

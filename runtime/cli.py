@@ -89,9 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are stopped by it: clean up as after Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # printing must not fail on characters that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # characters that the terminal cannot show must not fail
     sys.exit(run(arguments))
 
 

@@ -52,7 +52,7 @@ class Inference:
         self.artifact = self.chain.chosen.artifact
         self.planner = BatchPlanner(
             engine_tokens=self.chain.token_budget,
-            asked_tokens=token_budget,
+            requested_tokens=token_budget,
             profiles=self.chain.profiles,
             token_multiple=self.token_multiple,
             padded=self.artifact.layout == "padded",

@@ -83,9 +83,7 @@ class Manifest:
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None  # for comparing embeddings: cosine, dot, euclidean, manhattan
     activation: str | None = None  # of a cross-encoder's scores: one of SCORE_ACTIVATIONS
-    overrides: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # pooling, normalize, max_length from the options of the export
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling, normalize, max_length, as export options
     tokenizer: str = "tokenizer.json"
     pad_token_id: int = 0
     mask_token: str | None = None

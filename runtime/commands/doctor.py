@@ -56,11 +56,9 @@ def _simd() -> str:
 
 def _gpu(gpu: Gpu) -> Check:
     capability = CAPABILITIES.get(gpu.sm)
-    abilities = (
-        f"{', '.join(capability.precisions)}; {capability.attention} attention"
-        if capability
-        else "unknown to this nopad"
-    )
+    abilities = "unknown to this nopad"
+    if capability:
+        abilities = f"{', '.join(capability.precisions)}; {capability.attention} attention"
     return Check(name="gpu", ok=True, detail=f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB: {abilities}")
 
 

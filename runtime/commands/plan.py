@@ -185,11 +185,8 @@ def _print(plan: Plan, model: PlannedModel) -> None:
         table.add_row(str(number), *_cells(forecast))
     table.add_row("wide", *_cells(plan.wide), style="dim")
     console.print(table)
-    saved = (
-        f"expected cost {plan.cost_ratio:.1%} of one wide profile's"
-        if len(plan.forecasts) > 1
-        else "one profile is enough"
-    )
+    several = len(plan.forecasts) > 1
+    saved = f"expected cost {plan.cost_ratio:.1%} of one wide profile's" if several else "one profile is enough"
     console.print(
         f"{saved}; waste {plan.waste:.1%} (wide {plan.wide.waste:.1%}), "
         f"launches {plan.launches:.1%} (wide {plan.wide.launches:.1%})"

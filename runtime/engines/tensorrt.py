@@ -185,9 +185,7 @@ class TensorRTRTXEngine(TensorRTEngine):
             self._cache = config.create_runtime_cache()
             with contextlib.suppress(OSError):
                 self._cached = self._cache_file.read_bytes()
-                self._cache.deserialize(
-                    self._cached
-                )  # returns False for another driver or GPU; the cache then stays empty
+                self._cache.deserialize(self._cached)  # False: of another driver or GPU; the cache stays empty
             config.set_runtime_cache(self._cache)
         return config
 

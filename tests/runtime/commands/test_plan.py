@@ -49,7 +49,7 @@ def texts(tmp_path: Path) -> Path:
 
 def lengths_of(texts: list[str], max_length: int = 1024) -> list[int]:
     encoder = TextEncoder(DEFAULT_BUNDLE / "tokenizer.json", max_length)
-    return [one.used for one in encoder.encode(texts)]  # type: ignore[union-attr]
+    return [tokens.used for tokens in encoder.encode(texts)]  # type: ignore[union-attr]
 
 
 def test_texts_are_counted_with_the_models_tokenizer(plan: Plan, texts: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_bundle_for_cpus_is_planned_in_the_blocks_of_its_engines(
     _, expected, _ = plan("--data", texts, "--model", checkpoint(name), "--max-length", "1000")
     code, row, _ = plan("--data", texts, "--model", folder, "--max-length", "1000")
     assert code == 0 and {**row, "model": ""} == {**expected, "model": ""}
-    assert all(size % 64 == 0 for one in row["forecasts"] for size in one["profile"]["tokens"])
+    assert all(size % 64 == 0 for forecast in row["forecasts"] for size in forecast["profile"]["tokens"])
 
 
 def test_a_checkpoint_without_weights_or_head_can_be_planned(plan: Plan, texts: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_checkpoint_without_weights_or_head_can_be_planned(plan: Plan, texts: 
     (folder / "config.json").write_text(json.dumps({**config, "architectures": None, "local_attention": 200}))
     code, row, _ = plan("--data", texts, "--model", folder)
     assert code == 0
-    assert all(size % 128 == 0 for one in row["forecasts"] for size in one["profile"]["tokens"])  # its block
+    assert all(size % 128 == 0 for forecast in row["forecasts"] for size in forecast["profile"]["tokens"])  # its block
 
 
 def test_the_file_is_what_export_takes(plan: Plan, texts: Path, tmp_path: Path) -> None:
@@ -110,7 +110,9 @@ def test_the_file_is_what_export_takes(plan: Plan, texts: Path, tmp_path: Path) 
     code, row, err = plan("--data", texts, "--output", output)
     assert code == 0 and row["output"] == str(output) and str(output) in err
     profiles = read_profiles(output)
-    assert [list(one.tokens) for one in profiles] == [one["profile"]["tokens"] for one in row["forecasts"]]
+    assert [list(profile.tokens) for profile in profiles] == [
+        forecast["profile"]["tokens"] for forecast in row["forecasts"]
+    ]
     about = json.loads(output.read_text())["planned"]
     assert (about["source"], about["texts"], about["model"]) == (str(texts), 4, "the embedded model")
     assert plan("--data", texts, "--output", output, "--most", "1")[0] == 0  # our own file is replaced
@@ -241,7 +243,7 @@ def test_entries_of_one_length_add_up(tmp_path: Path) -> None:
 )
 def test_refusals(plan: Plan, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     (tmp_path / "lengths").write_text("20\n300\n")
-    filled = [one.format(lengths=tmp_path / "lengths", folder=tmp_path) for one in arguments]
+    filled = [argument.format(lengths=tmp_path / "lengths", folder=tmp_path) for argument in arguments]
     found, row, err = plan(*filled)
     assert (found, row) == (code, {}) and message in err
 
@@ -310,4 +312,4 @@ def test_real_reviews(plan: Plan, imdb: Path) -> None:
     assert code == 0 and row["texts"] == 1000
     assert len(row["forecasts"]) >= 2 and row["cost_ratio"] < 0.9
     assert row["waste"] < row["wide"]["waste"] and row["launches"] < row["wide"]["launches"]
-    assert sum(one["memory_bytes"] for one in row["forecasts"]) <= 96 << 20
+    assert sum(forecast["memory_bytes"] for forecast in row["forecasts"]) <= 96 << 20

@@ -35,7 +35,9 @@ def test_what_pandas_writes_comes_back(
     path = tmp_path / f"t{suffix}"
     frame = pandas.DataFrame([(f"x{a}", b) for a, b in rows], columns=["text", "label"])
     frame.to_csv(path, sep=separator, index=False)
-    assert [(one["text"], one["label"]) for one in records(path)] == list(frame.itertuples(index=False, name=None))
+    assert [(record["text"], record["label"]) for record in records(path)] == list(
+        frame.itertuples(index=False, name=None)
+    )
 
 
 @ONE_AFTER_ANOTHER
@@ -53,7 +55,7 @@ def test_what_the_csv_module_writes_comes_back(
     rows = [(f"x{a}", b) for a, b in rows]
     writer.writerows([("text", "label"), *rows])
     (tmp_path / "t.csv").write_bytes(made.getvalue().encode())
-    assert [(one["text"], one["label"]) for one in records(tmp_path / "t.csv")] == rows
+    assert [(record["text"], record["label"]) for record in records(tmp_path / "t.csv")] == rows
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -169,7 +171,7 @@ def test_sst2_stays_as_it_is() -> None:
     if not path.is_file():
         pytest.skip(f"no {path}; set NOPAD_DATA to the folder with the test data")
     lines = path.read_text("utf-8").split("\n")[1:-1]
-    found = [(one["label"], one["sentence"]) for one in records(path)]
+    found = [(record["label"], record["sentence"]) for record in records(path)]
     assert found == [tuple(line.split("\t")) for line in lines] and len(found) == 67_349
 
 

@@ -170,7 +170,7 @@ def test_without_fallback_the_error_is_the_engines() -> None:
     chain = chain_of(Named("a", only_long(failing(EngineError("one")))), Named("b", filled(2.0)), fallback=False)
     with pytest.raises(EngineError, match="^one$"):
         chain.run(BATCH)
-    assert [one.name for one in chain.status().engines] == ["a"]
+    assert [engine.name for engine in chain.status().engines] == ["a"]
 
 
 class Clock:

@@ -46,9 +46,9 @@ REFUSALS = {
 }
 
 
-def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
+def expected(graph: Graphs, packed: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
     path, artifact = graph(case)
-    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(one)
+    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(packed)
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
@@ -80,8 +80,8 @@ def test_a_version_compatible_engine_opens_only_where_its_native_code_is_allowed
     assert not machine.library.host_code_allowed
     engine = machine.open(version_compatible=True, allow_host_code=True, built_with=older)
     assert machine.library.host_code_allowed
-    one = batch(40, 7)
-    assert engine.run(one) == pytest.approx(expected(graph, one), abs=1e-5)
+    packed = batch(40, 7)
+    assert engine.run(packed) == pytest.approx(expected(graph, packed), abs=1e-5)
     engine.close()
 
 

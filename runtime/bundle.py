@@ -41,7 +41,7 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
     try:
         data = manifest_path.read_bytes()
     except FileNotFoundError:
-        hint = "; it is a checkpoint; export it first with nopad export" if (folder / "config.json").is_file() else ""
+        hint = "; it is a checkpoint: export it first with nopad export" if (folder / "config.json").is_file() else ""
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None

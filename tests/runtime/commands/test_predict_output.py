@@ -102,11 +102,11 @@ def test_another_job_is_not_resumed(predict: Predict, interrupted: Callable[[int
     options = {"top_k": ["--top-k", "1"], "truncation": ["--truncation", "error"], "fields": ["--field", "x"]}
     for name, other in options.items():
         code, _, err = predict(*resume, *other)
-        assert code == 2 and f"begun with another {name}:" in err
+        assert code == 2 and f"started with another {name}:" in err
     assert predict(*resume, name="modernbert-single-cls")[0] == 2
     source.write_text(source.read_text() + '{"text": "one more"}\n')
     code, _, err = predict(*resume)
-    assert code == 2 and "begun with another input" in err and "without --resume" in err
+    assert code == 2 and "started with another input" in err and "without --resume" in err
     (tmp_path / "o.partial.job").unlink()
     assert predict(*resume)[0] == 2
     assert partial.read_bytes() == begun and not output.exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.onnx_cpu import LEAST_TOKENS, OnnxCpuEngine
 from nopad.runtime.manifest import Artifact
 

@@ -1,6 +1,6 @@
-"""Bundle -> predictions. Imports numpy and tokenizers, and an engine's library when one is opened; never torch.
+"""Bundle -> predictions. Imports numpy and tokenizers; an engine's library only when that engine is opened.
 
-`load` and `Model` are imported when asked for, so that a command which answers nothing imports no engine chain.
+`load` and `Model` are imported on first access, so that commands which need no model do not import the engines.
 """
 
 from typing import TYPE_CHECKING, Any

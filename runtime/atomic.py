@@ -18,7 +18,7 @@ from nopad.runtime.errors import OutputError
 def check_output(output: Path, marker: str, known: Collection[str] | None = None) -> None:
     """Refuse an `output` that exists and was not written by us.
 
-    It must hold the file `marker` and, unless `known` is None, only files named there: nobody else's file is lost.
+    It must hold the file `marker` and, unless `known` is None, no file that is not in `known`: no foreign file is lost.
     Raises `OutputError`; called again by `replace_folder`, and early by long commands.
     """
     if output.is_symlink() or (output.exists() and not output.is_dir()):
@@ -31,14 +31,16 @@ def check_output(output: Path, marker: str, known: Collection[str] | None = None
     foreign = [path.name for path in entries if known is not None and not (path.name in known and path.is_file())]
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise OutputError(f"{output} holds what is not replaced ({names}); move that away, or name another output")
+        raise OutputError(
+            f"{output} holds files that nopad does not replace ({names}); move them away, or name another output"
+        )
 
 
 @contextmanager
 def locked(path: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from the same work on `path`; `doing` tells them what is being done.
+    """Keep other processes from working on `path` at the same time; `doing` says in their error what this one does.
 
-    Makes the parent folder. Raises `OutputError` at once if another process holds the lock.
+    Creates the parent folder. Raises `OutputError` at once if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.parent / f".{path.name}.lock"
@@ -57,9 +59,9 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def replace_folder(output: Path, *, marker: str, known: Collection[str] | None = None) -> Iterator[Path]:
-    """A new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
+    """Yield a new folder beside `output` to write into; renamed to `output` at the end, removed on any error.
 
-    A folder that exists at `output` is replaced only in the last step, and only if `check_output` allows it.
+    An existing `output` is replaced only in the last step, and only if `check_output` allows it.
     Raises `OutputError`, also when another process is writing to the same output.
     """
     output = output.absolute()
@@ -86,7 +88,7 @@ def replace_folder(output: Path, *, marker: str, known: Collection[str] | None =
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `path` through a temporary file beside it and a rename: readers see the old bytes or the new."""
+    """Write `path` through a temporary file beside it and a rename: readers see either the old or the new bytes."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -100,6 +102,6 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """How texts are grouped before any engine runs: windows of texts, and micro-batches under a token budget.
 
-Numbers and plans alone, so whoever plans (the runtime, `nopad plan`, the gate, bench) opens no engine for them.
+Numbers and plans only: the runtime, `nopad plan`, the gate and bench can plan without opening an engine.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from nopad.model.packing import plan_batches, round_up
 from nopad.runtime.profiles import ShapeProfile
 
 T = TypeVar("T")
-# Texts that are tokenized and planned together: enough to sort by length, few enough to fit in memory. A micro-batch
-# holds no more of them.
+# Texts that are tokenized and planned together: enough to sort by length, few enough to fit in memory. Also the most
+# texts of a micro-batch.
 WINDOW = 512
-WINDOW_CHARACTERS = 2_000_000  # fewer texts where they are long: the tokenizer needs 50 bytes a character
-# Tokens of a micro-batch. On CPUs more buys nothing (the matrices are large enough) and costs cache and memory; on a
-# GPU fewer leave it idle.
+WINDOW_CHARACTERS = 2_000_000  # closes a window of long texts early: the tokenizer needs 50 bytes a character
+# Tokens of a micro-batch. On a CPU, more gain nothing (the matrices are large enough) and cost cache and memory; with
+# fewer, a GPU idles.
 CPU_TOKENS = 2048
 GPU_TOKENS = 16_384
 
 
 def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:
-    """`items` in lists of at most `WINDOW`, and of about `WINDOW_CHARACTERS` characters of what `text` reads in each.
+    """Group `items` lazily into lists of at most `WINDOW` items and about `WINDOW_CHARACTERS` characters.
 
-    An item is read when its window is asked for, so there may be any number of them.
+    `text` returns an item's text (or pair of texts). `items` may be endless.
     """
     window: list[T] = []
     characters = 0
@@ -45,10 +45,10 @@ def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlanner:
-    """Plans micro-batches that suit one opened engine and the file that it runs."""
+    """Plans micro-batches for one opened engine and its file."""
 
-    engine_tokens: int  # of a micro-batch, as suits the engine
-    asked_tokens: int | None = None  # of a micro-batch, as the caller asks; None: as suits the engine
+    engine_tokens: int  # tokens of a micro-batch that suit the engine
+    requested_tokens: int | None = None  # tokens of a micro-batch, by the caller's choice; None: `engine_tokens`
     profiles: tuple[ShapeProfile, ...] = ()  # the shapes that the engine takes; () for any
     token_multiple: int = 1  # a packed stream's length is a multiple of this
     padded: bool = False  # the file computes a padded matrix, not a packed stream
@@ -56,15 +56,15 @@ class BatchPlanner:
     @property
     def token_budget(self) -> int:
         """Tokens of a micro-batch."""
-        return self.asked_tokens or self.engine_tokens
+        return self.requested_tokens or self.engine_tokens
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches of texts of so many tokens: indices into `lengths`, each exactly once, the longest first."""
+        """Micro-batches of texts with these token lengths: indices into `lengths`, each once, longest first."""
         if self.profiles:
             return plan_in_profiles(
                 lengths,
                 self.profiles,
-                token_budget=self.asked_tokens,
+                token_budget=self.requested_tokens,
                 max_sequences=WINDOW,
                 multiple=self.token_multiple,
             )
@@ -77,7 +77,7 @@ class BatchPlanner:
         )
 
     def takes(self, lengths: Sequence[int]) -> bool:
-        """Whether the engine answers texts of so many tokens in one micro-batch."""
+        """Whether the engine can run texts with these token lengths in one micro-batch."""
         shape = round_up(sum(lengths), self.token_multiple), len(lengths), max(lengths)
         return not self.profiles or any(profile.admits(*shape) for profile in self.profiles)
 
@@ -92,9 +92,9 @@ def plan_in_profiles(
 ) -> list[list[int]]:
     """As `plan_batches`, but each micro-batch, packed to a `multiple` of tokens, fits a profile.
 
-    A text goes to the narrowest profile that takes it, and meets none that needs a wider one. A batch below the minima
-    of its profile waits for the texts of a wider one; what no profile takes alone goes alone, for another engine to
-    answer. `token_budget` None: as many tokens as the profile has.
+    A text goes to the narrowest profile that takes it, so it shares no batch with a text that needs a wider profile. A
+    batch below its profile's minima is planned again with the texts of the next wider profile. A text that fits no
+    profile gets a batch of its own, for another engine to answer. `token_budget` None: the profile's maximum.
     """
     batches: list[list[int]] = []
     waiting = list(range(len(lengths)))
@@ -110,10 +110,10 @@ def plan_in_profiles(
         )
         for members in ([taken[i] for i in batch] for batch in plan):
             tokens = round_up(sum(lengths[i] for i in members), multiple)
-            # Only a minimum can be missed, and never by a batch of which one text would pass it alone.
+            # Only a minimum can be missed, and only where no text of the batch would meet it alone.
             if profile.admits(tokens, len(members), max(lengths[i] for i in members)):
                 batches.append(members)
                 waiting = sorted(set(waiting) - set(members))
     batches += [[index] for index in waiting]
-    # The longest first, as plan_batches has it.
+    # Longest first, as in plan_batches.
     return sorted(batches, key=lambda batch: -max(lengths[i] for i in batch))

@@ -32,7 +32,7 @@ class Bundle:
 def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:
     """Open a bundle folder (None: the embedded default) and check every file's size and SHA-256.
 
-    `verify=False` skips the digests, not the sizes. Raises `BundleError` and its kinds.
+    `verify=False` skips the digests, not the sizes. Raises `BundleError` or a subclass.
     """
     folder = Path(path) if path is not None else DEFAULT_BUNDLE
     manifest_path = folder / MANIFEST
@@ -42,7 +42,7 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
         data = manifest_path.read_bytes()
     except FileNotFoundError:
         hint = "; it is a checkpoint: export it first with nopad export" if (folder / "config.json").is_file() else ""
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}{hint}") from None
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None
     manifest = from_json(data, str(manifest_path))
@@ -63,7 +63,7 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Sizes and digests of every file below `folder` but the manifest."""
+    """Size and digest of every file below `folder` except the manifest."""
     return {
         file.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(file), bytes=file.stat().st_size)
         for file in sorted(folder.rglob("*"))
@@ -80,7 +80,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def record_parity(
     bundle: Bundle, file: str, engine: str, report: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """Write the parity report (as JSON) of one artifact on one engine into the manifest."""
+    """Record the parity report (as JSON) of one artifact on one engine in the manifest; returns the updated bundle."""
     artifacts = tuple(
         dataclasses.replace(artifact, parity={**artifact.parity, engine: report}) if artifact.file == file else artifact
         for artifact in bundle.manifest.artifacts

@@ -43,10 +43,10 @@ EPILOG = (
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name; imports a command when it is asked for."""
+    """Lists its commands by name; imports a command only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order of use."""
+        """Command names, in the order in which a user meets them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -56,11 +56,11 @@ class LazyGroup(click.Group):
         folder, _ = COMMANDS[cmd_name]
         module = importlib.import_module(f"nopad.{folder}.commands.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
-        for option in command.params:  # click derives names from the function's arguments, which nobody sees
+        for option in command.params:  # click would derive the variables from parameter names, which users never see
             if isinstance(option, click.Option):
                 long = max(option.opts, key=len).lstrip("-")
                 variable = f"NOPAD_{cmd_name}_{long}".replace("-", "_").upper()
-                # An option may also have a variable of its own; its command's comes first.
+                # An option may have another variable of its own; the command's takes precedence.
                 if not isinstance(option.envvar, list):
                     option.envvar = variable if option.envvar in (None, variable) else [variable, str(option.envvar)]
         return command
@@ -85,11 +85,11 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: run a command and leave with its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers are stopped: clean up as for Ctrl-C
+    """Entry point: run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are stopped by it: clean up as after Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a text that the terminal cannot show must not fail
+            stream.reconfigure(errors="backslashreplace")  # characters that the terminal cannot show must not fail
     sys.exit(run(arguments))
 
 
@@ -117,7 +117,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         click.echo("nopad: out of memory; use a smaller model, --token-budget or batch size", err=True)
         return 4
-    except SystemExit:  # outside standalone mode, click exits only when the reader of our output has gone (| head)
+    except SystemExit:  # without standalone mode, click exits only when whoever reads our output has gone (| head)
         return 0
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""What the commands share: options of one meaning everywhere, and where messages go (stderr; stdout is for results)."""
+"""What commands share: common options, and output: results to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def common_options(command: F) -> F:
     return command
 
 
-# Of the commands that compute; below `common_options`, so that it comes last in --help.
+# For commands that compute; goes below `common_options`, so that it is last in --help.
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 
 
@@ -60,16 +60,16 @@ def emit(value: Any) -> None:
     """Print one JSON object on stdout."""
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, ensure_ascii=not unicode, default=float)
-    click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate as JSON escapes it
+    click.echo(text.encode("utf-8", "backslashreplace").decode())  # lone surrogates become JSON escapes
 
 
 def figure(value: float | None, form: str = ".3g") -> str:
-    """A figure of a parity report; None is what could not be compared (shapes differ, NaN)."""
+    """A figure of a parity report; None where values could not be compared (different shapes, NaN)."""
     return "none" if value is None else format(value, form)
 
 
 def messages(quiet: bool) -> Console:
-    """Where remarks go."""
+    """The console for remarks: stderr, or nothing if `quiet`."""
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 

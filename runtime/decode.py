@@ -1,4 +1,4 @@
-"""Logits -> typed answers, by the meaning that `nopad.model.head` gives them. Pure functions on numpy arrays."""
+"""Logits -> typed answers, with the meaning that `nopad.model.head` defines. Pure functions on numpy arrays."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nopad.runtime.types import Embedding, FloatArray, MaskFill, Prediction, Tag
 
 def _check_width(logits: FloatArray, head: Head) -> None:
     if logits.shape[-1] != len(head.labels):
-        have = f"the model has {logits.shape[-1]} labels, the manifest names {len(head.labels)}"
-        raise BundleError(f"{have}; export the bundle again")
+        counts = f"the model has {logits.shape[-1]} labels, the manifest names {len(head.labels)}"
+        raise BundleError(f"{counts}; export the bundle again")
 
 
 def prediction(
@@ -23,7 +23,7 @@ def prediction(
     """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
     _check_width(logits, head)
     scores = head.probabilities(logits)
-    order = np.argsort(-logits, kind="stable")  # that of the scores, also where a sigmoid gives 1.0 to several
+    order = np.argsort(-logits, kind="stable")  # the scores' order, also where sigmoid rounds several to 1.0
     if head.multi_label:
         best, chosen = int(order[0]), head.decide(logits)
         labels = tuple(head.labels[i] for i in order if chosen[i])
@@ -46,7 +46,7 @@ def tagging(logits: FloatArray, tokens: Tokens, head: Head, engine: str, keep_lo
     """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
     _check_width(logits, head)
     if not isinstance(tokens.text, str):
-        raise TextError("a tagger reads one text, this is a pair; give its parts one by one")
+        raise TextError("a tagger reads single texts, and this is a pair; give its two texts separately")
     scores, best = head.probabilities(logits), head.best(logits)
     kept = [i for i, special in enumerate(tokens.special) if not special]
     labels = [head.labels[best[i]] for i in kept]

@@ -1,12 +1,12 @@
 """Labels of tokens -> entities, under the tag schemes that taggers are trained with.
 
-BIO in both of its forms (IOB1, IOB2), BIOES and its other spellings (BILOU, BMES, BMEWO) and labels without a tag are
-told apart by the names themselves. BIO groups are those of transformers' pipeline with `aggregation_strategy="simple"`,
-which reads `B-` and `I-` only; in the other schemes the scheme counts (L. Ratinov and D. Roth, "Design Challenges and
-Misconceptions in Named Entity Recognition", CoNLL 2009).
+The scheme is recognised from the label names: BIO in both forms (IOB1, IOB2), BIOES and its variants (BILOU, BMES,
+BMEWO), or labels without tags. BIO groups are those of transformers' pipeline with `aggregation_strategy="simple"`,
+which reads `B-` and `I-` only; the other schemes are read by their own rules (L. Ratinov and D. Roth, "Design
+Challenges and Misconceptions in Named Entity Recognition", CoNLL 2009).
 
-Labels are read token by token, as in that pipeline: a word's later pieces are not made to follow its first. `B-PER
-B-PER` of two pieces of a word are thus two entities, `B-PER I-PER` are a single entity.
+Labels are read token by token, as in that pipeline: the later pieces of a word do not inherit its first label. So
+`B-PER B-PER` on two pieces of a word are two entities, `B-PER I-PER` are a single entity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from nopad.runtime.types import Entity
 
-# B begins an entity, I is inside, E ends it, S is a whole entity; the other letters are other schemes' names for these.
+# B begins an entity, I is inside, E ends it, S is a whole entity; other schemes use the other letters for the same.
 _TAGS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _TAGGED = re.compile(r"([BIMELSUW])([^0-9A-Za-z])(.+)", re.IGNORECASE | re.DOTALL)
 _OUTSIDE = "O"
@@ -28,7 +28,7 @@ _OUTSIDE = "O"
 
 @dataclass(frozen=True, kw_only=True)
 class Tag:
-    """One label: the kind of entity and the token's place in it (B, I, E, S), "" for a label without a tag."""
+    """One label: the kind of entity, and the token's place in it (B, I, E or S; "" for a label without a tag)."""
 
     kind: str
     place: str
@@ -36,12 +36,11 @@ class Tag:
 
 @lru_cache(maxsize=64)
 def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
-    """What each label of a model means; None for a token outside of any entity.
+    """The meaning of each label of a model; None for tokens outside any entity.
 
-    `B-` and `I-` are tags whatever the others are, as in transformers. Another letter, another separator (`B_PER`) or a
-    small letter is a tag where the same kind has more than one tag, or another kind shows that this letter is in use:
-    `E-MAIL` beside `PHONE` is a name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is not. `O` is outside; beside tags, so
-    are `o` and `0`.
+    `B-` and `I-` are always tags, as in transformers. Another letter, another separator (`B_PER`) or a lower-case
+    letter is a tag only where some kind of entity has several tags, this letter among them: `E-MAIL` beside `PHONE`
+    is a name, `U-LOC` beside `B-PER I-PER L-PER U-PER` is a tag. `O` is outside; if there are tags, so are `o` and `0`.
     """
     parts = [_TAGGED.fullmatch(label) for label in labels]
     places: dict[tuple[str, str], set[str]] = {}
@@ -63,7 +62,7 @@ def read_tags(labels: tuple[str, ...]) -> tuple[Tag | None, ...]:
 
 @dataclass(kw_only=True)
 class _Run:
-    """Tokens of one entity as they are read."""
+    """The tokens of one entity, collected as they are read."""
 
     kind: str
     members: list[int] = field(default_factory=list)
@@ -71,7 +70,7 @@ class _Run:
 
 
 def _runs(tags: Sequence[Tag | None]) -> list[_Run]:
-    """Tokens of each entity: a stray I or E begins an entity, E and S end theirs."""
+    """Tokens of each entity. A stray I or E begins an entity; E and S end theirs."""
     runs: list[_Run] = []
     for i, tag in enumerate(tags):
         if tag is None:
@@ -89,7 +88,7 @@ def _runs(tags: Sequence[Tag | None]) -> list[_Run]:
 def entities(
     tags: Sequence[Tag | None], scores: Sequence[float], offsets: Sequence[tuple[int, int]], text: str
 ) -> tuple[Entity, ...]:
-    """Entities of a text's tokens, in order and without overlap; `offsets` are character positions of each token.
+    """Entities of a text, in order and without overlap; `offsets` are the character positions of each token.
 
     White space at the ends is left out (byte-level tokens begin with their space). Characters that several tokens share
     belong to the entity that comes first; an entity with no character of its own is left out.

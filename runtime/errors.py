@@ -1,7 +1,7 @@
 """The error tree. Every message names the thing at fault and the next step; `exit_code` is the command line's.
 
 NopadError                       3
-+- CheckpointError               3  a checkpoint folder that cannot be taken (nopad.model.errors, as the root)
++- CheckpointError               3  a checkpoint folder that cannot be used (nopad.model.errors, like the root)
 +- UsageError                    2  an option or argument that makes no sense here
 +- OutputError                   3  an output that must not be written
 +- BundleError                   3  a bundle that is missing, incomplete or malformed
@@ -73,7 +73,7 @@ class EngineError(NopadError):
 
 
 class ShapeError(EngineError):
-    """A batch that fits none of an engine's profiles: no fault of the engine, but another must answer it."""
+    """A batch that fits none of an engine's profiles: not a failure of the engine, but another must answer it."""
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """From texts to answers in three steps, over an opened bundle: encode, run, decode.
 
-Each step may be called alone and from any thread, so that texts are tokenized while a batch runs: nothing here changes
-after it is opened. `Inference.answers` takes the three in turn. Knows no queue and no file.
+Each step may be called on its own and from any thread, so that texts can be tokenized while a batch runs: an
+`Inference` does not change after it is opened. `Inference.answers` does all three in turn. Knows no queue and no file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import Failure, FloatArray, MaskFill, Text, Truncation
 
-PROBE = "a film"  # what an engine is asked before it is trusted
-MASKS_TOP_K = 5  # tokens for a mask, where the caller does not say how many
+PROBE = "a film"  # the text of an engine's self-check
+MASKS_TOP_K = 5  # candidates for each mask, unless the caller says otherwise
 R = TypeVar("R")
 Decoder = Callable[[FloatArray, Tokens, str], R]  # logits of one text, its tokens, the engine -> the answer
 
@@ -52,7 +52,7 @@ class Inference:
         self.artifact = self.chain.chosen.artifact
         self.planner = BatchPlanner(
             engine_tokens=self.chain.token_budget,
-            asked_tokens=token_budget,
+            requested_tokens=token_budget,
             profiles=self.chain.profiles,
             token_multiple=self.token_multiple,
             padded=self.artifact.layout == "padded",
@@ -61,14 +61,14 @@ class Inference:
     def encode(
         self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
     ) -> list[Tokens | TextError]:
-        """The texts as the model reads them, each with the `prompt` before it; the error in a bad text's place."""
+        """Tokens of each text, with `prompt` before it; for a text that cannot be read, the error in its place."""
         return self._encoder.encode(texts, prompt, truncation)
 
     def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], str]:
-        """Logits of texts, all in one micro-batch, and the name of the engine that answered.
+        """Logits of texts, run as a single micro-batch, and the name of the engine that answered.
 
-        float32 of each text: [num_labels], [embedding size], or [tokens_used, ...] for tasks per token.
-        Raises `EngineError`, for all of them, and `UsageError` once closed.
+        For each text, float32: [num_labels], [embedding size], or [tokens_used, ...] for per-token tasks.
+        Raises `EngineError` if no engine can run the batch, and `UsageError` once closed.
         """
         return self.run_ids(
             [text.input_ids for text in texts],
@@ -82,7 +82,7 @@ class Inference:
         token_types: Sequence[Sequence[int]],
         prompt_lengths: Sequence[int] | None = None,
     ) -> tuple[list[FloatArray], str]:
-        """The same of token ids."""
+        """Like `run`, for token ids."""
         self.require_open()
         batch = self._pack(sequences, token_types, prompt_lengths)
         answer = self.chain.run(batch)
@@ -95,7 +95,8 @@ class Inference:
     def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
         """The function that turns one text's logits into the answer of the bundle's task.
 
-        The function raises `TextError` for a text that has no such answer. Raises `UsageError` for a `top_k` below 1.
+        That function raises `TextError` for a text that it cannot answer (no mask, a pair for a tagger). This method
+        raises `UsageError` for a `top_k` below 1.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
@@ -122,11 +123,11 @@ class Inference:
     def answers(
         self, texts: Iterable[Text], decoder: Decoder[R], prompt: str = "", truncation: Truncation = "truncate"
     ) -> Iterator[R | Failure]:
-        """Each text's answer in order, lazily, a window at a time; a `Failure` in the place of a text that has none.
+        """Each text's answer in order, lazily, a window at a time; a `Failure` where there is none.
 
-        A batch that every engine fails on costs its texts alone.
+        If every engine fails on a batch, only its texts fail.
         """
-        if isinstance(texts, str):  # which would be read letter by letter
+        if isinstance(texts, str):  # would be read letter by letter
             raise UsageError("give a list of texts; put a single one in brackets: [text]")
         start = 0
         for window in windows(texts, lambda text: text):

@@ -1,7 +1,7 @@
-"""`manifest.json`: what a bundle says of itself. Parsing and writing only; the folder is `nopad.runtime.bundle`'s.
+"""`manifest.json`, the description of a bundle: parsing and writing. `nopad.runtime.bundle` handles the folder.
 
-The file carries a SHA-256 of its own content (`manifest_sha256`), so that a changed label is noticed as surely as a
-changed weight. Keys this version does not know are kept as they are.
+The file contains a SHA-256 of its own content (`manifest_sha256`), so that a changed label is noticed as surely as a
+changed weight. Keys that this version does not know are preserved.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One engine file."""
+    """One file that engines run: a graph, an engine or weights."""
 
     file: str
     target: str  # cpu, onnx, torch, tensorrt, tensorrt-rtx
@@ -49,14 +49,14 @@ class Artifact:
     exporter: str = "nopad"
     sm: str | None = None  # the GPU an engine was built for: sm75
     profiles: tuple[ShapeProfile, ...] = ()  # of an engine; () for any shape
-    built_with: str | None = None  # an engine's library and its version: "tensorrt_rtx 1.7.1.116"
-    version_compatible: bool = False  # a TensorRT engine that later versions run, with native code of its own
-    platform: str | None = None  # an engine's system and processor: "Linux-x86_64"
+    built_with: str | None = None  # an engine's library and version: "tensorrt_rtx 1.7.1.116"
+    version_compatible: bool = False  # a TensorRT engine that later versions can run; it carries native code
+    platform: str | None = None  # of an engine, operating system and processor: "Linux-x86_64"
     parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # engine -> its ParityReport as JSON
-    quantized: Mapping[str, Any] | None = None  # int8: how it was calibrated, and which layers were kept
+    quantized: Mapping[str, Any] | None = None  # int8: the calibration, and the layers that were not quantized
 
     def passed_on(self, engine: str) -> bool:
-        """Whether the parity gate has passed on this engine: each has kernels of its own."""
+        """Whether the parity gate has passed on this engine (each engine has its own kernels)."""
         return self.parity.get(engine, {}).get("passed") is True
 
     @property
@@ -67,23 +67,23 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A bundle's whole description."""
+    """The description of a bundle."""
 
     task: Task
     max_length: int  # tokens
     artifacts: tuple[Artifact, ...]
-    files: Mapping[str, FileRecord]  # every file but the manifest
+    files: Mapping[str, FileRecord]  # every file except the manifest
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     pooling: Pooling | None = None  # several modes are joined with "+"
     normalize: bool = False
     include_prompt: bool = True  # whether a prompt's tokens are pooled
-    truncate_dim: int | None = None  # elements that are left of a longer embedding
-    prompts: Mapping[str, str] = field(default_factory=dict)  # name -> what is put before a text
+    truncate_dim: int | None = None  # embeddings are cut to this many elements
+    prompts: Mapping[str, str] = field(default_factory=dict)  # name -> words that are put before a text
     default_prompt_name: str | None = None
-    similarity_fn_name: str | None = None  # what embeddings are compared with: cosine, dot, euclidean, manhattan
+    similarity_fn_name: str | None = None  # for comparing embeddings: cosine, dot, euclidean, manhattan
     activation: str | None = None  # of a cross-encoder's scores: one of SCORE_ACTIVATIONS
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling, normalize, max_length as asked of the export
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # pooling, normalize, max_length, as export options
     tokenizer: str = "tokenizer.json"
     pad_token_id: int = 0
     mask_token: str | None = None
@@ -92,7 +92,7 @@ class Manifest:
     created: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
-    extra: Mapping[str, Any] = field(default_factory=dict)  # keys of no known meaning
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that this version does not know
 
     @cached_property
     def head(self) -> Head:
@@ -103,19 +103,19 @@ class Manifest:
     def verdict(self) -> Verdict:
         """`verified` when the gate has passed on some artifact, and failed on none.
 
-        An engine that cannot run where it was built is not gated there; `load` refuses it until it is.
+        An engine that cannot run where it was built is not gated there; `load` refuses it until it has been.
         """
         gated = [artifact for artifact in self.artifacts if artifact.parity]
         return "verified" if gated and all(artifact.verdict == "verified" for artifact in gated) else "unverified"
 
     @property
     def half_window(self) -> int | None:
-        """Tokens that a local layer sees on each side of a token; None if the architecture names no window."""
+        """Tokens that a local layer attends to on each side; None if the architecture has no window."""
         return half_window_of(self.architecture)
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """The manifest as a file's bytes, with its own digest."""
+    """Serialize the manifest, with its digest."""
     raw = dataclasses.asdict(manifest)
     raw.update(raw.pop("extra"))
     raw["verdict"] = manifest.verdict
@@ -124,19 +124,19 @@ def to_json(manifest: Manifest) -> bytes:
 
 
 def from_json(data: bytes, name: str) -> Manifest:
-    """Parse a manifest file's bytes; `name` is the path for messages.
+    """Parse a manifest file; `name` is its path, for messages.
 
-    Raises `NewerVersionError`, `IntegrityError` (its digest does not match) or `BundleError`.
+    Raises `NewerVersionError`, `IntegrityError` (the digest does not match) or `BundleError`.
     """
     try:
         raw = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, a number too long, lists too deep
+    except (ValueError, RecursionError) as error:  # also invalid UTF-8, numbers with too many digits, nesting too deep
         raise IntegrityError(f"{name} is damaged ({error}); export the bundle again") from None
     if not isinstance(raw, dict) or not _is(raw.get("format_version"), int):
         raise BundleError(f"{name} is not a nopad manifest: it has no format_version")
     version = raw["format_version"]
     if version < 1:
-        raise BundleError(f"{name} has format version {version}, which never was; export the bundle again")
+        raise BundleError(f"{name} has format version {version}, which never existed; export the bundle again")
     if version > FORMAT_VERSION:
         raise NewerVersionError(
             f"{name} has format version {version}, this nopad reads up to {FORMAT_VERSION}: "
@@ -145,7 +145,7 @@ def from_json(data: bytes, name: str) -> Manifest:
     digest = raw.pop("manifest_sha256", None)
     try:
         intact = digest == _digest(raw)
-    except (UnicodeEncodeError, RecursionError):  # a lone surrogate, which we never write
+    except (UnicodeEncodeError, RecursionError):  # a lone surrogate, which nopad never writes
         intact = False
     if not intact:
         raise IntegrityError(
@@ -168,7 +168,7 @@ def _digest(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-# What JSON may hold in each field; a null stands only where the record has None.
+# JSON types of each field; null only where the record allows None.
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("file", "target", "precision", "layout", "exporter", "tokenizer", "sha256"), str),
     **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
@@ -187,7 +187,7 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _check_types(record: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in record.items():
         if name in _KINDS and not _is(value, _KINDS[name]):
             raise TypeError(f"{name} is {value!r}")
@@ -197,7 +197,7 @@ def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _parse(raw: dict[str, Any]) -> Manifest:
     known = {f.name for f in dataclasses.fields(Manifest)} - {"extra"}
     extra = {key: value for key, value in raw.items() if key not in known}
-    fields = {key: value for key, value in _checked(raw).items() if key in known}
+    fields = {key: value for key, value in _check_types(raw).items() if key in known}
     if fields["task"] not in TASKS:
         raise BundleError(f"the manifest's task {fields['task']!r} is unknown; this nopad serves {', '.join(TASKS)}")
     if fields.get("problem_type") not in (None, *PROBLEM_TYPES):
@@ -205,12 +205,12 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     artifact_fields = {f.name for f in dataclasses.fields(Artifact)}
     fields["artifacts"] = tuple(
         Artifact(
-            **{key: value for key, value in _checked(artifact).items() if key in artifact_fields - {"profiles"}},
+            **{key: value for key, value in _check_types(artifact).items() if key in artifact_fields - {"profiles"}},
             profiles=tuple(map(profile_from_json, artifact.get("profiles") or ())),
         )
         for artifact in fields["artifacts"]
     )
-    fields["files"] = {name: FileRecord(**_checked(record)) for name, record in fields["files"].items()}
+    fields["files"] = {name: FileRecord(**_check_types(record)) for name, record in fields["files"].items()}
     for name in [*fields["files"], *(artifact.file for artifact in fields["artifacts"]), fields["tokenizer"]]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or set("\\\0") & set(name) or name not in fields["files"]:

@@ -1,7 +1,7 @@
-"""`load` and `Model`: the in-process face of a bundle, over `nopad.runtime.inference`.
+"""`load` and `Model`: the Python API of a bundle, a thin layer over `nopad.runtime.inference`.
 
 Texts are tokenized, sorted by length within a window, packed into micro-batches under a token budget, run, and
-answered in the caller's order. A `Model` may be used from several threads: nothing in it changes after `load`.
+answered in the caller's order. A `Model` may be used from several threads: it does not change after `load`.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ def load(
     allow_host_code: bool = False,
     verify: bool = True,
 ) -> Model:
-    """Open a bundle folder, or the embedded default without `path`.
+    """Open a bundle folder; without `path`, the embedded default.
 
-    `engine`: `auto` takes the first engine that this machine can run and that has passed the parity gate, in the order
-    that `nopad doctor` prints, and where it fails the next engine answers (`Model.status` says so); a name of
-    `nopad.runtime.engines.base.ENGINES` takes that engine alone; a list of names is an order of your own; a factory
-    is an engine of your own (tests).
-    `precision`, `file`: only files of this precision, or this file; None takes what suits the engine.
-    `fallback`: False gives an error where another engine would answer instead of the chosen one.
-    `threads`: of the engine; None leaves it to the engine's library.
+    `engine`: `auto` chooses the first engine that this machine can run and that has passed the parity gate, in the
+    order that `nopad doctor` prints; where it fails, the next engine answers (`Model.status` tells). A name from
+    `nopad.runtime.engines.base.ENGINES` selects that engine alone; a list of names is your own order; a factory is an
+    engine of your own, for tests.
+    `precision`, `file`: use only files of this precision, or only this file; None: what suits the engine.
+    `fallback`: False raises an error where another engine would answer instead of the chosen engine.
+    `threads`: of the engine on the CPU; None: the engine library's own choice.
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
     (`tokens`, `tokens_used`); `error` refuses it.
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
-    `prompt_name`, `prompt`: what is put before every text, by its name in the manifest's `prompts` or as it is; None
-    takes the bundle's default prompt.
+    `prompt_name`, `prompt`: the prompt that is put before every text, by its name in the manifest's `prompts` or as a
+    string; None: the bundle's default prompt.
     `allow_unverified`: open a bundle that has not passed the parity gate.
-    `allow_host_code`: run the native code that a version-compatible TensorRT engine carries: only if you trust it.
+    `allow_host_code`: run the native code in a version-compatible TensorRT engine; only if you trust its maker.
     `verify`: check the SHA-256 of every file first.
 
-    Raises `BundleError` and its kinds, `UsageError`, `EnvironmentProblem`.
+    Raises `BundleError` or a subclass, `UsageError`, `EnvironmentProblem`.
     """
     if any(number is not None and number < 1 for number in (token_budget, threads)):
         raise UsageError(f"token_budget and threads must be positive, got {token_budget} and {threads}")
@@ -107,7 +107,7 @@ def _logit(answer: Prediction) -> float:
 
 
 class Model:
-    """An opened bundle. A context manager; made by `load`."""
+    """An opened bundle, as `load` returns it. A context manager."""
 
     def __init__(self, inference: Inference, *, prompt: str = "", truncation: Truncation = "truncate") -> None:
         self.bundle = inference.bundle
@@ -127,11 +127,11 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Release the engine. The model cannot be used afterwards."""
+        """Release the engines. The model cannot be used afterwards."""
         self._inference.close()
 
     def status(self) -> ChainStatus:
-        """Which engine was chosen, whether the model is degraded, and how each engine fares."""
+        """Which engine was chosen, whether the model is degraded, and the state of each engine."""
         return self._inference.chain.status()
 
     @property
@@ -146,7 +146,7 @@ class Model:
 
     @property
     def profiles(self) -> tuple[ShapeProfile, ...]:
-        """The shapes that the chosen engine takes; () for any."""
+        """The shapes that the chosen engine accepts; () for any."""
         return self._inference.planner.profiles
 
     @property
@@ -156,15 +156,15 @@ class Model:
 
     @property
     def threads(self) -> int | None:
-        """Threads of the chosen engine's library on the CPU, as it says now; None where it does not."""
+        """CPU threads that the chosen engine's library reports now; None if it reports none."""
         return self._inference.chain.threads
 
     def takes(self, lengths: Sequence[int]) -> bool:
-        """Whether the chosen engine answers texts of so many tokens in one micro-batch."""
+        """Whether the chosen engine can run texts with these token lengths in one micro-batch."""
         return self._inference.planner.takes(lengths)
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches that suit the chosen engine."""
+        """Micro-batches for the chosen engine: indices into `lengths`, each once, longest first."""
         return self._inference.planner.plan(lengths)
 
     @overload
@@ -189,15 +189,15 @@ class Model:
     ) -> Any:
         """Classify texts (or pairs): a list for a list, in its order; a lazy iterator for an iterator.
 
-        An iterator is read `WINDOW` texts at a time, so it may be endless. `on_error="return"` puts a `Failure` in
-        the place of a text that cannot be answered; "raise" raises its `TextError`, which names its index.
+        An iterator is read `WINDOW` texts at a time, so it may be endless. `on_error="return"` returns a `Failure` in
+        the place of a text that cannot be answered; "raise" raises its `TextError`, with its index.
         """
         self._require("predict", "text-classification", "rerank")
         if on_error not in ("raise", "return"):
             raise UsageError(f"on_error is 'raise' or 'return', not {on_error!r}")
         answers = self._stream(texts, self._inference.decoder(top_k, return_logits))
         if on_error == "raise":
-            answers = _raising(answers)
+            answers = _raise_failures(answers)
         return answers if isinstance(texts, Iterator) else list(answers)
 
     async def apredict(self, text: Text, *, top_k: int | None = None, return_logits: bool = False) -> Prediction:
@@ -208,36 +208,36 @@ class Model:
     def tag(self, texts: Sequence[str], *, return_logits: bool = False) -> list[Tagging]:
         """Label every token of each text, and group them into entities."""
         self._require("tag", "token-classification")
-        return list(_raising(self._stream(texts, self._inference.decoder(return_logits=return_logits))))
+        return list(_raise_failures(self._stream(texts, self._inference.decoder(return_logits=return_logits))))
 
     def fill(self, texts: Sequence[str], *, top_k: int = MASKS_TOP_K) -> list[MaskFill]:
         """The best tokens for every mask in each text (the mask token is `manifest.mask_token`)."""
         self._require("fill", "fill-mask")
-        return list(_raising(self._stream(texts, self._inference.decoder(top_k))))
+        return list(_raise_failures(self._stream(texts, self._inference.decoder(top_k))))
 
     def embed(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
         """Embeddings, float32 [len(texts), embedding size].
 
-        `prompt_name`, `prompt`: what is put before each text; without them, the bundle's default prompt, if it has any.
+        `prompt_name`, `prompt`: the prompt before each text; without them, the bundle's default prompt, if it has one.
         """
         self._require("embed", "embeddings")
         if not texts:
             size = list(self.artifact.outputs.values())[0][-1]
             return np.zeros((0, int(size) if size.isdigit() else 0), dtype=np.float32)
         answers = self._stream(texts, self._inference.decoder(), self._prompt_of(prompt_name, prompt))
-        return np.stack([answer.vector for answer in _raising(answers)])
+        return np.stack([answer.vector for answer in _raise_failures(answers)])
 
     def rerank(
         self, query: str, passages: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None
     ) -> list[Ranked]:
-        """Passages by relevance to the query, best first; prompts as for `embed`, before the query."""
+        """Passages by relevance to the query, best first; prompts as in `embed`, before the query."""
         self._require("rerank", "rerank")
         if isinstance(passages, str):
             raise UsageError("give a list of passages; put a single one in brackets: [passage]")
         pairs = [(query, passage) for passage in passages]
         decoder: Decoder[Prediction] = self._inference.decoder(return_logits=True)
-        answers = list(_raising(self._stream(pairs, decoder, self._prompt_of(prompt_name, prompt))))
-        # By logit: where a sigmoid gives 1.0 to several, they still have an order.
+        answers = list(_raise_failures(self._stream(pairs, decoder, self._prompt_of(prompt_name, prompt))))
+        # By logit, which still orders scores that a sigmoid rounds to 1.0.
         best = sorted(range(len(answers)), key=lambda i: -_logit(answers[i]))
         return [Ranked(index=i, score=answers[i].score, text=passages[i]) for i in best]
 
@@ -249,26 +249,26 @@ class Model:
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Iterator[Result | Failure]:
-        """Answers of whatever the task is, lazily and in order; a `Failure` in the place of a bad text."""
+        """Answers for any task, lazily and in order; a `Failure` in the place of a bad text."""
         decoder: Decoder[Result] = self._inference.decoder(top_k)
         return self._stream(texts, decoder, self._prompt_of(prompt_name, prompt))
 
     def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
-        """Raw logits of each text: [num_labels], or [tokens_used, ...] for tasks per token. The parity gate's view."""
+        """Raw logits of each text: [num_labels], or [tokens_used, ...] for per-token tasks. For the parity gate."""
         return list(self.iter_logits(texts))
 
     def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
-        """The same, lazily."""
-        return _raising(self._stream(texts, lambda logits, tokens, engine: logits))
+        """Like `logits`, lazily."""
+        return _raise_failures(self._stream(texts, lambda logits, tokens, engine: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
-        """The texts as the model reads them, with the default prompt if there is one."""
+        """Tokens of each text, with the default prompt if there is one; the `TextError` in the place of a bad text."""
         return self._inference.encode(texts, self._prompt, self._truncation)
 
     def run_ids(
         self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> list[FloatArray]:
-        """Logits of token id sequences, all in one micro-batch, in the order given: `predict` would sort them."""
+        """Logits of token id sequences, run as one micro-batch in the caller's order (`predict` would sort them)."""
         return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
 
     def _prompt_of(self, prompt_name: str | None, prompt: str | None) -> str:
@@ -286,7 +286,7 @@ class Model:
             raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
 
 
-def _raising(answers: Iterator[R | Failure]) -> Iterator[R]:
+def _raise_failures(answers: Iterator[R | Failure]) -> Iterator[R]:
     for answer in answers:
         if isinstance(answer, Failure):
             if isinstance(answer.error, TextError):

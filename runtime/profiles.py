@@ -1,6 +1,6 @@
-"""Optimization profiles: the shapes that a TensorRT engine is built for, their file, and which batches fit them.
+"""Optimization profiles, the shapes that a TensorRT engine is built for: their file, and which batches fit them.
 
-A profile bounds the three free sizes of a packed batch (`nopad.model.packing`): tokens of the stream, sequences, and
+A profile bounds the three dynamic sizes of a packed batch (`nopad.model.packing`): tokens of the stream, sequences, and
 the longest sequence (`pad_index` is [sequences, longest]). `nopad.runtime.batching` plans micro-batches that fit;
 `nopad.runtime.planning.search` finds profiles from data.
 """
@@ -17,20 +17,20 @@ from typing import Any
 from nopad.model.packing import PackedBatch
 from nopad.runtime.errors import InputFileError
 
-Range = tuple[int, int, int]  # min, opt, max, as TensorRT has them
+Range = tuple[int, int, int]  # min, opt, max, as in TensorRT
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeProfile:
-    """One optimization profile. Raises `ValueError` unless 1 <= min <= opt <= max everywhere, and it can be filled."""
+    """One optimization profile. Raises `ValueError` unless 1 <= min <= opt <= max, and some batch can fit it."""
 
     tokens: Range  # of the stream, filler included: multiples of the attention block
     sequences: Range
     longest: Range  # tokens of the longest sequence
 
     def __post_init__(self) -> None:
-        """Refuse what no builder takes."""
+        """Refuse ranges that no builder accepts."""
         for name, sizes in dataclasses.asdict(self).items():
             low, best, high = sizes
             if not 1 <= low <= best <= high:
@@ -41,21 +41,21 @@ class ShapeProfile:
             raise ValueError(f"sequences: min {self.sequences[0]} is more than tokens: max {self.tokens[2]}")
 
     def shapes(self, sizes: Sequence[str]) -> list[tuple[int, ...]]:
-        """Smallest, best and largest shape of a tensor of these symbolic `sizes` (`tokens`, `sequences`, `longest`)."""
+        """Min, opt and max shape of a tensor with these symbolic `sizes` (`tokens`, `sequences`, `longest`)."""
         return [tuple(getattr(self, size)[place] for size in sizes) for place in range(3)]
 
     def fits(self, batch: PackedBatch) -> bool:
-        """Whether an engine may run this batch in this profile."""
+        """Whether this batch is within the profile."""
         return self.admits(len(batch.input_ids), *batch.pad_index.shape)
 
     def admits(self, tokens: int, sequences: int, longest: int) -> bool:
-        """The same for a batch of this shape; `tokens` with the filler."""
+        """Like `fits`, for a batch of this shape; `tokens` includes filler."""
         sizes = ((tokens, self.tokens), (sequences, self.sequences), (longest, self.longest))
         return all(low <= size <= high for size, (low, _, high) in sizes)
 
 
 def profile_from_json(raw: Mapping[str, Any]) -> ShapeProfile:
-    """A profile as a manifest or a profiles file holds it. Raises `ValueError` or `TypeError`."""
+    """Parse a profile of a manifest or a profiles file. Raises `ValueError` or `TypeError`."""
     ranges = {}
     for field in dataclasses.fields(ShapeProfile):
         sizes = raw.get(field.name)
@@ -66,7 +66,7 @@ def profile_from_json(raw: Mapping[str, Any]) -> ShapeProfile:
 
 
 def write_profiles(profiles: Sequence[ShapeProfile], **about: Any) -> bytes:
-    """A profiles file, for `nopad export --profiles`; `about` says where they come from."""
+    """The bytes of a profiles file, for `nopad export --profiles`; `about` records where the profiles come from."""
     raw = {"format_version": FORMAT_VERSION, "profiles": [dataclasses.asdict(profile) for profile in profiles], **about}
     return (json.dumps(raw, indent=2) + "\n").encode()
 
@@ -80,7 +80,9 @@ def read_profiles(path: Path) -> tuple[ShapeProfile, ...]:
     except (ValueError, RecursionError) as error:
         raise InputFileError(f"{path} is not valid JSON ({error}); make it with nopad plan") from None
     if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        raise InputFileError(f"{path} is no profiles file of format version {FORMAT_VERSION}; make it with nopad plan")
+        raise InputFileError(
+            f"{path} is not a profiles file of format version {FORMAT_VERSION}; make it with nopad plan"
+        )
     entries = raw.get("profiles")
     if not isinstance(entries, list) or not entries:
         raise InputFileError(f"{path} has no profiles; make it with nopad plan")
@@ -100,6 +102,6 @@ def shape_of(batch: PackedBatch) -> str:
 
 
 def choose_profile(profiles: Sequence[ShapeProfile], batch: PackedBatch) -> int | None:
-    """Index of the smallest profile that the batch fits (by its longest sequence, then its tokens); None: none does."""
+    """Index of the smallest profile that the batch fits (by longest sequence, then tokens); None if it fits none."""
     fitting = [i for i, profile in enumerate(profiles) if profile.fits(batch)]
     return min(fitting, key=lambda i: (profiles[i].longest[2], profiles[i].tokens[2], i), default=None)

@@ -1,4 +1,4 @@
-"""Which words are put before a text: the prompts of an embedding model or a cross-encoder."""
+"""The prompts of an embedding model or a cross-encoder: words that are put before a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text -> token ids, with the `tokenizers` library alone. Truncation is counted, never silent."""
+"""Text -> token ids, with only the `tokenizers` library. Truncation is counted, never silent."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Tokens:
 
 
 def open_encoder(tokenizer: Path, max_length: int, *, vocab_size: int | None = None) -> TextEncoder:
-    """The encoder of a `tokenizer.json`, with what `tokenizer_config.json` beside it says. Raises `BundleError`.
+    """The encoder of a `tokenizer.json`, configured by the `tokenizer_config.json` beside it. Raises `BundleError`.
 
-    For a folder without a manifest: a checkpoint, or a bundle in the making. `vocab_size` is how many embeddings the
-    model has; a text with a token beyond them is refused.
+    For a folder without a manifest: a checkpoint, or an unfinished bundle. `vocab_size` is the number of embeddings of
+    the model; a text with a token id beyond them is refused.
     """
     config = tokenizer.with_name(CONFIG)
     return TextEncoder(tokenizer, max_length, config=config if config.is_file() else None, vocab_size=vocab_size)
 
 
 def open_bundle_encoder(bundle: Bundle) -> TextEncoder:
-    """The encoder of a bundle, as it is served: a configuration that the manifest does not list is not read."""
+    """The encoder of a bundle. A `tokenizer_config.json` that the manifest does not list is not read."""
     manifest = bundle.manifest
     config = str(PurePosixPath(manifest.tokenizer).with_name(CONFIG))
     return TextEncoder(
@@ -59,18 +59,18 @@ def open_bundle_encoder(bundle: Bundle) -> TextEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """What `tokenizer_config.json` says and `tokenizer.json` does not."""
+    """Settings of `tokenizer_config.json` that `tokenizer.json` lacks."""
 
     side: str = "right"  # which end of a long text is cut
-    typed: bool = True  # the second text of a pair has token types of its own
-    split_special: bool = False  # a special token that a text spells is text
+    typed: bool = True  # the second text of a pair has token type 1
+    split_special: bool = False  # a special token spelled out in a text is ordinary text
 
 
 class TextEncoder:
     """A `tokenizer.json` at a fixed max length. Immutable after construction, so safe across threads.
 
     Its ids are those of transformers' `tokenizer(*text, truncation=True, max_length=max_length)`. Where transformers
-    would go over the max length, because special tokens alone are more, the text is refused.
+    would exceed the max length, because the special tokens alone do, the text is refused.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
     ) -> list[Tokens | TextError]:
-        """Tokens of each text, or the error that says why it has none, in its place.
+        """Tokens of each text, in order; for a text that has none, the error that says why.
 
-        `prompt` is put before each text, and before the first of a pair. A text over the max length is cut, or with
-        the `truncation` "error" refused.
+        `prompt` is put before each text, and before the first of a pair. A text over the max length is cut, or
+        refused if `truncation` is "error".
         """
         out: list[Tokens | TextError | None] = [self._check(text) for text in texts]
         good = [index for index, error in enumerate(out) if error is None]
-        whole = [_prompted(texts[index], prompt) for index in good]
+        whole = [_with_prompt(texts[index], prompt) for index in good]
         length = self.prompt_length(prompt)
         for index, text, encoding in zip(good, whole, self._tokenizer.encode_batch(whole), strict=True):
             out[index] = self._tokens(text, encoding, length, truncation)
@@ -149,8 +149,8 @@ class TextEncoder:
         ids = encoding.ids
         total = len(ids)
         if not ids:
-            return TextError("the text holds nothing that the tokenizer makes a token of (control characters, perhaps)")
-        if total > self._max_length:  # so the library does where special tokens alone are more
+            return TextError("the tokenizer finds no token in the text (only control characters, perhaps)")
+        if total > self._max_length:  # the library returns more where the special tokens alone exceed it
             special = sum(encoding.special_tokens_mask)
             return TextError(
                 f"the model's max length of {self._max_length} tokens has no room for this text beside its {special} "
@@ -158,7 +158,7 @@ class TextEncoder:
             )
         if self._vocab_size is not None and max(ids) >= self._vocab_size:
             beyond = encoding.tokens[ids.index(max(ids))]
-            return TextError(f"the text holds {beyond!r}, a token of which the model has no embedding; leave it out")
+            return TextError(f"the text holds {beyond!r}, a token for which the model has no embedding; leave it out")
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
             if truncation == "error":
@@ -178,7 +178,7 @@ class TextEncoder:
         )
 
     def _count(self, text: Text) -> int:
-        """Tokens of the whole text without special ones (the overflow of a truncated pair cannot be added up)."""
+        """Tokens of the whole text, special tokens left out (a truncated pair's overflow cannot be added up)."""
         parts = text if isinstance(text, tuple) else (text,)
         total = 0
         for part in parts:
@@ -187,14 +187,14 @@ class TextEncoder:
         return total
 
 
-def _prompted(text: Text, prompt: str) -> Text:
+def _with_prompt(text: Text, prompt: str) -> Text:
     if isinstance(text, tuple):
         return prompt + text[0], text[1]
     return prompt + text
 
 
 def _read_config(path: Path) -> _Config:
-    """Read `tokenizer_config.json`. Token types are left out where `model_input_names` leaves them out."""
+    """Read `tokenizer_config.json`. A model without `token_type_ids` in `model_input_names` has no token types."""
     try:
         raw = json.loads(path.read_text("utf-8"))
         side, names = raw.get("truncation_side", "right"), raw.get("model_input_names")

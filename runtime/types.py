@@ -1,4 +1,4 @@
-"""What goes into the runtime and what comes out: frozen records, no I/O."""
+"""The runtime's inputs and outputs: frozen records, no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Truncation = Literal["truncate", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How a text became tokens, and who answered."""
+    """Token counts of a text, and the engine that answered."""
 
     tokens: int  # of the whole text, special tokens included
     tokens_used: int  # after truncation to the model's max length
@@ -25,7 +25,7 @@ class Usage:
 
     @property
     def truncated(self) -> bool:
-        """Whether the end of the text was not read."""
+        """Whether part of the text was cut off."""
         return self.tokens_used < self.tokens
 
 
@@ -34,7 +34,7 @@ class Prediction(Usage):
     """Answer of a text-classification or rerank model for one text.
 
     `scores` are softmax probabilities (single label), independent sigmoid probabilities (several labels, rerank) or
-    raw values (regression). `labels` are those at or above 0.5 for several labels, else the best one.
+    raw values (regression). `labels` are those at or above 0.5 for several labels, else the best label alone.
     """
 
     label: str
@@ -60,7 +60,7 @@ class Tagging(Usage):
     """Answer of a token-classification model: a label per token, and the entities they form."""
 
     tokens_text: tuple[str, ...]
-    labels: tuple[str, ...]  # one per token, special tokens left out
+    labels: tuple[str, ...]  # of each token, special tokens left out
     scores: tuple[float, ...]
     entities: tuple[Entity, ...]
     logits: FloatArray | None = None  # float32 [tokens_used, num_labels], on request
@@ -84,7 +84,7 @@ class Embedding(Usage):
 class Ranked:
     """One passage of a reranked list."""
 
-    index: int  # place in the list of passages
+    index: int  # position in the caller's list of passages
     score: float
     text: str
 

@@ -1,1 +1,1 @@
-"""Commands of the runtime, one file each. They parse, call one function, print."""
+"""Commands of the runtime, one file each. They parse options, call one function and print."""

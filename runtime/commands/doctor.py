@@ -29,7 +29,7 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Everything that `doctor` reports. The only heavy package that it imports is that of the engine that it tries."""
+    """Everything that `doctor` reports. Of the heavy packages, only the tried engine's is imported."""
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         Check(name="cpu", ok=True, detail=f"{os.cpu_count()} cores; {_simd()}"),
@@ -55,9 +55,11 @@ def _simd() -> str:
 
 
 def _gpu(gpu: Gpu) -> Check:
-    known = CAPABILITIES.get(gpu.sm)
-    able = f"{', '.join(known.precisions)}; {known.attention} attention" if known else "unknown to this nopad"
-    return Check(name="gpu", ok=True, detail=f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB: {able}")
+    capability = CAPABILITIES.get(gpu.sm)
+    abilities = "unknown to this nopad"
+    if capability:
+        abilities = f"{', '.join(capability.precisions)}; {capability.attention} attention"
+    return Check(name="gpu", ok=True, detail=f"{gpu.name}, {gpu.sm}, {gpu.memory / 2**30:.0f} GiB: {abilities}")
 
 
 def _package(package: Package) -> Check:
@@ -73,7 +75,7 @@ def _command(name: str, need: Need) -> Check:
 
 
 def _engine(place: int, name: str) -> Check:
-    """An engine, by its place in the order in which `load` tries them here."""
+    """One engine; `place` is its position in the order in which `load` tries engines here."""
     obstacle = _obstacle(name)
     return Check(
         name=f"engine {place}: {name}", ok=obstacle is None, detail=f"no: {obstacle}" if obstacle else "can run"
@@ -81,7 +83,7 @@ def _engine(place: int, name: str) -> Check:
 
 
 def _obstacle(engine: str) -> str | None:
-    """Why an engine cannot run here; None if nothing is known to stand in its way."""
+    """Why an engine cannot run here; None if no obstacle is known."""
     need = ENGINES[engine].need
     if lacks := missing(need.modules):
         return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
@@ -99,7 +101,7 @@ def _embedded() -> Check:
     try:
         with load() as model:
             answer = model.predict(["an hour of my life I want back"])[0]
-    except Exception as error:  # a report must not fail on what it reports
+    except Exception as error:  # a failure is a finding here, not the end of the report
         return Check(name="embedded model", ok=False, detail=f"{type(error).__name__}: {error}")
     return Check(
         name="embedded model",

@@ -70,7 +70,7 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
 
 
 def _figures(values: Mapping[str, Any]) -> str:
-    """Names and values on one line; what was not measured (None) is left out."""
+    """Names and values on one line; values of None were not measured and are left out."""
     shown = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -102,7 +102,7 @@ def _artifact(artifact: Artifact, size: int) -> Table:
         ranges = dataclasses.asdict(profile)
         table.add_row("  profile", ", ".join(f"{name} {a} to {c} (best {b})" for name, (a, b, c) in ranges.items()))
     if artifact.quantized:
-        table.add_row("  quantized", _figures(_counted(artifact.quantized)))
+        table.add_row("  quantized", _figures(_summary(artifact.quantized)))
     for engine, report in artifact.parity.items():
         _parity(table, engine, report)
     if not artifact.parity:
@@ -110,8 +110,8 @@ def _artifact(artifact: Artifact, size: int) -> Table:
     return table
 
 
-def _counted(quantized: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers by name where they are few, else their number; not every layer's sensitivity."""
+def _summary(quantized: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with long lists of layers as counts, and without sensitivities."""
     values = {name: value for name, value in quantized.items() if name not in ("file", "sensitivity") and value != []}
     return {
         name: (", ".join(value) if len(value) < 4 else len(value)) if isinstance(value, list) else value

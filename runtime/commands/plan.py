@@ -134,16 +134,16 @@ def _count(
         )
 
 
-def _longest(asked: str | None, model: PlannedModel) -> int | None:
-    if asked is None or asked == "model":
-        return None if asked is None else model.max_length
-    if not (asked.isascii() and asked.isdigit()) or not 1 <= int(asked) <= model.max_length:
-        raise UsageError(f"--max-length {asked} is neither 'model' nor a length of 1 to {model.max_length} tokens")
-    return int(asked)
+def _longest(max_length: str | None, model: PlannedModel) -> int | None:
+    if max_length is None or max_length == "model":
+        return None if max_length is None else model.max_length
+    if not (max_length.isascii() and max_length.isdigit()) or not 1 <= int(max_length) <= model.max_length:
+        raise UsageError(f"--max-length {max_length} is neither 'model' nor a length of 1 to {model.max_length} tokens")
+    return int(max_length)
 
 
 def _check_output(output: Path | None) -> None:
-    """Refuse, before the work, to replace a file that is not ours."""
+    """Refuse early to replace a file that is not a profiles file."""
     from nopad.runtime.errors import InputFileError
     from nopad.runtime.profiles import read_profiles
 
@@ -185,7 +185,8 @@ def _print(plan: Plan, model: PlannedModel) -> None:
         table.add_row(str(number), *_cells(forecast))
     table.add_row("wide", *_cells(plan.wide), style="dim")
     console.print(table)
-    saved = f"expected cost {plan.cost_ratio:.1%} of one wide profile's" if len(plan.forecasts) > 1 else "one is enough"
+    several = len(plan.forecasts) > 1
+    saved = f"expected cost {plan.cost_ratio:.1%} of one wide profile's" if several else "one profile is enough"
     console.print(
         f"{saved}; waste {plan.waste:.1%} (wide {plan.wide.waste:.1%}), "
         f"launches {plan.launches:.1%} (wide {plan.wide.launches:.1%})"

@@ -21,7 +21,7 @@ from nopad.runtime.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from nopad.runtime.predictor import Model
 
-# The options of `load` that answers depend on: a file of answers is continued only with the same values.
+# The options of `load` that answers depend on: an interrupted job is resumed only with the same values.
 _DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name", "prompt")
 
 
@@ -133,7 +133,7 @@ def predict(
 
 
 def _load(bundle: str | None, engine: str, **options: Any) -> Model:
-    """The model; `engine` is a name, or several with commas between them."""
+    """Load the model; `engine` is a name, or several separated by commas."""
     from nopad.runtime.predictor import load
 
     engines = tuple(name.strip() for name in engine.split(","))
@@ -163,12 +163,14 @@ def _say_if_degraded(model: Model, console: Console) -> None:
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """A first argument that is a folder is the bundle."""
-    if arguments and os.path.isdir(arguments[0]):  # unlike Path.is_dir, this takes a text longer than file names are
+    """Bundle and texts: a first argument that is a folder is the bundle."""
+    if arguments and os.path.isdir(
+        arguments[0]
+    ):  # unlike Path.is_dir, it accepts texts that are too long for a file name
         return arguments[0], arguments[1:]
     if arguments and os.path.isfile(arguments[0]):
         raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
-    # One word before other texts, or with a slash in it: more likely a bundle that is not there than a text.
+    # A single word before other texts, or with a slash, is more likely a missing bundle than a text.
     if arguments and len(arguments[0].split()) == 1 and (len(arguments) > 1 or "/" in arguments[0]):
         raise BundleError(
             f"no bundle at {arguments[0]}: the folder does not exist (if it is a text, give it with --input -)"

@@ -1,1 +1,1 @@
-"""Files of texts as people have them -> records, one at a time. `records.open_table` is the way in."""
+"""Files of texts in common formats -> records, one at a time. `records.open_table` is the entry point."""

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and the folders of `save_to_disk` -> records, batch by batch, by pyarrow alone."""
+"""Parquet, Arrow and the folders of `save_to_disk` -> records, batch by batch, with only pyarrow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nopad.runtime.data.opening import Opened, seekable
 from nopad.runtime.data.table import DataSource, Item, Table, need, unreadable
 from nopad.runtime.errors import InputFileError
 
-# Rows that become Python objects together.
+# Rows that are converted to Python objects at a time.
 _ROWS = 1024
 _STATE, _INFO = "state.json", "dataset_info.json"
 
 
 def open_columnar(opened: Opened, source: DataSource, stack: ExitStack) -> Table:
-    """The rows of a Parquet file, or of Arrow's file or stream format (Feather version 2 is the former).
+    """The rows of a Parquet file, or of Arrow's file format (also Feather version 2) or stream format.
 
     Raises `InputFileError`, `EnvironmentProblem`.
     """
@@ -61,7 +61,7 @@ def _items(batches: Iterable[Any], name: str, damage: type[Exception]) -> Iterat
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """The names of `ClassLabel` columns, as the datasets library stores them with a file's schema."""
+    """The class names of `ClassLabel` columns, which the datasets library stores in a file's schema."""
     try:
         return feature_names(json.loads(metadata[b"huggingface"])["info"]["features"])
     except (KeyError, ValueError, TypeError):
@@ -69,7 +69,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 
 
 def feature_names(features: Any) -> dict[str, tuple[str, ...]]:
-    """Column -> names of its class numbers, from the `features` in a data set's description; lists of classes too."""
+    """Column -> names of its class numbers, from the `features` of a data set's description; lists of classes too."""
     class_names: dict[str, tuple[str, ...]] = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         if isinstance(feature, list) and len(feature) == 1:
@@ -83,12 +83,12 @@ def feature_names(features: Any) -> dict[str, tuple[str, ...]]:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether this is a folder that `Dataset.save_to_disk` has written."""
+    """Whether `Dataset.save_to_disk` has written this folder."""
     return (folder / _STATE).is_file() and (folder / _INFO).is_file()
 
 
 def saved_files(folder: Path) -> tuple[list[Path], dict[str, tuple[str, ...]]]:
-    """The Arrow files of such a folder, in their order, and the names of its classes. Raises `InputFileError`."""
+    """The Arrow files of a folder of `save_to_disk`, in order, and its class names. Raises `InputFileError`."""
     state, info = _read(folder / _STATE), _read(folder / _INFO)
     if state.get("_indices_data_files"):
         raise InputFileError(f"{folder} is a selection of rows by an old version of datasets; save it to disk again")
@@ -122,5 +122,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(str(path), error) from None
     if not isinstance(value, dict):
-        raise InputFileError(f"{path} is no JSON object; save the data set to disk again")
+        raise InputFileError(f"{path} is not a JSON object; save the data set to disk again")
     return value

@@ -1,4 +1,4 @@
-"""CSV and TSV -> rows. RFC 4180, the delimiter inferred from the header, and every bad row an error of its own."""
+"""CSV and TSV -> rows by RFC 4180. The delimiter is inferred from the header; a bad row is an error for itself."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from nopad.runtime.data.opening import Lines, not_decoded, undecodable
 from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
-# Characters of a cell. An unclosed quote reads on at most that far before it is an error.
+# Characters of a cell. The csv module reads at most this far after an unclosed quote.
 _LONGEST_CELL = 1 << 26
-# Characters, from the first quote on, that show whether quotes mean anything in a file with tabs.
+# Characters, from the first quote on, that are examined to see whether quotes have a meaning in a file with tabs.
 _SAMPLE = 1 << 20
 _DELIMITERS = (",", ";", "\t", "|")
 _TABS = (".tsv", ".tab")
-# Excel's first line.
+# A first line that Excel reads and writes: it names the separator.
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
-# Stands for a CR inside a line while the csv module reads it, which would end the row there. No text has it: what
-# cannot be decoded becomes U+DC80 and above.
+# Replaces a CR inside a line while the csv module reads it, since that would end the row at a CR. No text contains it:
+# undecodable bytes become U+DC80 and above.
 _CR = "\ud800"
 _ADVICE = "close its quotes, and double those inside a text"
 
 
 def is_table(line: str, names: Collection[str]) -> bool:
-    """Whether the first line of a file without a known ending is a header: several cells, one of them in `names`."""
+    """Whether the first line of a file with no known ending is a header: several cells, one of them in `names`."""
     if _SEP.fullmatch(line.rstrip("\r\n")):
         return True
     cells = _split_header(line, _delimiter(line, "", names))
@@ -36,9 +36,9 @@ def is_table(line: str, names: Collection[str]) -> bool:
 
 
 def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
-    """The table that the lines hold. `names` are those that a header may have, `suffix` the ending of the file's name.
+    """The table in these lines. `names` are common column names, `suffix` is the ending of the file's name.
 
-    Raises `InputFileError` if it has no header that can be read.
+    Raises `InputFileError` if it has no readable header.
     """
     name = source.path
     first = lines.first_text()
@@ -70,7 +70,7 @@ def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collect
 
 
 def _distinct(header: list[str]) -> list[str]:
-    """Names as pandas makes them: the second `text` is `text.1`. Columns without a name stay so, and are left out."""
+    """Distinct names, as pandas makes them: the second `text` is `text.1`. Empty names stay empty."""
     names: list[str] = []
     for name in header:
         distinct, count = name, 0
@@ -106,7 +106,7 @@ def _split_header(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(line: str, suffix: str, names: Collection[str], width: int = 0) -> str:
-    """The delimiter that gives the header the most known names, then the most cells; in doubt the file ending's."""
+    """The delimiter that gives the header the most known names, then most cells, then that of the file's ending."""
     preferred = "\t" if suffix in _TABS else ","
 
     def score(delimiter: str) -> tuple[bool, int, int, bool]:
@@ -119,8 +119,8 @@ def _delimiter(line: str, suffix: str, names: Collection[str], width: int = 0) -
 
 @dataclass(frozen=True, kw_only=True)
 class _Grammar:
-    row: re.Pattern[str]  # RFC 4180 to the letter: no quote in a cell that is not quoted
-    loose: re.Pattern[str]  # with blanks around quotes, or quotes inside written \\" (Spark, databases)
+    row: re.Pattern[str]  # strictly RFC 4180: no quote in an unquoted cell
+    loose: re.Pattern[str]  # also blanks around quotes, or inner quotes written as \\" (Spark, databases)
     cell: re.Pattern[str]  # one cell of a `loose` row, with the delimiter before it
 
 
@@ -137,7 +137,7 @@ def _grammar(delimiter: str) -> _Grammar:
 
 
 def _hide_cr(line: str) -> str:
-    """The line with every CR but that of its end hidden from the csv module."""
+    """The line with every CR hidden from the csv module, except in its line end."""
     if "\r" in line:
         inside = line[: -2 if line.endswith("\r\n") else -1 if line.endswith("\r") else None]
         if "\r" in inside:
@@ -147,7 +147,7 @@ def _hide_cr(line: str) -> str:
 
 @dataclass
 class _Feed:
-    """Lines for the csv module, and what it has taken of the row at hand."""
+    """Lines for the csv module; records those that it has read for the current row."""
 
     lines: Lines
     taken: list[str] = field(default_factory=list)
@@ -162,33 +162,33 @@ class _Feed:
 
 
 class _Rows:
-    """Rows as cells, each with its line number, or why a line gives none. Reads on after a broken row.
+    """Rows as cells, each with its line number, or the reason why a line has none. Continues after a broken row.
 
-    `width` is the header's. A row over several lines must be right to the letter and have that many cells: otherwise
-    its first line lacks a closing quote, and what follows it are rows of their own. They are taken from the first line
-    on that is a whole row; the lines before are named as errors.
+    `width` is the number of columns in the header. A row over several lines must be strictly RFC 4180 and have that
+    many cells; otherwise its first line lacks a closing quote, and the lines after it are separate rows. Reading
+    resumes at the next line that is a whole row; the lines before it are errors.
     """
 
     def __init__(self, lines: Lines, delimiter: str, width: int | None) -> None:
         self._lines, self._delimiter, self._width = lines, delimiter, width
         self._grammar = _grammar(delimiter)
-        # CSV has quotes; in a table with tabs or bars they may be characters like any other.
+        # CSV has quotes; in a table with tabs or bars they may be ordinary characters.
         self._decided = width is None or delimiter not in "\t|"
 
     def read(self) -> Iterator[tuple[int, list[str] | str]]:
-        """The rows."""
+        """The rows, in order."""
         if not self._decided:
-            yield from self._before_quotes()
+            yield from self._rows_without_quotes()
         if self._decided:
-            yield from self._quoted()
+            yield from self._quoted_rows()
 
-    def _before_quotes(self) -> Iterator[tuple[int, list[str] | str]]:
-        """Rows up to the first quote; if quotes mean nothing, all of them."""
+    def _rows_without_quotes(self) -> Iterator[tuple[int, list[str] | str]]:
+        """Rows up to the first quote; all rows if quotes are ordinary characters."""
         literal = False
         for line in self._lines:
             if not literal and '"' in line:
                 self._lines.put_back([line])
-                if self._quotes_count():
+                if self._quotes_matter():
                     self._decided = True
                     return
                 literal = True
@@ -197,8 +197,8 @@ class _Rows:
             if text:
                 yield self._lines.number, text.split(self._delimiter)
 
-    def _quotes_count(self) -> bool:
-        """Whether what wrote these lines quotes cells that need it (pandas, spreadsheets), or never (SST-2)."""
+    def _quotes_matter(self) -> bool:
+        """Whether the program that wrote these lines quotes cells (pandas, spreadsheets) or never does (SST-2)."""
         lines, whole = self._lines.ahead(_SAMPLE)
         quoting = literal = at = 0
         while at < len(lines):
@@ -209,7 +209,7 @@ class _Rows:
                 end += 1
             if not quotes:
                 at = end
-            elif self._whole("".join(map(_hide_cr, lines[at:end]))):
+            elif self._is_whole("".join(map(_hide_cr, lines[at:end]))):
                 quoting, at = quoting + 1, end
             elif end == len(lines) and not whole and quotes % 2:  # the sample ends inside a cell
                 break
@@ -217,7 +217,7 @@ class _Rows:
                 literal, at = literal + 1, at + 1
         return quoting > literal or not literal
 
-    def _quoted(self) -> Iterator[tuple[int, list[str] | str]]:
+    def _quoted_rows(self) -> Iterator[tuple[int, list[str] | str]]:
         csv.field_size_limit(_LONGEST_CELL)
         feed = _Feed(self._lines)
         reader = csv.reader(feed, delimiter=self._delimiter, strict=True)
@@ -237,13 +237,16 @@ class _Rows:
                 continue
             several = broken or len(feed.taken) > 1
             many = cells is not None and self._width is not None and any(cells[self._width :])
-            whole = cells is not None and not many and (not several or self._surely_whole(cells, feed.taken))
-            if not whole and (loose := self._loose(feed.taken)) is not None:
+            whole = cells is not None and not many and (not several or self._is_surely_whole(cells, feed.taken))
+            if not whole and (loose := self._read_loose(feed.taken)) is not None:
                 cells = loose
             elif cells is None or (several and not whole):
                 self._put_back(feed.taken[1:])
                 if broken:
-                    yield start, "the line is no whole row: it belongs to the broken one before it, or is broken itself"
+                    yield (
+                        start,
+                        "the line is not a whole row: it belongs to the broken one before it, or is broken itself",
+                    )
                 else:
                     yield start, f"the row is not valid CSV: {reason}; {_ADVICE}"
                 broken = True
@@ -251,17 +254,17 @@ class _Rows:
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
 
-    def _surely_whole(self, cells: list[str], taken: list[str]) -> bool:
-        """Whether this is a row though a quote may be open: right to the letter, or one line with even quotes."""
+    def _is_surely_whole(self, cells: list[str], taken: list[str]) -> bool:
+        """Whether this is a row although a quote may be open: strictly RFC 4180, or one line with even quotes."""
         if len(taken) == 1 and taken[0].count('"') % 2 == 0 and len(cells) == self._width:
             return True
-        return self._whole("".join(taken))
+        return self._is_whole("".join(taken))
 
     def _put_back(self, lines: list[str]) -> None:
         self._lines.put_back([line.replace(_CR, "\r") for line in lines])
 
-    def _whole(self, text: str) -> bool:
-        """Whether these lines are one row to the letter, with as many cells as the header."""
+    def _is_whole(self, text: str) -> bool:
+        """Whether these lines are a single valid row, with as many cells as the header."""
         text = text.rstrip("\r\n")
         if not self._grammar.row.fullmatch(text):
             return self._width is not None and self._loose_cells(text) is not None
@@ -270,8 +273,8 @@ class _Rows:
         cells = next(csv.reader([text], delimiter=self._delimiter), [])
         return len(cells) >= self._width and not any(cells[self._width :])
 
-    def _loose(self, taken: list[str]) -> list[str] | None:
-        """The cells of a row that other programs write otherwise; `taken` is then its lines, else begins with them."""
+    def _read_loose(self, taken: list[str]) -> list[str] | None:
+        """The cells of a row in a loose dialect (`_Grammar.loose`), whose lines are left in `taken`; else None."""
         end = quotes = size = 0
         while size < _SAMPLE:
             if end == len(taken):
@@ -291,15 +294,15 @@ class _Rows:
         return cells
 
     def _loose_cells(self, text: str) -> list[str] | None:
-        """The cells of `1, "good, but long"` or of `"so \\"so\\""`, if they are as many as the header's."""
+        """The cells of `1, "good, but long"` or of `"so \\"so\\""`, if there are as many as in the header."""
         if '"' not in text or not self._grammar.loose.fullmatch(text):
             return None
         cells = [match[1] for match in self._grammar.cell.finditer(text)]
         if self._width is not None and len(cells) != self._width:
             return None
-        return [_unquoted(cell) if '"' in cell else cell for cell in cells]
+        return [_unquote(cell) if '"' in cell else cell for cell in cells]
 
 
-def _unquoted(cell: str) -> str:
+def _unquote(cell: str) -> str:
     inside = cell.strip(" ")[1:-1]
     return re.sub(r'""|\\"', '"', inside)

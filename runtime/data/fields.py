@@ -1,4 +1,4 @@
-"""Which value of a record is the text, the label or a column to keep: by name, dotted path or the usual names."""
+"""Finding the text, the label or a column in a record: by name, by dotted path or by common names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from nopad.runtime.data.table import Table
 from nopad.runtime.errors import InputFileError
 
-# Columns that every command looks for, in this order, where the user names none.
+# Columns that every command looks for, in this order, if the user names none.
 TEXT_COLUMNS = (
     "text",
     "sentence",
@@ -25,33 +25,33 @@ TEXT_COLUMNS = (
     "document",
 )
 LABEL_COLUMNS = ("label", "labels", "score", "class", "category", "target", "sentiment", "intent", "rating", "stars")
-# Stands for a value that is not there.
+# Marks an absent value.
 MISSING: Any = object()
 _MOST_NAMED = 20
 
 
 def plain_name(name: str) -> str:
-    """A column's name without what people vary: case, blanks around it."""
+    """A column's name without variations: case, surrounding blanks."""
     return name.strip().casefold()
 
 
-def find_column(columns: Collection[str], wanted: str) -> str | None:
-    """The column of that name; else the only column that differs from it in nothing but case and blanks around it.
+def find_column(columns: Collection[str], name: str) -> str | None:
+    """The column `name`; else the only column that differs from it only in case and surrounding blanks.
 
-    Raises `ValueError` where there are several.
+    Raises `ValueError` if there are several.
     """
-    if wanted in columns:
-        return wanted
-    alike = [name for name in columns if plain_name(name) == plain_name(wanted)]
+    if name in columns:
+        return name
+    alike = [column for column in columns if plain_name(column) == plain_name(name)]
     if len(alike) > 1:
-        raise ValueError(f"{wanted!r} may be {' or '.join(map(repr, alike))}")
+        raise ValueError(f"{name!r} may be {' or '.join(map(repr, alike))}")
     return alike[0] if alike else None
 
 
 def value_at(record: Mapping[str, Any], path: str) -> Any:
     """The value of a key (whatever its case), or at a dotted path (`meta.review.text`, `messages.0.content`).
 
-    A key that has dots itself comes first. `MISSING` if there is none; raises `ValueError` if several keys are meant.
+    A key that contains the dots takes precedence. `MISSING` if there is none; raises `ValueError` if it is ambiguous.
     """
     name = find_column(record, path)
     if name is not None:
@@ -75,10 +75,10 @@ def value_at(record: Mapping[str, Any], path: str) -> Any:
 
 
 class Field:
-    """One value of every record: at the user's `path`, else of the first of the `known` names that is there.
+    """A value of each record: at the user's `path`, else of the first of the `known` names that the table has.
 
-    `option` is the option that names it. Where every record has keys of its own, the field is the known name that most
-    of the first records have. Raises `InputFileError` if the table lacks such a column, unless it is not `required`.
+    `option` is the command-line option for it. Where every record has its own keys, the field is the known name that
+    most of the first records have. Raises `InputFileError` if the table lacks a `required` column.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Field:
 
     @property
     def name(self) -> str | None:
-        """The column or path; None as long as no record has had one of the known names."""
+        """The column or path; None until a record has one of the known names."""
         return self._name
 
     def value(self, record: Mapping[str, Any]) -> Any:
-        """The record's value, or `MISSING`. Raises `ValueError` if several keys are meant."""
+        """The record's value, or `MISSING`. Raises `ValueError` if the name is ambiguous."""
         if self._name is None:
             if self._table.columns is not None:
                 return MISSING
@@ -139,30 +139,30 @@ class Field:
 
     def _first(self, names: Sequence[str], columns: Collection[str]) -> str | None:
         try:
-            return next((found for name in names if (found := find_column(columns, name)) is not None), None)
+            return next((column for name in names if (column := find_column(columns, name)) is not None), None)
         except ValueError as error:
             reason = f"{error}; name one exactly with {self._option}"
             raise InputFileError(f"{self._table.name} has several such columns: {reason}") from None
 
     def _absent(self, table: Table) -> str:
         if table.kind == "plain text":
-            return f"{table.name} is plain text, every line of it a text: it has no column to name with {self._option}"
-        wanted = repr(self._path) if self._path is not None else " or ".join(self._known[:4])
+            return f"{table.name} is plain text, a text on each line: it has no column to name with {self._option}"
+        named = repr(self._path) if self._path is not None else " or ".join(self._known[:4])
         hint = f"name one with {self._option}"
         if table.untyped:
             hint += "; if its first line is a row already, name its columns with --columns"
-        return f"{table.name} has no column {wanted} (it has: {name_list(table.columns or ())}); {hint}"
+        return f"{table.name} has no column {named} (it has: {name_list(table.columns or ())}); {hint}"
 
 
 def name_list(names: Collection[str]) -> str:
-    """Names for a message, no more than a reader takes in."""
-    some = sorted(map(str, names)) if isinstance(names, Mapping) else list(map(str, names))
-    more = f" and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
-    return (", ".join(name[:60] for name in some[:_MOST_NAMED]) or "nothing") + more
+    """Names for a message, as many as a reader can take in."""
+    shown = sorted(map(str, names)) if isinstance(names, Mapping) else list(map(str, names))
+    more = f" and {len(shown) - _MOST_NAMED} more" if len(shown) > _MOST_NAMED else ""
+    return (", ".join(name[:60] for name in shown[:_MOST_NAMED]) or "nothing") + more
 
 
 def as_cell(value: Any) -> str:
-    """A value of a spreadsheet as its cell shows it."""
+    """A spreadsheet's value as the cell shows it."""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""Folders of data -> splits: a split in a file's or folder's name, classes as folders, saved data sets."""
+"""Folders of data -> splits: by file or folder names, by class folders, or saved by `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.table import DataSource, Item, Table, unreadable
 from nopad.runtime.errors import InputFileError
 
-# Kinds of files that are taken for data wherever they lie in a folder.
+# Endings of files that are data wherever they are in a folder.
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xlsx")
-# Files of JSON that describe a data set or a model, and hold no rows.
+# JSON files that describe a data set or a model and hold no rows.
 _METADATA = {
     "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json", "metadata.json",
     "croissant.json", "package.json", "tokenizer.json", "tokenizer_config.json", "schema.json",
@@ -24,13 +24,13 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
     "test": "test",
 }
-# Class folders of texts without a class.
+# Names of class folders whose texts have no class.
 _UNLABELLED = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split: files of rows, in order; or, with `classes`, texts of one file each."""
+    """One split: files of rows, in order; or, with `classes`, files of one text each."""
 
     files: tuple[Path, ...]
     classes: tuple[str, ...] = ()  # of each file
@@ -39,7 +39,7 @@ class Part:
 
 
 def find_parts(folder: Path) -> dict[str, Part]:
-    """The splits of a folder, `train`, `validation`, `test` first; `train` alone if no name there says a split.
+    """The splits of a folder, `train`, `validation`, `test` first; only `train` if no name in it names a split.
 
     Raises `InputFileError`.
     """
@@ -54,16 +54,16 @@ def find_parts(folder: Path) -> dict[str, Part]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's or folder's name says, if any."""
+    """The split that a file's or folder's name contains, if any."""
     return next((_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS), None)
 
 
 def _parts(folder: Path, depth: int) -> dict[str, Part]:
     splits = saved_splits(folder)
     if splits is not None:
-        return {split_of(name) or name: _saved(folder / name) for name in splits}
+        return {split_of(name) or name: _saved_part(folder / name) for name in splits}
     if is_saved_dataset(folder):
-        return {"train": _saved(folder)}
+        return {"train": _saved_part(folder)}
     files = _data_files(folder)
     if files:
         return _by_name(folder, files)
@@ -78,12 +78,14 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
             parts[split] = part
     if parts or depth > 2:
         return parts
-    # Where a data set lies one folder deeper: data/ and configurations of the Hub, an unpacked archive.
-    inner = {path: within for path in below if path not in named and (within := _parts(path, depth + 1))}
-    if len(inner) > 1:
-        raise InputFileError(f"{folder} holds several data sets ({', '.join(path.name for path in inner)}); name one")
-    if inner:
-        return next(iter(inner.values()))
+    # The data set may be a folder deeper: data/ and configurations on the Hub, an unpacked archive.
+    data_sets = {path: found_parts for path in below if path not in named and (found_parts := _parts(path, depth + 1))}
+    if len(data_sets) > 1:
+        raise InputFileError(
+            f"{folder} holds several data sets ({', '.join(path.name for path in data_sets)}); name one"
+        )
+    if data_sets:
+        return next(iter(data_sets.values()))
     classes = _classes(folder)
     return {"train": classes} if classes is not None else {}
 
@@ -91,7 +93,7 @@ def _parts(folder: Path, depth: int) -> dict[str, Part]:
 def _whole_part(folder: Path) -> Part | None:
     """The folder as a single split; None if it holds no data."""
     if is_saved_dataset(folder):
-        return _saved(folder)
+        return _saved_part(folder)
     files = _data_files(folder)
     if files:
         _check_one_kind(folder, files)
@@ -99,7 +101,7 @@ def _whole_part(folder: Path) -> Part | None:
     return _classes(folder)
 
 
-def _saved(folder: Path) -> Part:
+def _saved_part(folder: Path) -> Part:
     if not is_saved_dataset(folder):
         raise InputFileError(f"{folder} is not what save_to_disk writes, or incomplete; copy the whole folder again")
     files, names = saved_files(folder)
@@ -132,7 +134,7 @@ def _check_one_kind(folder: Path, files: list[Path]) -> None:
 
 
 def _classes(folder: Path) -> Part | None:
-    """A folder for each class, a text in each file (IMDb's own layout); None for another folder."""
+    """The split of a folder with a folder per class and a text per file, as in IMDb; None for another folder."""
     texts: dict[str, list[Path]] = {}
     for path in _entries(folder):
         if path.is_dir() and (files := [file for file in _entries(path) if file.suffix.lower() == ".txt"]):
@@ -161,7 +163,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Files and folders in a folder, hidden ones aside; part-2 before part-10."""
+    """Files and folders in a folder, without hidden entries; part-2 comes before part-10."""
     try:
         entries = [path for path in folder.iterdir() if not path.name.startswith((".", "_", "~$"))]
     except OSError as error:

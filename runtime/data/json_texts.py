@@ -1,4 +1,4 @@
-"""JSON -> records: lines of objects, arrays, and the layouts that pandas and datasets write."""
+"""JSON -> records: JSON lines, arrays, and the layouts of pandas and datasets."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from nopad.runtime.data.table import DataSource, Item, Table
 from nopad.runtime.errors import InputFileError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-# A line that opens an object which later lines continue.
+# A first line of an object that continues on later lines.
 _BEGINNING = re.compile(r'\s*\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:\s*[\[{]?\s*|"(?:[^"\\]|\\.)*+"\s*:.*,\s*)?', re.DOTALL)
 _ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 
 
 def is_json(line: str, suffix: str) -> bool:
-    """Whether the first line of a file without a known ending begins JSON."""
+    """Whether the first line of a file with no known ending is the start of JSON."""
     if _ARRAY.match(line):
         return True
     return line.lstrip().startswith("{") and (not suffix or isinstance(_parse(line), dict))
 
 
 def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[str]) -> Table:
-    """The records of a JSON text: a record a line, or one document. `names` are those that a text's key may have.
+    """The records of a JSON text: one per line, or a single document. `names` are possible keys of the text.
 
-    Raises `InputFileError` if a document is broken; a broken line is an error of its own.
+    Raises `InputFileError` if a document is broken; a broken line is an error for that line only.
     """
     first = lines.first_text()
     parsed = _parse(first)
-    if isinstance(parsed, str):  # one line is not the whole of it, or is broken
+    if isinstance(parsed, str):  # a line is not the whole document, or is broken
         array = first.lstrip().startswith("[")
         document = array or (suffix not in (".jsonl", ".ndjson") and _BEGINNING.fullmatch(first) is not None)
     else:
@@ -41,7 +41,7 @@ def open_json(lines: Lines, source: DataSource, suffix: str, names: Collection[s
         document = not first_of_many and not (cells and source.columns) and _is_last(lines)
     if not document:
         return Table(name=source.path, kind="JSON Lines", items=_lines(lines, source))
-    values = enumerate(_whole(lines, source, names), 1)
+    values = enumerate(_document(lines, source, names), 1)
     items = ((number, _record(value, "the item", source.columns)) for number, value in values)
     return Table(name=source.path, kind="JSON", items=items, unit="item")
 
@@ -68,10 +68,10 @@ def _lines(lines: Lines, source: DataSource) -> Iterator[Item]:
 
 
 def _parse(line: str) -> Any:
-    """The line's value; or a text, the reason why it has no value that can be a record."""
+    """The line's value; or, as a str, the reason why it cannot be a record."""
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also a number too long, lists too deep
+    except (ValueError, RecursionError) as error:  # also numbers with too many digits, nesting too deep
         return f"the line is not valid JSON: {error}"
     return "the line is a JSON str, expected an object" if isinstance(value, str) else value
 
@@ -85,7 +85,7 @@ def _record(value: Any, what: str, columns: Sequence[str]) -> dict[str, Any] | s
     return f"{what} is a JSON {type(value).__name__}, expected an object{hint}"
 
 
-def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
+def _document(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any]:
     text = "".join(lines)
     if undecodable(text):
         reason = not_decoded(source.encoding).replace("the line", "it", 1)
@@ -102,12 +102,12 @@ def _whole(lines: Lines, source: DataSource, names: Collection[str]) -> list[Any
 
 
 def _is_record(value: dict[str, Any], names: Collection[str]) -> bool:
-    """Whether the object holds a text itself."""
+    """Whether the object itself holds a text."""
     return any(isinstance(value_at(value, name), str) for name in names)
 
 
 def _layout(value: dict[str, Any], names: Collection[str]) -> list[Any] | None:
-    """The records of an object that holds them all: pandas' orients, lists of columns, or a key with the array."""
+    """The records of an object that holds them all: pandas' orients, columns as lists, or a single array."""
     parts = list(value.values())
     rows = value.get("data")
     if isinstance(value.get("columns"), list) and isinstance(rows, list) and all(isinstance(r, list) for r in rows):

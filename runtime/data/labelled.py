@@ -1,4 +1,4 @@
-"""Texts with true labels (`--data`): read for the classifier that a manifest describes."""
+"""Reading texts with true labels (`--data`) for the model that a manifest describes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 
-# Classes as 0 and 1, for regression the numbers themselves: [rows, num_labels].
+# [rows, num_labels]: 0 and 1 for classes, the values themselves for regression.
 Targets = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts:
-    """Rows of a data file; `targets` None if it has no labels."""
+    """Texts of a data file; `targets` is None if it has no labels."""
 
     texts: list[str]
     targets: Targets | None = None
@@ -41,11 +41,11 @@ def read_labelled(
     label_field: str | None = None,
     limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a file or folder for the classifier that `manifest` describes; for embeddings, its texts alone.
+    """Read a file or folder for the classifier that `manifest` describes; for embeddings, only the texts.
 
-    A label is a name or, where no name consists of digits, its number (`labels.py`, as in training); a list of
-    those, or of zeros and ones, where a text has several labels; a number for regression. `label_field` may be several
-    with commas between them: zeros and ones for each label. Without the fields, the usual names are looked for
+    A label is a name or, if no name consists of digits, its index (`labels.py`, as in training). It is a list of those,
+    or of zeros and ones, where a text can have several labels, and a number for regression. `label_field` may be
+    several columns separated by commas: zeros and ones for each label. Without the fields, common names are looked for
     (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
     """
     if manifest.task not in ("text-classification", "embeddings"):
@@ -59,7 +59,7 @@ def read_labelled(
         fields = _label_fields(table, label_field, manifest.labels)
         for place, text, record in _texts(table, text_field, limit):
             texts.append(text)
-            labels.append(_named(_label(record, fields, place), table, fields, manifest.labels))
+            labels.append(_by_name(_label(record, fields, place), table, fields, manifest.labels))
             places.append(place)
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if len(missing) == len(texts) and (label_field is None or table.columns is not None):
@@ -83,7 +83,7 @@ def read_labelled(
 def read_texts(
     source: DataSource | str | Path, *, text_field: str | None = None, limit: int | None = None
 ) -> list[str]:
-    """The texts of a source, whatever labels it has. Raises `InputFileError` at the first row that has none."""
+    """The texts of a source, without its labels. Raises `InputFileError` at the first row that has no text."""
     with _open(source, text_field) as table:
         return [text for _, text, _ in _texts(table, text_field, limit)]
 
@@ -110,9 +110,9 @@ def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[
 
 
 def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -> list[Field]:
-    """The field of the label; of several columns those of the cells, in the order of `names`."""
-    have = table.columns if table.columns is not None else [name for record in table.sample for name in record]
-    columns = split_columns(label_field, list(have)) if label_field is not None else [None]
+    """The field of the label; for several columns, their fields in the order of `names`."""
+    available = table.columns if table.columns is not None else [name for record in table.sample for name in record]
+    columns = split_columns(label_field, list(available)) if label_field is not None else [None]
     if len(columns) > 1 and sorted(map(str, columns)) == sorted(names):
         columns = list(names)
     required = label_field is not None
@@ -120,7 +120,7 @@ def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -
 
 
 def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> Any:
-    """The label of a row, None where it has none; of several columns a tuple of the cells."""
+    """The label of a row, None if it has none; for several columns, a tuple of their cells."""
     try:
         cells = [field.value(record) for field in fields]
     except ValueError as error:
@@ -132,18 +132,18 @@ def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> An
     return None if None in cells else tuple(cells)
 
 
-def _named(label: Any, table: Table, fields: Sequence[Field], names: Sequence[str]) -> Any:
-    """The label by its name, where the data bring names of the bundle's for their numbers: the order may differ."""
-    own = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
-    if not own or not set(own) <= set(names):
+def _by_name(label: Any, table: Table, fields: Sequence[Field], names: Sequence[str]) -> Any:
+    """The label as a name, if the data name their class numbers as the bundle does: the order may differ."""
+    class_names = table.class_names.get(str(fields[0].name), ()) if len(fields) == 1 else ()
+    if not class_names or not set(class_names) <= set(names):
         return label
     items = label if isinstance(label, list) else [label]
-    named = [own[item] if isinstance(item, int) and 0 <= item < len(own) else item for item in items]
+    named = [class_names[item] if isinstance(item, int) and 0 <= item < len(class_names) else item for item in items]
     return named if isinstance(label, list) else named[0]
 
 
 def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]]:
-    """The function that makes a label a row of targets, or raises `ValueError` with the reason."""
+    """The function that turns a label into a row of targets, or raises `ValueError` with the reason."""
     names, several = head.labels, head.multi_label
     find = label_finder(names)
 
@@ -153,7 +153,7 @@ def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]
             raise ValueError(f"label {label!r} is not {len(names)} finite number{'s' if len(names) > 1 else ''}")
         return [float(cell) for cell in cells if cell is not None]
 
-    def ones(label: Any) -> list[float]:
+    def zeros_and_ones(label: Any) -> list[float]:
         cells = label if isinstance(label, list | tuple) else [label]
         if len(cells) != len(names):
             raise ValueError(f"{len(cells)} cells for {len(names)} labels: {listed(names)}")
@@ -175,5 +175,5 @@ def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]
     columns = all(isinstance(label, tuple) for label in labels)
     alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
     if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
-        return ones
+        return zeros_and_ones
     return classes

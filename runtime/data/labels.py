@@ -1,4 +1,4 @@
-"""What a label in a file means, by the same rule in training data and in the gate's labelled data. Pure."""
+"""The meaning of labels in files, the same for training data and the gate's labelled data. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 def spelled_number(value: Any) -> int | float | None:
-    """The number that `value` is or, as a text, spells (blanks around it do not count); None for all else.
+    """The number that `value` is or, as a text, spells (surrounding blanks are ignored); else None.
 
-    Whole numbers are int, what is written with a point or exponent is float, also "nan" and "inf". Booleans are no
-    numbers.
+    Whole numbers are int; numbers with a point or exponent, "nan" and "inf" are float. Booleans are not numbers.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
@@ -44,7 +43,7 @@ def zero_or_one(value: Any) -> float:
 
 
 def is_hot(value: Any, width: int) -> bool:
-    """Whether `value` is a list of `width` zeros and ones: all labels of a text, instead of those that it has."""
+    """Whether `value` is a list of `width` zeros and ones (multi-hot), not a list of the labels that apply."""
     return (
         isinstance(value, list)
         and len(value) == width
@@ -53,17 +52,17 @@ def is_hot(value: Any, width: int) -> bool:
 
 
 def split_columns(field: str, columns: Sequence[str]) -> list[str]:
-    """The columns that `field` names, with commas between them; a column whose own name has commas is taken whole."""
+    """The columns that `field` names, separated by commas; a column whose name contains commas is taken whole."""
     if field in columns or "," not in field:
         return [field]
     return [name.strip() for name in field.split(",")]
 
 
 def label_finder(names: Sequence[str]) -> Callable[[Any], int | None]:
-    """The function that tells which of `names` a label is (its index), or None.
+    """The function that returns the index of a label in `names`, or None.
 
-    A text that is a name is that name, and so is a number that a name spells (1, 1.0 and "1.0" are "1"), and a boolean
-    (true is "True" and "true"). Only where no name consists of digits, a whole number may be an index.
+    A label matches a name as a text, as a number that the name spells (1, 1.0 and "1.0" match "1"), or as a boolean
+    (true matches "True" and "true"). A whole number may be an index only if no name consists of digits.
     """
     by_text = {name: index for index, name in enumerate(names)}
     by_number: dict[int | float, int] = {}
@@ -93,7 +92,7 @@ def label_finder(names: Sequence[str]) -> Callable[[Any], int | None]:
 
 
 def listed(values: Sequence[Any], most: int = 10) -> str:
-    """The first `most` of `values` for a message, and how many there are if more."""
+    """The first `most` of `values` for a message, and the number of the others."""
     shown = ", ".join(str(value)[:80] for value in values[:most])
     return shown if len(values) <= most else f"{shown} and {len(values) - most:,} more"
 

@@ -1,4 +1,4 @@
-"""From a path to bytes or lines: compression and kind seen from the first bytes, encoding checked, lines numbered."""
+"""From a path to bytes or lines: compression and kind by the first bytes, encoding checked, lines numbered."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import IO, Any
 from nopad.runtime.data.table import need
 from nopad.runtime.errors import InputFileError
 
-# Bytes that are examined before reading: for the kind, the encoding, and how lines end.
+# Bytes that are examined first: for the kind, the encoding and the line ends.
 _HEAD = 1 << 16
-# How files begin, and their kind, by the names that `records` knows.
+# First bytes of a file -> its kind, as `records` names it.
 _KINDS = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow-file",
@@ -42,9 +42,9 @@ _REFUSED = {
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 _LONE_CR = re.compile(rb"\r(?!\n)")
-# What a file that is damaged raises while it is read.
+# Exceptions from reading a damaged file.
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
-# Bytes that the encoding does not have, as the error handler `surrogateescape` shows them.
+# Undecodable bytes, as the error handler `surrogateescape` represents them.
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
@@ -71,7 +71,7 @@ def open_bytes(path: str, stack: ExitStack) -> Opened:
             if method is None:
                 break
             again = again and method != "zstd"
-            file, head = _look(stack.enter_context(_decompressed(file, method, path)), again)
+            file, head = _look(stack.enter_context(_decompress(file, method, path)), again)
     except DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputFileError(f"cannot read {path}: {reason}") from None
@@ -83,7 +83,7 @@ def open_bytes(path: str, stack: ExitStack) -> Opened:
 
 
 def suffix_of(path: str | Path) -> str:
-    """The ending of a file's name in lower case, without that of a compression."""
+    """The ending of a file's name in lower case, ignoring a compression's ending (`.jsonl` for `a.jsonl.gz`)."""
     name = Path(path)
     while name.suffix.lower() in _SUFFIXES:
         name = name.with_suffix("")
@@ -91,12 +91,12 @@ def suffix_of(path: str | Path) -> str:
 
 
 def seekable(file: IO[bytes]) -> IO[bytes]:
-    """The file itself, or all of it in memory where it cannot seek (a pipe, zstd)."""
+    """The file itself, or all of it in memory if it cannot seek (a pipe, zstd)."""
     return file if file.seekable() else io.BytesIO(file.read())
 
 
 def _look(file: Any, again: bool) -> tuple[IO[bytes], bytes]:
-    """The file at its beginning, and its first bytes; `again`: whether they can be read twice."""
+    """The file at its beginning, and its first bytes; `again`: whether the file can seek back."""
     head = file.read(_HEAD)
     if again:
         file.seek(0)
@@ -105,7 +105,7 @@ def _look(file: Any, again: bool) -> tuple[IO[bytes], bytes]:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream with the bytes that were read from its beginning. `damage` is what a cut stream raises."""
+    """A stream with its first bytes put back. `damage` is the exception of a truncated stream."""
 
     def __init__(self, head: bytes, rest: Any, damage: type[Exception] = EOFError) -> None:
         self._head, self._rest, self._damage = head, rest, damage
@@ -123,7 +123,7 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _decompressed(file: IO[bytes], method: str, path: str) -> Any:
+def _decompress(file: IO[bytes], method: str, path: str) -> Any:
     if method == "gzip":
         return gzip.GzipFile(fileobj=file)
     if method == "bzip2":
@@ -135,7 +135,7 @@ def _decompressed(file: IO[bytes], method: str, path: str) -> Any:
 
 
 class _Frames:
-    """zstd, frame by frame: the library's own reader takes a frame that is cut short for the file's end."""
+    """zstd, frame by frame: the library's own reader takes a truncated frame for the end of the file."""
 
     def __init__(self, file: Any, zstandard: Any) -> None:
         self._file, self._zstandard = file, zstandard
@@ -147,7 +147,7 @@ class _Frames:
             data = self._file.read(_HEAD)
             if not data:
                 if self._frame is not None:
-                    raise EOFError("the compressed file is cut short; copy it again")
+                    raise EOFError("the compressed file is truncated; copy it again")
                 return b""
             while data:
                 self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
@@ -160,16 +160,16 @@ class _Frames:
 
 
 class Lines:
-    """Lines of a text with their ends, numbered; they can be read ahead, or put back.
+    """Numbered lines of a text, with their line ends; they can be peeked at and put back.
 
-    A line ends in LF or CRLF; in a text whose first lines end in CR alone, in that.
+    A line ends in LF or CRLF, or in CR if the first lines of the text do.
     """
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
         self._ahead: deque[str] = deque()
         self._first = True
-        self.number = 0  # of the line that was taken last
+        self.number = 0  # of the last line that was read
 
     def __iter__(self) -> Lines:
         return self
@@ -180,12 +180,12 @@ class Lines:
         return line
 
     def put_back(self, lines: list[str]) -> None:
-        """Lines that were taken last will be taken again."""
+        """Put the last lines back, to be read again."""
         self._ahead.extendleft(reversed(lines))
         self.number -= len(lines)
 
     def ahead(self, characters: int) -> tuple[list[str], bool]:
-        """The next lines up to so many characters, without taking them; and whether the text ends with them."""
+        """Peek at the next lines, of about `characters` in all; and whether the text ends with them."""
         size = sum(map(len, self._ahead))
         while size < characters:
             try:
@@ -196,7 +196,7 @@ class Lines:
         return list(self._ahead), False
 
     def first_text(self) -> str:
-        """The next line that is not blank, without taking it; empty if there is none."""
+        """Peek at the next line that is not blank; empty if there is none."""
         while not any(line.strip() for line in self._ahead):
             try:
                 self._ahead.append(self._read())
@@ -209,7 +209,7 @@ class Lines:
         if self._first:
             self._first = False
             line = line.removeprefix("\ufeff")
-        if line.endswith("\x1a"):  # Ctrl-Z, which ends a text of DOS; only a last line has no line end behind it
+        if line.endswith("\x1a"):  # Ctrl-Z, which ends a DOS text; only the last line can have it without a line end
             line = line.rstrip("\x1a")
             if not line:
                 raise StopIteration
@@ -217,19 +217,19 @@ class Lines:
 
 
 def text_lines(opened: Opened, path: str, encoding: str | None, stack: ExitStack) -> Lines:
-    """The lines of a text; `stack` closes it. Raises `InputFileError` for UTF-16 and UTF-32 that was not asked for."""
-    if encoding is None and (found := _wide_encoding(opened.head)):
-        raise InputFileError(f"{path} is {found.upper()}, not UTF-8: read it with --encoding {found}")
+    """The lines of a text; `stack` closes it. Raises `InputFileError` for UTF-16 or UTF-32 without `encoding`."""
+    if encoding is None and (wide := _wide_encoding(opened.head)):
+        raise InputFileError(f"{path} is {wide.upper()}, not UTF-8: read it with --encoding {wide}")
     codec = "utf-8-sig" if encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     newline = "\r" if _lines_end_in_cr(opened.head) else "\n"
-    # surrogateescape: a line that cannot be decoded is recognised later (`undecodable`), and does not end the file.
+    # surrogateescape: an undecodable line is recognised later (`undecodable`) and does not end the file.
     stream = io.TextIOWrapper(opened.file, codec, errors="surrogateescape", newline=newline)
     stack.enter_context(stream)
     return Lines(_decoded(stream, path, encoding or "UTF-8"))
 
 
 def _lines_end_in_cr(head: bytes) -> bool:
-    """Whether the first line ends in CR alone (the old Mac), and more lines do than in LF."""
+    """Whether the first line ends in CR alone (old Mac), and more lines end so than in LF."""
     head = head.replace(b"\0", b"")  # of UTF-16
     first = _LONE_CR.search(head)
     ends = head.count(b"\n") - head.count(b"\r\n")
@@ -244,7 +244,7 @@ def _decoded(stream: Iterator[str], path: str, encoding: str) -> Iterator[str]:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by a byte order mark, or by the zero bytes that Latin letters have in them."""
+    """UTF-16 or UTF-32, by a byte order mark or by the zero bytes of Latin letters; else None."""
     for mark, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
                        (b"\xfe\xff", "utf-16")):  # fmt: skip
         if head.startswith(mark):
@@ -257,7 +257,7 @@ def _wide_encoding(head: bytes) -> str | None:
 
 
 def undecodable(text: str) -> bool:
-    """Whether bytes of the text could not be decoded."""
+    """Whether the text contains undecodable bytes."""
     return not text.isascii() and _ESCAPED.search(text) is not None
 
 

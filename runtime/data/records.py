@@ -1,4 +1,4 @@
-"""Whatever the user has -> a table of records, or rows of texts: a file of any kind, a folder, or stdin."""
+"""The user's files -> a table of records, or rows of texts: a file of any kind, a folder, or stdin."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nopad.runtime.data.table import DataSource, Item, Table, source_of, unreada
 from nopad.runtime.errors import InputFileError
 from nopad.runtime.types import Text
 
-# Records that are read ahead to find the field of the text, where each record has keys of its own.
+# Records that are read ahead to find the field of the text, if each record has its own keys.
 _SAMPLE = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One text of a source (or a pair of texts), or why the row has none."""
+    """One text of a source (or a pair of texts), or the reason why the row has none."""
 
     line: int  # the row's number: 1 is the first line of a text file, the first row of other kinds
     text: Text = ""
@@ -37,26 +37,26 @@ class Row:
 
 @contextmanager
 def open_table(source: DataSource | str, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
-    """Open a file, a folder or stdin. `wanted`: names that the text's column may have, which mark a header.
+    """Open a file, a folder or stdin. `wanted`: possible names of the text's column, by which a header is recognised.
 
-    Raises `InputFileError` if it cannot be read, is of another kind, or has no rows, and
-    `EnvironmentProblem` if a package is missing. A row that is bad is an item that says why.
+    Raises `InputFileError` if it cannot be read, is of an unknown kind, or has no rows, and `EnvironmentProblem` if a
+    package is missing. A bad row is an item with the reason.
     """
     source = source_of(source)
     path, part = source.location()
     with ExitStack() as stack:
         if os.path.isdir(path):
             parts = find_parts(Path(path))
-            yield _started(_open_part(_choose_part(parts, path, part), source, wanted, stack))
+            yield _with_sample(_open_part(_choose_part(parts, path, part), source, wanted, stack))
         else:
-            yield _started(_open_file(source, wanted, stack))
+            yield _with_sample(_open_file(source, wanted, stack))
 
 
 @contextmanager
 def open_part(part: Part, source: DataSource, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Iterator[Table]:
-    """Open one of the splits that `folders.find_parts` has found. As `open_table`."""
+    """Like `open_table`, for a split from `folders.find_parts`."""
     with ExitStack() as stack:
-        yield _started(_open_part(part, source, wanted, stack))
+        yield _with_sample(_open_part(part, source, wanted, stack))
 
 
 def read_rows(
@@ -69,18 +69,17 @@ def read_rows(
 ) -> Iterator[Row]:
     """The texts of a source, or its pairs of texts, lazily. `keep` names columns to carry along, `*` all of them.
 
-    `remark` is called with what was left out, or chosen among several.
+    `remark` is called with remarks: what was left out, or chosen among several.
 
-    Undecodable bytes, missing fields and unclosed quotes make that row an error. Without `field` the text is that of
-    the first of `TEXT_COLUMNS` that the source has. Raises what `open_table` does, and `InputFileError` if a table
-    lacks such a column.
+    Undecodable bytes, missing fields and unclosed quotes make a row an error. Without `field`, the text is in the first
+    of `TEXT_COLUMNS` that the source has. Raises as `open_table`, and `InputFileError` if a table lacks the column.
     """
     names = [name for name in (field, second_field) if name] if field else TEXT_COLUMNS
     with open_table(source, wanted=names) as table:
         for text in table.remarks:
             remark(text)
-        asked = [(field, "--field"), (second_field, "--second-field")]
-        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in asked[: 2 if second_field else 1]]
+        options = [(field, "--field"), (second_field, "--second-field")]
+        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in options[: 2 if second_field else 1]]
         kept = [(name, Field(table, name, (), "--keep")) for name in keep if name != "*"]
         for number, record in table.items:
             if isinstance(record, str):
@@ -97,13 +96,13 @@ def read_rows(
 
 
 def source_columns(source: DataSource | str, wanted: Sequence[str] = TEXT_COLUMNS) -> tuple[str, ...] | None:
-    """The columns of a table; None where every record has keys of its own. Raises what `open_table` does."""
+    """The columns of a table; None if every record has its own keys. Raises as `open_table`."""
     with open_table(source, wanted=wanted) as table:
         return table.columns
 
 
 def source_files(source: DataSource | str) -> list[Path]:
-    """The files that are read for a source; none for stdin. Raises `InputFileError`."""
+    """The files of a source; none for stdin. Raises `InputFileError`."""
     path, part = source_of(source).location()
     if path == "-":
         return []
@@ -127,7 +126,7 @@ def _open_part(part: Part, source: DataSource, wanted: Sequence[str], stack: Exi
     names = part.class_names or first.class_names
     if len(part.files) == 1:
         return replace(first, class_names=names)
-    ends: list[int] = []  # number of the last row of each file, counted through
+    ends: list[int] = []  # number of the last row of each file, counted over all files
 
     def items() -> Iterator[Item]:
         number = offset = 0
@@ -153,14 +152,14 @@ def _open_file(source: DataSource, wanted: Sequence[str], stack: ExitStack) -> T
     path, part = source.location()
     opened = open_bytes(path, stack)
     if opened.kind == "zip":
-        return _guarded(open_spreadsheet(opened, source, part, stack))
+        return _with_damage_reported(open_spreadsheet(opened, source, part, stack))
     if part is not None:
         raise InputFileError(f"{path} has no part {part!r}: only spreadsheets (sheets) and folders (splits) have")
     if opened.kind != "text":
-        return _guarded(open_columnar(opened, source, stack))
+        return _with_damage_reported(open_columnar(opened, source, stack))
     try:
         lines = text_lines(opened, path, source.encoding, stack)
-        return _guarded(_open_text(lines, source, opened.suffix, wanted))
+        return _with_damage_reported(_open_text(lines, source, opened.suffix, wanted))
     except DAMAGED as error:
         raise unreadable(path, error) from None
 
@@ -188,8 +187,8 @@ def _plain(lines: Lines, encoding: str | None) -> Iterator[Item]:
         yield lines.number, not_decoded(encoding) if undecodable(text) else {"text": text}
 
 
-def _guarded(table: Table) -> Table:
-    """The table, whose items end in an `InputFileError` where the file breaks off."""
+def _with_damage_reported(table: Table) -> Table:
+    """The table, with an `InputFileError` where its items meet a damaged file."""
 
     def items() -> Iterator[Item]:
         try:
@@ -200,8 +199,8 @@ def _guarded(table: Table) -> Table:
     return replace(table, items=items())
 
 
-def _started(table: Table) -> Table:
-    """The table with its first records as its sample. Raises `InputFileError` if it has none."""
+def _with_sample(table: Table) -> Table:
+    """The table with its first records as `sample`. Raises `InputFileError` if it has no rows."""
     first = list(islice(table.items, _SAMPLE))
     if not first:
         header = f" but its header ({name_list(table.columns)})" if table.columns and table.untyped else ""

@@ -1,4 +1,4 @@
-"""Excel's .xlsx -> records: a sheet whose first row that is not blank names the columns."""
+"""Excel's .xlsx -> records: a sheet, whose first non-blank row names the columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DAMAGED = (zipfile.BadZipFile, KeyError, ValueError, TypeError, OSError, EOFErr
 
 
 def open_spreadsheet(opened: Opened, source: DataSource, sheet: str | None, stack: ExitStack) -> Table:
-    """The rows of a sheet, the first visible sheet if none is named. Raises `InputFileError`, `EnvironmentProblem`."""
+    """The rows of a sheet (None: the first visible sheet). Raises `InputFileError`, `EnvironmentProblem`."""
     path, file = source.location()[0], seekable(opened.file)
     _check_kind(file, path)
     openpyxl = need("openpyxl", f"{path} (a spreadsheet)")
@@ -28,7 +28,7 @@ def open_spreadsheet(opened: Opened, source: DataSource, sheet: str | None, stac
         raise unreadable(path, error) from None
     stack.callback(book.close)
     page = _page(book, path, sheet)
-    page.reset_dimensions()  # some programs write wrong ones
+    page.reset_dimensions()  # some programs write wrong dimensions
     rows = _rows(page, path)
     head = next(((number, cells) for number, cells in rows if any(cell is not None for cell in cells)), None)
     if head is None:
@@ -78,12 +78,12 @@ def _page(book: Any, path: str, sheet: str | None) -> Any:
 
 
 def _rows(page: Any, path: str) -> Iterator[tuple[int, list[Any]]]:
-    """Cells of each row: numbers, texts, dates, booleans, what formulas gave; None where empty or an error."""
+    """Cells of each row: numbers, texts, dates, booleans, results of formulas; None if empty or an error."""
     rows = iter(page.iter_rows())
     number = 0
     while True:
         try:
-            with warnings.catch_warnings():  # extensions of Excel's that openpyxl leaves out
+            with warnings.catch_warnings():  # about Excel extensions that openpyxl ignores
                 warnings.simplefilter("ignore")
                 row = next(rows, None)
         except _DAMAGED as error:

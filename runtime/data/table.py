@@ -1,4 +1,4 @@
-"""`DataSource`, what to read and how, and `Table`, the records that reading gives."""
+"""`DataSource`, what to read and how, and `Table`, its records."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 from nopad.model.packages import install_hint
 from nopad.runtime.errors import EnvironmentProblem, InputFileError, UsageError
 
-# A row's number (1 is the first line of a text, the first row of other kinds), and its record or why it has none.
+# A row's number (1 is the first line of a text file, the first row of other kinds), and its record or, as a str, the
+# reason why it has none.
 Item = tuple[int, dict[str, Any] | str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """A file or folder of the user's, `-` for stdin, and how to read it.
+    """A file or folder, or `-` for stdin, and how to read it.
 
     `path` may end in `#NAME`: a sheet of a spreadsheet, a split of a folder. `encoding` is that of text files (None:
     UTF-8). `columns` names the columns of a CSV or TSV without a header line. Raises `UsageError`.
@@ -40,7 +41,7 @@ class DataSource:
             raise UsageError(f"--columns must name each column once, got {','.join(self.columns)!r}")
 
     def location(self) -> tuple[str, str | None]:
-        """The path on disk, and the name of the part of it that is meant."""
+        """The path on disk, and the name of the sheet or split, if any."""
         base, _, part = self.path.rpartition("#")
         if base and part and not os.path.exists(self.path) and os.path.exists(base):
             return base, part
@@ -49,28 +50,28 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A source that is open. `items` can be read once."""
+    """An open source. `items` can be read once."""
 
     name: str
     kind: str  # for messages: "CSV", "plain text"
     items: Iterator[Item]
     sample: tuple[Mapping[str, Any], ...] = ()  # the first records
-    columns: tuple[str, ...] | None = None  # None: every record has keys of its own
-    repeated: frozenset[str] = frozenset()  # names that the header has twice
+    columns: tuple[str, ...] | None = None  # None: every record has its own keys
+    repeated: frozenset[str] = frozenset()  # names that the header has more than once
     unit: str = "line"  # what the numbers count
     untyped: bool = False  # every value is a text, as in CSV
-    spreadsheet: bool = False  # a text may stand there as a number or a date
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> names of its numbers
+    spreadsheet: bool = False  # a text may be stored as a number or a date
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> names of its class numbers
     remarks: tuple[str, ...] = ()
     where: Callable[[int], str] | None = None
 
     def place(self, number: int) -> str:
-        """Where a row stands, for messages."""
+        """The position of a row, for messages."""
         return self.where(number) if self.where is not None else f"{self.name}, {self.unit} {number}"
 
 
 def source_of(source: DataSource | str) -> DataSource:
-    """A path as a source without options."""
+    """A path as a source with default options."""
     return DataSource(path=source) if isinstance(source, str) else source
 
 
@@ -84,6 +85,6 @@ def need(package: str, what: str) -> Any:
 
 
 def unreadable(name: str, error: BaseException) -> InputFileError:
-    """The error of a file that is cut short, or is not of the kind that it seems."""
+    """The error for a file that is truncated, or of another kind than it seems."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputFileError(f"cannot read {name}: {reason}; copy or write the file again")

@@ -1,1 +1,1 @@
-"""Engines: what computes logits from a packed batch. `base` holds the contract and the registry."""
+"""Engines, which compute logits from a packed batch. `base` holds the contract and the registry."""

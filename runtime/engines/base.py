@@ -1,4 +1,4 @@
-"""The contract between the predictor and whatever computes logits, and the registry of engines. Imports nothing heavy.
+"""The protocol of engines, which compute logits, and their registry. Imports nothing heavy.
 
 A new engine is a module beside this one and an entry in `ENGINES`; `fake.py` is the shortest example.
 """
@@ -20,7 +20,7 @@ from nopad.runtime.types import FloatArray
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What an engine is opened with."""
+    """Options for opening an engine."""
 
     threads: int | None = None  # None: the engine library's own choice
     pad_token_id: int = 0
@@ -31,14 +31,14 @@ class Engine(Protocol):
     """One opened engine file. `run` may be called from several threads at once."""
 
     name: str
-    profiles: tuple[ShapeProfile, ...]  # the shapes it takes; () for any
-    token_budget: int  # tokens of a micro-batch that suit it, where the caller does not say
-    threads: int | None  # of its library, on the CPU; None: the library's own choice, or it uses none
+    profiles: tuple[ShapeProfile, ...]  # the shapes that it accepts; () for any
+    token_budget: int  # tokens of a micro-batch, unless the caller says otherwise
+    threads: int | None  # CPU threads of its library; None: the library's own choice, or no threads
 
     def run(self, batch: PackedBatch) -> FloatArray:
-        """Logits, float32: [B, ...] per sequence, or per token [T, ...] of the stream, whose filler may be left out.
+        """Logits, float32: [sequences, ...], or per token of the stream [tokens, ...], with or without its filler.
 
-        Raises `EngineError`; `ShapeError`, its kind, for a batch that fits none of `profiles`.
+        Raises `EngineError`; its subclass `ShapeError` for a batch that fits none of `profiles`.
         """
         ...
 
@@ -51,7 +51,7 @@ class EngineFactory(Protocol):
     """Opens an engine: a function, or a class whose constructor has this signature. In the registry it has a `name`."""
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> Engine:
-        """Open `path`. Raises `EnvironmentProblem` or `BundleError`: why this machine cannot run it."""
+        """Open `path`. Raises `EnvironmentProblem` or `BundleError` if this machine cannot run it."""
         ...
 
 
@@ -60,8 +60,8 @@ class EngineEntry:
     """An engine of the registry."""
 
     factory: str  # "module:factory", imported when the engine is opened
-    targets: tuple[str, ...]  # of the artifacts that it opens, the target that suits it best first
-    need: Need  # what it imports
+    targets: tuple[str, ...]  # of the artifacts that it opens, the most suitable first
+    need: Need  # packages that it imports
     gpu: bool = True  # whether it computes on a GPU where there is one
     cpu: bool = False  # whether it computes on a CPU where there is no GPU
 
@@ -102,7 +102,7 @@ ENGINES: dict[str, EngineEntry] = {
         cpu=True,
     ),
 }
-# Of artifacts that GPUs run.
+# Targets of artifacts that run on GPUs.
 GPU_TARGETS = frozenset(target for entry in ENGINES.values() if entry.gpu for target in entry.targets)
 
 

@@ -1,8 +1,8 @@
-"""Few shapes instead of many: batches filled up to the next bucket, for engines that compile every shape anew.
+"""Padding batches to a few bucket shapes, for engines that compile kernels for every new shape.
 
-What is added changes no answer: filler tokens at the end of the stream, columns of `pad_index` past every sequence's
-end, and rows of `pad_index` that stand for one token (the stream's first), so that all of them compute finite values.
-The caller cuts the added rows off.
+The padding changes no answer: filler tokens at the end of the stream, columns of `pad_index` past the end of every
+sequence, and rows of `pad_index` that point to a single token (the stream's first), so that they compute finite values.
+The caller cuts these rows off.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LONGEST_STEP = 64  # tokens
 
 
 def fill_bucket(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: int, filler_id: int) -> PackedBatch:
-    """`batch` filled up within `profile`, which it fits, to the next multiples (above) and power of two of sequences.
+    """`batch` padded, within the `profile` that it fits, to the next multiples (above) and power of two of sequences.
 
-    `cu_seqlens` stays as it is: it tells the real sequences.
+    `cu_seqlens` does not change: it holds the real sequences.
     """
     sequences, longest = batch.pad_index.shape
     tokens = min(round_up(len(batch.input_ids), TOKEN_BLOCKS * token_multiple), profile.tokens[2])

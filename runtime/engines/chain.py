@@ -1,9 +1,9 @@
-"""Engines of a bundle in their order: the first that can, answers; what it cannot, the next engine does, and says so.
+"""The fallback chain: the first engine that can run answers; a batch that it fails on goes to the next one.
 
-An engine is refused at load with its reason (package, GPU, file, parity, a self-check that gives zeros or NaN). At run
-time a batch that an engine fails on goes to the next; an engine that fails `FAILURES` times in a row is left alone for
-`RETRY_SECONDS`, then put to the self-check, and opened anew if it fails that, before a user's batch is risked on it.
-Knows no model and no particular engine. May be used from several threads.
+An engine that cannot run is refused at load with a reason (package, GPU, file, parity, or a self-check that gives zeros
+or NaN). An engine that fails `FAILURES` times in a row rests for `RETRY_SECONDS`; it must then pass the self-check, if
+need be after reopening, before it gets a user's batch again. Knows no model and no particular engine. May be used from
+several threads.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """How an engine fares."""
+    """State and counts of one engine."""
 
     name: str
     file: str
-    state: State  # ready; waiting: opened when needed; resting: its circuit is open; refused: cannot run here
+    state: State  # ready; waiting: opened when needed; resting after failures; refused: cannot run here
     batches: int  # answered
-    failures: int  # batches that it failed on, and others had to answer
+    failures: int  # batches that it failed on
     reason: str | None  # of the last failure or refusal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainStatus:
-    """How the whole chain fares. `degraded`: some batch was not answered by the engine that was chosen at load."""
+    """State of the whole chain. `degraded`: another engine than that chosen at load has answered a batch."""
 
     engine: str
     degraded: bool
@@ -63,14 +63,14 @@ class ChainStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Logits as the engine gave them, and its name."""
+    """Logits as the engine returned them, and its name."""
 
     logits: FloatArray
     engine: str
 
 
 class _RestingError(EngineError):
-    """The engine is left alone now, because it failed repeatedly."""
+    """The engine rests now, because it failed repeatedly."""
 
 
 @dataclass(kw_only=True)
@@ -135,14 +135,14 @@ class EngineChain:
 
     @property
     def threads(self) -> int | None:
-        """Threads of that engine on the CPU, as it says now; None where it does not."""
+        """CPU threads that the chosen engine reports now; None if it reports none."""
         engine = self._chosen.engine
         return engine.threads if engine is not None else None
 
     def run(self, batch: PackedBatch) -> Answer:
-        """Logits of a batch from the first engine that gives sound ones.
+        """Logits of a batch from the first engine whose logits are sound.
 
-        Raises the only engine's `EngineError`; of several, an `EngineError` with an `ExceptionGroup` of their reasons.
+        Raises `EngineError`: that of the only engine, else a new error with an `ExceptionGroup` of all reasons.
         """
         causes: list[Exception] = []
         for link in self._links:
@@ -153,7 +153,7 @@ class EngineChain:
                 logits = _sound_logits(engine, batch)
             except _RestingError as error:
                 causes.append(error)
-            except ShapeError as error:  # no fault of the engine
+            except ShapeError as error:  # not a failure of the engine
                 causes.append(error)
                 with link.lock:
                     link.failures += 1
@@ -174,7 +174,7 @@ class EngineChain:
         raise EngineError(f"every engine failed: {reasons}") from ExceptionGroup("every engine failed", causes)
 
     def status(self) -> ChainStatus:
-        """Who answers, who failed, and why."""
+        """Which engine was chosen, and the state of each engine."""
         return ChainStatus(
             engine=self.chosen.name, degraded=self._degraded, engines=tuple(self._status(link) for link in self._links)
         )
@@ -231,7 +231,7 @@ class EngineChain:
         return engine
 
     def _ready(self, link: _Link) -> Engine:
-        """The engine to run now. Raises `EngineError` while it rests, and if it fails its re-probe."""
+        """The opened engine. Raises `EngineError` while it rests, or if it fails the self-check after its rest."""
         with link.lock:
             resting = link.rests_until
             if resting is not None and self._clock() < resting:
@@ -246,12 +246,12 @@ class EngineChain:
 
     def _reprobe(self, link: _Link) -> Engine:
         with link.lock:
-            engine, link.engine = link.engine, None  # nobody else's until it is sound
+            engine, link.engine = link.engine, None  # no other thread may use it until it is sound
         try:
             if engine is not None:
                 try:
                     _sound_logits(engine, self._probe)
-                except EngineError:  # after some CUDA errors every call fails: only a new one can help
+                except EngineError:  # after some CUDA errors every call fails: only a new engine can help
                     engine.close()
                     engine = None
             engine = engine or self._open_and_check(link)
@@ -274,7 +274,7 @@ class EngineChain:
                 return
             link.reason = str(error)
             link.in_a_row += 1
-            log.warning("engine %s failed on a batch, the next one answers it: %s", link.candidate.name, error)
+            log.warning("engine %s failed on a batch, the next engine answers it: %s", link.candidate.name, error)
             others = any(not other.refused for other in self._links if other is not link)
             if link.in_a_row >= self._failures and others:
                 link.rests_until = self._clock() + self._retry_seconds
@@ -282,12 +282,12 @@ class EngineChain:
 
 
 def _sound_logits(engine: Engine, batch: PackedBatch) -> FloatArray:
-    """Logits that are numbers, and not all zero. Raises `EngineError`."""
+    """Run a batch. Raises `EngineError` also for logits that are NaN, infinite or all zero."""
     try:
         logits = engine.run(batch)
     except NopadError:
         raise
-    except Exception as error:  # a library's own, which the engine has not translated
+    except Exception as error:  # an exception of a library that the engine has not translated
         raise EngineError(f"engine {engine.name} failed: {type(error).__name__}: {error}") from error
     rows = logits if len(logits) == len(batch.lengths) else logits[: batch.num_tokens]
     if not np.isfinite(rows).all():

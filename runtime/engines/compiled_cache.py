@@ -1,4 +1,4 @@
-"""Where engines keep what they compiled on this machine: the user's cache folder. A bundle is never written to."""
+"""The user's cache folder, where engines keep what they compile on this machine. A bundle is never written to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from nopad.runtime.atomic import sha256_of
 
 
 def cache_folder(path: Path, *key: str) -> Path | None:
-    """A folder for what an engine compiled from the file `path`, made if need be; None where it cannot be.
+    """The folder for what an engine compiles from the file `path`, created if need be; None if it cannot be created.
 
-    Another for every content of the file (and of the weights that may stand beside it as `path.data`) and every `key`
-    (library versions, options): nothing compiled from another file, or by another library, is ever found in it.
+    It depends on the content of the file (and of weights beside it, `path.data`) and on each `key` (library versions,
+    options), so that it never holds what was compiled from another file or by another library.
     """
     files = sorted(file for file in path.parent.glob(f"{path.name}*") if file.is_file())
     digest = hashlib.sha256("\n".join([*map(sha256_of, files), *key]).encode()).hexdigest()

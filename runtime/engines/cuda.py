@@ -1,6 +1,6 @@
-"""GPU memory, streams and copies through cuda-python: no torch, and CUDA is touched only when a device is opened.
+"""GPU memory, streams and copies through cuda-python: without torch; CUDA is touched only when a device is opened.
 
-Thin on purpose: a call that CUDA refuses becomes a `CudaError` with CUDA's own name for it. Knows no engine.
+Thin on purpose: a failed CUDA call raises a `CudaError` with CUDA's name of the error. Knows no engine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nopad.runtime.engines.hardware import sm_of
 from nopad.runtime.errors import EngineError, EnvironmentProblem
 
-# After these the process has lost its CUDA context: every later call fails too (CUDA runtime API, cudaError_t).
+# Errors after which the process has lost its CUDA context: every later call fails (CUDA runtime API, cudaError_t).
 _STICKY = frozenset(
     (
         "cudaErrorAssert",
@@ -33,7 +33,7 @@ _STICKY = frozenset(
 
 
 class CudaError(EngineError):
-    """A CUDA call failed. `name` is CUDA's (`cudaErrorIllegalAddress`); `sticky`: CUDA is lost to this process."""
+    """A CUDA call failed. `name`: the error's (`cudaErrorIllegalAddress`); `sticky`: this process has lost CUDA."""
 
     def __init__(self, name: str, doing: str, reason: str) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class CudaError(EngineError):
 
 
 class OutOfDeviceMemoryError(CudaError):
-    """The GPU (or page-locked host memory) has no room for it."""
+    """The GPU (or page-locked host memory) is full."""
 
 
 def cuda_runtime() -> Any:
@@ -55,18 +55,18 @@ def cuda_runtime() -> Any:
 
 
 def device_count(cuda: Any) -> int:
-    """How many GPUs CUDA sees, at least 1. Raises `EnvironmentProblem`: no GPU, or no (or too old a) driver."""
+    """Number of GPUs that CUDA sees, at least 1. Raises `EnvironmentProblem` without a GPU or a recent driver."""
     error, count = cuda.cudaGetDeviceCount()
     if error == cuda.cudaError_t.cudaSuccess and count > 0:
         return int(count)
     if error == cuda.cudaError_t.cudaErrorInsufficientDriver:
         _, driver = cuda.cudaDriverGetVersion()  # 0 without a driver; 12040 is CUDA 12.4
-        _, wanted = cuda.cudaRuntimeGetVersion()
+        _, runtime = cuda.cudaRuntimeGetVersion()
         if not driver:
             raise EnvironmentProblem("no NVIDIA driver on this machine (cudaErrorInsufficientDriver): install it")
         raise EnvironmentProblem(
-            f"the NVIDIA driver is for CUDA {_version(driver)}, cuda-python for {_version(wanted)}: update the driver, "
-            f"or pip install 'cuda-python=={driver // 1000}.*'"
+            f"the NVIDIA driver is for CUDA {_version(driver)}, cuda-python for {_version(runtime)}: update the "
+            f"driver, or pip install 'cuda-python=={driver // 1000}.*'"
         )
     name = "" if error == cuda.cudaError_t.cudaSuccess else f" ({error.name})"
     raise EnvironmentProblem(f"no GPU that CUDA can use on this machine{name}; is CUDA_VISIBLE_DEVICES right?")
@@ -92,7 +92,7 @@ def _value_of(cuda: Any, result: tuple[Any, ...], doing: str) -> Any:
     error, *values = result
     if error == cuda.cudaError_t.cudaSuccess:
         return values[0] if values else None
-    cuda.cudaGetLastError()  # else CUDA reports it once more to whoever asks next
+    cuda.cudaGetLastError()  # else CUDA reports it again at the next call
     _, reason = cuda.cudaGetErrorString(error)
     kind = OutOfDeviceMemoryError if error == cuda.cudaError_t.cudaErrorMemoryAllocation else CudaError
     raise kind(error.name, doing, _text(reason))
@@ -109,7 +109,7 @@ class Device:
         self.name, self.sm, _ = device_properties(self.cuda, ordinal)
 
     def check(self, result: tuple[Any, ...], doing: str) -> Any:
-        """The value of a CUDA call's result. Raises `CudaError`, `OutOfDeviceMemoryError`; `doing` says at what."""
+        """The value of a CUDA call's result. Raises `CudaError`, `OutOfDeviceMemoryError`; `doing` names the work."""
         return _value_of(self.cuda, result, doing)
 
     def use(self) -> None:
@@ -122,7 +122,7 @@ class Device:
         return int(free or 0), int(total or 0)
 
     def last_error(self) -> str | None:
-        """CUDA's name for the last failed call of this thread, and forget it."""
+        """Return, and clear, CUDA's name of this thread's last error; None if there is none."""
         (error,) = self.cuda.cudaGetLastError()
         return None if error == self.cuda.cudaError_t.cudaSuccess else str(error.name)
 
@@ -140,7 +140,7 @@ class Device:
 
 
 class Stream:
-    """A queue of GPU work, not tied to the default one."""
+    """A queue of GPU work that does not synchronise with the default stream."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -149,15 +149,15 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """As TensorRT takes it."""
+        """The address of the stream, as TensorRT expects it."""
         return int(self._stream)
 
     def wait(self) -> None:
-        """Until everything enqueued is done. Raises `CudaError` for what went wrong there."""
+        """Wait for all enqueued work. Raises `CudaError` if any of it failed."""
         self._device.check(self._device.cuda.cudaStreamSynchronize(self._stream), "running on the GPU")
 
     def close(self) -> None:
-        """Release it; a second call does nothing. A refusal is ignored: there is nothing else to do about it."""
+        """Release it; a second call does nothing. Errors are ignored: nothing can be done about them."""
         if self._stream is not None:
             self._device.cuda.cudaStreamDestroy(self._stream)
         self._stream = None
@@ -181,7 +181,7 @@ class DeviceBuffer:
 
 
 class PinnedBuffer:
-    """Page-locked bytes on the host, which the GPU copies from and to by itself."""
+    """Page-locked bytes on the host, from and to which the GPU copies asynchronously."""
 
     def __init__(self, device: Device, size: int) -> None:
         """Raises `OutOfDeviceMemoryError`."""

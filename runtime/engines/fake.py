@@ -1,7 +1,7 @@
-"""An engine for tests, nopad's and its users': answers from a function, without any file.
+"""An engine for tests (nopad's own and users'): its answers come from a function, and it needs no file.
 
-The shortest engine there is: what `nopad.runtime.engines.base.Engine` asks for, and its own factory. It is not in the
-registry: `load(..., engine=FakeEngine(answer))` takes it as it is.
+The shortest engine: the protocol `nopad.runtime.engines.base.Engine`, and its own factory. It is not in the registry:
+`load(..., engine=FakeEngine(answer))` accepts the object itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nopad.runtime.types import FloatArray
 
 
 class FakeEngine:
-    """Runs `answer(batch)`; records the batches that it got. Raise inside `answer` to inject a failure."""
+    """Runs `answer(batch)`; records its batches. Raise inside `answer` to inject a failure."""
 
     name = "fake"
     token_budget = CPU_TOKENS
@@ -31,7 +31,7 @@ class FakeEngine:
         self.closed = False
 
     def __call__(self, path: Path, artifact: Artifact, options: EngineOptions) -> FakeEngine:
-        """Serve as its own factory."""
+        """Act as its own factory."""
         return self
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -40,5 +40,5 @@ class FakeEngine:
         return self.answer(batch)
 
     def close(self) -> None:
-        """Remember that it was closed."""
+        """Set `closed`."""
         self.closed = True

@@ -10,7 +10,7 @@ from nopad.runtime.engines.cuda import cuda_runtime, device_count, device_proper
 from nopad.runtime.engines.hardware import sm_of
 from nopad.runtime.errors import EngineError, EnvironmentProblem
 
-_SECONDS = 20  # that nvidia-smi may take
+_SECONDS = 20  # timeout of nvidia-smi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,13 @@ class Gpu:
 
     name: str
     sm: str  # sm75
-    memory: int  # bytes, all of it
+    memory: int  # bytes in total
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA programs see, () where there are none. Raises nothing; makes no CUDA context.
+    """The GPUs that CUDA programs see, () if there are none. Raises nothing; creates no CUDA context.
 
-    Asks cuda-python, and nvidia-smi where that is missing or older or newer than the driver likes.
+    Asks cuda-python, or nvidia-smi where cuda-python is missing or does not match the driver.
     """
     try:
         cuda = cuda_runtime()
@@ -36,7 +36,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def gpu_at_hand() -> str | None:
-    """Compute capability of the first GPU (`sm75`); None without a GPU. May take as long as nvidia-smi takes."""
+    """Compute capability of the first GPU (`sm75`); None without a GPU. May take as long as nvidia-smi."""
     return next((gpu.sm for gpu in gpus()), None)
 
 

@@ -1,4 +1,4 @@
-"""What each GPU generation can do: the table that engines, exporter and doctor go by. Standard library only.
+"""What each GPU generation can do: the table for engines, exporter and doctor. Standard library only.
 
 Sources: CUDA C++ Programming Guide, "Arithmetic Instructions" (types by compute capability); TensorRT and
 TensorRT-RTX support matrices; FlashAttention-2's requirements (fp16 or bf16, compute capability 8.0).
@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of an artifact; `nopad.export.graph.precision` says what each is
+Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of an artifact; `nopad.export.graph.precision` defines each
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Attention = Literal["flash", "sdpa"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """One compute capability."""
+    """What GPUs of one compute capability can do."""
 
     sm: str  # sm75
     name: str
-    precisions: tuple[Precision, ...]  # that TensorRT builds for it, the fastest useful one first
+    precisions: tuple[Precision, ...]  # that TensorRT builds for it, the fastest useful precision first
     rtx_precisions: tuple[Precision, ...]  # that TensorRT-RTX builds; () where it does not support the GPU
     attention: Attention  # of the torch engine: FlashAttention-2, or SDPA with block-local layers
 
@@ -67,15 +67,15 @@ def sm_of(major: int, minor: int) -> str:
 
 def refusal(target: str, sm: str, precision: str) -> str | None:
     """Why `target` (tensorrt or tensorrt-rtx) has no engine of this precision on this GPU; None if it has."""
-    known = CAPABILITIES.get(sm)
-    if known is None:
+    capability = CAPABILITIES.get(sm)
+    if capability is None:
         return f"{sm} is unknown; nopad knows {', '.join(CAPABILITIES)}"
-    able = known.rtx_precisions if target == "tensorrt-rtx" else known.precisions
-    if not able:
-        return f"TensorRT-RTX does not support {sm}, {known.name}; it builds for {', '.join(RTX_ARCHS)}"
-    if precision not in able:
+    precisions = capability.rtx_precisions if target == "tensorrt-rtx" else capability.precisions
+    if not precisions:
+        return f"TensorRT-RTX does not support {sm}, {capability.name}; it builds for {', '.join(RTX_ARCHS)}"
+    if precision not in precisions:
         why = ""
         if sm == "sm75":
             why = " (Turing has no bf16)" if precision == "bf16" else " (TensorRT-RTX has no fp32 matrix product on it)"
-        return f"{target} has no {precision} on {sm}, {known.name}{why}; take --precision {able[0]}"
+        return f"{target} has no {precision} on {sm}, {capability.name}{why}; use --precision {precisions[0]}"
     return None

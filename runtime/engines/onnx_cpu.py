@@ -18,7 +18,7 @@ from nopad.runtime.engines.onnx_session import (
 from nopad.runtime.manifest import Artifact
 
 _CPU: Provider = ("CPUExecutionProvider", {})
-# Micro-batches so small stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
+# Micro-batches of this size stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
 TOKENS_PER_THREAD = 256
 LEAST_TOKENS = 512
 

@@ -1,7 +1,7 @@
-"""ONNX Runtime on NVIDIA GPUs: its CUDA and its TensorRT execution provider. A silently wrong provider is an error.
+"""ONNX Runtime on NVIDIA GPUs: its CUDA and TensorRT execution providers. A silent fallback to the CPU is an error.
 
-Both need `onnxruntime-gpu`; the plain `onnxruntime` package, or a GPU build whose libraries do not load, runs on the
-CPU without a word, so what really runs where is asked after opening.
+Both need `onnxruntime-gpu`. The plain `onnxruntime` package, or a GPU build whose libraries do not load, silently runs
+on the CPU, so the engine checks after opening which provider really runs what.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile, choose_profile, shape_of
 from nopad.runtime.types import FloatArray
 
-# Engine -> its execution provider, which ONNX Runtime's package for CPUs lacks.
+# Engine -> its execution provider, which ONNX Runtime's CPU package lacks.
 PROVIDERS = {"onnx-cuda": "CUDAExecutionProvider", "onnx-tensorrt": "TensorrtExecutionProvider"}
-# TF32 would round fp32 graphs to 10 bits of mantissa, without a word.
+# TF32 would round fp32 graphs to 10 bits of mantissa, silently.
 _CUDA: Provider = (PROVIDERS["onnx-cuda"], {"device_id": "0", "use_tf32": "0"})
 _HEAVY = ("MatMul", "Gemm", "Attention")  # operators, or parts of their names, that must not stay on the CPU
 _LIBRARIES = "the GPU, its driver, or the libraries of CUDA and cuDNN that it was built for"
 
 
 class OnnxCudaEngine(OnnxEngine):
-    """ONNX Runtime's CUDA provider; shape arithmetic stays on the CPU, as ONNX Runtime wants it."""
+    """ONNX Runtime's CUDA provider; shape arithmetic stays on the CPU, as ONNX Runtime places it."""
 
     name = "onnx-cuda"
     token_budget = GPU_TOKENS
@@ -50,10 +50,10 @@ class OnnxCudaEngine(OnnxEngine):
 
 
 class OnnxTensorRTEngine(OnnxEngine):
-    """ONNX Runtime's TensorRT provider, with one wide profile: it never leaves the first (onnxruntime#31624).
+    """ONNX Runtime's TensorRT provider, with one wide profile: it never leaves its first profile (onnxruntime#31624).
 
-    TensorRT keeps the graph's own types (no `trt_fp16_enable`, which would let it choose others). The engine is built
-    when it is first opened on a GPU (minutes) and kept in the user's cache folder.
+    TensorRT keeps the graph's types (`trt_fp16_enable` would let it choose others). The engine is built when a file is
+    first opened on a GPU, which takes minutes, and is kept in the user's cache folder.
     """
 
     name = "onnx-tensorrt"
@@ -83,7 +83,7 @@ class OnnxTensorRTEngine(OnnxEngine):
 
 
 def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:
-    """One profile that covers all of them, at its best where the largest of them is."""
+    """One profile that covers all of them, with the opt shape of the largest."""
     largest = max(profiles, key=lambda profile: profile.tokens[2])
     ranges = {
         name: (
@@ -97,7 +97,7 @@ def wide_profile(profiles: Sequence[ShapeProfile]) -> ShapeProfile:
 
 
 def _plan_profiles(path: Path, artifact: Artifact) -> Sequence[ShapeProfile]:
-    """Profiles for a graph that comes without: those of its bundle's max length."""
+    """Default profiles, for the bundle's max length, for a graph that has none."""
     from nopad.runtime.bundle import open_bundle
     from nopad.runtime.planning.search import default_profiles
 
@@ -126,12 +126,12 @@ def _require_provider(ort: Any, provider: str, engine: str) -> None:
 
 
 def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Provider], engine: str) -> Any:
-    """A session whose first provider does the work. Raises `EnvironmentProblem` where it does not."""
-    wanted = providers[0][0]
-    _require_provider(ort, wanted, engine)
+    """A session whose first provider does the work. Raises `EnvironmentProblem` if another would."""
+    provider = providers[0][0]
+    _require_provider(ort, provider, engine)
     settings = session_options(ort, options.threads, {"session.record_ep_graph_assignment_info": "1"})
     printed = io.StringIO()
-    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it misses
+    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it does not find
         with contextlib.redirect_stdout(printed):
             ort.preload_dlls()
     try:
@@ -141,18 +141,18 @@ def _open(ort: Any, path: Path, options: EngineOptions, providers: Sequence[Prov
             raise EnvironmentProblem(f"engine {engine}: the GPU has too little memory: {error}") from None
         raise
     active = session.get_providers()
-    if active[0] != wanted:
+    if active[0] != provider:
         missed = "; ".join(line for line in printed.getvalue().splitlines() if line.strip())
         raise EnvironmentProblem(
-            f"engine {engine}: ONNX Runtime {ort.__version__} has {wanted}, but it did not start and "
+            f"engine {engine}: ONNX Runtime {ort.__version__} has {provider}, but it did not start and "
             f"{', '.join(active)} would answer; {_LIBRARIES} may be missing{f' ({missed})' if missed else ''}"
         )
     if hasattr(session, "get_provider_graph_assignment_info"):
-        lost = misplaced_products(session.get_provider_graph_assignment_info(), wanted)
+        lost = misplaced_products(session.get_provider_graph_assignment_info(), provider)
         if lost:
             raise EnvironmentProblem(
-                f"engine {engine}: {wanted} left {len(lost)} of the matrix products to others, first {lost[0]}; "
-                "the graph is not for it, take another engine"
+                f"engine {engine}: {provider} left {len(lost)} of the matrix products to others, first {lost[0]}; "
+                "the graph does not suit it, use another engine"
             )
     return session
 

@@ -1,6 +1,6 @@
-"""What every engine of ONNX Runtime shares: the library, settings, sessions, and runs of packed and of padded graphs.
+"""What the ONNX Runtime engines share: the library, settings, sessions, and running packed and padded graphs.
 
-Knows no provider: `onnx_cpu` and `onnx_gpu` choose theirs.
+Knows no execution provider: `onnx_cpu` and `onnx_gpu` choose theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 Provider = tuple[str, dict[str, str]]
-# An entry of the session's configuration: else its threads go on spinning for a while after a run, on cores that other
+# A session configuration entry: otherwise the threads keep spinning for a while after a run, on cores that other
 # libraries could use.
 STOP_SPINNING = {"session.force_spinning_stop": "1"}
 
@@ -37,7 +37,7 @@ def import_onnxruntime(engine: str) -> Any:
 
 
 def session_options(ort: Any, threads: int | None, config: Mapping[str, str] | None = None) -> Any:
-    """`SessionOptions` of `threads` (None: ONNX Runtime's own choice) that log errors alone.
+    """`SessionOptions` with `threads` (None: ONNX Runtime's own choice) that log errors only.
 
     `config`: entries of `onnxruntime_session_options_config_keys.h`.
     """
@@ -53,7 +53,7 @@ def session_options(ort: Any, threads: int | None, config: Mapping[str, str] | N
 def open_session(ort: Any, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
     """An `InferenceSession` with these providers (name, options) and no silent fallback. Raises `BundleError`."""
     try:
-        # Else a provider that fails, now or in a later run, is silently replaced by the CPU's.
+        # Otherwise a provider that fails, now or in a later run, is silently replaced by the CPU's.
         return ort.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # ORT's exception types are not public
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot open {path}: {error}") from None
@@ -68,22 +68,22 @@ class OnnxEngine:
 
     def __init__(self, session: Any, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         self._session: Any = session
-        self._wanted = [node.name for node in session.get_inputs()]
-        if sorted(self._wanted) != sorted(artifact.inputs):
-            raise BundleError(f"{path} takes {self._wanted}, the manifest says {sorted(artifact.inputs)}")
+        self._input_names = [node.name for node in session.get_inputs()]
+        if sorted(self._input_names) != sorted(artifact.inputs):
+            raise BundleError(f"{path} takes {self._input_names}, the manifest says {sorted(artifact.inputs)}")
         self._padded = artifact.layout == "padded"
         self._filler = artifact.token_multiple > 1
         self.threads: int | None = int(session.get_session_options().intra_op_num_threads) or None  # 0: its own choice
         self._pad_token_id = options.pad_token_id
 
     def run(self, batch: PackedBatch) -> FloatArray:
-        """Logits of a batch; a padded graph's per-token logits are laid back onto the stream."""
+        """Logits of a batch; a padded graph's per-token logits are put back on the stream."""
         session = self._session
         if session is None:
             raise EngineError(f"engine {self.name} is closed")
         feeds = _padded_feeds(batch, self._pad_token_id) if self._padded else self._packed_feeds(batch)
         try:
-            logits = session.run(None, {name: feeds[name] for name in self._wanted})[0]
+            logits = session.run(None, {name: feeds[name] for name in self._input_names})[0]
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {batch.num_tokens} tokens: {error}") from None
         logits = np.asarray(logits, dtype=np.float32)
@@ -95,7 +95,7 @@ class OnnxEngine:
         return logits
 
     def _packed_feeds(self, batch: PackedBatch) -> dict[str, IntArray]:
-        end = None if self._filler else batch.num_tokens  # packed for an engine beside it that wants filler
+        end = None if self._filler else batch.num_tokens  # cut filler that another engine of the chain needs
         stream = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
         rows = {"pad_index": batch.pad_index, "prompt_lengths": batch.prompt_lengths}
         return {**{name: getattr(batch, name)[:end] for name in stream}, **rows}

@@ -1,4 +1,4 @@
-"""How libraries say that memory ran out, of a GPU or of the machine: each in words of its own, and all of them here."""
+"""The words in which each library says that memory ran out, on a GPU or on the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORDS = re.compile(
     r"|failed to allocate memory"  # ONNX Runtime
     r"|ca(nno|n')t allocate memory"  # the operating system, PyTorch on a CPU
     r"|not enough memory"
-    r"|bad[_ ]alloc|bad_array_new_length"  # the C++ library
+    r"|bad[_ ]alloc|bad_array_new_length"  # the C++ standard library
     r"|workspace limit",  # TensorRT's builder, of the memory that --workspace allows
     re.IGNORECASE,
 )

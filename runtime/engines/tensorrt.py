@@ -1,9 +1,9 @@
 """TensorRT and TensorRT-RTX: one engine over two libraries whose Python APIs are nearly equal.
 
 Opening checks, in this order: the library, cuda-python, driver and GPU, the GPU's compute capability, the library's
-version, the system, the file, and that what it takes and gives is what the manifest says. Every optimization profile
-has its own execution context, stream and buffers, all made at load: a run allocates nothing on the GPU.
-Knows no tokenizer and no task; batches come packed.
+version, the platform, the file, and that its inputs and outputs are those of the manifest. Every optimization profile
+has its own execution context, stream and buffers, all created at load: a run allocates nothing on the GPU.
+Knows no tokenizer and no task.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from nopad.runtime.types import FloatArray
 
 
 class TensorRTEngine:
-    """An engine file of TensorRT. Threads that need the same profile take turns; others run at once."""
+    """An engine file of TensorRT. Threads that need the same profile take turns; others run concurrently."""
 
     name = "tensorrt"
     token_budget = GPU_TOKENS
     threads: int | None = None
     library = LIBRARIES[name]
-    version_parts = 2  # of the library's version, which must be that of the build: 10.13
-    buckets = False  # whether batches are filled up to few shapes
+    version_parts = 2  # of the version that must match the build's: 10.13
+    buckets = False  # whether batches are padded to a few bucket shapes
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         self.profiles = artifact.profiles
@@ -63,7 +63,7 @@ class TensorRTEngine:
             self._require_fit(trt, device)
             device.use()
             self._open(trt, device)
-        except EngineError as error:  # of CUDA; at load it says that this engine cannot run here
+        except EngineError as error:  # of CUDA; at load, it means that this engine cannot run here
             self.close()
             room = ""
             if isinstance(error, OutOfDeviceMemoryError):
@@ -95,7 +95,7 @@ class TensorRTEngine:
             self._slots.append(_Slot(device, context, number, profile, self._artifact, log))
 
     def _require_fit(self, trt: Any, device: Device) -> None:
-        """Whether this library may open the file, before it is read."""
+        """Refuse a file that this GPU, library or platform cannot run, before it is read."""
         artifact = self._artifact
         why = refusal(self.name, device.sm, artifact.precision)
         if why is not None:
@@ -113,18 +113,19 @@ class TensorRTEngine:
             )
         same = version.split(".")[: self.version_parts] == trt.__version__.split(".")[: self.version_parts]
         if not same and not (self._host_code and _version(trt.__version__) >= _version(version)):
-            wanted = ".".join(version.split(".")[: self.version_parts])
+            release = ".".join(version.split(".")[: self.version_parts])
             raise EnvironmentProblem(
-                f"{artifact.file} was built with {self.library} {version}, this is {trt.__version__}, and engines are "
-                f"not interchangeable: pip install '{self.library}=={wanted}{'.*' if self.version_parts < 4 else ''}', "
-                "or export again"
+                f"{artifact.file} was built with {self.library} {version}, this is {trt.__version__}, and engines "
+                f"are not interchangeable: pip install "
+                f"'{self.library}=={release}{'.*' if self.version_parts < 4 else ''}'"
+                ", or export again"
             )
         here = this_platform()
         if artifact.platform not in (None, here):
             raise EnvironmentProblem(f"{artifact.file} was built on {artifact.platform}, this is {here}: export again")
 
     def _context_settings(self, trt: Any) -> Any:
-        """The argument of `create_execution_context`: memory for the context's own profile, not for the largest."""
+        """The argument of `create_execution_context`: allocate for the context's own profile, not for the largest."""
         return trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -148,7 +149,7 @@ class TensorRTEngine:
         return logits[: len(batch.input_ids if per_token else batch.pad_index)]
 
     def close(self) -> None:
-        """Free contexts, buffers and streams, then the engine; waits for runs under way."""
+        """Free contexts, buffers and streams, then the engine; waits for runs in progress."""
         slots, self._slots = self._slots, []
         for slot in slots:
             slot.close()
@@ -156,15 +157,15 @@ class TensorRTEngine:
 
 
 class TensorRTRTXEngine(TensorRTEngine):
-    """An engine file of TensorRT-RTX, which compiles kernels at load, specialises them for shapes and records graphs.
+    """An engine file of TensorRT-RTX, which compiles kernels at load, specialises them for shapes and captures graphs.
 
-    So batches are filled up to few shapes, and what was compiled is kept in the user's cache folder. CUDA graphs are
-    the library's own: it knows when a shape's kernels are final.
+    So batches are padded to a few bucket shapes, and compiled kernels are kept in the user's cache folder. The library
+    captures CUDA graphs itself: it knows when the kernels of a shape are final.
     """
 
     name = "tensorrt-rtx"
     library = LIBRARIES[name]
-    version_parts = 4  # engines of one release are for that release alone
+    version_parts = 4  # an engine runs only on the release that built it
     buckets = True
 
     def _open(self, trt: Any, device: Device) -> None:
@@ -184,14 +185,14 @@ class TensorRTRTXEngine(TensorRTEngine):
             self._cache = config.create_runtime_cache()
             with contextlib.suppress(OSError):
                 self._cached = self._cache_file.read_bytes()
-                self._cache.deserialize(self._cached)  # False: of another driver or GPU, and then it stays empty
+                self._cache.deserialize(self._cached)  # False: of another driver or GPU; the cache stays empty
             config.set_runtime_cache(self._cache)
         return config
 
     def _keep_cache(self) -> None:
         if self._cache is None or self._cache_file is None:
             return
-        with contextlib.suppress(OSError, RuntimeError):  # it saves time at the next load, nothing else
+        with contextlib.suppress(OSError, RuntimeError):  # it only saves time at the next load
             compiled = self._cache.serialize()
             data = b"" if compiled is None else bytes(compiled)
             if data and data != self._cached:
@@ -199,7 +200,7 @@ class TensorRTRTXEngine(TensorRTEngine):
                 self._cached = data
 
     def close(self) -> None:
-        """As above, and keep what was compiled for the next load."""
+        """As `TensorRTEngine.close`, and keep compiled kernels for the next load."""
         if self._slots:
             self._keep_cache()
         self._cache = None
@@ -254,10 +255,10 @@ class _Slot:
             try:
                 return self._run(batch)
             except EngineError:
-                with contextlib.suppress(EngineError):  # no copy may be under way when the buffers are used again
+                with contextlib.suppress(EngineError):  # no copy may be in progress when the buffers are used again
                     self._stream.wait()
                 raise
-            except RuntimeError as error:  # what the bindings raise
+            except RuntimeError as error:  # raised by the bindings
                 raise EngineError(f"{type(error).__name__} in the engine: {error}{self._log.drain()}") from None
 
     def _run(self, batch: PackedBatch) -> FloatArray:
@@ -331,7 +332,7 @@ def _load_error(what: str, log: Any) -> Exception:
 
 
 def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> None:
-    """Compare the engine's tensors and profiles with the manifest's. Raises `BundleError`."""
+    """Compare the engine's tensors and profiles with the manifest's. Raises `BundleError` where they differ."""
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     for number in range(engine.num_io_tensors):
@@ -344,17 +345,17 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         not set(sizes) <= known for sizes in artifact.inputs.values()
     ):
         raise BundleError(f"the manifest's inputs of {path} are not a packed stream's: {dict(artifact.inputs)}")
-    for side, stated, wanted in (
+    for tensors, declared, dtype in (
         (inputs, artifact.inputs, trt.DataType.INT64),
         (outputs, artifact.outputs, trt.DataType.FLOAT),
     ):
-        if {name: wanted for name in stated} != side:
-            has = ", ".join(f"{name} {kind}" for name, kind in sorted(side.items()))
+        if {name: dtype for name in declared} != tensors:
+            has = ", ".join(f"{name} {kind}" for name, kind in sorted(tensors.items()))
             raise BundleError(
-                f"{path} has {has}, the manifest says {', '.join(sorted(stated))} of {wanted}; export again"
+                f"{path} has {has}, the manifest says {', '.join(sorted(declared))} of {dtype}; export again"
             )
     if len(outputs) != 1 or artifact.layout != "packed":
-        raise BundleError(f"{path} is no packed encoder's engine with one output; export again")
+        raise BundleError(f"{path} is not the engine of a packed encoder with one output; export again")
     if not artifact.profiles or engine.num_optimization_profiles != len(artifact.profiles):
         raise BundleError(
             f"{path} has {engine.num_optimization_profiles} profiles, the manifest says {len(artifact.profiles)}; "
@@ -362,9 +363,10 @@ def check_interface(trt: Any, engine: Any, path: Path, artifact: Artifact) -> No
         )
     for number, profile in enumerate(artifact.profiles):
         for name, sizes in artifact.inputs.items():
-            stated_shapes = profile.shapes(sizes)
+            declared_shapes = profile.shapes(sizes)
             shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(name, number)]
-            if shapes != stated_shapes:
+            if shapes != declared_shapes:
                 raise BundleError(
-                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {stated_shapes}; export again"
+                    f"{path}, profile {number + 1}: {name} is {shapes}, the manifest says {declared_shapes}; "
+                    "export again"
                 )

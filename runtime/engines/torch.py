@@ -1,8 +1,8 @@
-"""PyTorch, the encoder itself: flash attention over the packed stream on Ampere and newer, SDPA in blocks elsewhere.
+"""The encoder in PyTorch: FlashAttention-2 over the packed stream on Ampere and newer, blockwise SDPA elsewhere.
 
 The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU every
-weight runs in the type it is stored in, so that the file carries the precision policy; on a CPU all of them in fp32.
-`config.json` may say under `nopad` what transformers' own keys cannot: the task, and what makes an embedding.
+weight keeps the type in which it is stored, so that the file carries the precision policy; on a CPU all run in fp32.
+The key `nopad` of `config.json` holds what transformers' own keys cannot say: the task, and how to pool embeddings.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16
 
 
 class TorchEngine:
-    """The packed encoder in evaluation mode, on the first GPU or the CPU. Forwards share nothing that changes.
+    """The packed encoder in evaluation mode, on the first GPU or the CPU. Forward passes share no mutable state.
 
-    `threads` is PyTorch's number for the whole process.
+    `threads` is PyTorch's setting for the whole process.
     """
 
     name = "torch"
@@ -42,7 +42,7 @@ class TorchEngine:
         try:
             self._torch: Any = importlib.import_module("torch")
             importlib.import_module("safetensors")
-        except (ImportError, OSError) as error:  # OSError: of its shared libraries
+        except (ImportError, OSError) as error:  # OSError: from its shared libraries
             raise EnvironmentProblem(
                 f"engine torch needs torch and safetensors ({error}): {install_hint(ENGINES[self.name].need.extra)}"
             ) from None
@@ -74,12 +74,12 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise EnvironmentProblem(f"engine torch: the GPU has too little memory for {path}: {error}") from None
-        except RuntimeError as error:  # of CUDA
+        except RuntimeError as error:  # from CUDA
             raise EnvironmentProblem(f"engine torch cannot start on {self._device}: {error}") from None
 
     @property
     def threads(self) -> int:
-        """PyTorch's number, as it is now."""
+        """PyTorch's current number of threads."""
         return int(self._torch.get_num_threads())
 
     def run(self, batch: PackedBatch) -> FloatArray:
@@ -98,7 +98,7 @@ class TorchEngine:
             raise EngineError(f"PyTorch failed on {batch.num_tokens} tokens: {error}") from None
 
     def close(self) -> None:
-        """Drop the weights, and give the GPU's memory back."""
+        """Drop the weights, and release the GPU's memory."""
         if self._encoder is not None and self._device.type == "cuda":
             self._torch.cuda.empty_cache()
         self._encoder = None
@@ -113,15 +113,16 @@ def stored_types(path: Path) -> dict[str, Any]:
 
 
 def cast_as(encoder: Any, types: Mapping[str, Any]) -> None:
-    """Give every weight of `encoder` its type in `types`, in place; of tied weights one name is enough."""
+    """Cast every weight of `encoder` to its type in `types`, in place; for tied weights, either name is enough."""
     for name, parameter in encoder.named_parameters():
         if name in types:
             parameter.data = parameter.data.to(types[name])
 
 
 def _require_precision(precision: str, sm: str) -> None:
-    known = CAPABILITIES.get(sm)
-    if known is not None and precision not in known.precisions:
+    capability = CAPABILITIES.get(sm)
+    if capability is not None and precision not in capability.precisions:
         raise EnvironmentProblem(
-            f"engine torch: {sm}, {known.name}, has no {precision}; export the bundle in {known.precisions[0]}"
+            f"engine torch: {sm}, {capability.name}, has no {precision}; export the bundle in "
+            f"{capability.precisions[0]}"
         )

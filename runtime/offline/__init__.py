@@ -1,1 +1,1 @@
-"""Files of texts answered, resumably."""
+"""Answering files of texts, resumably."""

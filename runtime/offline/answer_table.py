@@ -1,4 +1,4 @@
-"""Answers as tables: what `nopad predict` has written as JSON lines -> a CSV or a Parquet file of the same rows."""
+"""JSON lines that `nopad predict` has written -> a CSV or Parquet file of the same rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nopad.runtime.data.table import need
 from nopad.runtime.errors import UsageError
 
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
-# Endings of other kinds of tables, which would surprise whoever finds lines of JSON in them.
+# Endings of other kinds of tables: nobody expects JSON lines in those files.
 _REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
-# Names of an answer's own fields: a column that is kept under one of them is written as `input_NAME`.
+# Names of an answer's own fields: a kept column with one of these names is written as `input_NAME`.
 ANSWER_FIELDS = (
     "line", "label", "score", "labels", "scores", "entities", "masks", "vector", "tokens", "tokens_used", "engine",
     "error",
@@ -26,27 +26,27 @@ _OF_TASK = {
     "fill-mask": ("masks",),
     "embeddings": ("vector",),
 }
-_ROWS = 4096  # of a row group of Parquet
+_ROWS = 4096  # of a Parquet row group
 
 
 def kept_name(name: str) -> str:
-    """The name under which a column of the input stands in an answer."""
+    """The name of an input column in an answer."""
     return f"input_{name}" if name in ANSWER_FIELDS or name.startswith("score_") else name
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTable:
-    """The columns of a file of answers: line, kept columns, the answer's own, error."""
+    """The columns of a file of answers: line, kept columns, the answer's own fields, error."""
 
     kind: str  # a value of `TABLES`
     task: str
     labels: tuple[str, ...]
     multi_label: bool  # several labels may be right at once
     scores: bool  # a column `score_LABEL` for each label
-    kept: tuple[str, ...] | None = ()  # None: those that the rows have
+    kept: tuple[str, ...] | None = ()  # None: every column that the rows have
 
     def write(self, answers: Path, output: Path) -> None:
-        """Make the table at `output` of the JSON lines in `answers`, in bounded memory."""
+        """Write the JSON lines of `answers` as a table to `output`, in bounded memory."""
         if self.kind == "Parquet":
             self._write_parquet(answers, output)
             return
@@ -59,11 +59,11 @@ class AnswerTable:
     def _columns(self, answers: Path) -> list[str]:
         kept = self.kept
         if kept is None:
-            own = (*self._answered(), "line", "scores", "labels", "error")
+            own = (*self._answer_columns(), "line", "scores", "labels", "error")
             kept = tuple(dict.fromkeys(name for row in _lines(answers) for name in row if name not in own))
-        return ["line", *(kept_name(name) for name in kept), *self._answered(), "error"]
+        return ["line", *(kept_name(name) for name in kept), *self._answer_columns(), "error"]
 
-    def _answered(self) -> tuple[str, ...]:
+    def _answer_columns(self) -> tuple[str, ...]:
         names = _OF_TASK.get(self.task)
         if names is None:
             labels = ("labels",) if self.multi_label else ()
@@ -76,13 +76,13 @@ class AnswerTable:
             if isinstance(scores, dict):
                 row |= {f"score_{label}": score for label, score in scores.items()}
             if self.multi_label and "label" in row:
-                row.setdefault("labels", [row["label"]])  # left out in JSON where it is the only one
+                row.setdefault("labels", [row["label"]])  # JSON omits `labels` where `label` is the only label
             yield row
 
     def _write_parquet(self, answers: Path, output: Path) -> None:
         arrow, parquet = need("pyarrow", "Parquet"), need("pyarrow.parquet", "Parquet")
         columns = self._columns(answers)
-        own = {"line", *self._answered(), "error"}
+        own = {"line", *self._answer_columns(), "error"}
         types = self._types(arrow, answers)
         kept = _kept_types(arrow, [name for name in columns if name not in own], answers)
         types |= {name: kind for name, (kind, _) in kept.items()}
@@ -114,10 +114,10 @@ class AnswerTable:
 
 
 def table_kind(output: Path, *, task: str, scores: bool) -> str | None:
-    """The kind of table that the ending of `output` asks for; None for lines of JSON.
+    """The kind of table that the ending of `output` names; None for JSON lines.
 
-    Raises `UsageError` for an ending that is neither, for embeddings in CSV, and for `scores` where there is no table
-    or no label; `EnvironmentProblem` if Parquet's package is missing.
+    Raises `UsageError` for the ending of another kind of table, for embeddings in CSV, and for `scores` without a table
+    or labels; `EnvironmentProblem` if Parquet's package is missing.
     """
     suffix = output.suffix.lower()
     if suffix in _REFUSED or suffix_of(output) != suffix:
@@ -150,14 +150,14 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _cell(value: Any) -> Any:
-    """A value as CSV shows it: nothing for None, JSON for lists and objects."""
+    """A value as a CSV cell: empty for None, JSON for lists and objects."""
     if isinstance(value, Mapping | list | bool):
         return json.dumps(value, ensure_ascii=False)
     return value
 
 
 def _encodable(value: Any) -> Any:
-    """The value with half characters (lone surrogates), which Parquet cannot hold, as JSON escapes them."""
+    """The value with lone surrogates, which Parquet cannot hold, as JSON escapes."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list):
@@ -166,7 +166,7 @@ def _encodable(value: Any) -> Any:
 
 
 def _kept_types(arrow: Any, names: list[str], answers: Path) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
-    """Name -> the type that holds every value of a kept column, and what converts a value to it."""
+    """Name -> the type that holds every value of a kept column, and the function that converts a value to it."""
     kinds: dict[str, set[type]] = {name: set() for name in names}
     for row in _lines(answers) if names else ():
         for name in names:
@@ -193,7 +193,7 @@ def _text(value: Any) -> str:
 
 
 def kept_columns(keep: Sequence[str], columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The columns that `--keep` names, of a table that has these; None where only the rows can tell."""
+    """The columns that `--keep` names in a table with `columns`; None where only the rows can tell."""
     if "*" in keep:
         return None if columns is None else tuple(dict.fromkeys([*columns, *(name for name in keep if name != "*")]))
     return tuple(keep)

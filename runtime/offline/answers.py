@@ -1,4 +1,4 @@
-"""Files of texts -> files of answers, a window at a time in bounded memory. A bad line fails alone."""
+"""Files of texts -> files of answers, a window at a time in bounded memory. A bad line does not affect the others."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Counts of a file's lines."""
+    """Line counts of a file of answers."""
 
     lines: int = 0
     failed: int = 0
     truncated: int = 0
 
     def plus(self, answer: Mapping[str, Any]) -> Outcome:
-        """These counts and one more line, with this answer."""
+        """The counts after one more line, with this answer."""
         return Outcome(
             lines=self.lines + 1,
             failed=self.failed + ("error" in answer),
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def answers(model: Model, rows: Iterable[Row], top_k: int | None) -> Iterator[dict[str, Any]]:
-    """Each row's answer, or the reason why it has none, as JSON objects; in order, lazily."""
+    """Each row's answer, or the reason why it has none, as JSON objects; lazily and in order."""
     for window in windows(rows, _text):
         good = (row.text for row in window if row.error is None)
         results = iter(list(model.results(good, top_k=top_k)))
@@ -64,7 +64,7 @@ def _text(row: Row) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a column as JSON can hold it: dates as ISO 8601, bytes and the like as text, no NaN."""
+    """A column's value as JSON can hold it: dates as ISO 8601, bytes and the like as text, NaN as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
@@ -93,11 +93,11 @@ def answer_file(
 ) -> Outcome:
     """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
 
-    `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes that table;
-    `scores` gives it a column for each label. Answers go to `OUTPUT.partial` in lines of JSON, and `output` is made of
-    it at the end. After an interruption the partial file stays, and `resume` continues after the last window of texts
-    in it, so that the file becomes what it would have been. `options` are what else the answers depend on: a job that
-    began with other ones is not resumed.
+    `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes a table;
+    `scores` gives it a column for each label. Answers go to `OUTPUT.partial` as JSON lines, which become `output` at
+    the end. After an interruption the partial file stays, and `resume` continues after its last whole window of texts,
+    so that the result is the same as without the interruption. `options` are the other settings that answers depend
+    on: a job with different options is not resumed.
     Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
     """
     if scores and output is None:
@@ -110,7 +110,7 @@ def answer_file(
         table = _table(model, kind, keep, scores, source, field) if kind else None
     read = functools.partial(read_rows, source, field, second_field, keep=keep)
     rows = read(remark=console.print)
-    rows = chain(list(islice(rows, 1)), rows)  # raises for a file that cannot be read, before anything is written
+    rows = chain(list(islice(rows, 1)), rows)  # raises for an unreadable file before anything is written
     hint = ": go on with --resume" if source.path != "-" else ""
     with ExitStack() as stack:
         write, outcome = emit, Outcome()
@@ -121,7 +121,7 @@ def answer_file(
             file = stack.enter_context(resumable_file(output, job=job, resume=resume, hint=hint, convert=convert))
             if resume:
                 outcome = _cut(file, read())
-                console.print(f"resuming behind line {outcome.lines} of {partial_file(output)}")
+                console.print(f"resuming after line {outcome.lines} of {partial_file(output)}")
                 next(islice(rows, outcome.lines, outcome.lines), None)
             write = functools.partial(_write, file)
         advance = stack.enter_context(_progress(console, shown=output is not None or not sys.stdout.isatty()))
@@ -154,7 +154,7 @@ def _table(
 
 
 def _write(file: IO[bytes], value: Any) -> None:
-    # A lone surrogate in a message is written as JSON escapes it.
+    # Lone surrogates in a message become JSON escapes.
     file.write((json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
@@ -174,7 +174,7 @@ def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
-    """What tells one job from another: the bundle's files, and the input as it is now."""
+    """What identifies a job: the bundle's files, and the input in its present state."""
     files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
     return {
         "bundle": {name: record.sha256 for name, record in model.manifest.files.items()},
@@ -184,16 +184,18 @@ def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
 
 
 def _cut(file: IO[bytes], rows: Iterator[Row]) -> Outcome:
-    """Cut a partial output after its last whole window of texts, and count what is left.
+    """Cut a partial output after its last whole window of texts, and count the lines that stay.
 
-    The texts after it then share their batches with the same ones as without an interruption.
+    The texts that follow are then batched exactly as without an interruption.
     """
     kept, end = Outcome(), 0
     file.seek(0)
     for window in windows(rows, _text):
         lines = list(islice(file, len(window)))
         written = [_answer(line) for line in lines]
-        if [answer.get("line") for answer in written] != [row.line for row in window]:  # torn, or not whole
+        if [answer.get("line") for answer in written] != [
+            row.line for row in window
+        ]:  # a torn line, or an incomplete window
             break
         for answer in written:
             kept = kept.plus(answer)

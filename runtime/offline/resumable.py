@@ -1,4 +1,4 @@
-"""An output file that is written beside its place, can be resumed after an interruption, and is renamed at the end."""
+"""An output file that is written under another name, can be resumed, and is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 
 
 def output_file(output: Path, inputs: Sequence[Path | int]) -> Path:
-    """The regular file that `--output` names, links followed. Raises `UsageError` where writing it would do harm.
+    """The regular file that `--output` names, links resolved. Raises `UsageError` if writing it would do harm.
 
-    `inputs` are the files (or descriptors) that are read meanwhile.
+    `inputs` are the files (or descriptors) that the command reads.
     """
     if output.exists() and not output.is_file():
         raise UsageError(f"--output {output} is a {'folder' if output.is_dir() else 'device or pipe'}; name a file")
     target = Path(os.path.realpath(output))
     if output.absolute().is_relative_to("/dev") or target.is_relative_to("/proc"):
-        raise UsageError(f"--output {output} is no plain file; leave --output out to write to stdout")
+        raise UsageError(f"--output {output} is not a regular file; leave --output out to write to stdout")
     for path in (target, partial_file(target)):
         for source in inputs:
             with suppress(FileNotFoundError):
@@ -34,7 +34,7 @@ def output_file(output: Path, inputs: Sequence[Path | int]) -> Path:
 
 
 def partial_file(output: Path) -> Path:
-    """Where the output is written until it is whole."""
+    """The file that holds the output until it is complete."""
     return output.with_name(output.name + ".partial")
 
 
@@ -47,12 +47,12 @@ def resumable_file(
     hint: str = "",
     convert: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[IO[bytes]]:
-    """`OUTPUT.partial`, for reading and appending; at the end it becomes `output`, or what `convert` makes of it.
+    """Yield `OUTPUT.partial`, for reading and appending; at the end it becomes `output`, if need be through `convert`.
 
-    `convert` takes the partial file and a path to write, which then becomes `output` in one step.
+    `convert` gets the partial file and a path to write; that file then replaces `output` in one step.
 
-    After an error it stays, unless it is empty, with `OUTPUT.partial.job`, a JSON record of the job. `resume` opens
-    it as it was left; without it, it starts empty. `hint` ends the message about a full disk.
+    After an error the partial file stays, unless it is empty, with `OUTPUT.partial.job`, a JSON record of the job.
+    `resume` keeps its content; otherwise it starts empty. `hint` ends the message about a full disk.
     Raises `OutputError` if another process is writing it, `UsageError` if it belongs to another job, and
     `EnvironmentProblem` when the disk is full.
     """
@@ -99,19 +99,19 @@ def _lock(file: IO[bytes], partial: Path, output: Path) -> None:
 
 def _check_job(record: Path, job: Mapping[str, Any], partial: Path) -> None:
     try:
-        begun = json.loads(record.read_bytes())
-        other = [name for name in job if begun[name] != json.loads(json.dumps(job[name]))]
+        started = json.loads(record.read_bytes())
+        different = [name for name in job if started[name] != json.loads(json.dumps(job[name]))]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{record} does not say how {partial} was begun; start again without --resume") from None
-    if other:
+        raise UsageError(f"{record} does not say how {partial} was started; start again without --resume") from None
+    if different:
         raise UsageError(
-            f"{partial} was begun with another {', '.join(other)}: go on with the same, or start again without --resume"
+            f"{partial} was started with another {', '.join(different)}: repeat that, or start again without --resume"
         )
 
 
 @contextmanager
 def _full_disk(hint: str) -> Iterator[None]:
-    """Say what to do when the disk is full, also when that is noticed as a file closes."""
+    """Translate the errors of a full disk, also those that appear when a file is closed."""
     try:
         yield
     except OSError as error:

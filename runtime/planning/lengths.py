@@ -1,4 +1,4 @@
-"""Token lengths for the planner: of a file's texts under a model's tokenizer, or of a histogram file."""
+"""Token lengths for the planner: of the texts in a file, with a model's tokenizer, or from a histogram file."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder, open_encoder
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
-_GIB = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """What the planner needs of a bundle or of a checkpoint that is not exported yet."""
+    """What the planner needs to know of a bundle, or of a checkpoint that is not exported yet."""
 
     name: str
     architecture: EncoderConfig | Mapping[str, Any]
     block: int  # tokens of an attention block
     max_length: int  # tokens
     open_encoder: Callable[[], TextEncoder]
-    prompt: str = ""  # that is put before each text
+    prompt: str = ""  # put before each text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How many texts have which token length."""
+    """A histogram of token lengths."""
 
-    counts: Counter[int]
-    cut: int  # texts longer than the model's max length, counted as that long
+    counts: Counter[int]  # length -> number of texts
+    cut: int  # texts over the model's max length, counted at that length
     failed: int  # rows without a text
     first_failure: str | None
 
@@ -62,7 +62,7 @@ def open_model(path: str | None) -> PlannedModel:
         raise CheckpointError(f"{folder / _CONFIG} cannot be read ({error}); copy the file again") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder / _CONFIG} is a JSON {type(raw).__name__}, expected an object")
-    # Whatever the head is: it changes neither lengths nor costs, and an untrained checkpoint may have none.
+    # The head changes neither lengths nor costs, and an untrained checkpoint may have none: any task will do.
     config = read_config(raw, task="embeddings")
     return PlannedModel(
         name=str(folder),
@@ -81,7 +81,7 @@ def _of_bundle(folder: Path | None) -> PlannedModel:
     return PlannedModel(
         name=str(bundle.path) if folder else "the embedded model",
         architecture=manifest.architecture,
-        block=attention_block(manifest.half_window or 0),  # a graph for CPUs alone has no blocks to ask for
+        block=attention_block(manifest.half_window or 0),  # not from an artifact: CPU graphs have no blocks
         max_length=manifest.max_length,
         open_encoder=lambda: open_bundle_encoder(bundle),
         prompt=resolve_prompt(manifest, None, None),
@@ -103,32 +103,33 @@ def lengths_of_texts(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Lengths:
-    """Token lengths of the texts (or, with a second field, pairs) of a source, or of its first `limit` rows.
+    """Token lengths of the texts (or pairs, with a second field) of a source, or of its first `limit` rows.
 
-    Rows without a text are counted. Raises `InputFileError` if none has one; `BundleError` for a bad tokenizer.
+    Rows without a text are counted as failed. Raises `InputFileError` if no row has a text; `BundleError` for a bad
+    tokenizer.
     """
     encoder = model.open_encoder()
     counts: Counter[int] = Counter()
     cut = failed = rows = 0
-    first: str | None = None
+    first_failure: str | None = None
     for window in windows(islice(read_rows(source, field, second_field), limit), lambda row: row.text):
         rows += len(window)
-        for line, tokens in sorted(_encode(encoder, window, model.prompt), key=lambda counted: counted[0]):
+        for line, tokens in sorted(_encode(encoder, window, model.prompt), key=lambda result: result[0]):
             if isinstance(tokens, str):
                 failed += 1
-                first = first or f"line {line}: {tokens}"
+                first_failure = first_failure or f"line {line}: {tokens}"
             else:
                 counts[min(tokens, model.max_length)] += 1
                 cut += tokens > model.max_length
         progress(rows)
     if not counts:
         name = source if isinstance(source, str) else source.path
-        raise InputFileError(f"{name} has no text to plan for" + (f" ({first})" if first else ""))
-    return Lengths(counts=counts, cut=cut, failed=failed, first_failure=first)
+        raise InputFileError(f"{name} has no text to plan for" + (f" ({first_failure})" if first_failure else ""))
+    return Lengths(counts=counts, cut=cut, failed=failed, first_failure=first_failure)
 
 
 def _encode(encoder: TextEncoder, rows: list[Row], prompt: str) -> Iterator[tuple[int, int | str]]:
-    """Each row's line, and its tokens or why it has none."""
+    """Each row's line, and its number of tokens or the reason why it has none."""
     good = [row for row in rows if row.error is None]
     yield from ((row.line, row.error) for row in rows if row.error is not None)
     for row, tokens in zip(good, encoder.encode([row.text for row in good], prompt), strict=True):
@@ -136,7 +137,7 @@ def _encode(encoder: TextEncoder, rows: list[Row], prompt: str) -> Iterator[tupl
 
 
 def read_lengths(source: str) -> Counter[int]:
-    """A histogram file, `-` for stdin: lines of `length` or `length count`, or one JSON object {"length": count}.
+    """Read a histogram file (`-` for stdin): lines of `length` or `length count`, or one JSON object {"length": count}.
 
     Raises `InputFileError`, naming the line.
     """
@@ -171,7 +172,7 @@ def read_lengths(source: str) -> Counter[int]:
     return counts
 
 
-# Lengths and counts beyond this are no texts.
+# A length or count with more digits is an error.
 _MOST_DIGITS = 15
 
 
@@ -182,13 +183,13 @@ def _count(cell: Any) -> int | None:
 
 
 def parse_bytes(text: str) -> int:
-    """`2GiB`, `512 MiB`, `1.5GB` or a number of bytes. Raises `UsageError`."""
+    """Parse `2GiB`, `512 MiB`, `1.5GB` or a number of bytes. Raises `UsageError`."""
     number = text.strip().rstrip("BbIiKkMmGg ")
     unit = text.strip()[len(number) :].strip().lower()
     try:
-        size = float(number) * _GIB[unit]
+        size = float(number) * _UNITS[unit]
         if 1 <= size < 1 << 60:
             return int(size)
     except (ValueError, KeyError):
         pass
-    raise UsageError(f"{text!r} is no amount of memory; write it as 2GiB, 512MiB or 1.5GB")
+    raise UsageError(f"{text!r} is not an amount of memory; write it as 2GiB, 512MiB or 1.5GB")

@@ -1,10 +1,10 @@
 """Optimization profiles from data: the few shapes that serve a set of texts at the least expected cost within memory.
 
-An engine reserves memory for a profile's largest corner, all three maxima at once. One wide profile that must take the
-longest text can therefore take few sequences, and short texts run in many small micro-batches; a narrow profile beside
-it takes many. The planner cuts the range of lengths into segments, one profile each, and simulates for every segment
-what the runtime would do: texts come in windows, each window is planned into micro-batches (`plan_batches`), every
-micro-batch has the cost that `cost_model.py` gives it. Dynamic programming finds the best cuts. Knows no tokenizer, no
+An engine reserves memory for the largest corner of a profile, all three maxima at once. A single wide profile that must
+take the longest text can therefore take few sequences, so short texts run in many small micro-batches; an additional
+narrow profile takes many sequences. The planner cuts the range of lengths into segments, each with a profile, and
+simulates what the runtime would do: texts come in windows, each window is planned into micro-batches (`plan_batches`),
+and `cost_model.py` gives the cost of each micro-batch. Dynamic programming finds the best cuts. Knows no tokenizer, no
 file and no engine.
 """
 
@@ -28,12 +28,12 @@ from nopad.runtime.planning.cost_model import CostModel, cost_model
 from nopad.runtime.profiles import ShapeProfile
 
 MEMORY_BYTES = 2 << 30
-WINDOWS = 8  # that are simulated, of `WINDOW` texts each
-# Of one wide profile's cost, what each further profile must save: it costs build time and memory of its own.
+WINDOWS = 8  # simulated, of `WINDOW` texts each
+# Share of one wide profile's cost that each further profile must save, since it costs build time and memory.
 LEAST_GAIN = 0.02
-# Levels of the lengths' distributions (of texts, and of tokens) at which segments may be cut.
+# Quantiles of the length distributions (by texts, and by tokens) at which segments may be cut.
 LEVELS = 10
-# The memory is divided into parts; a profile is tried with these numbers of them, and with these maxima of tokens.
+# The memory is divided into parts; a profile is tried with these numbers of parts, and with these maxima of tokens.
 PARTS = 32
 SHARES = (1, 2, 4, 8, 16, 24, 32)
 TOKEN_SIZES = (1024, 2048, 4096, 8192)  # and the token budget
@@ -46,31 +46,31 @@ Architecture = EncoderConfig | Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileForecast:
-    """A profile, and what is expected of it. Shares are of all texts; micro-batches of the simulated ones."""
+    """A profile and its expected use. Shares refer to all texts, micro-batches to the simulated texts."""
 
     profile: ShapeProfile
     texts: float  # share
     tokens: float  # share
     micro_batches: int
     waste: float  # share of the executed work that is filler or padding
-    launches: float  # share of the cost that is the launch of kernels
+    launches: float  # share of the cost that is launching kernels
     cost: float  # in FLOPs, launches included, of the simulated texts
     memory_bytes: int  # of activations at the largest corner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Proposed profiles, the narrowest first, beside one wide profile under the same bounds."""
+    """Proposed profiles, the narrowest first, and for comparison one wide profile within the same memory."""
 
     forecasts: tuple[ProfileForecast, ...]
     wide: ProfileForecast
     waste: float  # of all profiles together
     launches: float
     texts: int  # of the data
-    cut: int  # of them longer than max_length
+    cut: int  # of these, longer than max_length
     simulated: int  # texts
-    max_length: int  # that the last profile takes
-    memory_bytes: int  # the bound on all corners together
+    max_length: int  # of the last profile, in tokens
+    memory_bytes: int  # bound on all largest corners together
     token_budget: int
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def cost_ratio(self) -> float:
-        """Expected cost over that of one wide profile; at most 1."""
+        """Expected cost divided by that of one wide profile; at most 1."""
         return sum(forecast.cost for forecast in self.forecasts) / self.wide.cost
 
     def to_json(self) -> dict[str, Any]:
@@ -115,15 +115,16 @@ def plan_profiles(
     window: int = WINDOW,
     keeps_scores: bool = True,
 ) -> Plan:
-    """The 1 to `most` profiles of least expected cost for texts of these token lengths (or length -> count).
+    """The 1 to `most` profiles with the least expected cost for texts of these token lengths (or length -> count).
 
-    `memory_bytes` bounds the activations of all profiles' largest corners together, for each profile has an execution
-    context of its own (half precision; weights come on top).
-    `max_length` is what the last profile takes; without it the longest text, rounded up to the `block`. Longer texts
-    count as cut to it. `token_budget` and `window` are the runtime's. `keeps_scores`: see `CostModel`; True is the
-    careful choice. A profile is added only where it saves `LEAST_GAIN` of one wide profile's cost.
+    `memory_bytes` bounds the activations at the largest corners of all profiles together, since each has its own
+    execution context (half precision; weights are extra).
+    `max_length` is the longest text that the last profile takes; None: the longest in the data. It is rounded up to the
+    `block`, and longer texts count as cut to it. `token_budget` and `window` are the runtime's. `keeps_scores`: see
+    `CostModel`; True is the cautious choice. A profile is added only if it saves `LEAST_GAIN` of the cost of one wide
+    profile.
 
-    Raises `UsageError` for no or impossible lengths, and for a `memory_bytes` that one text of `max_length` exceeds.
+    Raises `UsageError` without lengths, for lengths below 1, and if one text of `max_length` exceeds `memory_bytes`.
     """
     counts = Counter(dict(lengths) if isinstance(lengths, Mapping) else lengths)
     counts = Counter({length: count for length, count in counts.items() if count})
@@ -140,7 +141,7 @@ def plan_profiles(
     search = _Search(model, _windows(used, window), memory_bytes, token_budget, window)
     edges = _edges(used, round_up(limit, block), block)
     search.check(edges[-1])
-    chosen = _best(search, edges, most)
+    chosen = _cheapest(search, edges, most)
     wide = search.wide(edges[-1])
     work = sum(segment.work for segment in chosen)
     cost = sum(segment.cost for segment in chosen)
@@ -168,9 +169,9 @@ def default_profiles(
 ) -> tuple[ShapeProfile, ...]:
     """Profiles without data: up to `DEFAULT_EDGES` tokens, and up to `max_length` (tokens, rounded up to the block).
 
-    Each takes as many tokens and sequences as its equal share of `memory_bytes` allows, and is tuned for half its
-    tokens in texts of full length. The last one takes a text of `max_length` even where that exceeds its share.
-    Raises `UsageError` for an architecture that is no packed encoder's.
+    Each takes as many tokens and sequences as an equal share of `memory_bytes` allows; its opt shape is half of its
+    tokens, in texts of full length. The last profile takes a text of `max_length` even if that exceeds its share.
+    Raises `UsageError` for an architecture that is not a packed encoder's.
     """
     model = cost_model(architecture, block=block)
     top = round_up(max_length, block)
@@ -191,7 +192,7 @@ def default_profiles(
 
 
 class _Search:
-    """Segments, each with several sizes of its profile, against the memory they take. A segment is simulated once."""
+    """Segments with several candidate profiles each, and the memory these take. A segment is simulated once."""
 
     def __init__(
         self, model: CostModel, windows: list[list[int]], memory_bytes: int, token_budget: int, window: int
@@ -201,10 +202,10 @@ class _Search:
         self._part = memory_bytes / PARTS
         self._token_budget = token_budget
         self._window = window
-        self._known: dict[tuple[int, int], list[_Segment]] = {}
+        self._cache: dict[tuple[int, int], list[_Segment]] = {}
 
     def check(self, longest: int) -> None:
-        """Raises `UsageError` unless one text of this length fits the memory."""
+        """Raise `UsageError` unless one text of this length fits the memory."""
         need, bound = self.model.memory(longest, 1, longest), self._part * PARTS
         if need > bound:
             fused = dataclasses.replace(self.model, keeps_scores=False).memory(longest, 1, longest)
@@ -215,7 +216,7 @@ class _Search:
             )
 
     def limits(self, shortest: int, longest: int, parts: int) -> Iterator[tuple[int, int]]:
-        """Maxima (tokens, sequences) for texts of `shortest` to `longest` tokens in so many parts of the memory."""
+        """Maxima (tokens, sequences) for texts of `shortest` to `longest` tokens within `parts` of the memory."""
         block = self.model.block
         budget = self._token_budget // block * block
         for tokens in sorted({max(longest, min(budget, round_up(size, block))) for size in (*TOKEN_SIZES, budget)}):
@@ -225,16 +226,16 @@ class _Search:
                 yield tokens, fitting
 
     def segment(self, above: int, longest: int) -> list[_Segment]:
-        """Profiles of several sizes for the texts of `above + 1` to `longest` tokens, with what they cost."""
-        if (above, longest) not in self._known:
+        """Profiles of several sizes for texts of `above + 1` to `longest` tokens, with their costs."""
+        if (above, longest) not in self._cache:
             members = [window[bisect_right(window, above) : bisect_right(window, longest)] for window in self.windows]
             shortest = min((window[0] for window in members if window), default=above + 1)
             sizes = {size for parts in SHARES for size in self.limits(shortest, longest, parts)} | {(longest, 1)}
-            self._known[above, longest] = [self._simulate(above, longest, *size, members) for size in sorted(sizes)]
-        return self._known[above, longest]
+            self._cache[above, longest] = [self._simulate(above, longest, *size, members) for size in sorted(sizes)]
+        return self._cache[above, longest]
 
     def wide(self, longest: int) -> _Segment:
-        """The best single profile."""
+        """The best single profile for all lengths up to `longest`."""
         return min(self.segment(0, longest), key=lambda segment: (segment.cost, segment.memory_bytes))
 
     def parts(self, segment: _Segment) -> int:
@@ -262,32 +263,34 @@ class _Search:
         )
 
 
-def _at(weights: Mapping[int, int], levels: Iterable[float]) -> list[int]:
-    """The lengths at these levels (0 to 1) of the distribution with these weights."""
+def _quantiles(weights: Mapping[int, int], levels: Iterable[float]) -> list[int]:
+    """Quantiles at these levels (0 to 1) of a distribution, length -> weight."""
     ordered = sorted(weights)
     sums = list(accumulate(weights[length] for length in ordered))
     return [ordered[min(bisect_left(sums, level * sums[-1]), len(ordered) - 1)] for level in levels]
 
 
 def _windows(counts: Counter[int], window: int) -> list[list[int]]:
-    """A bounded sample of the texts, evenly over their lengths, in windows as they might arrive; each sorted."""
+    """A bounded sample of the lengths, even over their distribution, in shuffled windows; each window sorted."""
     size = min(counts.total(), window * WINDOWS)
-    sample = _at(counts, ((i + 0.5) / size for i in range(size)))
+    sample = _quantiles(counts, ((i + 0.5) / size for i in range(size)))
     random.Random(0).shuffle(sample)
     return [sorted(sample[start : start + window]) for start in range(0, size, window)]
 
 
 def _edges(counts: Counter[int], top: int, block: int) -> list[int]:
-    """Lengths at which a segment may end: 0, quantiles rounded up to the block, the longest text, `top`."""
+    """Lengths at which a segment may begin or end: 0, quantiles rounded up to the block, `top`."""
     levels = [(i + 1) / LEVELS for i in range(LEVELS)]
-    quantiles = _at(counts, levels) + _at({length: length * count for length, count in counts.items()}, levels)
+    quantiles = _quantiles(counts, levels) + _quantiles(
+        {length: length * count for length, count in counts.items()}, levels
+    )
     return [0, *sorted({round_up(length, block) for length in quantiles} | {top})]
 
 
-def _best(search: _Search, edges: Sequence[int], most: int) -> list[_Segment]:
-    """The segments of least cost that cover all edges within the memory; each but the first saves `LEAST_GAIN`."""
+def _cheapest(search: _Search, edges: Sequence[int], most: int) -> list[_Segment]:
+    """The cheapest segments that cover all lengths within the memory; each after the first saves `LEAST_GAIN`."""
     top = edges[-1]
-    # By number of profiles: for each edge and memory taken, the cheapest segments up to there. Costs add up.
+    # For each number of profiles, end and memory taken: the cheapest segments up to that end. Costs add up.
     reached: dict[tuple[int, int], list[_Segment]] = {(0, 0): []}
     complete = []
     for _ in range(min(most, len(edges) - 1)):
@@ -311,7 +314,7 @@ def _cost(segments: Sequence[_Segment]) -> float:
 
 def _forecast(segment: _Segment, counts: Counter[int], model: CostModel) -> ProfileForecast:
     members = {n: count for n, count in counts.items() if segment.above < n <= segment.longest}
-    best = _typical(segment, model)
+    best = _typical_shape(segment, model)
     profile = ShapeProfile(
         tokens=(model.block, best[0], segment.tokens),
         sequences=(1, best[1], segment.sequences),
@@ -329,8 +332,8 @@ def _forecast(segment: _Segment, counts: Counter[int], model: CostModel) -> Prof
     )
 
 
-def _typical(segment: _Segment, model: CostModel) -> Shape:
-    """The micro-batch in the middle of the cost: half is spent in cheaper ones. If none is known, a full text."""
+def _typical_shape(segment: _Segment, model: CostModel) -> Shape:
+    """The cost-weighted median micro-batch; without micro-batches, one text of full length."""
     if not segment.shapes:
         return segment.longest, 1, segment.longest
     costs = sorted((model.work(*shape) + model.launch_flops, shape) for shape in segment.shapes)

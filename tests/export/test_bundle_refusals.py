@@ -178,7 +178,7 @@ def test_a_foreign_folder_is_left_alone_and_a_bundle_is_replaced(
     assert "thesis" in capsys.readouterr().err and [p.name for p in thesis.iterdir()] == ["chapter.txt"]
     (thesis / "manifest.json").write_text('{"name": "a web application"}')
     assert run(["export", source, "--output", str(thesis), "--quiet"]) == 3
-    assert "holds what is not replaced (chapter.txt, manifest.json)" in capsys.readouterr().err
+    assert "holds files that nopad does not replace (chapter.txt, manifest.json)" in capsys.readouterr().err
     assert (thesis / "chapter.txt").read_text() == "1"
     shutil.copytree(bundle(NAME), old)
     (old / "notes.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""What the tests of `nopad predict` share."""
+"""Fixtures for tests of `nopad predict`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nopad.runtime.cli import run
 def predict(
     bundle: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, list[dict[str, Any]], str]]:
-    """Run it in this process: exit code, the rows printed, stderr."""
+    """Run `nopad predict` in this process: exit code, the printed rows, stderr."""
 
     def call(*arguments: object, name: str = "modernbert-single-mean") -> tuple[int, list[dict[str, Any]], str]:
         folder = bundle(name)

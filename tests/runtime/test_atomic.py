@@ -1,4 +1,4 @@
-"""Folders and files that are written all or nothing."""
+"""Folders and files that are written completely or not at all."""
 
 import os
 import subprocess
@@ -182,7 +182,7 @@ def test_only_known_files_are_replaced(tmp_path: Path) -> None:
     made(tmp_path / "out", "old")
     (tmp_path / "out" / "mine").write_text("x")
     with (
-        pytest.raises(OutputError, match=r"holds what is not replaced \(mine\)"),
+        pytest.raises(OutputError, match=r"holds files that nopad does not replace \(mine\)"),
         replace_folder(tmp_path / "out", marker="marker", known={"marker"}),
     ):
         pytest.fail("it was entered")

@@ -105,7 +105,7 @@ def test_filler_never_leads_out_of_a_profile(multiple: int) -> None:
 def test_a_planner_keeps_the_callers_budget_or_else_the_engines(
     lengths: list[int], engine: int, asked: int | None, multiple: int, padded: bool
 ) -> None:
-    planner = BatchPlanner(engine_tokens=engine, asked_tokens=asked, token_multiple=multiple, padded=padded)
+    planner = BatchPlanner(engine_tokens=engine, requested_tokens=asked, token_multiple=multiple, padded=padded)
     assert planner.token_budget == (engine if asked is None else asked)
     plan = planner.plan(lengths)
     assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
@@ -120,7 +120,7 @@ def test_a_planner_keeps_the_callers_budget_or_else_the_engines(
 def test_a_planner_of_profiles_plans_what_its_engine_takes(
     lengths: list[int], chosen: list[ShapeProfile], asked: int | None, multiple: int
 ) -> None:
-    planner = BatchPlanner(engine_tokens=512, asked_tokens=asked, profiles=tuple(chosen), token_multiple=multiple)
+    planner = BatchPlanner(engine_tokens=512, requested_tokens=asked, profiles=tuple(chosen), token_multiple=multiple)
     expected = plan_in_profiles(lengths, chosen, token_budget=asked, max_sequences=WINDOW, multiple=multiple)
     assert planner.plan(lengths) == expected
     for members in ([lengths[i] for i in batch] for batch in expected):

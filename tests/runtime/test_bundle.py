@@ -1,4 +1,4 @@
-"""The bundle folder: any change is noticed, newer ones are refused by name, nothing outside it is opened."""
+"""The bundle folder: any change is noticed, newer formats are refused, nothing outside the folder is opened."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FILES = ("manifest.json", "model.cpu.onnx", "tokenizer.json", "tokenizer_config.
 
 @pytest.fixture
 def own(bundle: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy to damage."""
     return Path(shutil.copytree(bundle(NAME), tmp_path / "bundle"))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest as someone who knows about its digest would."""
+    """Change the manifest and update its digest."""
     path = folder / "manifest.json"
     raw = json.loads(path.read_text("utf-8"))
     del raw["manifest_sha256"]

@@ -30,7 +30,7 @@ failure: list[BaseException] = []
 
 @click.command()
 def failing() -> None:
-    """Raise what a test asks for."""
+    """Raise the error that a test names."""
     raise failure.pop()
 
 
@@ -43,7 +43,7 @@ def answering(code: int) -> int | None:
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> Raising:
-    """Put a command in the place of another that raises this error."""
+    """Replace a command by another that raises this error."""
 
     def put(error: BaseException, name: str = "predict") -> None:
         failure[:] = [error]

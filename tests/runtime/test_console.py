@@ -1,4 +1,4 @@
-"""What the commands share: options, one JSON object a line, remarks and progress on stderr."""
+"""What commands share: options, a JSON object on each line, remarks and progress on stderr."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_object_is_one_line_of_json(capsys: Capture, monkeypatch: pytest.Monk
     value = {"text": "naïve\n", "score": np.float32(0.5)}
     emit(value)
     assert capsys.readouterr().out == '{"text": "naïve\\n", "score": 0.5}\n'
-    emit({"text": "\ud800"})  # a lone surrogate, which UTF-8 has not
+    emit({"text": "\ud800"})  # a lone surrogate, which UTF-8 cannot encode
     assert json.loads(capsys.readouterr().out) == {"text": "\ud800"}
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)

@@ -32,10 +32,10 @@ def test_text_classification(name: str, bundle: Folders, checkpoint: Folders) ->
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
     with load(bundle(name), threads=1) as served:
         for answer, want in zip(served.predict(TEXTS), pipe(TEXTS), strict=True):
-            assert dict(answer.scores) == pytest.approx({one["label"]: one["score"] for one in want}, abs=1e-5)
+            assert dict(answer.scores) == pytest.approx({entry["label"]: entry["score"] for entry in want}, abs=1e-5)
             assert answer.label == want[0]["label"]
             if "multi" in name:
-                assert set(answer.labels) == {one["label"] for one in want if one["score"] >= 0.5}
+                assert set(answer.labels) == {entry["label"] for entry in want if entry["score"] >= 0.5}
 
 
 def test_regression(bundle: Folders, checkpoint: Folders) -> None:
@@ -82,8 +82,8 @@ def test_fill_mask(texts: list[str], bundle: Folders, checkpoint: Folders) -> No
         for text, answer in zip(texts, served.fill(texts, top_k=4), strict=True):
             want = pipe(text)
             for mask, expected in zip(answer.masks, want if isinstance(want[0], list) else [want], strict=True):
-                assert [score for _, score in mask] == pytest.approx([one["score"] for one in expected], abs=1e-5)
-                assert [token for token, _ in mask] == [one["token_str"].strip() for one in expected]
+                assert [score for _, score in mask] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+                assert [token for token, _ in mask] == [entry["token_str"].strip() for entry in expected]
 
 
 def test_a_text_without_a_mask_is_refused(bundle: Folders) -> None:
@@ -110,10 +110,11 @@ def test_rerank(bundle: Folders, checkpoint: Folders) -> None:
             float(model(**tokenizer("how long is the film", text, return_tensors="pt")).logits[0, 0].sigmoid())
             for text in TEXTS
         ]
-        assert [one.score for one in ranked] == pytest.approx(sorted(want, reverse=True), abs=1e-5)
-        assert sorted(one.index for one in ranked) == list(range(len(TEXTS)))
-        for one in ranked:
-            assert one.text == TEXTS[one.index] and one.score == pytest.approx(want[one.index], abs=1e-5)
+        assert [passage.score for passage in ranked] == pytest.approx(sorted(want, reverse=True), abs=1e-5)
+        assert sorted(passage.index for passage in ranked) == list(range(len(TEXTS)))
+        for passage in ranked:
+            assert passage.text == TEXTS[passage.index]
+            assert passage.score == pytest.approx(want[passage.index], abs=1e-5)
         assert served.rerank("query", []) == []
         with pytest.raises(UsageError, match="brackets"):
             served.rerank("query", "passage")

@@ -1,4 +1,4 @@
-"""Entities are what a tag scheme means by its labels, in the characters of the text as it was given."""
+"""Entities follow the tag scheme of the labels; their positions are characters of the original text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spans(said: str, labels: tuple[str, ...] | None = None) -> list[tuple[str, s
         known = tuple(sorted(set(names)))
         tags = dict(zip(known, read_tags(known), strict=True))
     found = entities([tags[name] for name in names], [0.5] * len(names), WORDS, TEXT)
-    return [(one.label, one.text) for one in found]
+    return [(entity.label, entity.text) for entity in found]
 
 
 def scheme(letters: str, separator: str = "-", outside: str = "O") -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def test_entities_that_touch_or_break_the_scheme(said: str, expected: list[str])
         # A letter and a separator are no tag where no other tag of that kind is there.
         (("O", "E-MAIL", "PHONE", "S-BAHN"), [None, ("E-MAIL", ""), ("PHONE", ""), ("S-BAHN", "")]),
         (("O", "B_12", "L_DOPA"), [None, ("B_12", ""), ("L_DOPA", "")]),
-        # Nor where those of other kinds use other letters or separators; where they use this, it is one.
+        # Nor where those of other kinds use other letters or separators; where they use the same, it is a tag.
         (("B-PER", "I-PER", "E-MAIL"), [("PER", "B"), ("PER", "I"), ("E-MAIL", "")]),
         (("B-PER", "L-PER", "U-PER", "U-LOC"), [("PER", "B"), ("PER", "E"), ("PER", "S"), ("LOC", "S")]),
         (("B_X", "M_X", "E_X", "S_X", "S_Y"), [("X", "B"), ("X", "I"), ("X", "E"), ("X", "S"), ("Y", "S")]),
@@ -112,12 +112,12 @@ def test_entities_that_touch_or_break_the_scheme(said: str, expected: list[str])
     ],
 )
 def test_what_is_a_tag_is_told_by_all_labels(labels: tuple[str, ...], expected: list[Any]) -> None:
-    want = [None if one is None else Tag(kind=one[0], place=one[1]) for one in expected]
+    want = [None if tag is None else Tag(kind=tag[0], place=tag[1]) for tag in expected]
     assert list(read_tags(labels)) == want
 
 
 def pipeline_groups(labels: list[str]) -> list[dict[str, Any]]:
-    """What transformers' pipeline with aggregation "simple" joins, from its own code."""
+    """The groups of transformers' pipeline with aggregation "simple", by its own code."""
     pipe = transformers.TokenClassificationPipeline
     fake = pipe.__new__(pipe)
     fake.tokenizer = type("T", (), {"convert_tokens_to_string": staticmethod(" ".join)})()
@@ -178,13 +178,13 @@ def test_entities_keep_to_the_characters_of_the_text(kind: str, tmp_path: Path) 
         want = reference(kind)(text, return_offsets_mapping=True, truncation=True, max_length=64)["offset_mapping"]
         edges = {edge for pair in want for edge in pair}
         end = 0
-        for one in answer.entities:
-            assert one.text == text[one.start : one.end] and one.text
-            assert end <= one.start < one.end <= len(text)
+        for entity in answer.entities:
+            assert entity.text == text[entity.start : entity.end] and entity.text
+            assert end <= entity.start < entity.end <= len(text)
             # Its ends are a token's, white space aside.
-            assert one.start in edges or not text[one.start - 1].strip()
-            assert one.end in edges or not text[one.end].strip()
-            end = one.end
+            assert entity.start in edges or not text[entity.start - 1].strip()
+            assert entity.end in edges or not text[entity.end].strip()
+            end = entity.end
 
     check()
 
@@ -201,7 +201,7 @@ def test_every_split_of_a_text_is_found_where_it_stands(tmp_path: Path) -> None:
         assert not isinstance(tokens, TextError)
         start = text.index("Alice")
         inside = [start - 1 <= a and b <= start + 5 and a < b for a, b in tokens.offsets]
-        logits = np.array([[0.0, 9.0] if one else [9.0, 0.0] for one in inside], dtype=np.float32)
+        logits = np.array([[0.0, 9.0] if tagged else [9.0, 0.0] for tagged in inside], dtype=np.float32)
         (found,) = decode.tagging(logits, tokens, manifest, "fake", False).entities
         assert (found.start, found.end, found.text) == (start, start + 5, "Alice")
 
@@ -218,7 +218,7 @@ def test_a_character_of_several_tokens_belongs_to_one_entity(tmp_path: Path) -> 
 
 
 def test_a_pair_is_no_text_to_tag(tmp_path: Path) -> None:
-    """Its second text has characters of its own, which no position would say."""
+    """A position in its second text would be ambiguous."""
     write(tmp_path, reference("wordpiece").backend_tokenizer, {})
     (tokens,) = open_encoder(tmp_path / "tokenizer.json", 16).encode([("Alice", "Bob")])
     assert not isinstance(tokens, TextError)

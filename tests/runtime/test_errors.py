@@ -1,4 +1,4 @@
-"""The tree of errors: drawn as it is, over all packages, and each with its exit code."""
+"""The documented error tree is that of all packages, with the exit code of each error."""
 
 import importlib
 import re

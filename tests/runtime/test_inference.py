@@ -1,4 +1,4 @@
-"""Encode, run and decode: each alone, in any thread, and one after another as `Model` asks for them."""
+"""Encode, run and decode: each step alone, in any thread, and all in turn as `Model` calls them."""
 
 from __future__ import annotations
 

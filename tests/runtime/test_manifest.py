@@ -1,4 +1,4 @@
-"""`nopad.runtime.manifest`: what is derived from its fields. Damaged files are `test_bundle`'s."""
+"""`nopad.runtime.manifest`: properties derived from its fields. `test_bundle` covers damaged files."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_an_engine_failure_costs_its_batch_alone(how: str, bundle: Callable[[str
     texts = ["short", "a long one " * 40, "short too"]
     with load(bundle(NAME), engine=FakeEngine(answer), token_budget=64) as model:
         answers = model.predict(texts, on_error="return")
-        assert [isinstance(one, Failure) for one in answers] == [False, True, False]
+        assert [isinstance(answer, Failure) for answer in answers] == [False, True, False]
         failed = answers[1]
         assert isinstance(failed, Failure) and isinstance(failed.error, EngineError) and failed.index == 1
         with pytest.raises(EngineError):

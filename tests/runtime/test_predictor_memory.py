@@ -1,4 +1,4 @@
-"""Memory of a process that answers for hours."""
+"""Memory of a long-running process."""
 
 import subprocess
 import sys

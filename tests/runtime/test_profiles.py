@@ -1,4 +1,4 @@
-"""Profiles: what a profile takes, and its file."""
+"""Profiles: which batches fit, and the profiles file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts become the ids of transformers' own tokenizers, whatever is cut and whatever is odd."""
+"""Token ids equal those of transformers' own tokenizers, also for long and odd texts."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_ids_types_and_offsets_are_those_of_transformers(kind: str, side: str, f
 
 
 def test_a_max_length_below_the_special_tokens_is_an_error_of_the_text_not_a_longer_answer(folder: Path) -> None:
-    """The library cuts nothing then: 13 ids where the model has room for two."""
+    """The library does not truncate then: 13 ids where the model has room for two."""
     encoder = open_encoder(folder / "wordpiece right" / "tokenizer.json", 2)
     single, pair = encoder.encode(["Alice works in Paris", ("Alice works", "a film")])
     assert not isinstance(single, TextError) and single.used == 2

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a bundle to damage, and tables as wide as they like."""
+"""Fixtures for tests of commands: a bundle to damage, and tables that are not folded."""
 
 import shutil
 from collections.abc import Callable

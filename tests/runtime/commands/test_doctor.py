@@ -1,4 +1,4 @@
-"""`nopad doctor`: what it reports, and its exit code."""
+"""`nopad doctor`: its report and its exit code."""
 
 from __future__ import annotations
 

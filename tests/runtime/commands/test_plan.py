@@ -30,7 +30,7 @@ TEXTS = ["a dull film", "splendid", "an hour of my life I want back " * 12, "so 
 
 @pytest.fixture
 def plan(capsys: Capture) -> Plan:
-    """Run it in this process: exit code, the object printed, stderr."""
+    """Run `nopad plan` in this process: exit code, the printed object, stderr."""
 
     def call(*arguments: object) -> tuple[int, dict[str, Any], str]:
         code = run(["plan", "--json", *map(str, arguments)])
@@ -49,7 +49,7 @@ def texts(tmp_path: Path) -> Path:
 
 def lengths_of(texts: list[str], max_length: int = 1024) -> list[int]:
     encoder = TextEncoder(DEFAULT_BUNDLE / "tokenizer.json", max_length)
-    return [one.used for one in encoder.encode(texts)]  # type: ignore[union-attr]
+    return [tokens.used for tokens in encoder.encode(texts)]  # type: ignore[union-attr]
 
 
 def test_texts_are_counted_with_the_models_tokenizer(plan: Plan, texts: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_bundle_and_its_checkpoint_give_the_same_plan(plan: Plan, texts: Path,
 
 
 def test_texts_are_counted_with_the_bundles_default_prompt(plan: Plan, texts: Path, tmp_path: Path) -> None:
-    """As they are served: `load` puts it before every text."""
+    """As when serving: `load` puts it before every text."""
     folder = tmp_path / "bundle"
     shutil.copytree(DEFAULT_BUNDLE, folder)
     manifest = dataclasses.replace(open_bundle(folder).manifest, prompts={"q": "query: "}, default_prompt_name="q")
@@ -91,7 +91,7 @@ def test_a_bundle_for_cpus_is_planned_in_the_blocks_of_its_engines(
     _, expected, _ = plan("--data", texts, "--model", checkpoint(name), "--max-length", "1000")
     code, row, _ = plan("--data", texts, "--model", folder, "--max-length", "1000")
     assert code == 0 and {**row, "model": ""} == {**expected, "model": ""}
-    assert all(size % 64 == 0 for one in row["forecasts"] for size in one["profile"]["tokens"])
+    assert all(size % 64 == 0 for forecast in row["forecasts"] for size in forecast["profile"]["tokens"])
 
 
 def test_a_checkpoint_without_weights_or_head_can_be_planned(plan: Plan, texts: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_checkpoint_without_weights_or_head_can_be_planned(plan: Plan, texts: 
     (folder / "config.json").write_text(json.dumps({**config, "architectures": None, "local_attention": 200}))
     code, row, _ = plan("--data", texts, "--model", folder)
     assert code == 0
-    assert all(size % 128 == 0 for one in row["forecasts"] for size in one["profile"]["tokens"])  # its block
+    assert all(size % 128 == 0 for forecast in row["forecasts"] for size in forecast["profile"]["tokens"])  # its block
 
 
 def test_the_file_is_what_export_takes(plan: Plan, texts: Path, tmp_path: Path) -> None:
@@ -110,7 +110,9 @@ def test_the_file_is_what_export_takes(plan: Plan, texts: Path, tmp_path: Path) 
     code, row, err = plan("--data", texts, "--output", output)
     assert code == 0 and row["output"] == str(output) and str(output) in err
     profiles = read_profiles(output)
-    assert [list(one.tokens) for one in profiles] == [one["profile"]["tokens"] for one in row["forecasts"]]
+    assert [list(profile.tokens) for profile in profiles] == [
+        forecast["profile"]["tokens"] for forecast in row["forecasts"]
+    ]
     about = json.loads(output.read_text())["planned"]
     assert (about["source"], about["texts"], about["model"]) == (str(texts), 4, "the embedded model")
     assert plan("--data", texts, "--output", output, "--most", "1")[0] == 0  # our own file is replaced
@@ -194,7 +196,7 @@ def test_a_histogram_from_stdin() -> None:
         (b"7\n\n0 5\n", "line 3: a length is at least 1 token"),
         (b"1.5\n", "line 1: '1.5' is not"),
         (b"9999999999999999999\n", "line 1: "),
-        ("\u0663\n".encode(), "line 1: "),  # a digit, but of no plain number
+        ("\u0663\n".encode(), "line 1: "),  # a digit, but not an ASCII digit
         (b"7 0\n", "has no lengths"),
         (b"", "has no lengths"),
         (b"\xff\xfe7\n", "not UTF-8"),
@@ -228,7 +230,7 @@ def test_entries_of_one_length_add_up(tmp_path: Path) -> None:
     [
         ([], 2, "give --data FILE (texts) or --lengths FILE (token lengths)"),
         (["--data", "a", "--lengths", "b"], 2, "not both"),
-        (["--lengths", "{lengths}", "--memory", "plenty"], 2, "'plenty' is no amount of memory"),
+        (["--lengths", "{lengths}", "--memory", "plenty"], 2, "'plenty' is not an amount of memory"),
         (["--lengths", "{lengths}", "--memory", "1MiB"], 2, "the memory bound is 0.00 GiB"),
         (["--lengths", "{lengths}", "--max-length", "2000"], 2, "--max-length 2000 is neither"),
         (["--lengths", "{lengths}", "--max-length", "long"], 2, "--max-length long is neither"),
@@ -236,12 +238,12 @@ def test_entries_of_one_length_add_up(tmp_path: Path) -> None:
         (["--lengths", "nowhere"], 3, "cannot read nowhere"),
         (["--data", "nowhere.jsonl"], 3, "cannot read nowhere.jsonl"),
         (["--lengths", "{lengths}", "--model", "nowhere"], 3, "no bundle at nowhere"),
-        (["--lengths", "{lengths}", "--model", "{folder}"], 3, "is no bundle"),
+        (["--lengths", "{lengths}", "--model", "{folder}"], 3, "is not a bundle"),
     ],
 )
 def test_refusals(plan: Plan, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     (tmp_path / "lengths").write_text("20\n300\n")
-    filled = [one.format(lengths=tmp_path / "lengths", folder=tmp_path) for one in arguments]
+    filled = [argument.format(lengths=tmp_path / "lengths", folder=tmp_path) for argument in arguments]
     found, row, err = plan(*filled)
     assert (found, row) == (code, {}) and message in err
 
@@ -280,7 +282,7 @@ def test_the_table_shows_each_profile_beside_one_wide_one(
     assert "sizes are opt/max" in err
     assert run(["plan", "--lengths", str(path), "--most", "1", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert "one is enough" in out and err == ""
+    assert "one profile is enough" in out and err == ""
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,7 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "0", "-1GiB", "nan", "inf", "1TiBB", "1e40", "2 Gi", "1 2GiB"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
-    with pytest.raises(UsageError, match="is no amount of memory"):
+    with pytest.raises(UsageError, match="is not an amount of memory"):
         parse_bytes(text)
 
 
@@ -310,4 +312,4 @@ def test_real_reviews(plan: Plan, imdb: Path) -> None:
     assert code == 0 and row["texts"] == 1000
     assert len(row["forecasts"]) >= 2 and row["cost_ratio"] < 0.9
     assert row["waste"] < row["wide"]["waste"] and row["launches"] < row["wide"]["launches"]
-    assert sum(one["memory_bytes"] for one in row["forecasts"]) <= 96 << 20
+    assert sum(forecast["memory_bytes"] for forecast in row["forecasts"]) <= 96 << 20

@@ -1,4 +1,4 @@
-"""`nopad predict` on the command line: what it reads and how it answers; its output file has tests of its own."""
+"""`nopad predict` on the command line: input and answers. Its output file is tested in `test_predict_output.py`."""
 
 from __future__ import annotations
 

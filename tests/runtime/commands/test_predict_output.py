@@ -1,4 +1,4 @@
-"""The output file of `nopad predict`: whole or not there, resumed to the same bytes, never another job's."""
+"""The output file of `nopad predict`: complete or absent, the same bytes after a resume, never of another job."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_old_output_stands_until_the_new_one_is_whole(
 
 @pytest.fixture
 def interrupted(predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
-    """620 texts to `o`, interrupted after so many windows of them; the input."""
+    """620 texts to `o`, interrupted after the first windows of them; returns the input."""
 
     def begin(whole_windows: int) -> Path:
         calls, real = [0], Model.results
@@ -89,7 +89,7 @@ def test_a_torn_partial_is_cut_and_its_failures_still_count(
     (tmp_path / "o.partial").write_bytes(b"".join(wanted.splitlines(keepends=True)[:600]) + torn)
     code, _, err = predict("--input", source, "--output", output, "--resume")
     assert code == 3 and "7 of 620 lines failed" in err
-    assert f"resuming behind line {WINDOW} of" in err  # what was answered together is answered together again
+    assert f"resuming after line {WINDOW} of" in err  # texts share the same batches again
     assert output.read_bytes() == wanted
     assert {path.name for path in tmp_path.iterdir()} == {"t.jsonl", "whole", "o"}
 
@@ -102,11 +102,11 @@ def test_another_job_is_not_resumed(predict: Predict, interrupted: Callable[[int
     options = {"top_k": ["--top-k", "1"], "truncation": ["--truncation", "error"], "fields": ["--field", "x"]}
     for name, other in options.items():
         code, _, err = predict(*resume, *other)
-        assert code == 2 and f"begun with another {name}:" in err
+        assert code == 2 and f"started with another {name}:" in err
     assert predict(*resume, name="modernbert-single-cls")[0] == 2
     source.write_text(source.read_text() + '{"text": "one more"}\n')
     code, _, err = predict(*resume)
-    assert code == 2 and "begun with another input" in err and "without --resume" in err
+    assert code == 2 and "started with another input" in err and "without --resume" in err
     (tmp_path / "o.partial.job").unlink()
     assert predict(*resume)[0] == 2
     assert partial.read_bytes() == begun and not output.exists()

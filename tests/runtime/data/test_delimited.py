@@ -1,4 +1,4 @@
-"""CSV and TSV against pandas and the csv module; what stands in a file by mistake stays in its row."""
+"""CSV and TSV against pandas and the csv module; a mistake in a file affects only its row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, UsageError
 
-# No half characters, which UTF-8 cannot hold; and no CR alone for pandas, which writes one unquoted and cannot read it.
+# No lone surrogates, which UTF-8 cannot hold; and no CR alone for pandas, which writes one unquoted and cannot read it.
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\x1a"), max_size=12)
 AWKWARD = st.sampled_from(
     ['"', '""', '"a"', "a\nb", "a\r\nb", "a\tb", "a,b", "a;b", '"a', 'a"', " a ", "é", "\u2028", ""]
@@ -35,7 +35,9 @@ def test_what_pandas_writes_comes_back(
     path = tmp_path / f"t{suffix}"
     frame = pandas.DataFrame([(f"x{a}", b) for a, b in rows], columns=["text", "label"])
     frame.to_csv(path, sep=separator, index=False)
-    assert [(one["text"], one["label"]) for one in records(path)] == list(frame.itertuples(index=False, name=None))
+    assert [(record["text"], record["label"]) for record in records(path)] == list(
+        frame.itertuples(index=False, name=None)
+    )
 
 
 @ONE_AFTER_ANOTHER
@@ -53,7 +55,7 @@ def test_what_the_csv_module_writes_comes_back(
     rows = [(f"x{a}", b) for a, b in rows]
     writer.writerows([("text", "label"), *rows])
     (tmp_path / "t.csv").write_bytes(made.getvalue().encode())
-    assert [(one["text"], one["label"]) for one in records(tmp_path / "t.csv")] == rows
+    assert [(record["text"], record["label"]) for record in records(tmp_path / "t.csv")] == rows
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -111,7 +113,7 @@ def test_a_cr_inside_a_line_ends_no_row_where_lines_end_in_lf(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("rows", "wanted"),
     [
-        # An unclosed quote: the rows behind it are read.
+        # An unclosed quote: the rows after it are read.
         (['"a film,1', "dull,2", "splendid,3"], {2: "!", 3: "dull", 4: "splendid"}),
         # Even where a later row has the quote that would close it.
         (['"a film,1', "dull,2", '"so, so",3', "end,4"], {2: "!", 3: "dull", 4: "so, so", 5: "end"}),
@@ -123,7 +125,7 @@ def test_a_cr_inside_a_line_ends_no_row_where_lines_end_in_lf(tmp_path: Path) ->
         (['"a film,1', 'so "so",2', '"dull,3', "end,4"], {2: "!", 3: 'so "so"', 4: "!", 5: "end"}),
         # A quote inside a cell that is not quoted is a character.
         (['a 5" pipe,1', 'so "so",2'], {2: 'a 5" pipe', 3: 'so "so"'}),
-        # Cells too many, too few, empty ones at the end.
+        # Too many cells, too few, empty cells at the end.
         (["a, b,1", "end,2"], {2: "!", 3: "end"}),
         (["a film", "end,2,,"], {2: "a film", 3: "end"}),
         # Blanks around quotes.
@@ -169,7 +171,7 @@ def test_sst2_stays_as_it_is() -> None:
     if not path.is_file():
         pytest.skip(f"no {path}; set NOPAD_DATA to the folder with the test data")
     lines = path.read_text("utf-8").split("\n")[1:-1]
-    found = [(one["label"], one["sentence"]) for one in records(path)]
+    found = [(record["label"], record["sentence"]) for record in records(path)]
     assert found == [tuple(line.split("\t")) for line in lines] and len(found) == 67_349
 
 

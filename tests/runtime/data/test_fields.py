@@ -1,4 +1,4 @@
-"""Which column is meant: whatever its case, exactly where there are several, and what is there if none is."""
+"""Finding columns: in any case, exactly if names are ambiguous, and with the existing names if there is none."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_columns_that_are_kept(tmp_path: Path) -> None:
 
 def test_plain_text_has_no_columns(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a film\n")
-    with pytest.raises(InputFileError, match="plain text, every line of it a text"):
+    with pytest.raises(InputFileError, match="plain text, a text on each line"):
         texts(tmp_path / "t.txt", "review")
 
 

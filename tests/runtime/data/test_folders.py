@@ -1,4 +1,4 @@
-"""Folders as they lie on disks and on the Hub."""
+"""Folders of data in the layouts of disks and of the Hub."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def test_class_folders_of_texts(tmp_path: Path) -> None:
     imdb(tmp_path / "aclImdb")
     for folder in (tmp_path / "aclImdb", tmp_path):
         with open_table(f"{folder}#train") as table:
-            found = [record for _, record in table.items]
+            rows = [record for _, record in table.items]
             assert table.remarks == (f"{tmp_path}/aclImdb/train/unsup is left out: its texts have no class",)
             assert table.place(1).endswith("train/neg/0_7.txt")
-    assert [(one["label"], one["text"]) for one in found] == [  # type: ignore[index]
+    assert [(record["label"], record["text"]) for record in rows] == [  # type: ignore[index]
         (name, f"train {name} {number}") for name in ("neg", "pos") for number in range(12)
     ]
     assert len(records(tmp_path / "aclImdb" / "test")) == 24

@@ -1,4 +1,4 @@
-"""JSON as pandas and others write it, and lines of it."""
+"""JSON as pandas and others write it, and JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""read_labelled: labels of evaluation files are read by the rule of training."""
+"""`read_labelled`: labels of evaluation files are read by the same rule as in training."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""model/labels.py: which name a label is, what spells a number, and what it does not take for one."""
+"""`runtime/data/labels.py`: which name a label matches, and which values spell a number."""
 
 from typing import Any
 

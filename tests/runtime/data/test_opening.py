@@ -1,4 +1,4 @@
-"""Compression told by content, encodings named with their fix, lines as every system ends them, stdin."""
+"""Compression recognised by content, wrong encodings reported with a fix, all kinds of line ends, stdin."""
 
 from __future__ import annotations
 
@@ -170,4 +170,4 @@ def test_parquet_and_spreadsheets_come_through_a_pipe(tmp_path: Path) -> None:
             done = subprocess.run([sys.executable, "-c", READ], input=packed, capture_output=True, timeout=120)
             assert done.returncode == 0 and json.loads(done.stdout) == ["a film", "dull"], done.stderr
             (tmp_path / f"{name}.gz").write_bytes(packed)
-            assert [one["text"] for one in records(tmp_path / f"{name}.gz")] == ["a film", "dull"]
+            assert [record["text"] for record in records(tmp_path / f"{name}.gz")] == ["a film", "dull"]

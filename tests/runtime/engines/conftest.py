@@ -1,4 +1,4 @@
-"""Graphs of small encoders, shared with the rest of the suite."""
+"""Fixtures for tests of engines: graphs of small encoders, and doubles of machines and libraries."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def graph(plain_bundle: Callable[[str], Path]) -> Graphs:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of the test's own."""
+    """A temporary home folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, home: Path) -> GpuOnnxRuntime:
-    """ONNX Runtime with the providers for GPUs."""
+    """A double of ONNX Runtime with its GPU providers."""
     module = GpuOnnxRuntime("TensorrtExecutionProvider", "CUDAExecutionProvider")
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     return module

@@ -1,4 +1,4 @@
-"""The registry: an engine is a module and an entry, and nothing else has to change."""
+"""The registry: a new engine is a module and an entry; nothing else has to change."""
 
 from __future__ import annotations
 

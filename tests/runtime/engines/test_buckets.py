@@ -1,4 +1,4 @@
-"""Batches filled up to few shapes."""
+"""Batches padded to a few bucket shapes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ NAME = "modernbert-single-mean"
 Graphs = Callable[[str], tuple[Path, Artifact]]
 
 
-def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
+def expected(graph: Graphs, packed: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
     path, artifact = graph(case)
-    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(one)
+    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(packed)
 
 
 def test_filling_up_stays_within_the_profile() -> None:
     for lengths in ((1,), (64, 64, 3), (128, 128, 128, 128), (100, 7)):
-        one = batch(*lengths)
-        filled = fill_bucket(one, PROFILES[0], token_multiple=64, filler_id=5)
+        packed = batch(*lengths)
+        filled = fill_bucket(packed, PROFILES[0], token_multiple=64, filler_id=5)
         assert PROFILES[0].fits(filled)
-        assert (filled.input_ids[len(one.input_ids) :] == 5).all()
-        assert (filled.sequence_ids[one.num_tokens :] == -1).all()
-        sequences, longest = one.pad_index.shape
-        np.testing.assert_array_equal(filled.pad_index[:sequences, :longest], one.pad_index)
+        assert (filled.input_ids[len(packed.input_ids) :] == 5).all()
+        assert (filled.sequence_ids[packed.num_tokens :] == -1).all()
+        sequences, longest = packed.pad_index.shape
+        np.testing.assert_array_equal(filled.pad_index[:sequences, :longest], packed.pad_index)
         assert (filled.pad_index[:sequences, longest:] == -1).all() and (filled.pad_index[sequences:, 0] == 0).all()
 
 

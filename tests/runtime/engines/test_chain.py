@@ -1,4 +1,4 @@
-"""Fallback that can be seen: what an engine fails on, the next one answers, and the model says so."""
+"""Visible fallback: the next engine answers a batch that an engine fails on, and the model reports it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def failing(error: Exception) -> Answer:
 
 
 class Named(FakeEngine):
-    """A fake of a given name and shapes, opened as often as it is asked for."""
+    """A fake engine with a name and profiles of its own, which can be opened again."""
 
     def __init__(self, name: str, answer: Answer, profiles: tuple[ShapeProfile, ...] = ()) -> None:
         super().__init__(answer)
@@ -163,14 +163,14 @@ def test_when_every_engine_fails_on_a_batch_all_causes_are_told() -> None:
     with pytest.raises(EngineError, match="every engine failed: one; engine b answered nothing but zeros") as caught:
         chain.run(BATCH)
     assert isinstance(caught.value.__cause__, ExceptionGroup) and len(caught.value.__cause__.exceptions) == 2
-    assert chain.run(PROBE).engine == "a"  # one bad batch ends nothing
+    assert chain.run(PROBE).engine == "a"  # a single bad batch has no consequences
 
 
 def test_without_fallback_the_error_is_the_engines() -> None:
     chain = chain_of(Named("a", only_long(failing(EngineError("one")))), Named("b", filled(2.0)), fallback=False)
     with pytest.raises(EngineError, match="^one$"):
         chain.run(BATCH)
-    assert [one.name for one in chain.status().engines] == ["a"]
+    assert [engine.name for engine in chain.status().engines] == ["a"]
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""The double of cuda-python offers nothing that the real one lacks."""
+"""The double of cuda-python offers nothing that the real package lacks."""
 
 from __future__ import annotations
 

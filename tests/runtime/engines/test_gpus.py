@@ -1,4 +1,4 @@
-"""Which GPUs a machine has."""
+"""Listing the GPUs of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: how much of a machine it takes."""
+"""ONNX Runtime on the CPU: threads and token budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nopad.runtime.engines.base import CPU_TOKENS, EngineOptions
+from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.onnx_cpu import LEAST_TOKENS, OnnxCpuEngine
 from nopad.runtime.manifest import Artifact
 

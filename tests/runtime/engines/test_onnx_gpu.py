@@ -1,4 +1,4 @@
-"""ONNX Runtime's engines: refused where the provider is not there, told what it needs where it is (on a double)."""
+"""ONNX Runtime's GPU engines: refused without their provider, and its settings (on a double)."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_answers_and_what_the_provider_is_told(name: str, graph: Graphs, gpu: Gp
     path, artifact = graph(NAME)
     engine = opened(name, path, artifact)
     want = OnnxCpuEngine(path, artifact, EngineOptions(threads=1))
-    for one in (batch(1), batch(130, 9, 64)):
-        np.testing.assert_array_equal(engine.run(one), want.run(one))
+    for packed in (batch(1), batch(130, 9, 64)):
+        np.testing.assert_array_equal(engine.run(packed), want.run(packed))
     (providers, more), *_ = gpu.sessions
-    assert [one for one, _ in providers] == [ENGINES[name], CUDA][-len(providers) :]
+    assert [provider for provider, _ in providers] == [ENGINES[name], CUDA][-len(providers) :]
     assert providers[-1][1]["use_tf32"] == "0" and more == {"enable_fallback": 0}
     assert capsys.readouterr().out == ""  # stdout is for answers
     engine.close()
@@ -100,8 +100,8 @@ def test_onnx_runtime_says_where_each_node_runs(graph: Graphs) -> None:
     info = session.get_provider_graph_assignment_info()
     assert misplaced_products(info, "CPUExecutionProvider") == []
     lost = misplaced_products(info, CUDA)
-    assert len(lost) > 8 and all(one.endswith("(CPUExecutionProvider)") for one in lost)
-    assert not [one for one in lost if "Shape" in one]
+    assert len(lost) > 8 and all(node.endswith("(CPUExecutionProvider)") for node in lost)
+    assert not [node for node in lost if "Shape" in node]
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -130,14 +130,14 @@ def test_tensorrt_gets_one_wide_profile_the_graphs_types_and_a_cache(
         "opt": ("512", "2x256"),
         "max": ("1024", "4x512"),
     }.items():
-        told = dict(one.split(":") for one in settings[f"trt_profile_{place}_shapes"].split(","))
-        assert told.keys() == artifact.inputs.keys()
-        assert (told["input_ids"], told["pad_index"]) == shapes
+        profile_shapes = dict(tensor.split(":") for tensor in settings[f"trt_profile_{place}_shapes"].split(","))
+        assert profile_shapes.keys() == artifact.inputs.keys()
+        assert (profile_shapes["input_ids"], profile_shapes["pad_index"]) == shapes
     assert not [key for key in settings if "fp16" in key or "bf16" in key or "int8" in key]
     assert Path(settings["trt_engine_cache_path"]).is_relative_to(home) and settings["trt_engine_cache_enable"] == "1"
-    for one in (batch(513), batch(1, 1, 1, 1, 1)):
-        with pytest.raises(ShapeError, match=f"stream of {len(one.input_ids)} tokens"):
-            engine.run(one)
+    for packed in (batch(513), batch(1, 1, 1, 1, 1)):
+        with pytest.raises(ShapeError, match=f"stream of {len(packed.input_ids)} tokens"):
+            engine.run(packed)
 
 
 def test_another_file_or_profile_never_finds_the_cache(graph: Graphs, gpu: GpuOnnxRuntime, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_another_file_or_profile_never_finds_the_cache(graph: Graphs, gpu: GpuOn
     opened("onnx-tensorrt", copy, artifact)
     opened("onnx-tensorrt", copy, dataclasses.replace(artifact, profiles=PROFILES[:1]))
     model = onnx.load(copy)
-    weight = next(one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and len(one.dims) == 2)
+    weight = next(w for w in model.graph.initializer if w.data_type == TensorProto.FLOAT and len(w.dims) == 2)
     weight.raw_data = bytes(len(weight.raw_data))
     onnx.save(model, copy)
     opened("onnx-tensorrt", copy, artifact)

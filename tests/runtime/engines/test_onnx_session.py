@@ -1,4 +1,4 @@
-"""What every engine of ONNX Runtime does alike."""
+"""What all ONNX Runtime engines have in common."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def batch(*lengths: int) -> PackedBatch:
 @pytest.mark.parametrize("name", ["onnx-cpu", "onnx-cuda"])
 def test_padded_graphs(name: str, padded: tuple[Path, Artifact], gpu: GpuOnnxRuntime) -> None:
     gpu.stray = ()
-    one = batch(5, 2)
+    packed = batch(5, 2)
     engine = engine_factory(name)(*padded, EngineOptions(threads=1, pad_token_id=9))
-    answer = engine.run(one)
+    answer = engine.run(packed)
     assert answer.shape == (64, 3)
-    np.testing.assert_array_equal(answer[:7, 0], one.input_ids[:7])
+    np.testing.assert_array_equal(answer[:7, 0], packed.input_ids[:7])
     np.testing.assert_array_equal(answer[:7, 1], 1)
     np.testing.assert_array_equal(answer[:7, 2], [0, 1, 2, 3, 4, 0, 1])
     assert not answer[7:].any()

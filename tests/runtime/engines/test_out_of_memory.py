@@ -1,4 +1,4 @@
-"""Every library's words for memory that ran out, and none of theirs for something else."""
+"""Every library's out-of-memory messages are recognised, and no other message is."""
 
 import pytest
 

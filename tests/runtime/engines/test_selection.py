@@ -1,4 +1,4 @@
-"""Which engines may answer here, and in which order; and that the GPU is asked only where it decides something."""
+"""Which engines may answer, in which order; a GPU is detected only where the choice depends on it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_export_asks_for_no_gpu_where_none_decides_anything(
 
 
 def with_engines(opened: Bundle, *archs: str) -> Bundle:
-    """The bundle as if it held an engine of TensorRT for each GPU, too."""
+    """The bundle, as if it also held a TensorRT engine for each GPU."""
     (artifact,) = opened.manifest.artifacts
     engines = [dataclasses.replace(artifact, file=f"{sm}.engine", target="tensorrt", sm=sm) for sm in archs]
     manifest = dataclasses.replace(opened.manifest, artifacts=(artifact, *engines))

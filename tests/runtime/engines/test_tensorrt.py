@@ -1,4 +1,4 @@
-"""The TensorRT engines: all but NVIDIA's arithmetic, on doubles; the real libraries as far as they go without a GPU."""
+"""The TensorRT engines on doubles: everything except NVIDIA's arithmetic."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CASES = (NAME, "modernbert-multi-cls", "modernbert-token", "modernbert-embed-mea
 Graphs = Callable[[str], tuple[Path, Artifact]]
 
 
-def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
+def expected(graph: Graphs, packed: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
     path, artifact = graph(case)
-    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(one)
+    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(packed)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_answers_are_those_of_the_same_graph_on_the_cpu(name: str, case: str, be
     machine = bench(name, case)
     engine = machine.open()
     try:
-        for one in (batch(1), batch(40, 7), batch(128, 3, 64, 65), batch(129), batch(512, 17, 400)):
-            answer, want = engine.run(one), expected(graph, one, case)
+        for packed in (batch(1), batch(40, 7), batch(128, 3, 64, 65), batch(129), batch(512, 17, 400)):
+            answer, want = engine.run(packed), expected(graph, packed, case)
             assert answer.shape == want.shape and answer.dtype == np.float32
-            real = slice(None) if len(answer) == len(one.pad_index) else slice(one.num_tokens)
-            # RTX runs the batch filled up, and a CPU cuts the sums of another shape elsewhere.
+            real = slice(None) if len(answer) == len(packed.pad_index) else slice(packed.num_tokens)
+            # RTX runs the padded batch, and a CPU adds in another order in another shape.
             bound = 1e-6 * max(1, np.abs(want[real]).max()) if engine.buckets else 0
             assert np.abs(answer[real] - want[real]).max() <= bound
     finally:
@@ -55,9 +55,9 @@ def test_each_batch_runs_in_its_profile_and_beyond_all_of_them_not_at_all(bench:
     assert engine.profiles == PROFILES
     engine.run(batch(128, 3))
     engine.run(batch(129, 3))
-    for one in (batch(513), batch(8, 8, 8, 8, 8), batch(512, 512, 8)):
-        with pytest.raises(ShapeError, match=f"stream of {len(one.input_ids)} tokens"):
-            engine.run(one)
+    for packed in (batch(513), batch(8, 8, 8, 8, 8), batch(512, 512, 8)):
+        with pytest.raises(ShapeError, match=f"stream of {len(packed.input_ids)} tokens"):
+            engine.run(packed)
     engine.close()
 
 
@@ -75,9 +75,9 @@ def test_the_parity_gate_asks_the_edges_of_every_profile(
         engine = machine.open()
         run = engine.run
 
-        def watched(one: PackedBatch) -> Any:
-            shapes.add((len(one.input_ids), *one.pad_index.shape))
-            return run(one)
+        def watched(packed: PackedBatch) -> Any:
+            shapes.add((len(packed.input_ids), *packed.pad_index.shape))
+            return run(packed)
 
         engine.run = watched
         return engine
@@ -97,9 +97,11 @@ def test_memory_is_taken_at_load_reused_by_every_run_and_given_back(bench: Any) 
     engine = machine.open()
     streams, allocated, used = len(machine.cuda.streams), machine.cuda.allocations, machine.cuda.used
     assert streams == len(PROFILES)
-    answers = [engine.run(one).copy() for one in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
-    again = [engine.run(one) for one in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
-    for first, second in zip(answers, again, strict=True):  # an answer is no view of a buffer that the next run fills
+    answers = [engine.run(packed).copy() for packed in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
+    again = [engine.run(packed) for packed in (batch(9), batch(300), batch(9), batch(128, 1, 2, 3))]
+    for first, second in zip(
+        answers, again, strict=True
+    ):  # an answer is not a view of a buffer that the next run overwrites
         np.testing.assert_array_equal(first, second)
     assert (machine.cuda.allocations, machine.cuda.used) == (allocated, used)
     engine.close()
@@ -121,7 +123,7 @@ def test_threads_take_turns_in_a_profile(bench: Any, graph: Graphs) -> None:
     machine = bench()
     engine = machine.open()
     batches = [batch(length, 5) for length in (3, 60, 100, 128, 200, 400)]
-    want = [expected(graph, one) for one in batches]
+    want = [expected(graph, packed) for packed in batches]
     wrong: list[Any] = []
 
     def work(start: int) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT-RTX itself, as far as it goes without a GPU, and the doubles held against the real libraries."""
+"""The real TensorRT-RTX as far as it works without a GPU, and the doubles compared with the real libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def api() -> Callable[[str], dict[str, list[str]]]:
     def get(name: str) -> dict[str, list[str]]:
         path = folder / f"{name}-{VERSIONS[name]}.json"
         if not path.is_file():
-            pytest.skip(f"no {path}; set NOPAD_DATA to the folder beside the one with the API lists")
+            pytest.skip(f"no {path}; set NOPAD_DATA to the folder beside that of the API lists")
         names: dict[str, list[str]] = json.loads(path.read_text())
         return names
 
@@ -71,10 +71,10 @@ def real_engine(graph: Graphs, tmp_path_factory: pytest.TempPathFactory) -> tupl
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
     assert parser.parse_from_file(str(onnx))
     config = builder.create_builder_config()
-    for one in PROFILES:
+    for bounds in PROFILES:
         profile = builder.create_optimization_profile()
         for name, sizes in artifact.inputs.items():
-            profile.set_shape(name, *(tuple(getattr(one, size)[place] for size in sizes) for place in range(3)))
+            profile.set_shape(name, *(tuple(getattr(bounds, size)[place] for size in sizes) for place in range(3)))
         config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM86, 0)

@@ -1,4 +1,4 @@
-"""What an engine of TensorRT cannot be opened with, and the reason that it gives."""
+"""When a TensorRT engine refuses to open, and its reason."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ REFUSALS = {
     "other inputs": ({"inputs": {"input_ids": ["tokens"]}}, BundleError, "has input_ids .*pad_index.*INT64"),
     "other outputs": ({"outputs": {"scores": ["sequences", "3"]}}, BundleError, "has logits .*scores of"),
     "unknown sizes": ({"inputs": {"input_ids": ["length"]}}, BundleError, "not a packed stream's"),
-    "padded": ({"layout": "padded"}, BundleError, "no packed encoder's engine"),
+    "padded": ({"layout": "padded"}, BundleError, "not the engine of a packed encoder"),
 }
 
 
-def expected(graph: Graphs, one: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
+def expected(graph: Graphs, packed: PackedBatch, case: str = NAME) -> np.ndarray[Any, Any]:
     path, artifact = graph(case)
-    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(one)
+    return OnnxCpuEngine(path, artifact, EngineOptions(threads=1)).run(packed)
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
@@ -80,8 +80,8 @@ def test_a_version_compatible_engine_opens_only_where_its_native_code_is_allowed
     assert not machine.library.host_code_allowed
     engine = machine.open(version_compatible=True, allow_host_code=True, built_with=older)
     assert machine.library.host_code_allowed
-    one = batch(40, 7)
-    assert engine.run(one) == pytest.approx(expected(graph, one), abs=1e-5)
+    packed = batch(40, 7)
+    assert engine.run(packed) == pytest.approx(expected(graph, packed), abs=1e-5)
     engine.close()
 
 
@@ -92,7 +92,7 @@ def test_a_hardware_compatible_engine_runs_on_newer_gpus(bench: Any) -> None:
 
 
 def test_rtx_on_a_t4_takes_no_fp32(bench: Any) -> None:
-    with pytest.raises(EnvironmentProblem, match="no fp32 on sm75.*take --precision fp16"):
+    with pytest.raises(EnvironmentProblem, match="no fp32 on sm75.*use --precision fp16"):
         bench("tensorrt-rtx", cuda=FakeCuda(T4)).open(sm="sm75")
 
 

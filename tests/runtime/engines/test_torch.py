@@ -1,4 +1,4 @@
-"""The torch engine answers as the ONNX graph does, for every head; in half precision it runs what the file holds."""
+"""The torch engine answers as the ONNX graph does, for every head; in half precision it keeps the types in the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LENGTHS = ((1,), (64, 65, 3), (300, 129, 2, 64))
 
 
 def written(name: str, checkpoint: Folders, folder: Path, precision: str = "fp32") -> tuple[Path, Artifact]:
-    """The checkpoint as an exporter puts it into a bundle, and the manifest's record of it."""
+    """The checkpoint as the exporter writes it into a bundle, and its record in the manifest."""
     loaded = load_checkpoint(checkpoint(name), **CASES[name].load)
     config = loaded.config
     own = {"task": config.task, "pooling": config.pooling, "normalize": config.normalize}

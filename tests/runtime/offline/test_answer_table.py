@@ -1,4 +1,4 @@
-"""`nopad predict` into tables: columns kept, scores as columns, CSV and Parquet equal to the lines of JSON."""
+"""`nopad predict` to tables: kept columns, scores as columns, CSV and Parquet equal to the JSON lines."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_tables_hold_what_the_lines_hold(
         for name, value in row.items():
             expected = flat.get(name)
             if value is None or value != value:
-                assert expected in (None, ""), (name, row)  # CSV does not tell an empty text from none
+                assert expected in (None, ""), (name, row)  # CSV cannot distinguish an empty text from a missing text
             else:
                 assert value == (expected if isinstance(expected, str) else pytest.approx(expected, rel=1e-6)), name
     assert {path.name for path in tmp_path.iterdir()} == {"t.jsonl", output.name, plain.name}

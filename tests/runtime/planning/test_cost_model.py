@@ -1,4 +1,4 @@
-"""The FLOPs are those of the literature, counted pair by pair; the memory is what TensorRT-RTX reserves."""
+"""FLOPs equal the literature's, counted pair by pair; memory is compared with what TensorRT-RTX reserves."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_engine_executes_no_less_than_the_texts_need(lengths: list[int], inde
 
 
 def test_the_work_of_modernbert_base() -> None:
-    """By hand: a gated layer has 4 h^2 + 3 h i weights; 14 of 22 layers are local and see 192 keys."""
+    """By hand: a gated layer has 4 h^2 + 3 h i weights; 14 of 22 layers are local and attend to 192 keys."""
     model = cost_model(BASE)
     products = 2 * 22 * (4 * 768 * 768 + 3 * 768 * 1152)
     assert products == pytest.approx(220.6e6, rel=1e-3)
@@ -56,7 +56,7 @@ def test_the_work_of_modernbert_base() -> None:
     assert token == pytest.approx(products + 14 * 4 * 192 * 768)
     assert model.work(64, 1, 10) - 64 * token == pytest.approx(8 * 4 * 100 * 768)
     assert model.work(128, 3, 40) == pytest.approx(128 * token + 8 * 4 * 3 * 1600 * 768)
-    assert 100 < model.launch_flops / token < 300  # tokens: what the constant is said to be
+    assert 100 < model.launch_flops / token < 300  # tokens, as the comment on the constant says
     assert cost_model(read_config({**MODERNBERT}, task="embeddings")).local_layers == 2
     bert = cost_model(read_config(BERT, task="embeddings"))
     assert bert.work(1, 0, 0) == 2 * 3 * (4 * 64 * 64 + 2 * 64 * 128) and bert.global_layers == 3

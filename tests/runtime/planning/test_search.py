@@ -1,5 +1,5 @@
-"""Planning profiles: they cover every text within the memory, cost what the runtime's own plan costs, and no more than
-one wide profile.
+"""Planned profiles cover every text within the memory; their forecast cost is that of the runtime's own plan, and at
+most that of one wide profile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAST = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def cost(model: CostModel, lengths: list[int], profiles: tuple[ShapeProfile, ...], plan: Plan) -> tuple[float, int]:
-    """What the runtime's own micro-batches cost in these profiles, and how many they are."""
+    """Cost and number of the runtime's own micro-batches in these profiles."""
     batches = plan_in_profiles(
         lengths, profiles, token_budget=plan.token_budget, max_sequences=WINDOW, multiple=model.block
     )
@@ -82,22 +82,25 @@ def test_the_properties_of_a_plan(
     assert longest == sorted(set(longest)) and longest[-1] == plan.max_length == plan.wide.profile.longest[2] == top
     # The memory holds at every corner, and for all of them together.
     corners = [model.memory(profile.tokens[2], profile.sequences[2], profile.longest[2]) for profile in plan.profiles]
-    assert corners == [one.memory_bytes for one in plan.forecasts]
+    assert corners == [forecast.memory_bytes for forecast in plan.forecasts]
     assert sum(corners) <= bound and plan.wide.memory_bytes <= bound
     # The forecast is what the runtime does: few texts are one window.
     used = [min(length, limit) for length in lengths]
     planned, batches = cost(model, used, plan.profiles, plan)
     wide, wide_batches = cost(model, used, (plan.wide.profile,), plan)
-    assert planned == pytest.approx(sum(one.cost for one in plan.forecasts), rel=1e-9)
+    assert planned == pytest.approx(sum(forecast.cost for forecast in plan.forecasts), rel=1e-9)
     assert wide == pytest.approx(plan.wide.cost, rel=1e-9)
-    assert batches == sum(one.micro_batches for one in plan.forecasts) and wide_batches == plan.wide.micro_batches
+    assert (
+        batches == sum(forecast.micro_batches for forecast in plan.forecasts)
+        and wide_batches == plan.wide.micro_batches
+    )
     assert plan.cost_ratio == pytest.approx(planned / wide) and plan.cost_ratio <= 1
     assert len(plan.profiles) == 1 or plan.cost_ratio <= 1 - LEAST_GAIN * (len(plan.profiles) - 1)
     # Shares are shares of everything.
-    assert sum(one.texts for one in plan.forecasts) == pytest.approx(1)
-    assert sum(one.tokens for one in plan.forecasts) == pytest.approx(1)
-    for one in (*plan.forecasts, plan.wide, plan):
-        assert -1e-9 <= one.waste < 1 and 0 <= one.launches < 1
+    assert sum(forecast.texts for forecast in plan.forecasts) == pytest.approx(1)
+    assert sum(forecast.tokens for forecast in plan.forecasts) == pytest.approx(1)
+    for shares in (*plan.forecasts, plan.wide, plan):
+        assert -1e-9 <= shares.waste < 1 and 0 <= shares.launches < 1
     assert (plan.texts, plan.simulated) == (len(lengths), len(lengths))
     assert plan.cut == sum(length > limit for length in lengths)
 
@@ -135,12 +138,12 @@ def test_no_two_profiles_of_a_grid_are_better() -> None:
     sizes = [(tokens, n) for tokens in (1024, 4096, 16384) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
 
     def fitting(longest: int) -> list[tuple[int, ShapeProfile]]:
-        made = []
+        candidates = []
         for tokens, n in sizes:
             tokens = max(tokens, longest)
             profile = ShapeProfile(tokens=(64, 64, tokens), sequences=(1, 1, n), longest=(1, 1, longest))
-            made.append((model.memory(tokens, n, longest), profile))
-        return [one for one in made if one[0] <= memory]
+            candidates.append((model.memory(tokens, n, longest), profile))
+        return [(size, profile) for size, profile in candidates if size <= memory]
 
     best = min(
         cost(model, lengths, (narrow, wide), plan)[0]
@@ -148,7 +151,7 @@ def test_no_two_profiles_of_a_grid_are_better() -> None:
         for (small, narrow), (large, wide) in itertools.product(fitting(cut), fitting(top))
         if small + large <= memory
     )
-    assert sum(one.cost for one in plan.forecasts) <= 1.02 * best
+    assert sum(forecast.cost for forecast in plan.forecasts) <= 1.02 * best
 
 
 def test_short_texts_do_not_pay_for_a_long_one() -> None:
@@ -162,7 +165,7 @@ def test_short_texts_do_not_pay_for_a_long_one() -> None:
     # (27.5 tokens a text on average; 64 with filler, and the launch is worth about 190.)
     assert 27.5 / 256 < plan.cost_ratio < 0.14 and plan.waste < 0.1 < 0.4 < plan.wide.waste
     assert narrow.texts == pytest.approx(8000 / 8001)
-    # An engine that keeps no scores reserves far less, and one wide profile is less bad.
+    # An engine that keeps no scores reserves far less, so a single wide profile loses less.
     fused = plan_profiles(lengths, architecture=BASE, memory_bytes=6 << 30, keeps_scores=False)
     assert fused.wide.profile.sequences[2] > 50 and fused.cost_ratio > plan.cost_ratio
 

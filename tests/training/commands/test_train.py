@@ -78,7 +78,7 @@ def test_nobody_elses_files_are_replaced(train: Command) -> None:
     Path("out/notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
     code, said = train()
-    assert code == 3 and "out holds what is not replaced (notes.txt)" in said
+    assert code == 3 and "out holds files that nopad does not replace (notes.txt)" in said
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
     Path("project/src").mkdir(parents=True)

@@ -81,8 +81,8 @@ def test_every_command_reads_every_kind(kind: str, tmp_path: Path, capsys: pytes
 def test_encoding_and_columns_reach_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes('"caf\xe9, dull",0\nsplendid,1\n'.encode("cp1252"))
-    options = ["--encoding", "cp1252", "--columns", "text,label", "--threads", "1", "--json"]
-    assert run(["predict", "--input", str(path), *options]) == 0
+    options = ["--encoding", "cp1252", "--columns", "text,label", "--json"]
+    assert run(["predict", "--input", str(path), "--threads", "1", *options]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert run(["plan", "--data", str(path), *options]) == 0
     planned = json.loads(capsys.readouterr().out)

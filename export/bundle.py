@@ -46,7 +46,7 @@ Exporter = Literal["auto", "nopad", "padded", "optimum"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is asked of an export; the defaults are the command's."""
+    """Options of an export; the defaults are the command's."""
 
     # What goes into the bundle.
     target: Target = "cpu"
@@ -71,7 +71,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What an export made."""
+    """The bundle that an export wrote, and its figures."""
 
     bundle: Bundle
     reports: dict[str, Report]  # "file on engine" -> its report; empty where the gate was skipped
@@ -136,7 +136,7 @@ def export_checkpoint(
 
 
 def _plan(options: ExportOptions) -> Jobs:
-    """What is to be written, or the refusal of what never can be, before any file is read."""
+    """The files to write. Refuses what can never be written, before any file is read."""
     _require_fp32_onnx(options.exporter, options)
     jobs = plan_jobs(options.target, options.precision, options.archs, sm=gpu_at_hand)
     if "int8" in jobs.graphs and options.calibrate is None:
@@ -147,7 +147,7 @@ def _plan(options: ExportOptions) -> Jobs:
 
 
 def _require_fp32_onnx(exporter: Exporter, options: ExportOptions) -> None:
-    """Refuse what a padded bundle cannot be. `auto` is judged when it is known what it takes."""
+    """Refuse targets and precisions that a padded bundle cannot have. `auto` is checked once it is resolved."""
     padded = exporter in ("padded", "optimum")
     if padded and (options.target not in ("cpu", "onnx") or options.precision not in (None, "fp32", ("fp32",))):
         raise ExportError(
@@ -172,7 +172,7 @@ def _choose_exporter(options: ExportOptions, source: Source) -> tuple[Exporter, 
 
 
 def _own_files(output: Path) -> frozenset[str]:
-    """The files of a bundle that stands at `output`, damaged or not: they may be replaced, and no others."""
+    """The files of the bundle at `output`, damaged or not: only these may be replaced."""
     try:
         raw = json.loads((output / MANIFEST).read_bytes())
         ours = frozenset((MANIFEST, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
@@ -183,7 +183,7 @@ def _own_files(output: Path) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """What an exporter has to say of the bundle that it wrote."""
+    """What an exporter reports of the bundle that it wrote."""
 
     remarks: tuple[str, ...] = ()
     engines: tuple[BuiltEngine, ...] = ()
@@ -255,19 +255,19 @@ def write_bundle(
 ) -> Bundle:
     """Write the bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
-    `cpu` are the precisions of its graphs for CPUs, `graphs` those of its plain ONNX files, `torch` is that of the
-    torch engine's weights, if it shall have any.
+    `cpu` are the precisions of its graphs for CPUs, `graphs` those of its plain ONNX files, `torch` that of the torch
+    engine's weights (None: without them).
     """
     source, config, pipeline = checkpoint.source, checkpoint.config, checkpoint.pipeline or Pipeline()
-    assert source is not None, "a bundle names the files that it was made from"
+    assert source is not None, "a bundle names the files that it comes from"
     tokenizer = write_tokenizer(source.tokenizer, folder, config.vocab_size, lower_case=pipeline.do_lower_case)
     limit = max_length_of(max_length, pipeline.max_seq_length or tokenizer.limit, config.max_position_embeddings)
     artifacts: list[Artifact] = []
-    wanted: list[tuple[GraphTarget, Precision]] = [
+    graph_jobs: list[tuple[GraphTarget, Precision]] = [
         *(("cpu", name) for name in cpu),
         *(("onnx", name) for name in graphs),
     ]
-    for target, precision in wanted:
+    for target, precision in graph_jobs:
         progress(f"exporting the graph{' for CPUs' if target == 'cpu' else ''} in {precision}")
         if precision == "int8":
             artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress))

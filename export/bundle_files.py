@@ -37,14 +37,14 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.tokenizer import open_encoder
 from nopad.runtime.types import Text
 
-# Texts that int8 scales are found on: more change them little, and calibration takes a forward of each.
+# Texts that int8 is calibrated on: more would hardly change the scales, and each costs a forward pass.
 CALIBRATION_TEXTS = 512
 _CALIBRATION_TOKENS = 2048
 GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU operators
 
 
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
-    """Write the graph of a `target` in `precision` into the bundle's folder."""
+    """Write the graph for `target` in `precision` into the bundle's folder."""
     file = folder / _graph_name(precision, target)
     padded = isinstance(checkpoint.encoder, PaddedEncoder)
     if isinstance(checkpoint.encoder, PaddedEncoder):
@@ -79,8 +79,8 @@ def write_int8_graph(
 ) -> Artifact:
     """Write a target's int8 graph, made from its fp32 one (`cpu`), or from the fp16 one for TensorRT (`onnx`).
 
-    Scales are calibrated on the texts of a file. Without one, which only `cpu` can do, each token has its own, and what
-    is sensitive is judged on the sentences that the parity gate asks.
+    Scales are calibrated on the texts of a file. Without a file (`cpu` only) each token has its own scale, and the
+    parity gate's sentences show which layers are sensitive.
     """
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
@@ -90,14 +90,16 @@ def write_int8_graph(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
         scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
-        made = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
-    return dataclasses.replace(exact, file=output.name, precision="int8", quantized=made.to_json())
+        graph = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
+    return dataclasses.replace(exact, file=output.name, precision="int8", quantized=graph.to_json())
 
 
 def _calibration_batches(
     checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
-    """Texts as the runtime will read them: the bundle's tokenizer, its default prompt, what its model has rows for."""
+    """Texts as the runtime will read them: through the bundle's tokenizer, after its default prompt; not those that
+    the runtime refuses.
+    """
     encoder = open_encoder(folder / "tokenizer.json", max_length, vocab_size=checkpoint.config.vocab_size)
     pipeline = checkpoint.pipeline or Pipeline()
     prompt = pipeline.prompts[pipeline.default_prompt_name] if pipeline.default_prompt_name is not None else ""
@@ -127,11 +129,11 @@ def _calibration_batches(
 
 def write_torch(checkpoint: Checkpoint, folder: Path, precision: Precision, like: Artifact) -> Artifact:
     """Write the weights for the torch engine as a checkpoint folder of their own; its inputs are those of `like`."""
-    made = folder / "torch"
-    made.mkdir()
+    weights = folder / "torch"
+    weights.mkdir()
     config = checkpoint.config
     raw = {**checkpoint.raw_config, "nopad": own_json(config)}  # what transformers' own keys cannot say
-    write_checkpoint(cast(checkpoint.encoder, precision), raw, made)
+    write_checkpoint(cast(checkpoint.encoder, precision), raw, weights)
     return dataclasses.replace(
         like,
         file="torch/model.safetensors",
@@ -150,7 +152,7 @@ def check_jobs(
     options: BuildOptions,
     config: EncoderConfig,
 ) -> None:
-    """Refuse, before the long steps, what `add_engine` could not build of an encoder with this `config`.
+    """Refuse, before the slow steps, what `add_engine` could not build for an encoder with this `config`.
 
     Raises `UsageError`, `ExportError`.
     """
@@ -180,7 +182,7 @@ def add_engine(
     )
     runs_on = "sm80+" if options.hardware_compatible else job.sm
     name = engine_name(job.target, runs_on, graph.precision, chosen)
-    made = build_engine(
+    built = build_engine(
         bundle.file(graph.file),
         bundle.file(name),
         target=job.target,
@@ -199,14 +201,14 @@ def add_engine(
         target=job.target,
         sm=runs_on,
         profiles=chosen,
-        built_with=made.library,
+        built_with=built.library,
         version_compatible=options.version_compatible,
         platform=this_platform(),
         opset=None,
         parity={},
     )
-    record = FileRecord(sha256=sha256_of(bundle.file(name)), bytes=made.bytes)
-    added = dataclasses.replace(
+    record = FileRecord(sha256=sha256_of(bundle.file(name)), bytes=built.bytes)
+    manifest = dataclasses.replace(
         manifest, artifacts=(*manifest.artifacts, artifact), files={**manifest.files, name: record}
     )
-    return write_manifest(bundle.path, added), made
+    return write_manifest(bundle.path, manifest), built

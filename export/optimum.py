@@ -1,4 +1,4 @@
-"""Padded bundles of any architecture that optimum-onnx exports, for encoders that nopad has no packed form of."""
+"""Padded bundles of any architecture that optimum-onnx exports, for encoders without a packed form in nopad."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TASKS = {
 def write_optimum_bundle(source: Source, folder: Path, *, task: Task | None, max_length: int | None) -> Bundle:
     """Export the checkpoint of `source` with optimum-onnx into an existing, empty folder (no parity gate).
 
-    Raises `EnvironmentProblem` without optimum-onnx, `ExportError` for a task or architecture it does not do.
+    Raises `EnvironmentProblem` without optimum-onnx, `ExportError` for a task or architecture that it does not support.
     """
     main_export = _import_optimum()
     raw = source.raw_config

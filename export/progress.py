@@ -1,4 +1,4 @@
-"""How a long export says what it is doing."""
+"""How a long export reports its progress."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Is told what is being done, and how much of it where that is known."""
+    """Called with the current step, and how much of it is done where that is known."""
 
     def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
-        """Show it; the same message again means more of the same."""
+        """Show a step; the same message again is progress within it."""
         ...
 
 
 def silent(message: str, done: int = 0, total: int | None = None) -> None:
-    """The `Progress` of those who do not look."""
+    """A `Progress` that shows nothing."""

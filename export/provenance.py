@@ -1,4 +1,4 @@
-"""Where a bundle comes from: digests of its checkpoint, versions of what made it."""
+"""Where a bundle comes from: digests of its checkpoint, versions of the packages that made it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PACKAGES = ("nopad", "torch", "transformers", "onnx", "onnxscript", "onnxruntim
 def source_of(source: Source) -> dict[str, Any]:
     """Where a bundle comes from: the folder's name and the digest of each file that decides its answers.
 
-    Of a LoRA adapter its own files, and those of its base under `base`.
+    For a LoRA adapter: its own files, and those of its base under `base`.
     """
-    named = [*module_files(source.folder), setfit.SETTINGS_FILE, setfit.HEAD_FILE]
-    beside = [source.home / "config.json", *(source.folder / name for name in named)]
+    names = [*module_files(source.folder), setfit.SETTINGS_FILE, setfit.HEAD_FILE]
+    beside = [source.home / "config.json", *(source.folder / name for name in names)]
     if source.base is None or source.adapter is None:
         return _digests(source.folder, [*source.weights, *beside])
     own = _digests(source.folder, [source.adapter.file, source.home / SETTINGS_FILE, *beside])
@@ -37,14 +37,14 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def created() -> dict[str, Any]:
-    """Versions of everything that had a hand in the bundle, and the time (UTC)."""
+    """Versions of the packages that made the bundle, and the time (UTC)."""
     versions = {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
     return {**versions, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
 def is_source(bundle: Bundle, source: Source) -> bool:
     """Whether `source` has the files that the bundle was exported from."""
-    known = bundle.manifest.source
-    found = source_of(source)
-    pairs = [(known, found), (known.get("base") or {}, found.get("base") or {})]
+    recorded = bundle.manifest.source
+    actual = source_of(source)
+    pairs = [(recorded, actual), (recorded.get("base") or {}, actual.get("base") or {})]
     return all((ours.get("sha256") or {}).items() <= (theirs.get("sha256") or {}).items() for ours, theirs in pairs)

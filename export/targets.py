@@ -33,7 +33,7 @@ class Jobs:
     graphs: tuple[Precision, ...]  # in plain ONNX
     torch: Precision | None  # of the torch engine's weights on a GPU; None: without them
     engines: tuple[EngineJob, ...]
-    skipped: tuple[str, ...]  # what was not asked for by name and cannot be built here, with the reason
+    skipped: tuple[str, ...]  # engines that nobody named and that cannot be built here, with the reason
 
 
 def plan_jobs(
@@ -45,42 +45,42 @@ def plan_jobs(
 ) -> Jobs:
     """Jobs of one export on this machine.
 
-    `sm` says the compute capability of its GPU (None: without a GPU); it is called only where an engine's target needs
-    it. Several precisions are for graphs alone: an engine has a single one.
+    `sm` returns the compute capability of the machine's GPU, None without a GPU; it is called only where an engine's
+    target needs it. Only graphs may have several precisions: an engine has a single one.
 
-    What was asked for by name and cannot be built raises `UsageError` (it never can) or `EnvironmentProblem` (it can
-    elsewhere), before anything is done; of `all` it is skipped with the reason.
+    A target or GPU that was named and cannot be built for raises `UsageError` (never possible) or `EnvironmentProblem`
+    (possible elsewhere), before anything is done; with `all` it is skipped, with the reason.
     """
-    wanted: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
-    if "int8" in wanted and target not in ("cpu", *LIBRARIES):
+    precisions: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
+    if "int8" in precisions and target not in ("cpu", *LIBRARIES):
         raise UsageError("--precision int8 is for --target cpu, tensorrt and tensorrt-rtx")
-    for name in wanted:
+    for name in precisions:
         if name in ("fp16", "bf16") and target == "cpu":
             raise UsageError(
                 f"--precision {name} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
             )
-    if len(set(wanted)) < len(wanted) or len(wanted) > 1 and target not in ("cpu", "onnx"):
-        raise UsageError(f"--precision {','.join(wanted)}: name one, or different ones of --target cpu or onnx")
+    if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in ("cpu", "onnx"):
+        raise UsageError(f"--precision {','.join(precisions)}: name one, or different ones of --target cpu or onnx")
     if archs and target not in ("all", *LIBRARIES):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
     if target == "cpu":
-        return Jobs(cpu=wanted or ("fp32",), graphs=(), torch=None, engines=(), skipped=())
+        return Jobs(cpu=precisions or ("fp32",), graphs=(), torch=None, engines=(), skipped=())
     if target == "onnx":
-        return Jobs(graphs=wanted or ("fp32",), torch=None, engines=(), skipped=())
-    half: Precision = wanted[0] if wanted else "fp16"
+        return Jobs(graphs=precisions or ("fp32",), torch=None, engines=(), skipped=())
+    half: Precision = precisions[0] if precisions else "fp16"
     if target == "torch":  # the graph is for machines without torch, which have no GPU either
         return Jobs(cpu=("fp32",), graphs=(), torch=half, engines=(), skipped=())
-    ask = functools.cache(sm)
+    gpu = functools.cache(sm)
     engines: list[EngineJob] = []
     skipped: list[str] = []
     for kind in LIBRARIES if target == "all" else (target,):
         if target == "all":
             try:
-                jobs, reasons = _engines(kind, half, archs if kind == "tensorrt-rtx" else (), ask)
+                jobs, reasons = _engines(kind, half, archs if kind == "tensorrt-rtx" else (), gpu)
             except (UsageError, EnvironmentProblem) as error:
                 jobs, reasons = [], [str(error)]
         else:
-            jobs, reasons = _engines(kind, half, archs, ask)
+            jobs, reasons = _engines(kind, half, archs, gpu)
         engines += jobs
         skipped += reasons
     return Jobs(
@@ -93,14 +93,14 @@ def plan_jobs(
 
 
 def _engines(
-    target: str, precision: str, archs: Sequence[str], ask: Callable[[], str | None]
+    target: str, precision: str, archs: Sequence[str], gpu: Callable[[], str | None]
 ) -> tuple[list[EngineJob], list[str]]:
-    """Engines of one target, and why not for the rest of its GPUs. Raises `UsageError` or `EnvironmentProblem`."""
+    """Engines to build for one target, and why none for its other GPUs. Raises `UsageError` or `EnvironmentProblem`."""
     if not importable(LIBRARIES[target]):
         hint = install_hint(ENGINES[target].need.extra)
         raise EnvironmentProblem(f"--target {target} needs the package {LIBRARIES[target]}: {hint}")
     if target == "tensorrt":
-        here = ask()
+        here = gpu()
         if here is None:
             raise EnvironmentProblem(
                 "--target tensorrt needs the GPU that it builds for, and there is none; --target tensorrt-rtx builds "
@@ -108,13 +108,13 @@ def _engines(
             )
         if any(arch != here for arch in archs):
             raise UsageError(f"--arch {','.join(archs)}: TensorRT builds for the GPU at hand, {here}, alone")
-        wanted: Sequence[str] = [here]
+        sms: Sequence[str] = [here]
     else:
-        wanted = archs or _rtx_archs(ask())
-    reasons = {sm: refusal(target, sm, precision) for sm in wanted}
-    named = [reason for sm, reason in reasons.items() if reason and (sm in archs or target == "tensorrt")]
-    if named:
-        raise UsageError(named[0])
+        sms = archs or _rtx_archs(gpu())
+    reasons = {sm: refusal(target, sm, precision) for sm in sms}
+    fatal = [reason for sm, reason in reasons.items() if reason and (sm in archs or target == "tensorrt")]
+    if fatal:
+        raise UsageError(fatal[0])
     refused = [reason for reason in reasons.values() if reason]
     if len(refused) == len(reasons):
         raise UsageError("; ".join(refused))

@@ -1,8 +1,8 @@
 """The tokenizer of a checkpoint -> that of a bundle, and the lengths it reads.
 
-A tokenizer is what transformers makes of a folder's files, not one of them: classes lay their own normaliser and
-template over `tokenizer.json`, `added_tokens.json` and `tokenizer_config.json` add tokens, old folders hold a
-vocabulary alone. So the bundle's `tokenizer.json` is written from the backend that transformers has built.
+A tokenizer is what transformers builds from a folder's files, not any single file: its classes replace the normaliser
+and the template of `tokenizer.json`; `added_tokens.json` and `tokenizer_config.json` add tokens; old folders hold only
+a vocabulary. So the bundle's `tokenizer.json` is written from the backend that transformers has built.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_tokenizer(source: Path, folder: Path, vocab_size: int | None, *, lower
     """Write `tokenizer.json` and `tokenizer_config.json` of a checkpoint folder's tokenizer into a bundle's.
 
     `vocab_size` is how many embeddings the model has, None where that is not known. With `lower_case` every text is
-    read in lower case, as sentence-transformers' `do_lower_case` does. Raises `CheckpointError`.
+    lower-cased, as with sentence-transformers' `do_lower_case`. Raises `CheckpointError`.
     """
     tokenizer = open_tokenizer(source)
     if not tokenizer.is_fast:
@@ -62,7 +62,7 @@ def write_tokenizer(source: Path, folder: Path, vocab_size: int | None, *, lower
 
 
 def _config_of(tokenizer: Any) -> dict[str, Any]:
-    """What `tokenizer.json` does not say. The class is the plain one, so transformers opens the bundle's own files."""
+    """What `tokenizer.json` does not say. With the generic class, transformers opens the bundle's own files."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": list(tokenizer.model_input_names),
@@ -71,7 +71,7 @@ def _config_of(tokenizer: Any) -> dict[str, Any]:
     }
     if getattr(tokenizer, "split_special_tokens", False):  # a special token in a text is text
         config["split_special_tokens"] = True
-    if isinstance(getattr(tokenizer, "add_prefix_space", None), bool):  # transformers 4 lays it over tokenizer.json
+    if isinstance(getattr(tokenizer, "add_prefix_space", None), bool):  # transformers 4 applies it over tokenizer.json
         config["add_prefix_space"] = tokenizer.add_prefix_space
     limit = _limit(tokenizer.model_max_length)
     if limit is not None:
@@ -86,15 +86,15 @@ def _config_of(tokenizer: Any) -> dict[str, Any]:
 def _check_vocabulary(tokenizer: Any, source: Path, vocab_size: int) -> None:
     """Refuse a tokenizer that makes ids for which the model has no embedding.
 
-    A padding token, or another that is named but stands in no template, only occurs where a text spells it; the runtime
+    A padding token, or another special token outside the template, only occurs where a text spells it out; the runtime
     refuses that text. Fewer entries than embeddings are common: vocabularies are padded for speed.
     """
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= vocab_size}
     if not beyond:
         return
-    frame = set(tokenizer("a", "a").input_ids)
-    named = {str(getattr(tokenizer, name, None)) for name in _SPECIAL}
-    unused = {token for token, index in beyond.items() if token in named and index not in frame}
+    template = set(tokenizer("a", "a").input_ids)
+    special = {str(getattr(tokenizer, name, None)) for name in _SPECIAL}
+    unused = {token for token, index in beyond.items() if token in special and index not in template}
     occurring = sorted(beyond.keys() - unused, key=lambda token: beyond[token])
     if not occurring:
         return
@@ -113,15 +113,15 @@ def _check_vocabulary(tokenizer: Any, source: Path, vocab_size: int) -> None:
 
 
 def _mask_token(tokenizer: Any) -> str | None:
-    """The tokenizer's mask, or the one that stands in its vocabulary where no configuration names it."""
+    """The tokenizer's mask token; where its configuration names none, a usual mask token of its vocabulary."""
     if tokenizer.mask_token is not None:
         return str(tokenizer.mask_token)
     known = tokenizer.get_vocab()
     return next((token for token in ("[MASK]", "<mask>") if token in known), None)
 
 
-def _limit(own: Any) -> int | None:
-    return int(own) if isinstance(own, int | float) and 3 <= own < _NO_LIMIT else None
+def _limit(length: Any) -> int | None:
+    return int(length) if isinstance(length, int | float) and 3 <= length < _NO_LIMIT else None
 
 
 def _lower_case(file: Path) -> None:
@@ -134,10 +134,10 @@ def _lower_case(file: Path) -> None:
     tokenizer.save(str(file))
 
 
-def max_length_of(asked: int | None, limit: int | None, positions: int) -> int:
-    """The bundle's max length in tokens: as asked, else the folder's own `limit`, at most the model's positions."""
-    if asked is None:
+def max_length_of(requested: int | None, limit: int | None, positions: int) -> int:
+    """The bundle's max length in tokens: `requested`, else the folder's own `limit`, at most the model's positions."""
+    if requested is None:
         return min(limit or positions, positions)
-    if not 3 <= asked <= positions:
-        raise UsageError(f"--max-length {asked} is outside 3..{positions} (the model's max_position_embeddings)")
-    return asked
+    if not 3 <= requested <= positions:
+        raise UsageError(f"--max-length {requested} is outside 3..{positions} (the model's max_position_embeddings)")
+    return requested

@@ -101,7 +101,7 @@ def export(
     as_json: bool,
     quiet: bool,
     threads: int | None,
-    **same: Any,  # options that `ExportOptions` has by the same name
+    **fields: Any,  # of `ExportOptions`, by name
 ) -> int:
     """Export CHECKPOINT (a folder, or a Hugging Face Hub name) to a bundle, and prove its parity.
 
@@ -125,7 +125,7 @@ def export(
         ),
         parity=not no_parity,
         threads=threads,
-        **same,
+        **fields,
     )
     with status(console) as progress:
         result = export_checkpoint(checkpoint, output, options, progress=progress)
@@ -157,8 +157,8 @@ def _to_json(result: ExportResult, output: Path) -> dict[str, Any]:
 
 def _print(result: ExportResult, output: Path) -> None:
     manifest, size, seconds = result.bundle.manifest, result.bytes / 1e6, result.export_seconds
-    made = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
-    click.echo(f"{output}: {made}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
+    artifacts = ", ".join(f"{a.target} {a.precision}{f' {a.sm}' if a.sm else ''}" for a in manifest.artifacts)
+    click.echo(f"{output}: {artifacts}, {size:.1f} MB, exported in {seconds:.1f} s, {manifest.verdict}")
     for engine in result.engines:
         click.echo(f"  {engine.file}: {engine.bytes / 1e6:.1f} MB, built in {engine.seconds:.1f} s")
     for name, report in result.reports.items():

@@ -1,4 +1,4 @@
-"""What `nopad export`, `parity` and `demo` have in common: options of the gate, and its report on stdout."""
+"""What `nopad export`, `parity` and `demo` share: options of the gate, and its report on stdout."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def parity(
     as_json: bool,
     quiet: bool,
     threads: int | None,
-    **same: Any,  # options that `gate_bundle` has by the same name
+    **options: Any,  # of `gate_bundle`, by name
 ) -> int:
     """Check that BUNDLE answers what transformers answers with the checkpoint it came from.
 
@@ -79,7 +79,7 @@ def parity(
         status(console) as progress,
         open_reference(source, opened.manifest, allow_pickle=allow_pickle, progress=progress) as judge,
     ):
-        report = gate_bundle(opened, judge, threads=threads, data=rows, progress=progress, **same)
+        report = gate_bundle(opened, judge, threads=threads, data=rows, progress=progress, **options)
     if exported_from:
         record_parity(opened, report["file"], report["engine"], report, report["evaluation"])
     if as_json:

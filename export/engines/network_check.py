@@ -1,7 +1,7 @@
-"""What TensorRT has parsed, checked before it is built: inputs and outputs, and every type that the policy decides.
+"""TensorRT's parsed network, checked before it is built: inputs and outputs, and every type that the policy decides.
 
-A strongly typed network runs in the types that the graph says, so a wrong graph (exported in another precision, or
-changed since) would be built, and answer differently, without a word. Knows no files and builds nothing.
+A strongly typed network runs in the graph's own types, so a wrong graph (exported in another precision, or changed
+since) would be built without an error and answer differently. Knows no files and builds nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nopad.export.errors import ExportError
 from nopad.export.graph.node_names import in_layer, is_decoder
 from nopad.export.graph.precision import POLICIES, Dtype, Policy
 
-# Layers that multiply matrices, and what decides accuracy in fp32; names of `LayerType` in both libraries.
+# Layers that multiply matrices, then those that decide accuracy; names of `LayerType` in both libraries.
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 _NORMS = ("NORMALIZATION",)
 _SOFTMAX = ("SOFTMAX", "RAGGED_SOFTMAX")
@@ -32,7 +32,7 @@ def check_network(
 ) -> dict[str, int]:
     """Compare a parsed network with the manifest (`inputs`, `outputs`: name -> symbolic shape) and with the policy.
 
-    Returns how many layers of each type it has. Raises `ExportError` that names what differs.
+    Returns the number of layers of each type. Raises `ExportError` that names what differs.
     """
     policy = POLICIES[precision]
     _check_tensors("input", [network.get_input(i) for i in range(network.num_inputs)], inputs, trt.DataType.INT64)
@@ -52,7 +52,7 @@ def check_network(
             f"with --precision {precision}"
         )
     if not any(counts[kind] for kind in _PRODUCTS):
-        raise ExportError("the graph has no matrix product: it is no encoder; export the checkpoint again")
+        raise ExportError("the graph has no matrix product: it is not an encoder; export the checkpoint again")
     if (precision == "int8") != any(counts[kind] for kind in _QUANTIZERS):
         has = "no quantized layer" if precision == "int8" else "quantized layers"
         raise ExportError(f"the graph has {has}, so it is not {precision}; export the checkpoint again")
@@ -63,17 +63,17 @@ def _dtypes(trt: Any) -> dict[Dtype, Any]:
     return {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}
 
 
-def _check_tensors(side: str, tensors: list[Any], wanted: Mapping[str, Sequence[str]], dtype: Any) -> None:
+def _check_tensors(side: str, tensors: list[Any], expected: Mapping[str, Sequence[str]], dtype: Any) -> None:
     by_name = {tensor.name: tensor for tensor in tensors}
-    if set(by_name) != set(wanted):
+    if set(by_name) != set(expected):
         raise ExportError(
             f"the graph's {side}s are {', '.join(sorted(by_name)) or 'none'}, the manifest says "
-            f"{', '.join(sorted(wanted))}: not the graph of this bundle; export the checkpoint again"
+            f"{', '.join(sorted(expected))}: not the graph of this bundle; export the checkpoint again"
         )
-    for name, sizes in wanted.items():
+    for name, sizes in expected.items():
         tensor = by_name[name]
         shape = tuple(tensor.shape)
-        # A symbolic size is any (-1); an output's fixed size may be known only when it runs.
+        # A symbolic size may be any (-1); an output's fixed size may be known only when it runs.
         fits = len(shape) == len(sizes) and all(
             size == -1 or (stated.isdigit() and size == int(stated)) for size, stated in zip(shape, sizes, strict=True)
         )
@@ -86,18 +86,18 @@ def _check_tensors(side: str, tensors: list[Any], wanted: Mapping[str, Sequence[
 
 def _violations(trt: Any, layer: Any, kind: str, policy: Policy) -> Iterator[str]:
     if kind in _PRODUCTS:
-        want = _product(layer.name, policy)
+        dtype = _product(layer.name, policy)
     elif kind in _NORMS:
-        want = policy.norms
+        dtype = policy.norms
     elif kind in _SOFTMAX:
-        want = policy.softmax
+        dtype = policy.softmax
     else:
         return
     tensors = [layer.get_input(i) for i in range(layer.num_inputs)]
     tensors += [layer.get_output(i) for i in range(layer.num_outputs)]
     for tensor in tensors:
-        if tensor is not None and tensor.dtype != _dtypes(trt)[want]:
-            yield f"{layer.name} has {tensor.dtype.name}, not {want}"
+        if tensor is not None and tensor.dtype != _dtypes(trt)[dtype]:
+            yield f"{layer.name} has {tensor.dtype.name}, not {dtype}"
             return
 
 

@@ -1,6 +1,6 @@
 """ONNX graph -> engine file: one builder over TensorRT and TensorRT-RTX, whose Python APIs are nearly equal.
 
-Networks are strongly typed: what the graph says is what runs, and no builder flag chooses a precision. TensorRT builds
+Networks are strongly typed: they run in the graph's own types, and no builder flag chooses a precision. TensorRT builds
 for the GPU at hand; TensorRT-RTX builds for a named GPU on any machine. Knows no checkpoint, no bundle, and not how an
 engine is run.
 """
@@ -25,14 +25,14 @@ from nopad.runtime.engines.tensorrt_library import LIBRARIES, import_library, lo
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.profiles import ShapeProfile
 
-# Of TensorRT: from the oldest we support, to the first we do not know.
+# Versions of TensorRT: the oldest that we support, and the first that we do not know.
 _OLDEST, _BEYOND = (10, 13), (12,)
 _BAR = 1000  # steps of the progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What the user may choose."""
+    """Options of a build."""
 
     timing_cache: Path | None = None  # TensorRT's kernel timings, read and added to; TensorRT-RTX times nothing
     workspace_bytes: int | None = None  # scratch memory that one kernel may use on the GPU; None: all there is
@@ -42,7 +42,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """What was built."""
+    """A built engine file."""
 
     file: str
     library: str  # and its version: "tensorrt_rtx 1.7.1.116"
@@ -121,7 +121,7 @@ def build_engine(
 def _start_builder(trt: Any, library: str, log: Any) -> Any:
     try:
         return trt.Builder(log)
-    except (TypeError, RuntimeError):  # the bindings' words for a builder that could not start
+    except (TypeError, RuntimeError):  # what the bindings raise when a builder cannot start
         raise EnvironmentProblem(f"{library} does not start{log.drain()}; see nopad doctor") from None
 
 
@@ -191,7 +191,7 @@ def _shapes(
 
 
 def _library(target: str) -> Any:
-    """The library's module. Raises `EnvironmentProblem`: it is missing, damaged, or of a version we do not know."""
+    """The library's module. Raises `EnvironmentProblem` if it is missing, damaged, or of an unknown version."""
     trt = import_library(target, f"--target {target}")
     parts = trt.__version__.split(".")
     if target == "tensorrt" and not _OLDEST <= tuple(map(int, parts[:2])) < _BEYOND:
@@ -251,7 +251,7 @@ def _write(path: Path, data: Any) -> None:
 
 
 def _monitor(trt: Any, progress: Progress, message: str) -> Any:
-    """Tells `progress` how far the build is. What `progress` raises, or Ctrl-C meanwhile, cancels it: see `stopped`."""
+    """Tells `progress` how far the build is. An exception of `progress`, or Ctrl-C, cancels it: see `stopped`."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -274,7 +274,7 @@ def _monitor(trt: Any, progress: Progress, message: str) -> Any:
             self._phases.pop(phase_name, None)
 
         def _tell(self) -> None:
-            # An exception must not pass through the library, whose caller cannot take one.
+            # An exception must not pass through the library, which cannot take it.
             try:
                 if self.stopped is None:
                     share = 0.0

@@ -2,7 +2,7 @@
 
 Two steps, both exact. `cpu_attention` is a factory of `nopad.model.attention`: fused attention, without padding
 or a mask where one sequence fills the batch, without windows where no text is longer than they reach, and fused rotary
-positions; the stream may have any length. `rearrange` then spares copies that the encoder's code implies: slices of a
+positions; the stream may have any length. `rearrange` then avoids copies that the encoder's code implies: slices of a
 product become products of slices of the weight, and a product is added to its residual as it is computed.
 
 What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX
@@ -24,7 +24,7 @@ from torch import Tensor
 from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys
 
 DOMAIN = "com.microsoft"
-# Nodes of ours between the two steps: torch cannot export a condition around operators that it does not know.
+# Our own nodes between the two steps: torch cannot export a condition around operators that it does not know.
 _GLOBAL, _LOCAL = "GlobalAttention", "LocalAttention"
 
 
@@ -36,14 +36,14 @@ def cpu_attention(layout: PackedLayout) -> Attend:
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * layout.pad_index.shape[1] + layout.position_ids).clamp(min=0)
     alone = layout.sequence_ids[-1] == 0  # and without filler, which is sequence -1
-    # Local layers see whole blocks, of which the last may reach beyond the stream: sequence -1, as filler.
+    # Local layers see whole blocks; the last may reach beyond the stream, as sequence -1, like filler.
     places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
     queries = places.clamp(max=total - 1)  # [blocks, block]
     filled = torch.where(places < total, layout.sequence_ids[queries], -1).flatten()
     whole = dataclasses.replace(layout, sequence_ids=filled)
     keys = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
     bias = local_bias(whole)
-    # Where the window reaches all of every text, local layers are global ones: fewer scores, unless padding adds more.
+    # Where the window covers every whole text, local layers are global: fewer scores, unless padding adds more.
     longest = lengths.max()
     short = (longest <= layout.half_window + 1) & (longest * lengths.shape[0] <= 3 * total)
 
@@ -97,10 +97,10 @@ def rearrange(model: ir.Model) -> None:
 
 
 def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
-    """Sequences are padded to the longest, but for two cases that choose at run time.
+    """Sequences are padded to the longest, except in two cases, chosen at run time.
 
-    Global layers: a sequence alone is the stream, and the kernel without a mask streams through its keys. Local layers:
-    where a text is longer than the window, blocks of queries meet their windows.
+    Global layers: a single sequence is the stream itself, and the kernel without a mask streams through its keys. Local
+    layers: where a text is longer than the window, blocks of queries meet their windows.
     """
     condition, q, k, v, gather, lengths, scatter, *local = (value for value in node.inputs if value is not None)
     assert q.shape is not None
@@ -113,7 +113,7 @@ def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
         return ir.node("MultiHeadAttention", operands, {"num_heads": count}, domain=DOMAIN)
 
     def branch(name: str, *nodes: ir.Node) -> ir.Graph:
-        for number, node in enumerate(nodes):  # a name is taken once in all of the model, inside branches, too
+        for number, node in enumerate(nodes):  # names are unique in the whole model, branches included
             node.name = node.outputs[0].name = f"{result}/{name}/{number}"
         return ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{result}/{name}")
 
@@ -169,7 +169,7 @@ def _accumulate(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node], also: ir.Node | None = None) -> None:
-    """Put `new` in the place of `old`, output for output, and drop `also`, which `old` alone has read."""
+    """Put `new` in the place of `old`, output for output, and drop `also`, which only `old` reads."""
     for node in new:
         node.metadata_props.update((also or old).metadata_props)  # they say which module it belongs to
     outputs = [value for node in new for value in node.outputs]

@@ -1,13 +1,13 @@
-"""What the nodes of a packed graph are called: after the module that they compute, `model.layers.0.attn.Wqkv/Gemm`.
+"""How the nodes of a packed graph are named: after the module that they compute, `model.layers.0.attn.Wqkv/Gemm`.
 
-Engines keep these names, so int8, the check of TensorRT's network and the forecast know a layer's product by them.
+Engines keep these names, so int8, the check of TensorRT's network and the forecast recognise a layer's product by them.
 """
 
 from __future__ import annotations
 
 import re
 
-# Something inside a numbered encoder layer: `layers.0.attn.Wqkv`, `bert.encoder.layer.0.attention.self`.
+# A module inside a numbered encoder layer: `layers.0.attn.Wqkv`, `bert.encoder.layer.0.attention.self`.
 _IN_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")
 _DECODERS = ("decoder", "lm_head")
 
@@ -18,7 +18,7 @@ def node_name(module: str, operator: str, number: int = 0) -> str:
 
 
 def module_of(node: str) -> str:
-    """The module that a node computes. Empty for names of other exporters, which begin with the slash."""
+    """The module that a node computes. Empty for names of other exporters, which begin with a slash."""
     return node.partition("/")[0]
 
 

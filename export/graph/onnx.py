@@ -32,7 +32,7 @@ EXTERNAL_SUFFIX = ".data"
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What was written."""
+    """A written ONNX file, and its inputs and outputs."""
 
     file: Path
     opset: int
@@ -69,11 +69,11 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
     names = list(shapes)
     if not config.include_prompt:
         names.append("prompt_lengths")
-        shapes.setdefault("token_type_ids", None)  # the encoder takes them before, BERT or not
+        shapes.setdefault("token_type_ids", None)  # the parameter before it, BERT or not
         shapes["prompt_lengths"] = {0: sequences}
     arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
-    own = cpu_attention if cpu else graph_attention
-    attention, encoder.attention = encoder.attention, encoder.attention or own
+    default = cpu_attention if cpu else graph_attention
+    attention, encoder.attention = encoder.attention, encoder.attention or default
     try:
         program = trace(encoder, arguments, list(shapes.values()), names)
     finally:
@@ -85,10 +85,10 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
 
 
 def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequence[Any], names: Sequence[str]) -> Any:
-    """`module` as torch's ONNX program: `names` of its inputs, one output, `logits`.
+    """`module` as torch's ONNX program: inputs named `names`, one output, `logits`.
 
-    `shapes` says of each parameter which of its dimensions vary, as `torch.export` takes it; an argument that is None
-    is no input. Raises `ExportError`.
+    `shapes` are the dynamic dimensions of each parameter, as `torch.export` takes them; an argument that is None is not
+    an input. Raises `ExportError`.
     """
     try:
         with _quiet():
@@ -103,7 +103,7 @@ def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequenc
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        # torch prints pages of advice around what is wrong.
+        # torch prints pages of advice around the reason.
         reason = str(error).partition("## Exception summary")[2].strip() or str(error)
         raise ExportError(f"torch {torch.__version__} could not export this encoder: {reason[:1000]}") from error
     assert program is not None
@@ -111,7 +111,7 @@ def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequenc
 
 
 def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 1) -> Graph:
-    """Write what `trace` made of `module`, and check the file. Raises `ExportError`."""
+    """Write the program that `trace` made of `module`, and check the file. Raises `ExportError`."""
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     graph = program.model.graph
     _name_nodes(graph)
@@ -119,7 +119,7 @@ def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 
         program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"torch {torch.__version__} has exported a graph that is no valid ONNX: {error}") from error
+        raise ExportError(f"torch {torch.__version__} has exported a graph that is not valid ONNX: {error}") from error
     return Graph(
         file=path,
         opset=OPSET,
@@ -157,7 +157,7 @@ def _name_nodes(graph: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs about packages we do not use (torchvision) and warns about its own internals."""
+    """Silence the exporter: it logs about packages we do not use (torchvision), and warns about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Padded graphs of any encoder that transformers opens and torch exports, for architectures without a packed encoder.
 
 The graph is transformers' own model, with the task's head, over a matrix of texts filled up to the longest. The same
-runtime serves it and the same gate judges it; what it lacks is everything that follows from packing.
+runtime serves it and the same gate judges it; it only lacks the advantages of packing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nopad.model.encoder import PackedEncoder
 from nopad.model.head import Task
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_NO_TABLE = 512  # positions of a model that states none
+_NO_TABLE = 512  # positions of a model that states no number
 
 
 class PaddedEncoder(PackedEncoder):
-    """A model of transformers. Its inputs are matrices [B, S], those of `inputs`; the output is a packed encoder's, but
-    for tasks per token: [B, S, ...].
+    """A model of transformers. Its inputs are the matrices [B, S] named in `inputs`; the output is a packed encoder's,
+    but [B, S, ...] for tasks per token.
     """
 
     def __init__(self, config: EncoderConfig, model: nn.Module, inputs: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ class PaddedEncoder(PackedEncoder):
 
 
 def _layout(mask: Tensor, prompt_lengths: Tensor | None) -> PackedLayout:
-    """Where the tokens of a padded batch stand in the stream that its rows make one after the other."""
+    """The layout of a padded batch as a stream: its rows, one after the other."""
     batch, longest = mask.shape
     rows, places = torch.arange(batch).unsqueeze(1), torch.arange(longest).unsqueeze(0)
     return PackedLayout(
@@ -107,26 +107,26 @@ def load_padded(
 
 
 def _sizes(theirs: Any) -> dict[str, int]:
-    """What `EncoderConfig` asks of every encoder, by the names that transformers gives it in all architectures."""
+    """The sizes that `EncoderConfig` needs of every encoder, by names that transformers uses for all architectures."""
     names = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-    wanted = ("hidden_size", "vocab_size", "intermediate_size", "num_layers", "num_heads")
-    sizes = {name: getattr(theirs, names.get(name, name), None) or 1 for name in wanted}
-    # RoBERTa's kind counts positions by config.json's padding id, or its class's, whatever the tokenizer's is.
+    fields = ("hidden_size", "vocab_size", "intermediate_size", "num_layers", "num_heads")
+    sizes = {name: getattr(theirs, names.get(name, name), None) or 1 for name in fields}
+    # RoBERTa and its like count positions from config.json's padding id, or their class's, whatever the tokenizer's.
     pad = theirs.pad_token_id
-    known = isinstance(pad, int) and 0 <= pad < sizes["vocab_size"]
+    valid = isinstance(pad, int) and 0 <= pad < sizes["vocab_size"]
     heads = sizes["num_heads"] if sizes["hidden_size"] % sizes["num_heads"] == 0 else 1
-    return {**sizes, "num_heads": heads, "pad_token_id": pad if known else 0, "max_position_embeddings": _NO_TABLE}
+    return {**sizes, "num_heads": heads, "pad_token_id": pad if valid else 0, "max_position_embeddings": _NO_TABLE}
 
 
 def _inputs(theirs: Any, model: nn.Module, tokenized: Sequence[str]) -> list[str]:
     """The inputs that matter: token types only where there are several, and where the tokenizer makes them."""
-    takes = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     types = "token_type_ids" in tokenized and (getattr(theirs, "type_vocab_size", None) or 0) > 1
-    return [name for name in _INPUTS if name in takes and (types or name != "token_type_ids")]
+    return [name for name in _INPUTS if name in parameters and (types or name != "token_type_ids")]
 
 
 def _positions(theirs: Any, model: nn.Module) -> int:
-    """Tokens of the longest text. RoBERTa's kind begins to count behind the padding id: 514 rows are 512 positions."""
+    """Tokens of the longest text. RoBERTa and its like count from behind the padding id: 514 rows are 512 positions."""
     tables = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
@@ -156,8 +156,8 @@ def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
         "prompt_lengths": torch.tensor([1, 0]),
     }
     arguments = [example[name] for name in encoder.inputs]
-    free = tuple(dict.fromkeys(range(argument.ndim), torch.export.Dim.DYNAMIC) for argument in arguments)
-    program = trace(encoder, arguments, [free], encoder.inputs)
+    dynamic = tuple(dict.fromkeys(range(argument.ndim), torch.export.Dim.DYNAMIC) for argument in arguments)
+    program = trace(encoder, arguments, [dynamic], encoder.inputs)
     names = ("batch", "sequence")
     for value in program.model.graph.inputs:
         value.shape = ir.Shape(names[: len(value.shape)])

@@ -1,6 +1,6 @@
 """Which part of the encoder runs in which precision. Decided here alone.
 
-`cast` makes an encoder of it, `nopad.export.engines.network_check` checks what TensorRT has parsed against it.
+`cast` applies it to an encoder, `nopad.export.engines.network_check` holds TensorRT's parsed network against it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Policy:
     layers: Dtype  # matrix products of the layers (Wqkv, Wo, Wi; query, key, value, dense; attention), residuals
     head: Dtype  # matrix products of pooler, prediction head and classifier
     decoder: Dtype  # matrix product of fill-mask; may be tied to the embeddings, so it has their dtype
-    # These three stand in the encoder's own code (`nopad.model`) for every precision: they decide accuracy.
+    # These three are fixed in the encoder's own code (`nopad.model`) for every precision: they decide accuracy.
     norms: Dtype = "fp32"
     softmax: Dtype = "fp32"
-    logits: Dtype = "fp32"  # as rotary angles, pooling and the activations of the head
+    logits: Dtype = "fp32"  # and rotary angles, pooling and the activations of the head
 
 
-# Differences are of the embedded model's logits (the largest is 2.24) on 2,000 reviews of IMDb's test set to fp32, with
-# every result rounded once to its dtype; all labels are equal in all of them.
-# fp16: every matrix product is fp16, also the head's: TensorRT-RTX has no fp32 product for Turing. At most 1.2e-3 (mean
+# Figures are differences from fp32 of the embedded model's logits (the largest is 2.24) on 2,000 reviews of IMDb's test
+# set, with every result rounded once to its dtype; no label changes in any of them.
+# fp16: every matrix product is fp16, the head's too: TensorRT-RTX has no fp32 product for Turing. At most 1.2e-3 (mean
 # 2e-4) with an fp16 head, 1.1e-3 (7e-5) with an fp32 one.
-# bf16: 8 bits of mantissa, and every GPU that has it has fp32 products, too, so the head stays fp32: at most 7.6e-3
+# bf16: 8 bits of mantissa, and every GPU that has it has fp32 products too, so the head stays fp32: at most 7.6e-3
 # (mean 6e-4) against 1.1e-2 (2e-3) with a bf16 head. q and k rotated in fp32 would not help: 8.0e-3 (6e-4).
 # int8: the fp16 graph with the products of its layers quantized (`nopad.export.int8.quantize`).
 POLICIES: dict[str, Policy] = {

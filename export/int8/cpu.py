@@ -6,12 +6,12 @@ for each output channel), 3.5 times as fast as fp32 where the CPU has VNNI. Acti
 - per token: each row by its own largest magnitude, before and after the product. Needs no calibration, an outlier
   spoils its own token alone, and a text's answer does not depend on what else is in its batch: with one dynamic scale
   for a whole batch (`DynamicQuantizeLinear`) it does.
-- calibrated: one constant scale for each tensor. Ten percent less time for a product; outliers cost everybody.
+- calibrated: one constant scale for each tensor. Ten percent less time for a product; outliers cost every text.
 
 Weights have 7 bits. Without VNNI (AVX2, early AVX-512) the kernels add pairs of products in 16 bits, and saturate:
 2 * 255 * 127 does not fit, 2 * 255 * 63 does. So every x86 CPU computes the same integers.
 
-What is sensitive is found by asking these very products: a trial computes both, and a switch chooses.
+Sensitive layers are found with these very products: a trial computes both, and a switch chooses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nopad.export.int8.scales import Scales, quantize_weight
 
 _WEIGHT_LEVELS = 63  # 7 bits
 _ZERO = 128  # of unsigned activations that are symmetric
-# Rows below which a label more or less is chance: 0.5 % of 200 is a single label. Then logits decide.
+# With fewer rows a label more or less is chance (0.5 % of 200 is a single label), and logits decide.
 _ENOUGH_ROWS = 200
 
 
@@ -50,10 +50,10 @@ def cpu_scheme(*, calibrated: bool) -> Scheme:
 def to_integers(
     model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Scales | None, *, per_token: bool
 ) -> None:
-    """Replace the products of `layers` by integer ones, in place; whatever else reads their inputs is left alone.
+    """Replace the products of `layers` by integer products, in place; other readers of their inputs are left alone.
 
-    `scales`: of each tensor they read, unless `per_token`. With None the graph becomes a trial: every module has both
-    products and a switch (`int8:MODULE`, bool []), and scales (`scale:TENSOR`, fp32 []) are inputs.
+    `scales`: of each tensor that they read, unless `per_token`. With None the graph becomes a trial: every module has
+    both products and a switch (`int8:MODULE`, bool []), and scales (`scale:TENSOR`, fp32 []) are inputs.
     """
     graph = _Rewriting(model, scales, per_token=per_token, trial=scales is None)
     by_node = {layer.node: layer for layer in layers}
@@ -84,33 +84,33 @@ class _Rewriting:
         self._tiny = self._constant("int8:tiny", np.array(1e-20, dtype=np.float32))  # a row of zeros is divided, too
 
     def replace(self, node: onnx.NodeProto, layer: LinearLayer) -> None:
-        """Product of a layer, `x @ w (+ c)`, in integers."""
-        name, wanted = f"{layer.module}/int8", node.output[0]
+        """Compute the product of a layer, `x @ w (+ c)`, in integers."""
+        name, output = f"{layer.module}/int8", node.output[0]
         quantized, scale, rows = self._activation(layer.activation, name)
         weight, channels = self._weight(layer)
-        result = f"{wanted}:int8" if self.trial else wanted
+        result = f"{output}:int8" if self.trial else output
         plus = node.input[2] if len(node.input) > 2 else ""
         inputs = [quantized, weight, scale, channels, self._zero]
         if plus and not rows and self._is_vector(plus):
             inputs += ["", plus]
             plus = ""
         steps = [(op, other) for op, other in (("Mul", rows), ("Add", plus)) if other]
-        product = f"{wanted}:product" if steps else result
+        product = f"{output}:product" if steps else result
         self._add("MatMulIntegerToFloat", node.name.rpartition("/")[2], name, inputs, product, domain=DOMAIN)
         for number, (operator, other) in enumerate(steps, 1):
-            done = result if number == len(steps) else f"{wanted}:{operator}"
-            product = self._add(operator, node.name.rpartition("/")[2], name, [product, other], done)
+            target = result if number == len(steps) else f"{output}:{operator}"
+            product = self._add(operator, node.name.rpartition("/")[2], name, [product, other], target)
         if self.trial:
             switch = f"int8:{layer.module}"
             if switch not in self._switches:
                 self._switches.add(switch)
                 self._argument(switch, TensorProto.BOOL)
-            node.output[0] = f"{wanted}:fp32"
+            node.output[0] = f"{output}:fp32"
             self.nodes.append(node)
-            self._add("Where", node.name.rpartition("/")[2], name, [switch, result, node.output[0]], wanted)
+            self._add("Where", node.name.rpartition("/")[2], name, [switch, result, node.output[0]], output)
 
     def finish(self) -> None:
-        """Put the new nodes in place of the old, and drop what nobody reads."""
+        """Put the new nodes in place of the old, and drop constants that nothing reads."""
         graph = self.model.graph
         del graph.node[:]
         graph.node.extend(self.nodes)
@@ -139,9 +139,9 @@ class _Rewriting:
         values, channels = quantize_weight(
             numpy_helper.to_array(self._weights[layer.weight]), layer.axis, _WEIGHT_LEVELS
         )
-        turned = np.ascontiguousarray(values if layer.axis == 1 else values.T)  # [in, out]
+        matrix = np.ascontiguousarray(values if layer.axis == 1 else values.T)  # [in, out]
         name = f"{layer.weight}:int8:{layer.axis}"
-        return self._constant(name, turned), self._constant(f"{name}:scale", channels)
+        return self._constant(name, matrix), self._constant(f"{name}:scale", channels)
 
     def _is_vector(self, name: str) -> bool:
         return name in self._weights and len(self._weights[name].dims) == 1

@@ -1,4 +1,4 @@
-"""The linear layers of a packed graph's encoder: what int8 makes integer products of. Knows onnx; runs nothing."""
+"""The linear layers of a packed graph's encoder: the products that int8 quantizes. Knows onnx; runs nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _is_product(node: onnx.NodeProto) -> bool:
 
 
 def weight_type(model: onnx.ModelProto, layer: LinearLayer) -> int:
-    """The element type of its matrix, as `onnx.TensorProto` has it."""
+    """The element type of a layer's matrix, as `onnx.TensorProto` has it."""
     return next(tensor.data_type for tensor in model.graph.initializer if tensor.name == layer.weight)
 
 
@@ -70,7 +70,7 @@ def drop_unread(graph: onnx.GraphProto) -> None:
 
 
 def _names_read(graph: onnx.GraphProto) -> set[str]:
-    """By its nodes, those of their branches, and its outputs."""
+    """The names that its nodes read, the nodes of their branches, and its outputs."""
     names = {value.name for value in graph.output}
     for node in graph.node:
         names |= {*node.input}

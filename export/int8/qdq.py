@@ -5,13 +5,13 @@ channel and stored as int8, the activation symmetric per tensor. A strongly type
 product runs in int8, its output and its bias are fp16.
 
 Why a pass of our own. ONNX Runtime's quantizer (`quantize_static` of 1.32, with QuantizeBias off, DedicatedQDQPair and
-outputs excluded) makes the same pairs, but hangs every other reader of a quantized tensor on them too:
+outputs excluded) makes the same pairs, but every other reader of a quantized tensor gets them too:
 `model.layers.0/Add` then adds the residual stream rounded to int8, and in post-norm encoders (BERT) so do all layers.
 Its calibrators choose tensors by operator type (heads and weights as well) and hold the activations of all texts in
-memory. nvidia-modelopt 0.47 wants onnx 1.21, onnxruntime-gpu 1.24 and CuPy for this.
+memory. nvidia-modelopt 0.47 needs onnx 1.21, onnxruntime-gpu 1.24 and CuPy for this.
 
-The form is tried in ONNX Runtime on the CPU, with dequantized products in floating point: sums are exact there as on a
-GPU, where x86 int8 kernels may saturate.
+Trials run in ONNX Runtime on the CPU, with dequantized products in floating point: their sums are exact, as on a GPU,
+whereas x86 int8 kernels may saturate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def insert_qdq(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Sc
     by_node = {layer.node: layer for layer in layers}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    done: dict[str, str] = {}  # tensor -> what replaces it; query, key and value share one activation
+    replaced: dict[str, str] = {}  # tensor -> its dequantized form; query, key and value share one activation
 
     def constant(name: str, values: npt.NDArray[Any]) -> str:
         graph.initializer.append(numpy_helper.from_array(values, name))
@@ -61,15 +61,15 @@ def insert_qdq(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Sc
         layer = by_node.get(node.name)
         if layer is not None:
             x, w = layer.activation, layer.weight
-            if x not in done:
+            if x not in replaced:
                 scale = constant(f"{x}_scale", scales[x]) if scales else argument(f"scale:{x}", TensorProto.FLOAT16)
                 quantized = add("QuantizeLinear", layer.module, [x, scale, zero], f"{x}_int8")
-                done[x] = add("DequantizeLinear", layer.module, [quantized, scale], f"{x}_dequantized")
-            if w not in done:
+                replaced[x] = add("DequantizeLinear", layer.module, [quantized, scale], f"{x}_dequantized")
+            if w not in replaced:
                 values, channels = quantize_weight(numpy_helper.to_array(weights[w]), layer.axis)
                 pair = [constant(f"{w}_int8", values), constant(f"{w}_scale", channels)]
-                done[w] = add("DequantizeLinear", w, pair, f"{w}_dequantized", layer.axis)
-            node.input[0], node.input[1] = done[x], done[w]
+                replaced[w] = add("DequantizeLinear", w, pair, f"{w}_dequantized", layer.axis)
+            node.input[0], node.input[1] = replaced[x], replaced[w]
             if scales is None:
                 switch = argument(f"int8:{layer.module}", TensorProto.BOOL)
                 for index, plain in enumerate((x, w)):

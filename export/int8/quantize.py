@@ -1,8 +1,8 @@
-"""A packed graph and texts become its int8 form, in the way of a `Scheme`.
+"""A packed graph and texts -> the graph's int8 form, by a `Scheme`.
 
 `nopad.export.int8.qdq` has the scheme for TensorRT, `nopad.export.int8.cpu` those for CPUs. Outliers decide how well a
-model bears int8, so what can be measured is (`nopad.export.int8.sensitivity`): how each activation is clipped, and
-which layers keep their precision. The measure is the graph's own answer to the texts.
+model bears int8, so measurements (`nopad.export.int8.sensitivity`) decide how activations are clipped and which layers
+keep their precision: by the graph's own answers to the texts.
 
 Knows neither checkpoints, tokenizers nor manifests: batches come packed.
 """
@@ -37,7 +37,7 @@ from nopad.model.packing import PackedBatch
 
 
 def label_reader(head: Head) -> LabelsOf | None:
-    """How labels are read off a head's logits, to be compared; None where it decides on none."""
+    """The function that reads labels off a head's logits; None where the head decides on none."""
     if not head.has_labels:
         return None
     return head.decide if head.multi_label else head.best
@@ -50,7 +50,7 @@ class Scheme:
     precision: str  # of the graph it starts from, and of the layers that are kept
     # Rewrites layers in place; with scales None into a trial, as `nopad.export.int8.sensitivity.Trial` wants it.
     rewrite: Callable[[onnx.ModelProto, Sequence[LinearLayer], Scales | None], None]
-    calibrated: bool = True  # scales are found on the texts; else each token is scaled by itself
+    calibrated: bool = True  # scales are calibrated on the texts; else each token has its own scale
     weight_bits: int = 8
     enough_rows: int | None = None  # with fewer, or without labels, logits decide; None: labels alone, if there are any
     goal: Goal = Goal()
@@ -67,7 +67,7 @@ def quantize(
 ) -> QuantizedGraph:
     """Write the int8 form of the packed graph at `graph` to `output`; `batches` of texts decide what may be int8.
 
-    `labels_of` (`label_reader` has it) reads labels off logits, where the task has any. The most sensitive layers are
+    `labels_of` (from `label_reader`) reads labels off logits, where the task has any. The most sensitive layers are
     kept in the scheme's precision, at most half of them, until its goal is met: in labels or, as `Scheme.enough_rows`
     says, in logits. Where neither decides, every layer goes to int8.
 
@@ -117,12 +117,12 @@ def quantize(
 
 
 def _enough_texts(batches: Iterable[PackedBatch], tokens: int) -> Sequence[PackedBatch]:
-    """The batches, if they have as many real tokens as that. Raises `ExportError`."""
+    """The batches. Raises `ExportError` unless they have at least `tokens` real tokens."""
     texts = list(batches)
-    found = sum(batch.num_tokens for batch in texts)
-    if found < tokens:
+    total = sum(batch.num_tokens for batch in texts)
+    if total < tokens:
         raise ExportError(
-            f"int8 is calibrated on texts, and {found} tokens of them are too few: give at least {tokens} tokens; "
+            f"int8 is calibrated on texts, and {total} tokens of them are too few: give at least {tokens} tokens; "
             "some hundred texts like those to be served are better"
         )
     return texts
@@ -135,10 +135,10 @@ def _check_layers(model: onnx.ModelProto, layers: Sequence[LinearLayer], graph: 
             f"{graph} has no linear layers as nopad names them: int8 is made from the packed {precision} graph; export "
             "the checkpoint with --exporter nopad"
         )
-    wanted = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}[precision]
+    expected = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}[precision]
     for layer in layers:
-        if (kind := weight_type(model, layer)) != wanted:
-            found = TensorProto.DataType.Name(kind).lower()
+        if (kind := weight_type(model, layer)) != expected:
+            dtype = TensorProto.DataType.Name(kind).lower()
             raise ExportError(
-                f"{graph}: {layer.module} is {found}; int8 is made from the graph of --precision {precision}"
+                f"{graph}: {layer.module} is {dtype}; int8 is made from the graph of --precision {precision}"
             )

@@ -1,4 +1,4 @@
-"""What a quantized graph answers, held against the graph it was made from, and which layers must stay as they were.
+"""A quantized graph's answers against those of its original, and which layers must keep their precision.
 
 Knows neither operators nor engines nor targets: a trial is a graph with a switch for every layer and, where scales are
 calibrated, an input for each of them. Batches come packed; ONNX Runtime answers on the CPU.
@@ -25,7 +25,7 @@ from nopad.export.int8.sessions import Logits, feeds, is_per_token, run, session
 from nopad.export.progress import Progress
 from nopad.model.packing import PackedBatch
 
-# Real tokens below which calibrated scales are chance.
+# With fewer real tokens, calibrated scales are chance.
 MIN_TOKENS = 1024
 _CLIPPING_BATCHES = 8  # that the clippings are compared on
 
@@ -35,16 +35,16 @@ LabelsOf = Callable[[Logits], Labels]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the int8 graph must keep on the texts at hand, compared with the graph it was made from."""
+    """How near the int8 graph must stay to its original on the texts at hand."""
 
     agreement: float = 0.995  # share of equal labels, 0..1
     logit_error: float = 0.05  # as in `QuantizedGraph`; decides where labels cannot: `Comparison.by_logits`
-    seconds: float = 900.0  # the search for layers to keep stops there, with what it has
+    seconds: float = 900.0  # the search for layers to keep stops then, with its result so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedGraph:
-    """What was written, and how it compares with the graph it was made from on the texts at hand."""
+    """The written graph, and how it compares with its original on the texts at hand."""
 
     file: Path
     int8: tuple[str, ...]  # modules whose product runs in int8
@@ -86,7 +86,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first graph's answers, to hold others against."""
+    """The original graph's answers, and how far other answers are from them."""
 
     reference: Sequence[Logits]
     labels_of: LabelsOf | None
@@ -110,7 +110,7 @@ class Comparison:
         return float(np.concatenate(rows).mean())
 
     def meets(self, goal: Goal, answers: Sequence[Logits]) -> bool:
-        """Whether `answers` keep what `goal` asks for."""
+        """Whether `answers` meet `goal`."""
         if self.by_logits:
             return self.error(answers) <= goal.logit_error
         return (self.agreement(answers) or 0.0) >= goal.agreement
@@ -153,8 +153,8 @@ def calibrate(
 
 def choose_clipping(trial: Trial, comparison: Comparison, counts: Mapping[str, Counts], progress: Progress) -> str:
     """The clipping with the least logit error where every layer is int8; its scales go into `trial`."""
-    some = _spread(len(trial.batches), _CLIPPING_BATCHES)
-    part, batches = comparison.part(some), [trial.batches[i] for i in some]
+    indices = _spread(len(trial.batches), _CLIPPING_BATCHES)
+    part, batches = comparison.part(indices), [trial.batches[i] for i in indices]
     best, least = "", np.inf
     scales: Mapping[str, Scale] = {}
     for done, (name, clipping) in enumerate(CLIPPINGS.items()):
@@ -167,17 +167,17 @@ def choose_clipping(trial: Trial, comparison: Comparison, counts: Mapping[str, C
     return best
 
 
-def _spread(length: int, wanted: int) -> list[int]:
-    """At most `wanted` of `length` places, evenly spread: batches are sorted by length."""
-    return sorted({int(place) for place in np.linspace(0, length - 1, min(length, wanted))})
+def _spread(length: int, most: int) -> list[int]:
+    """At most `most` of `length` indices, evenly spread: batches are sorted by length."""
+    return sorted({int(place) for place in np.linspace(0, length - 1, min(length, most))})
 
 
 def search(
     trial: Trial, comparison: Comparison, goal: Goal, progress: Progress, *, keep_as: str
 ) -> tuple[Collection[str], dict[str, float]]:
-    """The modules to keep in `keep_as` so that the goal is met (half of them where it is not), and what each costs.
+    """The modules to keep in `keep_as` so that the goal is met (half of them where it is not), and the error of each.
 
-    Keeping more is taken to cost less, so their number is found by doubling, then halving.
+    Keeping more modules is assumed to lower the error, so their number is found by doubling, then halving.
     """
     start = time.perf_counter()
 
@@ -188,8 +188,8 @@ def search(
     if fits(()):
         return (), {}
     per_batch = (time.perf_counter() - start) / len(trial.batches)
-    some = _spread(len(trial.batches), max(1, int(goal.seconds / 2 / per_batch / len(trial.modules))))
-    part, batches = comparison.part(some), [trial.batches[i] for i in some]
+    indices = _spread(len(trial.batches), max(1, int(goal.seconds / 2 / per_batch / len(trial.modules))))
+    part, batches = comparison.part(indices), [trial.batches[i] for i in indices]
     sensitivity: dict[str, float] = {}
     for module in trial.modules:
         progress("int8: what each layer costs", len(sensitivity), len(trial.modules))

@@ -1,4 +1,4 @@
-"""Graphs on their way to int8: read, written, and asked on the CPU in ONNX Runtime, in floating point.
+"""Graphs on their way to int8: read, written, and run on the CPU in ONNX Runtime, in floating point.
 
 Knows neither operators nor scales; batches come packed.
 """
@@ -20,7 +20,7 @@ from nopad.export.graph.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.onnx_session import session_options
 
-_KEPT_VALUES = 1 << 20  # logits of a batch that are looked at: fill-mask has a vocabulary of them for every token
+_KEPT_VALUES = 1 << 20  # logits of a batch that are compared: fill-mask has a vocabulary of them for every token
 
 Logits = npt.NDArray[np.float32]
 
@@ -81,11 +81,11 @@ def run(
 
 
 def thin(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every n-th of `rows`, so that not more than `_KEPT_VALUES` logits remain."""
+    """Every n-th of `rows`, so that at most `_KEPT_VALUES` logits remain."""
     step = -(-rows.size // _KEPT_VALUES)
     return rows[:: max(1, step)]
 
 
 def is_per_token(model: onnx.ModelProto) -> bool:
-    """Whether the graph answers every token."""
+    """Whether the graph has logits for every token."""
     return model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "tokens"

@@ -1,4 +1,4 @@
-"""How right a bundle and the model that it came from are on labelled texts: accuracy, F1, squared error, agreement."""
+"""Accuracy, F1, squared error and agreement of a bundle and of transformers on labelled texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluation:
     label_mix: dict[str, float]  # share of rows with each predicted label: a baseline for drift
     seconds: float  # of the bundle, tokenization included
     reference_seconds: float
-    accuracy: float | None = None  # of the bundle; None without labels. Several labels: all of a row's must be right
+    accuracy: float | None = None  # of the bundle; None without labels. Multi-label: all labels of a row must be right
     reference_accuracy: float | None = None
     f1: float | None = None  # weighted
     reference_f1: float | None = None
@@ -29,12 +29,16 @@ class Evaluation:
 
 
 def evaluate(
-    served: FloatArray, trained: FloatArray, head: Head, targets: Targets | None, seconds: tuple[float, float]
+    bundle_logits: FloatArray,
+    reference_logits: FloatArray,
+    head: Head,
+    targets: Targets | None,
+    seconds: tuple[float, float],
 ) -> Evaluation:
-    """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` each took."""
+    """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` that each took."""
     agreement, label_mix, scores = None, {}, {}
     if head.has_labels:
-        got, want = head.decide(served), head.decide(trained)
+        got, want = head.decide(bundle_logits), head.decide(reference_logits)
         agreement = equal_rows(got, want)
         label_mix = {name: float(got[:, i].mean()) for i, name in enumerate(head.labels)}
         if targets is not None:
@@ -45,9 +49,9 @@ def evaluate(
                 "reference_f1": weighted_f1(targets, want),
             }
     elif targets is not None:
-        scores = {"mse": _mse(served, targets), "reference_mse": _mse(trained, targets)}
+        scores = {"mse": _mse(bundle_logits, targets), "reference_mse": _mse(reference_logits, targets)}
     return Evaluation(
-        rows=len(served),
+        rows=len(bundle_logits),
         agreement=agreement,
         label_mix=label_mix,
         seconds=seconds[0],

@@ -1,4 +1,4 @@
-"""What a bundle may differ by, and a row of the parity report."""
+"""How far a bundle may differ from its reference, and a row of the parity report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nopad.runtime.types import FloatArray
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a precision must keep. `logits` is multiplied by the largest reference logit where that is over 1."""
+    """The bounds of a precision. `logits` is multiplied by the largest reference logit where that is over 1."""
 
     logits: float
     probabilities: float
@@ -23,7 +23,7 @@ class Bounds:
 BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
     "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
-    # 3 bits of mantissa fewer than fp16; 7.6e-3 was seen (export/graph/precision.py).
+    # 3 bits of mantissa fewer than fp16; 7.6e-3 was measured (export/graph/precision.py).
     "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
     # Labels and accuracy decide; logits only tell that it is still the same model.
     "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
@@ -36,7 +36,7 @@ SHARES = ("labels", "label names", "calibration")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one check says of one case."""
+    """The result of one check on one case."""
 
     check: str
     case: str
@@ -47,12 +47,12 @@ class Row:
 
     @classmethod
     def at_most(cls, check: str, case: str, value: float, bound: float, note: str = "") -> Row:
-        """A difference, which may be `bound`."""
+        """A difference, which may be at most `bound`."""
         return cls(check=check, case=case, value=value, bound=bound, passed=value <= bound, note=note)
 
     @classmethod
     def at_least(cls, check: str, case: str, value: float, bound: float, note: str = "") -> Row:
-        """A share, which must be `bound`; its check is one of `SHARES`."""
+        """A share, which must be at least `bound`; its check is one of `SHARES`."""
         assert check in SHARES
         return cls(check=check, case=case, value=value, bound=bound, passed=value >= bound, note=note)
 

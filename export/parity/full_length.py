@@ -1,10 +1,9 @@
 """The gate at the model's full length.
 
 A real text is compared with transformers; where that would take long, with the packed encoder in PyTorch (fp32, linear
-in memory), after this has answered shorter texts as transformers does. Where even that would take longer than all the
-other checks together, the real text is shorter, and at full length the engine is asked one token, repeated
-(`known_texts.py`). What is asked depends on the model's size alone, not on the machine: a verdict is the same
-verdict everywhere.
+in memory), once it has answered shorter texts as transformers does. Where even that would take longer than all the
+other checks together, the real text is shorter, and the text of full length is one token, repeated (`known_texts.py`).
+The choice depends on the model's size alone, not on the machine: the verdict is the same everywhere.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray
 
 # FLOPs of one text; 2 cores do 1.5e11 a second. ModernBERT-base at 8,192 tokens has 3.5e12: a real text would take both
-# runs 48 s on an AMD EPYC, and the whole gate shall take less than a minute.
+# runs 48 s on an AMD EPYC, and the whole gate should take less than a minute.
 TRANSFORMERS_FLOPS = 5e11
 PACKED_FLOPS = 1e12
 ENGINE_FLOPS = 1e13
-PROOFS = (65, 257)  # tokens of texts that the packed encoder answers as transformers, before it judges
+PROOFS = (65, 257)  # tokens of texts that the packed encoder must answer as transformers does before it judges
 INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
 CHECK = "full length"
 
@@ -71,15 +70,15 @@ def full_length(trial: Trial) -> Iterator[Row]:
 
 
 def _longest(model: Model, most: int) -> tuple[int, str]:
-    """The longest text that the engine is asked, and why it is not the model's."""
+    """Tokens of the longest text for this engine, and why that is below the model's max length."""
     multiple, limit = model.token_multiple, model.manifest.max_length
-    taken = [
+    profile_limits = [
         min(profile.longest[2], profile.tokens[2] // multiple * multiple)
         for profile in model.profiles
         if profile.sequences[0] == 1
     ]
     bounds = {
-        "no profile takes more": max(taken, default=limit),
+        "no profile takes more": max(profile_limits, default=limit),
         "for the memory of its logits; --thorough asks all": most,
         "for the memory of its attention scores": _scores_fit(model, limit),
     }
@@ -107,7 +106,7 @@ def _longest_within(full: int, flops: float, cost: CostModel) -> int:
 
 
 def _cost(model: Model) -> CostModel:
-    """What a text costs this architecture. A padded graph is taken for a model of BERT-base's size."""
+    """The cost of this architecture. A padded graph counts as a model of BERT-base's size."""
     try:
         return cost_model(model.manifest.architecture)
     except UsageError:
@@ -116,10 +115,10 @@ def _cost(model: Model) -> CostModel:
 
 
 def _packed(model: Model, reference: Reference, texts: KnownTexts) -> Callable[[Ids], FloatArray] | None:
-    """The packed encoder of the reference's checkpoint, if there is one and it answers as transformers."""
-    asked = model.manifest.overrides if model.task == "embeddings" else {}
+    """The packed encoder of the reference's checkpoint, if there is any and it answers as transformers does."""
+    overrides = model.manifest.overrides if model.task == "embeddings" else {}
     options: dict[str, Any] = {"task": model.task} | {
-        name: asked[name] for name in ("pooling", "normalize") if name in asked
+        name: overrides[name] for name in ("pooling", "normalize") if name in overrides
     }
     try:
         encoder = load_checkpoint(reference.folder, **options).encoder
@@ -136,6 +135,6 @@ def _packed(model: Model, reference: Reference, texts: KnownTexts) -> Callable[[
     proofs = [texts.real(length) for length in PROOFS]
     sound = all(
         want is not None and difference(run(ids), want) <= scaled(BOUNDS["fp32"].logits, want)
-        for ids, want in zip(proofs, texts.right(proofs), strict=True)
+        for ids, want in zip(proofs, texts.right_answers(proofs), strict=True)
     )
     return run if sound else None

@@ -1,8 +1,7 @@
-"""The parity gate: is what the bundle answers what transformers answers with the trained checkpoint?
+"""The parity gate: does the bundle answer what transformers answers with the trained checkpoint?
 
 The reference is transformers itself (fp32, SDPA, one text at a time, so without padding). The bundle is opened from
-disk and asked through the runtime, as its users will ask it. `CHECKS` are what is asked;
-CONTRIBUTING.md says how a check is added.
+disk and asked through the runtime, as its users will ask it. CONTRIBUTING.md says how to add a check to `CHECKS`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class ParityReport:
     evaluation: Evaluation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest stores it; a value that is not finite (shapes differ, NaN) is null, for JSON has no other."""
+        """As the manifest stores it; a value that is not finite (shapes differ, NaN) is null, as JSON requires."""
         report = dataclasses.asdict(self)
         for row in report["rows"]:
             row["value"] = row["value"] if np.isfinite(row["value"]) else None
@@ -64,10 +63,10 @@ def run_gate(
     thorough: bool = False,
     progress: Progress = silent,
 ) -> ParityReport:
-    """Compare `model` with `reference`, on `data` too if there are any.
+    """Compare `model` with `reference`, and on `data` if there are any.
 
     `longest` is the grid's longest text, in tokens. `thorough` compares a text of full length with transformers
-    itself, whatever that takes. A check that cannot be computed because the engine failed counts as failed.
+    itself, however long that takes. A check that cannot be computed because the engine failed counts as failed.
     """
     precision = model.artifact.precision
     trial = Trial(

@@ -1,4 +1,4 @@
-"""The user's own data through bundle and reference: logits, equal labels, accuracy lost."""
+"""The user's own data through bundle and reference: logits, equal labels, loss of accuracy."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
         return
     count = len(data.texts)
     start = time.perf_counter()
-    rows_served = []
+    answers = []
     for done, logits in enumerate(model.iter_logits(data.texts)):
-        rows_served.append(logits)
+        answers.append(logits)
         trial.progress("parity: the data through the bundle", done, count)
     middle = time.perf_counter()
-    trained = trial.reference.batch_logits(
+    reference_logits = trial.reference.batch_logits(
         data.texts,
         model.manifest.max_length,
         progress=lambda done: trial.progress("parity: the data through transformers", done, count),
     )
     end = time.perf_counter()
-    served = np.stack(rows_served)
+    bundle_logits = np.stack(answers)
     case = f"{count} texts"
-    yield Row.at_most("logits", case, difference(served, trained), scaled(bounds.logits, trained))
-    if served.shape != trained.shape or model.task == "embeddings":
+    yield Row.at_most(
+        "logits", case, difference(bundle_logits, reference_logits), scaled(bounds.logits, reference_logits)
+    )
+    if bundle_logits.shape != reference_logits.shape or model.task == "embeddings":
         return
-    figures = evaluate(served, trained, model.manifest.head, data.targets, (middle - start, end - middle))
+    figures = evaluate(
+        bundle_logits, reference_logits, model.manifest.head, data.targets, (middle - start, end - middle)
+    )
     trial.evaluation = figures
     if figures.agreement is not None:
         yield Row.at_least("labels", case, figures.agreement, bounds.agreement)

@@ -14,7 +14,7 @@ from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray
 
 _MIXED_LONGEST = 1024
-_NO_WINDOW = 64  # of a model without windows: these lengths are as good as others
+_NO_WINDOW = 64  # half window of a model without windows: any would do
 
 
 def grid_case(tokens: int, mixed: bool) -> str:
@@ -23,7 +23,7 @@ def grid_case(tokens: int, mixed: bool) -> str:
 
 
 def read_grid_case(case: str) -> tuple[int, bool] | None:
-    """What `grid_case` was given; None for the case of another check."""
+    """The arguments of `grid_case`; None for the case of another check."""
     match = re.fullmatch(r"(\d+) tokens, (alone|in a mixed batch)", case)
     return (int(match[1]), match[2] != "alone") if match else None
 
@@ -33,7 +33,7 @@ def lengths(trial: Trial) -> Iterator[Row]:
     model, reference, bounds = trial.model, trial.reference, trial.bounds
     window = model.manifest.half_window
     half_window = _NO_WINDOW if window is None else window
-    # Blocks have edges in every graph, also where the stream needs no filler.
+    # Blocks have edges in every graph, even where the stream needs no filler.
     grid = length_grid(half_window, attention_block(half_window), model.manifest.max_length, trial.longest)
     grid = [length for length in grid if model.takes([length])]  # another engine answers the rest
     sequences = list(_sequences(reference, grid))
@@ -58,7 +58,7 @@ def lengths(trial: Trial) -> Iterator[Row]:
 def length_grid(half_window: int, block: int, max_length: int, longest: int = DEFAULT_LONGEST) -> list[int]:
     """Lengths in tokens at which a wrong window, block or position shows.
 
-    Up to `longest`, and as far beyond as the window's own edges are.
+    Up to `longest`, or to the window's last edge where that is longer.
     """
     edges = {1, 2, 511, 512, 2048, 8192}
     longest = max(longest, 2 * half_window + 1)
@@ -78,17 +78,17 @@ def _sequences(reference: Reference, lengths: Sequence[int]) -> Iterator[list[in
 
 
 def _mixed_batches(model: Model, lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of the mixed batches: all lengths up to `_MIXED_LONGEST` in one, each longer one with a short text.
+    """Indices of the mixed batches: all lengths up to `_MIXED_LONGEST` in one, each longer text with a short text.
 
-    Attention in a batch is as large as its longest text squared, for every text in it. What no profile of the engine
-    takes in one batch, is cut as the runtime would.
+    Every text of a batch costs as much attention as the longest. A batch that no profile takes is split as the runtime
+    would split it.
     """
     together = [i for i, length in enumerate(lengths) if length <= _MIXED_LONGEST]
     short = together[len(together) // 2] if together else 0
     longer = [[short, i] for i, length in enumerate(lengths) if length > _MIXED_LONGEST and i != short]
-    wanted = [together, *longer] if together else [[0], *longer]
+    groups = [together, *longer] if together else [[0], *longer]
     batches = []
-    for members in wanted:
+    for members in groups:
         sizes = [lengths[i] for i in members]
         parts = [range(len(members))] if model.takes(sizes) else model.plan(sizes)
         batches += [[members[i] for i in part] for part in parts]

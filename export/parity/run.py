@@ -19,16 +19,16 @@ from nopad.runtime.errors import BundleError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact, Manifest
 from nopad.runtime.predictor import load
 
-Report = dict[str, Any]  # a ParityReport as JSON, with the `file` and the `engine` that were asked
+Report = dict[str, Any]  # a ParityReport as JSON, with the `file` and the `engine` that were gated
 
 
 @contextmanager
 def open_reference(
     source: Source, manifest: Manifest, *, allow_pickle: bool = False, progress: Progress = silent
 ) -> Iterator[Reference]:
-    """What judges a bundle of this manifest: the checkpoint as transformers opens it.
+    """The judge of a bundle with this manifest: the checkpoint as transformers opens it.
 
-    It reads the files of `source` anew, by itself, so that a fault of our reading cannot hide. `allow_pickle` opens a
+    It reads the files of `source` again, by itself, so that a fault of our readers cannot hide. `allow_pickle` opens a
     SetFit model's classifier. Raises `CheckpointError`, `ExportError`.
     """
     progress("parity: opening transformers")
@@ -53,12 +53,12 @@ def gate_bundle(
     precision: str | None = None,
     threads: int | None = None,
     allow_host_code: bool = False,
-    **asked: Any,
+    **options: Any,
 ) -> Report:
-    """Run the parity gate on a bundle (or one file of it). `asked` goes to `run_gate`.
+    """Run the parity gate on a bundle (or one file of it). `options` go to `run_gate`.
 
-    Returns the report as JSON, with the `file` and the `engine` that were asked. Only one engine is asked: none other
-    answers for it.
+    Returns the report as JSON, with the `file` and the `engine` that were gated. There is no fallback: no other engine
+    answers in its place.
     """
     with load(
         bundle.path,
@@ -70,7 +70,7 @@ def gate_bundle(
         threads=threads,
         fallback=False,
     ) as model:
-        report = run_gate(model, reference, **asked).to_json()
+        report = run_gate(model, reference, **options).to_json()
         quantized = model.artifact.quantized
         if quantized and quantized.get("passed") is False and report["evaluation"] is None:
             note = "int8 changes too many labels of the calibration texts; data with labels may prove it good (--data)"
@@ -82,9 +82,9 @@ def gate_bundle(
 def gate_every_file(
     bundle: Bundle, reference: Reference, *, threads: int | None, thorough: bool, progress: Progress
 ) -> tuple[Bundle, dict[str, Report], tuple[str, ...]]:
-    """Gate every artifact on the engine that is its own, where that can run here, and record the verdicts.
+    """Gate every artifact on its target's own engine, where that runs here, and record the verdicts.
 
-    Returns the bundle with them, the reports by "file on engine", and why the others were not gated.
+    Returns the bundle with the verdicts, the reports by "file on engine", and why other files were not gated.
     """
     reports: dict[str, Report] = {}
     ungated = []

@@ -15,11 +15,11 @@ from nopad.runtime.types import FloatArray, Text
 
 
 def sentences(trial: Trial) -> Iterator[Row]:
-    """Every sentence by itself, then the share of equal labels over all of them."""
+    """Every sentence alone, then the share of equal labels over all of them."""
     model, reference, bounds = trial.model, trial.reference, trial.bounds
     trial.progress("parity: sentences")
-    for ids_of in compare(model, reference):
-        yield Row.at_most("token ids", ids_of.case, float(ids_of.wrong), 0.0, ids_of.note)
+    for comparison in compare(model, reference):
+        yield Row.at_most("token ids", comparison.case, float(comparison.wrong), 0.0, comparison.note)
     texts = _texts(trial)
     encoded = [item for item in model.encode(texts) if not isinstance(item, TextError)]
     names = reference.labels
@@ -38,12 +38,12 @@ def sentences(trial: Trial) -> Iterator[Row]:
         want = reference.answer(text, ids, types)
         yield Row.at_most("logits", case, difference(got, want), scaled(bounds.logits, want))
         if model.labels:
-            served, trained = model.manifest.head.uncalibrated.probabilities(got), reference.probabilities(want)
-            bound = scaled(bounds.probabilities, trained)
-            yield Row.at_most("probabilities", case, difference(served, trained), bound)
-            best, wanted = _best(served), _best(trained)
-            agree += sum(model.labels[i] == names[j] for i, j in zip(best, wanted, strict=True))
-            decided += len(wanted)
+            ours, theirs = model.manifest.head.uncalibrated.probabilities(got), reference.probabilities(want)
+            bound = scaled(bounds.probabilities, theirs)
+            yield Row.at_most("probabilities", case, difference(ours, theirs), bound)
+            pairs = list(zip(_best(ours), _best(theirs), strict=True))
+            agree += sum(model.labels[i] == names[j] for i, j in pairs)
+            decided += len(pairs)
     if model.labels:
         share = agree / decided if decided else 0.0
         yield Row.at_least("labels", f"{len(texts)} sentences", share, bounds.agreement)

@@ -1,13 +1,13 @@
 """The gate's second half: the sizes and the circumstances in which engines fail.
 
-The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. Here an
-engine is asked, with texts whose right answers are known (`known_texts.py`), what `CHECKS` lists:
+The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. `CHECKS`
+here ask an engine, in texts whose right answers are known (`known_texts.py`):
 
-- the largest batch that the runtime will make on any machine, and some more: in tokens and in texts, of real lengths
+- the largest batch that the runtime makes on any machine, and a margin: in tokens and in texts, of real lengths
 - as many texts of one and two tokens
 - every profile's edges, and those of the buckets that an engine may pad to
-- two batches of one shape again and again: right, and always the same
-- several batches at once, from several threads: what it answers to each alone
+- two batches of one shape again and again: the answers must be right, and always the same
+- several batches at once, from several threads: the answers must be those to each batch alone
 - a text at the model's full length (`nopad.export.parity.full_length`)
 """
 
@@ -47,7 +47,7 @@ def stress(trial: Trial) -> Iterator[Row]:
 def fill(tokens: int, sequences: int, longest: int, typical: Sequence[int]) -> list[int]:
     """Lengths of at most `sequences` texts of at most `longest` tokens, together `tokens`.
 
-    `typical` lengths in turn, then the shortest; fewer texts where each needs a token, longer ones where room is left.
+    `typical` lengths in turn, then the shortest; fewer texts where tokens are too few, longer texts where room is left.
     """
     sequences = max(1, min(sequences, tokens - longest + 1))
     lengths = [longest]
@@ -125,13 +125,13 @@ def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) 
 
 
 def _pair(trial: Trial) -> tuple[list[Ids], list[Ids]]:
-    """Two batches of one shape, no text in both: what an engine keeps by shape, it may mix up."""
+    """Two batches of one shape without a common text: an engine may mix up what it keeps by shape."""
     model, texts = trial.model, trial.known
     lengths = [*(min(length, model.manifest.max_length) for length in texts.typical[:3]), 1, 2]
     while len(lengths) > 1 and not model.takes(lengths):
         lengths.pop()
-    both = texts.draw([length for length in lengths for _ in range(2)])
-    return both[::2], both[1::2]
+    drawn = texts.draw([length for length in lengths for _ in range(2)])
+    return drawn[::2], drawn[1::2]
 
 
 def _repeated(trial: Trial) -> Iterator[Row]:
@@ -161,7 +161,7 @@ def _concurrent(trial: Trial) -> Iterator[Row]:
 
 
 def _change(answers: Sequence[FloatArray], before: Sequence[FloatArray], bounds: Bounds) -> tuple[float, float]:
-    """The largest difference over its bound, and that bound."""
+    """The largest difference relative to its bound, and that bound."""
     pairs = [
         (difference(got, want), scaled(bounds.invariance, want)) for got, want in zip(answers, before, strict=True)
     ]

@@ -1,6 +1,7 @@
-"""What the gate asks besides of a sentence-transformers folder: whole texts, answered as that library's users get them.
+"""Further checks of a sentence-transformers folder: whole texts, answered as that library's users get them.
 
-Texts show what a folder may say: upper case, more tokens than any limit, a text so short that a prompt shows.
+The texts show whether a folder's settings are followed: upper case, more tokens than the limit, and texts so short that
+a prompt makes a difference.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from nopad.export.reference.sentence_transformers import CrossEncoder, Embedder
 from nopad.runtime.errors import NopadError
 from nopad.runtime.types import FloatArray
 
-# A text over a limit beyond this would take the reference minutes; the limit itself is compared in any case.
+# Where the limit is larger, a text over it would take the reference minutes; the limit itself is always compared.
 _LONGEST = 1024
 _FREE_PROMPT = "In other words: "
 
 
 def whole_texts(trial: Trial) -> Iterator[Row]:
-    """Nothing for folders that are not sentence-transformers'."""
+    """Rows for a folder of sentence-transformers; none for others."""
     if trial.reference.embedder is not None:
         yield from _embeddings(trial, trial.reference.embedder)
     if trial.reference.cross_encoder is not None:
@@ -30,7 +31,7 @@ def whole_texts(trial: Trial) -> Iterator[Row]:
 
 
 def _long(limit: int) -> str:
-    """More than `limit` tokens: every word is one at least."""
+    """More than `limit` tokens: every word is at least one token."""
     words = " ".join(SAMPLES).split()
     return " ".join(words[i % len(words)] for i in range(limit + 8))
 
@@ -46,12 +47,12 @@ def _embeddings(trial: Trial, embedder: Embedder) -> Iterator[Row]:
         note = "" if ours == theirs else f"bundle {ours!r}, sentence-transformers {theirs!r}"
         yield Row.at_most(check, "manifest", float(ours != theirs), 0.0, note)
     short = ["ok", "NO", SAMPLES[0], SAMPLES[0].upper()]
-    asked: list[tuple[str, Sequence[str], dict[str, str]]] = [("as it is", [*short, *SAMPLES], {})]
-    if embedder.max_length <= _LONGEST:  # alone: the library would fill up all others to its length
-        asked.append(("a text over the limit", [_long(embedder.max_length)], {}))
-    asked.append((f"prompt {_FREE_PROMPT!r}", short, {"prompt": _FREE_PROMPT}))
-    asked += [(f"prompt_name {name!r}", short, {"prompt_name": name}) for name in embedder.prompts]
-    for case, texts, prompt in asked:
+    cases: list[tuple[str, Sequence[str], dict[str, str]]] = [("as it is", [*short, *SAMPLES], {})]
+    if embedder.max_length <= _LONGEST:  # alone: the library would pad all others to its length
+        cases.append(("a text over the limit", [_long(embedder.max_length)], {}))
+    cases.append((f"prompt {_FREE_PROMPT!r}", short, {"prompt": _FREE_PROMPT}))
+    cases += [(f"prompt_name {name!r}", short, {"prompt_name": name}) for name in embedder.prompts]
+    for case, texts, prompt in cases:
         try:
             got = model.embed(texts, **prompt)
         except NopadError as error:
@@ -64,11 +65,11 @@ def _embeddings(trial: Trial, embedder: Embedder) -> Iterator[Row]:
 def _scores(trial: Trial, cross_encoder: CrossEncoder) -> Iterator[Row]:
     model, reference = trial.model, trial.reference
     pairs = [*PAIRS, ("OK", "ok"), ("ok", "NOT BAD"), *((PAIRS[0][0], sample) for sample in SAMPLES)]
-    asked = [(f"{len(pairs)} pairs", pairs)]
+    cases = [(f"{len(pairs)} pairs", pairs)]
     if model.manifest.max_length <= _LONGEST:
         long = _long(model.manifest.max_length)
-        asked.append(("pairs over the limit", [(PAIRS[0][0], long), (long, PAIRS[0][1])]))
-    for case, texts in asked:
+        cases.append(("pairs over the limit", [(PAIRS[0][0], long), (long, PAIRS[0][1])]))
+    for case, texts in cases:
         answers = model.predict(texts)
         got = np.array([[answer.scores[label] for label in model.labels] for answer in answers], dtype=np.float32)
         want = cross_encoder.predict(texts)
@@ -81,7 +82,7 @@ def _scores(trial: Trial, cross_encoder: CrossEncoder) -> Iterator[Row]:
 
 
 def _worst(check: str, case: str, got: FloatArray, want: FloatArray, texts: Sequence[str], bounds: Bounds) -> Row:
-    """The row of the text whose answer differs most; a note names it where it fails."""
+    """The row of the text whose answer differs most; its note names the text if the row fails."""
     bound, value = scaled(bounds.logits, want), float("inf")
     if got.shape != want.shape:
         note = f"shape {got.shape} instead of {want.shape}"

@@ -1,4 +1,4 @@
-"""Token ids of a bundle against those of transformers: texts that show a difference, and the reason for it."""
+"""Token ids of a bundle against those of transformers: texts that show differences, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nopad.runtime.errors import TextError
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import Text
 
-# Each shows what one part of a normaliser or pre-tokenizer does: case, accents, composed and decomposed letters,
+# Each text shows what one part of a normaliser or pre-tokenizer does: case, accents, composed and decomposed letters,
 # compatibility forms, control characters, spaces of many kinds, scripts without spaces, digits.
 ODD: tuple[Text, ...] = (
     "ÀÉÎÕÜ àéîõü ÅNGSTRÖM straße STRASSE İstanbul ıssız",
@@ -29,7 +29,7 @@ ODD: tuple[Text, ...] = (
     "`quotes' “curly” ‘single’ — dash – … ¿? ¡!",
     ("A short first text", "And a Second one, ÜBER it."),
 )
-_WITH_LOGITS = 4  # added tokens whose embeddings are looked at too
+_WITH_LOGITS = 4  # added tokens whose embeddings are checked too, by logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +53,19 @@ def sentences_of(tokens: Sequence[str]) -> list[str]:
 
 
 def marked_sentences(tokenizer: Any, vocab_size: Any) -> list[str]:
-    """Sentences with the last added tokens, whose embeddings were the last to come."""
-    known = [
+    """Sentences with the last added tokens, whose embeddings are the newest."""
+    tokens = [
         token
         for index, token in sorted(tokenizer.added_tokens_decoder.items())
         if str(token).strip() and not (isinstance(vocab_size, int) and index >= vocab_size)
     ]
-    return [f"a film {token} of note" for token in known[-_WITH_LOGITS:]]
+    return [f"a film {token} of note" for token in tokens[-_WITH_LOGITS:]]
 
 
 def compare(model: Model, reference: Reference) -> Iterator[Comparison]:
-    """Texts with every added token, odd ones, and ones that are cut, through the bundle's tokenizer and transformers'.
+    """Texts with every added token, odd texts, and truncated texts, through the bundle's tokenizer and transformers'.
 
-    Only ids are compared, so that it takes a moment however many tokens were added.
+    Only ids are compared: that is fast, however many tokens were added.
     """
     tokens = added_tokens(reference.tokenizer)
     cases: dict[str, Sequence[Text]] = {
@@ -105,7 +105,7 @@ def differing(got: Sequence[int], want: Sequence[int]) -> int:
 
 
 def explain(model: Model, reference: Reference, text: Text, got: Sequence[int], want: Sequence[int]) -> str:
-    """Where the bundle's ids first differ from transformers', and which part of the tokenizer it comes from."""
+    """Where the bundle's ids first differ from transformers', and which part of the tokenizer causes it."""
     ours = Tokenizer.from_file(str(model.bundle.file(model.manifest.tokenizer)))
     ours.no_truncation()
     ours.no_padding()
@@ -113,13 +113,13 @@ def explain(model: Model, reference: Reference, text: Text, got: Sequence[int], 
     ours.encode_special_tokens = getattr(theirs, "split_special_tokens", False)
     first = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
     place = (
-        f"token {first}: transformers {_named(want, first, theirs.convert_ids_to_tokens)}, "
-        f"bundle {_named(got, first, ours.id_to_token)}"
+        f"token {first}: transformers {_token_at(want, first, theirs.convert_ids_to_tokens)}, "
+        f"bundle {_token_at(got, first, ours.id_to_token)}"
     )
     return f"{place}: {_reason(ours, theirs, text, model.manifest.max_length)}"
 
 
-def _named(ids: Sequence[int], place: int, name: Any) -> str:
+def _token_at(ids: Sequence[int], place: int, name: Any) -> str:
     return f"{name(ids[place])!r} (id {ids[place]})" if place < len(ids) else "nothing"
 
 
@@ -143,27 +143,26 @@ def _reason(ours: Tokenizer, theirs: Any, text: Text, max_length: int) -> str:
 
 
 def _content_reason(ours: Tokenizer, theirs: Any, part: str) -> str:
-    """Why the tokens of a text differ without special ones: the first part of a tokenizer that gives something else."""
+    """Why tokens of a text, without special tokens, differ: the first part of the tokenizers with different results."""
     backend = theirs.backend_tokenizer
-    mine = {token.content: (index, token) for index, token in ours.get_added_tokens_decoder().items()}
-    true = {token.content: (index, token) for index, token in backend.get_added_tokens_decoder().items()}
-    present = [t for t in sorted(true.keys() | mine.keys(), key=len, reverse=True) if t.lower() in part.lower()]
-    for token in present:
-        if token not in mine:
+    added = {token.content: (index, token) for index, token in ours.get_added_tokens_decoder().items()}
+    expected = {token.content: (index, token) for index, token in backend.get_added_tokens_decoder().items()}
+    candidates = [t for t in sorted(expected.keys() | added.keys(), key=len, reverse=True) if t.lower() in part.lower()]
+    for token in candidates:
+        if token not in added:
             return f"the bundle's tokenizer lacks the added token {token!r}"
-        if token not in true:
+        if token not in expected:
             return f"the bundle's tokenizer has an added token {token!r}, which transformers' has not"
-        if mine[token][0] != true[token][0]:
-            return f"the added token {token!r} has the id {true[token][0]}, in the bundle {mine[token][0]}"
-        if repr(mine[token][1]) != repr(true[token][1]):
-            return f"the added token {token!r} is {true[token][1]!r}, in the bundle {mine[token][1]!r}"
-    normal = [one.normalizer.normalize_str(part) if one.normalizer else part for one in (backend, ours)]
+        if added[token][0] != expected[token][0]:
+            return f"the added token {token!r} has the id {expected[token][0]}, in the bundle {added[token][0]}"
+        if repr(added[token][1]) != repr(expected[token][1]):
+            return f"the added token {token!r} is {expected[token][1]!r}, in the bundle {added[token][1]!r}"
+    pair = (backend, ours)
+    normal = [tokenizer.normalizer.normalize_str(part) if tokenizer.normalizer else part for tokenizer in pair]
     if normal[0] != normal[1]:
         return f"the normaliser differs: transformers makes {_around(*normal)}, the bundle {_around(*normal[::-1])}"
-    words = [
-        [word for word, _ in one.pre_tokenizer.pre_tokenize_str(normal[0])] if one.pre_tokenizer else normal[:1]
-        for one in (backend, ours)
-    ]
+    splitters = [tokenizer.pre_tokenizer for tokenizer in pair]
+    words = [[word for word, _ in s.pre_tokenize_str(normal[0])] if s else normal[:1] for s in splitters]
     if words[0] != words[1]:
         a, b = next(((a, b) for a, b in zip(*words, strict=False) if a != b), (words[0][-1:], words[1][-1:]))
         return f"words are split differently: transformers {a!r}, the bundle {b!r}"

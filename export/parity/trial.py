@@ -1,4 +1,4 @@
-"""What every check of the parity gate gets."""
+"""The input of every check of the parity gate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Trial:
     bounds: Bounds  # of the bundle's precision
     data: LabelledTexts | None = None
     longest: int = DEFAULT_LONGEST  # tokens of the grid's longest text
-    thorough: bool = False  # compare a text of full length with transformers itself, whatever that takes
+    thorough: bool = False  # compare a text of full length with transformers itself, however long that takes
     progress: Progress = silent
     evaluation: Evaluation | None = None  # set by the check of labelled data
 

@@ -1,8 +1,8 @@
-"""A checkpoint in any form that people have -> a folder that transformers opens, for the parity gate's reference.
+"""A checkpoint of any form -> a folder that transformers opens, for the parity gate's reference.
 
-The only file of `reference/` that is handed an opened `Source`: it makes the folder that the others read alone. Where
-the form is an adapter, PEFT itself makes the model, so that our own merge (`model/checkpoint/adapter.py`) is judged by
-another's. The user's folder is never changed.
+The only file of `reference/` that gets an opened `Source`: it makes the folder that the other files read. An adapter is
+merged by PEFT itself, so that our own merge (`model/checkpoint/adapter.py`) is judged by an independent merge. The
+user's folder is never changed.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".
 
 @contextmanager
 def plain_folder(source: Source, task: Task) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folder of `source` where transformers reads all of it for `task`; else a temporary one of the same weights.
+    """The folder of `source` if transformers reads all of it for `task`; else a temporary folder of the same weights.
 
-    Beside it comes the version of what merged an adapter. Raises `CheckpointError`, `ExportError`.
+    Also yields the version of the package that merged an adapter. Raises `CheckpointError`, `ExportError`.
     """
     folder, prefix = source.folder, ""
     if source.adapter is None:
         prefix = _prefix(source, CLASSES[task])
-        if not prefix and _usual(source):
+        if not prefix and _has_standard_files(source):
             yield folder, {}
             return
     versions = {}
-    with tempfile.TemporaryDirectory(prefix="nopad-") as made:
-        top = Path(made)
+    with tempfile.TemporaryDirectory(prefix="nopad-") as temporary:
+        top = Path(temporary)
         plain = top / source.home.relative_to(folder)
         plain.mkdir(parents=True, exist_ok=True)
         if source.adapter is None:
             tensors = dict(read_tensors(source.weights, lambda opened, name: opened.get_tensor(name)))
-            named = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(named, plain / "model.safetensors", metadata={"format": "pt"})
+            tensors = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
             (plain / "config.json").write_text(json.dumps(source.raw_config), "utf-8")
         else:
-            versions = _merged(source, plain, task)
+            versions = _merge(source, plain, task)
         for origin, copy in ((source.home, plain), (folder, top), (source.tokenizer, plain)):
             for path in origin.iterdir():
                 left_out = path.name.endswith(_WEIGHTS) or path.name.startswith(("adapter_", "checkpoint-"))
@@ -63,8 +63,8 @@ def plain_folder(source: Source, task: Task) -> Iterator[tuple[Path, dict[str, s
         yield top, versions
 
 
-def _usual(source: Source) -> bool:
-    """Whether the files have names that transformers looks for, and metadata that it asks for."""
+def _has_standard_files(source: Source) -> bool:
+    """Whether the files have the names and the metadata that transformers requires."""
     if source.weights[0].name != "model.safetensors" and not (source.home / "model.safetensors.index.json").is_file():
         return False
     from safetensors import safe_open
@@ -77,7 +77,7 @@ def _usual(source: Source) -> bool:
 
 
 def _prefix(source: Source, model_class: str) -> str:
-    """What has to be taken off all names so that they are those of transformers' own model."""
+    """The prefix to strip from all names, so that they are those of transformers' own model."""
     names = [name for name, _ in read_tensors(source.weights, lambda opened, name: None)]
     if len(common_prefixes(names)) == 1:
         return ""
@@ -85,17 +85,17 @@ def _prefix(source: Source, model_class: str) -> str:
         with _quiet(), torch.device("meta"):
             config = transformers.AutoConfig.for_model(**source.raw_config)
             model = getattr(transformers, model_class).from_config(config)
-    except Exception:  # of every kind; whoever opens the folder says what is wrong with it
+    except Exception:  # of any kind; opening the folder will say what is wrong with it
         return ""
     known = set(model.state_dict())
     base = f"{model.base_model_prefix}."
-    bare = not any(name.startswith(base) for name in known)  # transformers adds or takes off the base's own prefix
+    bare = not any(name.startswith(base) for name in known)  # transformers adds or strips the base's own prefix
     known |= {base + name if bare else name.removeprefix(base) for name in known}
     return strip_prefix(names, lambda name: name if name in known else None)
 
 
-def _merged(source: Source, plain: Path, task: Task) -> dict[str, str]:
-    """The adapter in its base, as PEFT merges it; as nopad does where PEFT is not installed or reads no such file."""
+def _merge(source: Source, plain: Path, task: Task) -> dict[str, str]:
+    """Write the adapter merged into its base: by PEFT; by nopad where PEFT is missing or cannot read such a file."""
     assert source.adapter is not None
     if source.base is None or importlib.util.find_spec("peft") is None:
         checkpoint = load_checkpoint(source, task=task)
@@ -106,25 +106,25 @@ def _merged(source: Source, plain: Path, task: Task) -> dict[str, str]:
     raw: dict[str, Any] = dict(source.raw_config)
     with _quiet(), plain_folder(open_source(source.base), task) as (base, _):
         try:
-            own = transformers.AutoConfig.from_pretrained(base)
+            base_config = transformers.AutoConfig.from_pretrained(base)
             config = transformers.AutoConfig.for_model(**raw)
-            wanted, config.vocab_size = config.vocab_size, own.vocab_size
+            vocab_size, config.vocab_size = config.vocab_size, base_config.vocab_size
             model = getattr(transformers, CLASSES[task]).from_pretrained(
                 base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True
             )
-            if wanted != own.vocab_size:
-                model.resize_token_embeddings(wanted, mean_resizing=False)
+            if vocab_size != base_config.vocab_size:
+                model.resize_token_embeddings(vocab_size, mean_resizing=False)
             merged = peft.PeftModel.from_pretrained(model, source.home).merge_and_unload()
-        except Exception as error:  # what the two libraries raise for files they cannot take is of every kind
+        except Exception as error:  # the two libraries raise errors of any kind for files that they cannot take
             raise ExportError(f"PEFT {peft.__version__} cannot merge {source.folder}: {error}") from error
         merged.save_pretrained(plain)
-    (plain / "config.json").write_text(json.dumps(raw | {"vocab_size": wanted}), "utf-8")
+    (plain / "config.json").write_text(json.dumps(raw | {"vocab_size": vocab_size}), "utf-8")
     return {"peft": peft.__version__}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The libraries report what they find in a folder, which nobody has asked."""
+    """Silence the libraries' reports on the folders that they open."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

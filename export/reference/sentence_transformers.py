@@ -1,8 +1,7 @@
-"""The reference for folders of sentence-transformers: that library itself, or a reading of ours where it is missing.
+"""The reference for folders of sentence-transformers: that library itself, or our reading of it where it is missing.
 
 `Reading` follows the library's own source (6.2) on top of transformers. It shares nothing with the reader of
-`model/checkpoint/`, so that a key left out there is not left out here by the same hand; the tests hold it equal to the
-library.
+`model/checkpoint/`, so that a key overlooked there is not overlooked here too; the tests compare it with the library.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from nopad.runtime.types import FloatArray
 
 
 class Embedder(Protocol):
-    """What a user would have called: `encode`, and the same from token ids."""
+    """An embedding model as users call it: `encode`, and the same from token ids."""
 
     tokenizer: Any
-    max_length: int  # tokens that it reads of a text
+    max_length: int  # tokens that are read of a text
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str | None
@@ -43,11 +42,11 @@ class Embedder(Protocol):
         """Embeddings, float32 [texts, size]."""
 
     def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Embeddings of what the tokenizer made, without a prompt."""
+        """Embeddings of the tokenizer's output, without a prompt."""
 
 
 class CrossEncoder(Protocol):
-    """What a user would have called on pairs."""
+    """A cross-encoder as users call it, on pairs of texts."""
 
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -77,10 +76,10 @@ def _installed() -> bool:
 
 
 def _follows(folder: Path) -> bool:
-    """Whether the installed library does all that the folder says.
+    """Whether the installed library follows every setting of the folder.
 
-    Before version 6 it passes over `truncate_dim`, leaves a prompt's tokens out of some poolings only, and lowers the
-    case of special tokens, too.
+    Before version 6 it ignores `truncate_dim`, excludes a prompt's tokens from some poolings only, and lower-cases
+    special tokens too.
     """
     if int(_library_version()["sentence-transformers"].split(".")[0]) >= 6:
         return True
@@ -92,7 +91,7 @@ def _follows(folder: Path) -> bool:
 
 @contextmanager
 def _quiet(folder: Path) -> Iterator[None]:
-    """Both libraries log what they find in a folder, which the user has not asked."""
+    """Silence what both libraries log about a folder; their errors become `ExportError`."""
     logger = logging.getLogger("sentence_transformers")
     level, ours = logger.level, transformers.logging.get_verbosity()
     logger.setLevel(logging.ERROR)
@@ -101,7 +100,7 @@ def _quiet(folder: Path) -> Iterator[None]:
         yield
     except ExportError:
         raise
-    except Exception as error:  # whatever the library raises for a folder it cannot take
+    except Exception as error:  # of any kind, for a folder that the library cannot take
         raise ExportError(f"sentence-transformers cannot open {folder}: {error}") from error
     finally:
         logger.setLevel(level)
@@ -113,18 +112,18 @@ def _library_version() -> dict[str, str]:
 
 
 def model_options(home: Path) -> dict[str, Any]:
-    """How a reference opens the model of a folder: in fp32 whatever it is stored in, as the gate compares with.
+    """How a reference opens a folder's model: in fp32, whatever dtype is stored, since the gate compares with fp32.
 
-    PyTorch's own attention, and eager where transformers has no other (DeBERTa, MPNet); no code of the checkpoint's.
+    PyTorch's own attention, eager where transformers has no other (DeBERTa, MPNet); no code of the checkpoint.
     """
-    kind = type(transformers.AutoConfig.from_pretrained(home, trust_remote_code=False))
-    known = transformers.MODEL_MAPPING.get(kind, None)
-    attention = "sdpa" if getattr(known, "_supports_sdpa", True) else "eager"
+    config_class = type(transformers.AutoConfig.from_pretrained(home, trust_remote_code=False))
+    model_class = transformers.MODEL_MAPPING.get(config_class, None)
+    attention = "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
     return {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
 
 
 class Library:
-    """`SentenceTransformer`."""
+    """`Embedder` by the library's `SentenceTransformer`."""
 
     def __init__(self, folder: Path, overrides: Mapping[str, Any]) -> None:
         library: Any = importlib.import_module("sentence_transformers")
@@ -184,7 +183,7 @@ class Library:
 
 
 class LibraryCrossEncoder:
-    """The library's own."""
+    """`CrossEncoder` by the library's own class of that name."""
 
     def __init__(self, folder: Path) -> None:
         library: Any = importlib.import_module("sentence_transformers")
@@ -224,9 +223,9 @@ def _torch(name: str | None) -> torch.nn.Module | None:
     if name is None:
         return None
     if not name.startswith("torch.nn."):
-        raise ExportError(f"{name} is no class of torch.nn; the reference imports nothing else")
-    made: torch.nn.Module = getattr(torch.nn, name.rsplit(".", 1)[-1])()
-    return made
+        raise ExportError(f"{name} is not a class of torch.nn; the reference imports nothing else")
+    module: torch.nn.Module = getattr(torch.nn, name.rsplit(".", 1)[-1])()
+    return module
 
 
 class Reading:
@@ -243,8 +242,8 @@ class Reading:
         if hasattr(self._encoder.config, "reference_compile"):
             self._encoder.config.reference_compile = False
         self.tokenizer = open_tokenizer(home)
-        given = {**(own.get("tokenizer_args") or {}), **(own.get("processor_kwargs") or {})}
-        limit = given.get("model_max_length") or own.get("max_seq_length") or self.tokenizer.model_max_length
+        arguments = {**(own.get("tokenizer_args") or {}), **(own.get("processor_kwargs") or {})}
+        limit = arguments.get("model_max_length") or own.get("max_seq_length") or self.tokenizer.model_max_length
         self.max_length = overrides.get("max_length") or min(limit, self._encoder.config.max_position_embeddings)
         if own.get("do_lower_case") is True:
             backend = self.tokenizer.backend_tokenizer
@@ -276,12 +275,12 @@ class Reading:
         return np.concatenate([self.rows(self._tokenize([prompt + text]), skip).numpy() for text in texts])
 
     def rows(self, inputs: dict[str, Any], skip: int = 0) -> torch.Tensor:
-        """Embeddings of what the tokenizer made; `skip`: tokens of the prompt."""
-        takes = inspect.signature(self._encoder.forward).parameters
+        """Embeddings of the tokenizer's output; `skip`: tokens of the prompt."""
+        parameters = inspect.signature(self._encoder.forward).parameters
         mask = inputs["attention_mask"]
         with torch.inference_mode():
-            given = {name: value for name, value in inputs.items() if name in takes}
-            tokens = self._encoder(**given).last_hidden_state
+            arguments = {name: value for name, value in inputs.items() if name in parameters}
+            tokens = self._encoder(**arguments).last_hidden_state
             row = None
             unit = self._overrides.get("normalize")
             modules = self._modules[1:]
@@ -312,7 +311,7 @@ class Reading:
         for row, length in zip(tokens, mask.sum(1).tolist(), strict=True):  # without padding, one text after the other
             kept = row[skip:length]
             places = torch.arange(skip + 1, length + 1).unsqueeze(1).float()
-            made = {
+            pooled = {
                 "cls": kept[0] if len(kept) else row[0],
                 "max": kept.amax(0),
                 "mean": kept.sum(0) / max(len(kept), 1e-9),
@@ -320,7 +319,7 @@ class Reading:
                 "weightedmean": (kept * places).sum(0) / places.sum().clamp(min=1e-9),
                 "lasttoken": row[length - 1],
             }
-            rows.append(torch.cat([made[mode] for mode in ([modes] if isinstance(modes, str) else modes)]))
+            rows.append(torch.cat([pooled[mode] for mode in ([modes] if isinstance(modes, str) else modes)]))
         return torch.stack(rows)
 
 
@@ -357,10 +356,12 @@ class ReadingCrossEncoder:
         self._model.float().eval()
         config = _json(home / "config.json")
         about, own = _json(folder / "config_sentence_transformers.json"), config.get("sentence_transformers") or {}
-        named = about.get("activation_fn") or own.get("activation_fn")
-        named = named or (config.get("sbert_ce_default_activation_function") if "activation_fn" not in own else None)
+        activation = about.get("activation_fn") or own.get("activation_fn")
+        activation = activation or (
+            config.get("sbert_ce_default_activation_function") if "activation_fn" not in own else None
+        )
         default = torch.nn.Sigmoid() if self._model.config.num_labels == 1 else torch.nn.Identity()
-        self._activation: Any = _torch(named) or default
+        self._activation: Any = _torch(activation) or default
         saved = about if about.get("model_type") == "CrossEncoder" else {}
         self.prompts: Mapping[str, str] = {name: prompt or "" for name, prompt in (saved.get("prompts") or {}).items()}
         self.default_prompt_name = saved.get("default_prompt_name")
@@ -370,17 +371,19 @@ class ReadingCrossEncoder:
 
     def predict(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
         """One pair at a time."""
-        takes = inspect.signature(self._model.forward).parameters
+        parameters = inspect.signature(self._model.forward).parameters
         before = self.prompts.get(self.default_prompt_name or "", "")
         scores = []
-        for one, other in pairs:
-            encoded = self._tokenizer(before + one, other, truncation=True, max_length=self._limit, return_tensors="pt")
+        for first, second in pairs:
+            encoded = self._tokenizer(
+                before + first, second, truncation=True, max_length=self._limit, return_tensors="pt"
+            )
             with torch.inference_mode():
-                logits = self._model(**{k: v for k, v in encoded.items() if k in takes}).logits
+                logits = self._model(**{k: v for k, v in encoded.items() if k in parameters}).logits
             scores.append(self.activate(logits)[0])
         return torch.stack(scores).numpy()
 
     def activate(self, logits: torch.Tensor) -> torch.Tensor:
-        """By the class that the folder names."""
+        """By the activation that the folder names."""
         scores: torch.Tensor = self._activation(logits)
         return scores

@@ -21,7 +21,7 @@ class SetFitReference(Reference):
         super().__init__(folder, "embeddings", overrides=overrides)
         assert head is not None and self.embedder is not None
         self._head, self._body = head, self.embedder
-        self.embedder = None  # what is asked of embeddings is not asked here
+        self.embedder = None  # the checks of embeddings do not apply
         self.task = "text-classification"
         self.labels = head.labels
         self.problem_type = head.problem_type

@@ -41,19 +41,19 @@ CLASSES = {
 
 
 class Reference:
-    """A checkpoint opened with transformers (fp32, SDPA, CPU), and with sentence-transformers where that made it.
+    """A checkpoint opened with transformers (fp32, SDPA, CPU), and with sentence-transformers where that saved it.
 
-    `overrides` (the manifest's) are what the export was asked for against the folder. `embedder` and `cross_encoder`
-    are what a user would have called on it, None for other folders.
+    `overrides` (the manifest's) are the options of the export that overrule the folder's settings. `embedder` and
+    `cross_encoder` are sentence-transformers' models of the folder, None for other folders.
     """
 
     def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
         transformers.logging.disable_progress_bar()
         self.folder = folder
         self.task = task
-        asked = overrides or {}
-        self.pooling = asked.get("pooling", "mean")
-        self.normalize = asked.get("normalize") is True
+        overrides = overrides or {}
+        self.pooling = overrides.get("pooling", "mean")
+        self.normalize = overrides.get("normalize") is True
         home = transformer_folder(folder)
         raw = read_raw_config(home)
         self.embedder: Embedder | None = None
@@ -62,21 +62,23 @@ class Reference:
             warnings.simplefilter("ignore")
             config, model = open_model(home, task, raw)
             if task == "embeddings" and (folder / "modules.json").is_file():
-                self.embedder = open_embedder(folder, asked)
+                self.embedder = open_embedder(folder, overrides)
             elif task == "rerank" or (task == "text-classification" and _is_cross_encoder(folder, raw)):
                 self.cross_encoder = open_cross_encoder(folder)
             self.tokenizer = self.embedder.tokenizer if self.embedder else open_tokenizer(home)
         if self.embedder is None:
-            self.tokenizer.model_max_length = 1 << 30  # lengths are given below; without, transformers only warns
+            self.tokenizer.model_max_length = (
+                1 << 30
+            )  # callers pass lengths; by its own limit transformers would only warn
         if self.tokenizer.pad_token is None:  # any token will do, it is masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(raw.get("pad_token_id") or 0)
         self.model: Any = model.float().eval()
-        self._takes = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
+        self._parameters = set(inspect.signature(self.model.forward).parameters)  # not every model knows token types
         self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
         self.problem_type: str | None = raw.get("problem_type")
         self.versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
-        for used in (self.embedder, self.cross_encoder):
-            self.versions |= used.versions if used else {}
+        for opened in (self.embedder, self.cross_encoder):
+            self.versions |= opened.versions if opened else {}
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -101,8 +103,8 @@ class Reference:
         return prompted.prompts[name] if prompted and name is not None else ""
 
     def answer(self, text: Text, ids: Sequence[int], token_type_ids: Sequence[int] | None) -> FloatArray:
-        """What the checkpoint answers to a text, of which `encode` has made `ids`: `encode` of sentence-transformers
-        where there is one, else `logits`.
+        """The checkpoint's answer to a text with these `ids`: by sentence-transformers' `encode` where that library
+        opens the folder, else the `logits`.
         """
         if self.embedder is not None and isinstance(text, str):
             row: FloatArray = self.embedder.encode([text])[0]
@@ -113,7 +115,7 @@ class Reference:
         if self.embedder is not None:
             return self.embedder.rows(inputs)
         with torch.inference_mode():
-            out = self.model(**{name: value for name, value in inputs.items() if name in self._takes})
+            out = self.model(**{name: value for name, value in inputs.items() if name in self._parameters})
         if self.task != "embeddings":
             return out.logits.float()
         hidden = out.last_hidden_state
@@ -136,7 +138,7 @@ class Reference:
         return out
 
     def pair_logits(self, first: str, seconds: Sequence[str], max_length: int) -> list[FloatArray]:
-        """Logits of one text paired with each of others."""
+        """Logits of one text paired with each of `seconds`."""
         return [self.logits(*self.encode((first, second), max_length)) for second in seconds]
 
     def batch_logits(
@@ -174,7 +176,7 @@ class Reference:
 
 
 def _is_cross_encoder(folder: Path, raw: Mapping[str, Any]) -> bool:
-    """Whether sentence-transformers saved it as one; version 6 writes modules.json, older ones a key of config.json."""
+    """Whether sentence-transformers saved it: version 6 writes modules.json, older versions a key of config.json."""
     own = "sentence_transformers" in raw or "sbert_ce_default_activation_function" in raw
     return own or (folder / "modules.json").is_file()
 
@@ -196,10 +198,10 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         )
     except NopadError:
         raise
-    except Exception as error:  # what transformers raises for a folder it cannot take is of every kind
+    except Exception as error:  # transformers raises errors of any kind for a folder that it cannot take
         raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
     model, loading = loaded
-    # transformers makes up what is missing. A pooler (BERT's and its kin's) has no part in embeddings.
+    # transformers initialises missing weights at random. A pooler (of BERT and its like) has no part in embeddings.
     missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
     if missing:
         raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
@@ -210,7 +212,7 @@ def own_config(raw: dict[str, Any]) -> Any:
     """The configuration that transformers makes of a config.json. Raises `ExportError` where there is none."""
     try:
         return transformers.AutoConfig.for_model(**raw)
-    except Exception as error:  # of every kind
+    except Exception as error:  # of any kind
         raise ExportError(
             f"transformers {transformers.__version__} cannot open a config.json of model_type "
             f"{raw.get('model_type')!r}: {error}"
@@ -218,7 +220,7 @@ def own_config(raw: dict[str, Any]) -> Any:
 
 
 def open_config(folder: Path, raw: dict[str, Any]) -> Any:
-    """A folder's configuration (`raw`: its config.json). Raises `ExportError` for what this transformers misreads."""
+    """A folder's configuration (`raw`: its config.json). Raises `ExportError` where this transformers misreads it."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if hasattr(config, "reference_compile"):
         config.reference_compile = False  # transformers 4 would compile, which needs a C compiler
@@ -232,7 +234,7 @@ def open_config(folder: Path, raw: dict[str, Any]) -> Any:
 
 
 def unread_keys(raw: dict[str, Any], config: Any) -> str | None:
-    """Which of ModernBERT's keys, as transformers 5 spells them, transformers 4 passes over to a wrong effect."""
+    """The key of a ModernBERT saved by transformers 5 that transformers 4 ignores, and so computes another model."""
     if not transformers.__version__.startswith("4.") or raw.get("model_type") != "modernbert":
         return None
     for index, kind in enumerate(raw.get("layer_types") or ()):

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: every head, what the graph looks like, precisions, external data, optimum."""
+"""Checkpoint -> bundle: every head, the form of the graph, precisions, external data, optimum."""
 
 from __future__ import annotations
 

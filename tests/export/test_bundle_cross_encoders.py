@@ -58,7 +58,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Mod
 
 @pytest.fixture
 def folder(checkpoint: GetCheckpoint, tmp_path: Path) -> Callable[..., Path]:
-    """A classifier's checkpoint with logits as a real reranker's, and other keys in its config.json."""
+    """A classifier's checkpoint with logits like a real reranker's, and more keys in its config.json."""
 
     def make(name: str, *, factor: float = 4.0, shift: float = 0.0, **config: Any) -> Path:
         made = Path(shutil.copytree(checkpoint(name), tmp_path / "checkpoint"))

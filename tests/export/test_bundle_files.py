@@ -1,4 +1,4 @@
-"""The files of a bundle: what int8 graphs are calibrated on is what the runtime will read."""
+"""The files of a bundle: int8 graphs are calibrated on the tokens that the runtime will read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_texts(path: Path, texts: list[str]) -> str:
 
 
 def test_calibration_cuts_the_end_that_the_tokenizer_says(tmp_path: Path) -> None:
-    """int8 scales are found on what the model will read."""
+    """int8 scales are calibrated on the tokens that the model will read."""
     folder = tmp_path / "checkpoint"
     make_checkpoint("bert-single", folder)
     edit(folder / "tokenizer_config.json", truncation_side="left")
@@ -51,7 +51,7 @@ def test_calibration_cuts_the_end_that_the_tokenizer_says(tmp_path: Path) -> Non
 
 
 def test_calibration_reads_the_texts_with_the_default_prompt(folder: Path, tmp_path: Path) -> None:
-    """And leaves out a text that the runtime refuses: one with a token that the model has no embedding for."""
+    """It also leaves out a text that the runtime refuses: its token has no embedding in the model."""
     bundle = tmp_path / "bundle"
     export_checkpoint(folder, bundle, ExportOptions(parity=False))
     source = write_texts(tmp_path / "texts.jsonl", TEXTS)

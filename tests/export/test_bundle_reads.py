@@ -1,4 +1,4 @@
-"""An export opens a checkpoint once and hands it on; besides, only the gate's reference reads it, by itself."""
+"""An export opens a checkpoint once and hands it on; apart from that only the gate's reference reads it, by itself."""
 
 from __future__ import annotations
 

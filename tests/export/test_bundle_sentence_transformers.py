@@ -1,4 +1,4 @@
-"""Folders that sentence-transformers saved: what their bundles answer is what `encode` gives, key by key."""
+"""Folders that sentence-transformers saved: their bundles answer as `encode` does, key by key."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def without_tracing(checkpoint: Checkpoint, folder: Path, precision: str, target
 
 @pytest.fixture
 def torch_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """The bundle of a folder for the torch engine alone, which is there at once."""
+    """The bundle of a folder for the torch engine alone, which is written at once."""
     monkeypatch.setattr(export_bundle, "write_graph", without_tracing)
 
     def make(folder: Path, name: str = "bundle", max_length: int | None = None, **asked: Any) -> Path:
@@ -118,7 +118,7 @@ def test_the_exported_graph_gives_the_same(name: str, folder: Callable[[str], Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["six poolings, Dense, LayerNorm, cut", "prompt not pooled, all modes"])
 def test_every_target_gives_the_same(name: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """Plain ONNX, and int8, which only rounds."""
+    """Also plain ONNX, and int8, which only rounds."""
     checkpoint = folder(name)
     result = export_checkpoint(checkpoint, tmp_path / "plain", ExportOptions(target="onnx"))
     assert result.passed, result.report

@@ -1,4 +1,4 @@
-"""SetFit folders: the classifier becomes the last layer, or the command says what it leaves out."""
+"""SetFit folders: the classifier becomes the last layer, or the command says that it is left out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_setfit(
 
 
 def probabilities(folder: Path, classifier: Any, *, normalize: bool) -> np.ndarray:
-    """As SetFitModel.predict_proba has them."""
+    """Probabilities as SetFitModel.predict_proba computes them."""
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     rows = model.encode(TEXTS, normalize_embeddings=normalize, show_progress_bar=False)
     out = classifier.predict_proba(rows)

@@ -1,4 +1,4 @@
-"""What `--target` means on each machine, decided before anything is built."""
+"""What `--target` means on different machines, decided before anything is built."""
 
 from __future__ import annotations
 

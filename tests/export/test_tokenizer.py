@@ -1,4 +1,4 @@
-"""A bundle's tokenizer is what transformers makes of the checkpoint's folder, whatever the folder is made of."""
+"""A bundle's tokenizer is what transformers makes of the checkpoint's folder, whatever files the folder has."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def added_tokens_decoder(folder: Path) -> None:
 
 
 def plain_added_tokens(folder: Path) -> None:
-    """No special ones, found in the normalised text."""
+    """Added tokens that are not special: they are found in the normalised text."""
     n = len(wordpiece_vocabulary())
     entry = {**ENTRY, "special": False, "normalized": True}
     base(folder, added_tokens_decoder={str(n + i): {"content": t, **entry} for i, t in enumerate(NEW)})
@@ -74,7 +74,7 @@ def special_tokens_map(folder: Path) -> None:
 
 
 def another_case(folder: Path) -> None:
-    """The class lays do_lower_case over a tokenizer.json that keeps case."""
+    """The class applies do_lower_case over a tokenizer.json that keeps case."""
     base(folder, do_lower_case=True)
 
 

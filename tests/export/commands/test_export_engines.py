@@ -32,7 +32,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def made(checkpoint: Bundles, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A bundle of everything that this machine can make, through the command line, and what that printed."""
+    """A bundle of everything that this machine can make, through the command line, and the command's output."""
     folder = tmp_path_factory.mktemp("engines")
     (folder / "profiles.json").write_bytes(write_profiles(PROFILES))
     command = ["export", str(checkpoint(NAME)), "--target", "all", "--arch", "sm75,sm89", "--json", "--threads", "1"]

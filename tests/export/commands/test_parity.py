@@ -26,7 +26,7 @@ NAME = "modernbert-single-mean"
 
 @pytest.fixture
 def own(bundle: Bundles, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a bundle, for the verdict is written into it."""
+    """A copy of a bundle, since the verdict is written into it."""
     return lambda name: Path(shutil.copytree(bundle(name), tmp_path / "bundle" / name))
 
 

@@ -1,4 +1,4 @@
-"""Graphs that several files of tests build engines of."""
+"""Graphs that the tests of this folder build engines from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT has parsed is held against the manifest and against the precision policy."""
+"""TensorRT's parsed network is held against the manifest and against the precision policy."""
 
 from __future__ import annotations
 

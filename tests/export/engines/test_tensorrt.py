@@ -30,7 +30,7 @@ SMALL = ShapeProfile(tokens=(64, 64, 256), sequences=(1, 1, 4), longest=(1, 64, 
 
 
 class NeverBuilder:
-    """Stands where `Builder` does, and must not be called."""
+    """In the place of `Builder`; must not be called."""
 
     def __init__(self, *_: Any) -> None:
         raise AssertionError("a builder was created")

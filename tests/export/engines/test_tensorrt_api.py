@@ -1,7 +1,7 @@
-"""TensorRT itself cannot be installed everywhere: every name that the builder uses stands in the list of its API.
+"""TensorRT cannot be installed everywhere: every name that the builder uses is checked against a list of its API.
 
-Two nets: a recording proxy over TensorRT-RTX during real builds (also as the module `tensorrt`, with nothing on it
-that TensorRT does not have), and the source's own words.
+Two nets: a recording proxy over TensorRT-RTX during real builds (also as the module `tensorrt`, with only the names
+that TensorRT has), and the attributes in the source itself.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 
 class Recorder:
-    """What of the library is touched, and how."""
+    """The names of the library that are used, and how."""
 
     def __init__(self, allowed: Names | None = None) -> None:
         self.used: set[tuple[str, str]] = set()
@@ -89,7 +89,7 @@ class Recorder:
             raise AttributeError(f"{kind} has no {name}")
 
     def wrap(self, value: Any) -> Any:
-        """A proxy for one of the library's objects with methods; shapes, enumerations, memory as they are."""
+        """A proxy for an object of the library that has methods; shapes, enumerations and memory as they are."""
         kind = "ILayer" if type(value).__name__.endswith("Layer") else type(value).__name__
         return Proxy(self, value, kind) if kind in WRAPPED else value
 
@@ -133,7 +133,7 @@ class Enumeration:
 
 
 class Library:
-    """TensorRT-RTX, or what TensorRT would be: the same with its own names alone."""
+    """TensorRT-RTX, or what TensorRT would be: the same library with only TensorRT's names."""
 
     def __init__(self, recorder: Recorder, version: str) -> None:
         self._recorder, self._version = recorder, version
@@ -204,7 +204,7 @@ def test_every_name_of_a_real_build_stands_in_tensorrts_api(
 
 @pytest.fixture
 def tensorrt(library: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recorder]:
-    """TensorRT as far as it can be had: RTX's builder, told the GPU in secret, with only the names of TensorRT."""
+    """The nearest thing to TensorRT: RTX's builder, set to a GPU behind the scenes, with only the names of TensorRT."""
     original = nopad.export.engines.tensorrt._configure
 
     def aim(trt: Any, config: Any, *rest: Any) -> None:
@@ -262,7 +262,7 @@ def test_compatibility_options_set_what_tensorrt_has_for_them(
 
 
 def attributes(source: str) -> Iterator[tuple[str, str]]:
-    """(class, name) of every attribute that is read from, or set on, one of `VARIABLES` or a class of the module."""
+    """(class, name) of every attribute read from or set on a variable of `VARIABLES` or a class of the module."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Attribute):
             continue

@@ -1,4 +1,4 @@
-"""The graph in ONNX Runtime's own CPU operators: its answers, its operators, and how bundles and commands hold it."""
+"""The graph in ONNX Runtime's own CPU operators: its answers, its operators, and its place in bundles and commands."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ Ask = Callable[[Sequence[Sequence[int]], int], list[Tensor]]
 
 
 def types_of(ids: Sequence[int]) -> list[int]:
-    """As of a pair of texts; ModernBERT has none."""
+    """Token types as of a pair of texts; ModernBERT has none."""
     return [0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2)
 
 
 def asker(path: Path, artifact: Artifact, *, per_token: bool, types: bool) -> Ask:
-    """What the graph answers each of some sequences, packed with `filler` tokens behind them."""
+    """The graph's answer to each sequence, packed with `filler` tokens behind them."""
     # An artifact of multiples is fed what comes; else the engine takes filler off, and the graph never sees it.
     engine = OnnxCpuEngine(path, dataclasses.replace(artifact, token_multiple=64), EngineOptions(threads=1))
 
@@ -82,7 +82,7 @@ def ask_encoder(encoder: PackedEncoder, sequences: Sequence[Sequence[int]]) -> l
 
 
 def bound(answers: Sequence[Tensor]) -> float:
-    """The gate's: 1e-5, of the largest logit where that is over 1."""
+    """The gate's bound: 1e-5, times the largest logit where that is over 1."""
     return 1e-5 * max(1.0, max(answer.abs().max().item() for answer in answers))
 
 
@@ -181,7 +181,7 @@ def branches(node: NodeProto) -> dict[str, GraphProto]:
 
 
 def everywhere(graph: GraphProto) -> Iterator[NodeProto]:
-    """Nodes, those inside branches too."""
+    """All nodes, also those inside branches."""
     for node in graph.node:
         yield node
         for branch in branches(node).values():

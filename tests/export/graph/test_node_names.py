@@ -1,4 +1,4 @@
-"""Names of a graph's nodes: what is made is read back, and what is no layer is told apart."""
+"""Names of a graph's nodes: a name is read back as it was made, and layers are told from other modules."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""EuroBERT and UltraBERT through what works on graphs: precision, int8, ONNX Runtime's fusions."""
+"""EuroBERT and UltraBERT in the steps that work on graphs: precision, int8, ONNX Runtime's fusions."""
 
 from pathlib import Path
 from typing import Any

@@ -73,7 +73,7 @@ def test_a_packed_architecture_is_not_padded_unless_asked(checkpoint: Callable[[
 
 
 def test_lengths_and_batches_are_free(roberta: tuple[Path, Path, Any]) -> None:
-    """The graph is traced at two texts of seven tokens; every length and mixture must be as transformers has it."""
+    """The graph is traced at two texts of seven tokens; every length and mixture must answer as transformers."""
     _, bundle, model = roberta
     generator = torch.Generator().manual_seed(0)
     lengths = (1, 2, 3, 7, 8, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512)
@@ -90,7 +90,7 @@ def test_lengths_and_batches_are_free(roberta: tuple[Path, Path, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deberta-v3-small", "all-mpnet-base-v2", "xlm-roberta-base"])
 def test_every_length_of_relative_positions(name: str, tmp_path: Path) -> None:
-    """Positions in buckets are made by Python code in transformers: what is traced of it must hold for any length."""
+    """Positions in buckets are made by Python code in transformers: its trace must hold for any length."""
     shape = SHAPES[name]
     model = make(shape, tmp_path / "checkpoint")
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(parity=False))

@@ -1,4 +1,4 @@
-"""The precision policy: what `cast` makes of an encoder, what stands in the graph, what it costs."""
+"""The precision policy: the dtypes of a cast encoder and of its graph, and the error that they cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoder(case: Case, **config: object) -> PackedEncoder:
 
 
 def dtype_of(name: str, policy: Policy) -> str:
-    """The table, read by parameter names."""
+    """The dtype of the policy's table, looked up by parameter name."""
     if "norm" in name.lower():
         return policy.norms
     if "embedding" in name:

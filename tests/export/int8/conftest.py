@@ -1,4 +1,4 @@
-"""The graphs that tests of int8 share, and ONNX Runtime on one thread."""
+"""Graphs that the tests of int8 share, and ONNX Runtime on one thread."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A graph and texts to int8: labels to judge by, what is refused, and real reviews."""
+"""A graph and texts to int8: the labels that decide, refusals, and real reviews."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration, the search for layers to keep, and what is measured of a quantized graph."""
+"""Calibration, the search for layers to keep, and the measures of a quantized graph."""
 
 from __future__ import annotations
 

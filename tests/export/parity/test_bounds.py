@@ -1,4 +1,4 @@
-"""Rows of the gate say themselves whether they have passed."""
+"""Rows of the gate know whether they have passed."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """The parity gate is proven by faults: each is seeded into an encoder, a bundle or an engine, and must be caught.
 
-The faults of the encoder go into trained weights (the embedded checkpoint) unless they need another head; they travel
-the way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as the graph for CPUs and as the plain
-one. `pytest -rP` on this file prints what caught each, and by how much.
+The faults of the encoder go into trained weights (the embedded checkpoint) unless they need another head; they take the
+way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as the graph for CPUs and as plain ONNX.
+`pytest -rP` on this file prints what caught each, and by how much.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from nopad.runtime.types import FloatArray
 
 
 def mixed_attention(make: AttentionFactory, local: bool, layout: PackedLayout, wrong: PackedLayout) -> Attend:
-    """Attention of `layout`, but in local (or global) layers that of the `wrong` one."""
+    """Attention of `layout`, but in local (or global) layers that of the layout `wrong`."""
     honest, mistaken = make(layout), make(wrong)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **rest: Any) -> torch.Tensor:
@@ -76,7 +76,7 @@ def padding_is_attended_to(layout: PackedLayout) -> Attend:
 
 
 def lose_a_residual(folder: Path) -> None:
-    """A product that is not added to the stream that runs past it."""
+    """A product that is not added to its residual stream."""
     model = onnx.load(folder / "model.cpu.onnx")
     node = next(node for node in model.graph.node if node.name == "model.layers.1.mlp.Wo/Gemm")
     assert len(node.input) == 3
@@ -93,13 +93,13 @@ def confuse_slices(folder: Path) -> None:
 
 
 def take_a_longer_text_for_short(folder: Path) -> None:
-    """Texts of one token more than the window reaches take the path without it."""
+    """Texts one token longer than the window reaches take the path without a window."""
     model = onnx.load(folder / "model.cpu.onnx")
     (longest,) = (node.output[0] for node in model.graph.node if node.op_type == "ReduceMax")
     (bound,) = (
         node.input[1] for node in model.graph.node if node.op_type == "LessOrEqual" and node.input[0] == longest
     )
-    value = next(one for one in model.graph.initializer if one.name == bound)
+    value = next(tensor for tensor in model.graph.initializer if tensor.name == bound)
     value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value) + 1, bound))
     onnx.save(model, folder / "model.cpu.onnx")
 
@@ -213,7 +213,7 @@ FAULTS = {
 
 @pytest.fixture(scope="session")
 def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dict[str, Any]]]:
-    """A checkpoint's folder and what load_checkpoint is told besides."""
+    """A checkpoint's folder, and the options of load_checkpoint for it."""
     from reference_models import CASES
 
     def get(name: str) -> tuple[Path, dict[str, Any]]:
@@ -222,7 +222,7 @@ def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dic
     return get
 
 
-# Half the checkpoints with either graph; make test-full has them all with both.
+# Half the checkpoints with each graph; make test-full has all of them with both.
 HONEST = {
     "embedded": TARGETS,
     "modernbert-single-cls": ("cpu",),

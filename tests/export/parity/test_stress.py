@@ -1,14 +1,12 @@
 """Faults that show only in large batches, at full length, at profiles' edges, in repeated or in concurrent calls.
 
-Each passes the gate's first half (lengths and sentences: `test_gate_faults.py`), which was all of it once; the second
-half must catch it, in the named check. `pytest -rP` prints what caught each, and by how much.
+Each fault passes the gate's first half (lengths and sentences: `test_gate_faults.py`); the second half must catch it,
+in the named check. `pytest -rP` prints what caught each, and by how much.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gate_faults import BrokenEngine, Fault, export_with, failed_checks, gate_against, print_catch
+from gate_faults import Fault, export_with, failed_checks, gate_against, print_catch
+from suspect_engine import EngineFault, Spoil, SuspectEngine, gate, off
 
 from nopad.export.commands.gate_report import print_report
 from nopad.export.graph.cpu import cpu_attention
 from nopad.export.parity import full_length, known_texts
-from nopad.export.parity.gate import run_gate
 from nopad.export.parity.stress import CHECKS, fill
 from nopad.export.reference.transformers import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
 from nopad.model.packing import PackedBatch
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle
-from nopad.runtime.errors import ShapeError
-from nopad.runtime.predictor import load
-from nopad.runtime.profiles import ShapeProfile, choose_profile
+from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 FULL = 1024  # the longest text of all models here
@@ -37,52 +33,8 @@ NARROW = ShapeProfile(tokens=(64, 256, 1024), sequences=(1, 8, 100), longest=(1,
 WIDE = ShapeProfile(tokens=(64, 1024, 2048), sequences=(1, 4, 24), longest=(1, 512, FULL))
 
 
-class SuspectEngine(BrokenEngine):
-    """ONNX Runtime with its answers spoiled by what it has been through: how often it was called, and by how many."""
-
-    def __init__(
-        self,
-        spoil: Callable[[SuspectEngine, PackedBatch, FloatArray], FloatArray],
-        profiles: tuple[ShapeProfile, ...] = (),
-    ) -> None:
-        super().__init__(lambda batch, logits: spoil(self, batch, logits))
-        self.profiles = profiles
-        self.calls: Counter[bytes] = Counter()  # of each batch
-        self.kept: dict[tuple[int, ...], FloatArray] = {}  # answers, by the shape of their batch
-        self.lock = threading.Lock()
-        self.running = 0
-        self.crowded = threading.local()
-
-    def run(self, batch: PackedBatch) -> FloatArray:
-        if self.profiles and choose_profile(self.profiles, batch) is None:
-            raise ShapeError("no profile")
-        with self.lock:
-            self.calls[batch.input_ids.tobytes() + batch.pad_index.tobytes()] += 1
-            self.running += 1
-        try:
-            logits = self.engine.run(batch)
-            self.crowded.now = self.running > 1
-            return self.spoil(batch, logits)
-        finally:
-            with self.lock:
-                self.running -= 1
-
-
-Spoil = Callable[[SuspectEngine, PackedBatch, FloatArray], FloatArray]
-
-
-def off(wrong: Callable[[SuspectEngine, PackedBatch], Any]) -> Spoil:
-    """Off by 0.01, in all answers or in the rows that `wrong` says."""
-
-    def spoil(engine: SuspectEngine, batch: PackedBatch, logits: FloatArray) -> FloatArray:
-        rows = np.broadcast_to(np.asarray(wrong(engine, batch)), len(logits))
-        return logits + np.where(rows, np.float32(0.01), np.float32(0))[:, None]
-
-    return spoil
-
-
 def previous_answer(engine: SuspectEngine, batch: PackedBatch, logits: FloatArray) -> FloatArray:
-    """Of the call before, where that had the same shape: a buffer that is read too early."""
+    """The answers of the call before, where that had the same shape: a buffer is read too early."""
     shape = batch.pad_index.shape
     before, engine.kept[shape] = engine.kept.get(shape, logits), logits
     return before
@@ -101,68 +53,64 @@ def third_call(engine: SuspectEngine, batch: PackedBatch) -> bool:
     return engine.calls[batch.input_ids.tobytes() + batch.pad_index.tobytes()] >= 3
 
 
-# Bundle, check that must catch it, fault, profiles.
-ENGINE_FAULTS: dict[str, tuple[str, str, Spoil, tuple[ShapeProfile, ...]]] = {
-    "batches of 100 texts or more": (
-        "embedded", "large batch", off(lambda engine, batch: len(batch.lengths) >= 100), ()
+PROFILES = (NARROW, WIDE)
+ENGINE_FAULTS = {
+    "batches of 100 texts or more": EngineFault(
+        caught="large batch", spoil=off(lambda engine, batch: len(batch.lengths) >= 100)
     ),
-    "the 400th text of a batch": (
-        "embedded", "large batch", off(lambda engine, batch: np.arange(len(batch.lengths)) == 399), ()
+    "the 400th text of a batch": EngineFault(
+        caught="large batch", spoil=off(lambda engine, batch: np.arange(len(batch.lengths)) == 399)
     ),
-    "streams of more than 2,048 tokens": (
-        "embedded", "large batch", off(lambda engine, batch: batch.num_tokens > 2048), ()
+    "streams of more than 2,048 tokens": EngineFault(
+        caught="large batch", spoil=off(lambda engine, batch: batch.num_tokens > 2048)
     ),
-    "64 texts of one token": ("embedded", "many short texts", one_token_texts_change_places, ()),
-    "full length": ("embedded", "full length", off(lambda engine, batch: batch.lengths.max() >= FULL), ()),
-    "full length, second half": (
-        "modernbert-token", "full length",
-        off(lambda engine, batch: (batch.lengths.max() >= FULL) & (batch.position_ids >= FULL // 2)), (),
+    "64 texts of one token": EngineFault(caught="many short texts", spoil=one_token_texts_change_places),
+    "full length": EngineFault(caught="full length", spoil=off(lambda engine, batch: batch.lengths.max() >= FULL)),
+    "full length, second half": EngineFault(
+        caught="full length",
+        checkpoint="modernbert-token",
+        spoil=off(lambda engine, batch: (batch.lengths.max() >= FULL) & (batch.position_ids >= FULL // 2)),
     ),
-    "full length, last token": (
-        "modernbert-token", "full length", off(lambda engine, batch: batch.position_ids == FULL - 1), ()
+    "full length, last token": EngineFault(
+        caught="full length",
+        checkpoint="modernbert-token",
+        spoil=off(lambda engine, batch: batch.position_ids == FULL - 1),
     ),
-    "the third call with a batch": ("embedded", "repeated calls", off(third_call), ()),
-    "the answers of the call before, if of one shape": ("embedded", "repeated calls", previous_answer, ()),
-    "two calls at once": ("embedded", "concurrent calls", off(lambda engine, batch: engine.crowded.now), ()),
-    "a profile's most tokens": (
-        "embedded", "profile edges", off(lambda engine, batch: len(batch.input_ids) == 2048), (NARROW, WIDE)
+    "the third call with a batch": EngineFault(caught="repeated calls", spoil=off(third_call)),
+    "the answers of the call before, if of one shape": EngineFault(caught="repeated calls", spoil=previous_answer),
+    "two calls at once": EngineFault(caught="concurrent calls", spoil=off(lambda engine, batch: engine.crowded.now)),
+    "a profile's most tokens": EngineFault(
+        caught="profile edges", profiles=PROFILES, spoil=off(lambda engine, batch: len(batch.input_ids) == 2048)
     ),
-    "a profile's most texts": (
-        "embedded", "profile edges", off(lambda engine, batch: len(batch.lengths) == 100), (NARROW, WIDE)
+    "a profile's most texts": EngineFault(
+        caught="profile edges", profiles=PROFILES, spoil=off(lambda engine, batch: len(batch.lengths) == 100)
     ),
-    "a profile's longest text": (
-        "embedded", "profile edges", off(lambda engine, batch: batch.pad_index.shape[1] == FULL), (NARROW, WIDE)
+    "a profile's longest text": EngineFault(
+        caught="profile edges", profiles=PROFILES, spoil=off(lambda engine, batch: batch.pad_index.shape[1] == FULL)
     ),
-    "five texts, the first of a bucket": (
-        "embedded", "profile edges",
-        off(lambda engine, batch: batch.pad_index.shape == (5, 64)), (NARROW, WIDE),
+    "five texts, the first of a bucket": EngineFault(
+        caught="profile edges", profiles=PROFILES, spoil=off(lambda engine, batch: batch.pad_index.shape == (5, 64))
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def gated(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], tuple[Bundle, Reference]]]:
-    made: dict[str, tuple[Bundle, Reference]] = {}
+    opened: dict[str, tuple[Bundle, Reference]] = {}
 
     def get(name: str) -> tuple[Bundle, Reference]:
-        if name not in made:
+        if name not in opened:
             folder = DEFAULT_CHECKPOINT if name == "embedded" else checkpoint(name)
             bundle = export_with(Fault(caught=set()), folder, {}, tmp_path_factory.mktemp(name) / "bundle", "onnx")
-            made[name] = bundle, Reference(folder, bundle.manifest.task)
-        return made[name]
+            opened[name] = bundle, Reference(folder, bundle.manifest.task)
+        return opened[name]
 
     yield get
 
 
-def gate(engine: SuspectEngine, gated: tuple[Bundle, Reference], **options: Any) -> dict[str, Any]:
-    bundle, reference = gated
-    with load(bundle.path, engine=engine, threads=1, allow_unverified=True) as model:
-        return run_gate(model, reference, **options).to_json()
-
-
-# Their like is in the fast suite; make test-full has all.
+# The fast suite has similar faults; make test-full has all.
 SLOW = {
     "the 400th text of a batch",
     "full length, last token",
@@ -176,10 +124,10 @@ SLOW = {
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ENGINE_FAULTS]
 )
 def test_the_gate_catches_what_its_first_half_misses(name: str, gated: Any) -> None:
-    where, check, spoil, profiles = ENGINE_FAULTS[name]
-    report = gate(SuspectEngine(spoil, profiles), gated(where))
+    fault = ENGINE_FAULTS[name]
+    report = gate(SuspectEngine(fault.spoil, fault.profiles), gated(fault.checkpoint))
     print_catch(f"engine: {name}", report)
-    assert check in failed_checks(report) <= set(CHECKS)
+    assert fault.caught in failed_checks(report) <= set(CHECKS)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +160,7 @@ def short_stream(make: AttentionFactory, layout: PackedLayout) -> Attend:
 
 
 def turning_positions(make: AttentionFactory, layout: PackedLayout) -> Attend:
-    """Rotary angles begin anew after 512 tokens."""
+    """Rotary angles start over after 512 tokens."""
     attend = make(layout)
     stream = torch.arange(layout.position_ids.shape[0])
     again = stream - layout.position_ids + layout.position_ids % 512
@@ -298,17 +246,17 @@ def slow_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("slow_reference")
 def test_where_the_reference_is_slow_full_length_is_a_repeated_token(gated: Any) -> None:
-    honest = gate(SuspectEngine(lambda engine, batch, logits: logits), gated("embedded"))
-    real, repeated = rows_of(honest, "full length")
-    assert honest["passed"]
+    correct = gate(SuspectEngine(lambda engine, batch, logits: logits), gated("embedded"))
+    real, repeated = rows_of(correct, "full length")
+    assert correct["passed"]
     assert (real["case"], real["note"]) == (
         "512 tokens, against transformers", "not 1,024 tokens, to save time; --thorough asks all"
     )  # fmt: skip
     assert repeated["case"] == "1,024 tokens, one of them repeated" and repeated["value"] < 1e-4
-    spoiled = gate(SuspectEngine(ENGINE_FAULTS["full length"][2]), gated("embedded"))
+    spoiled = gate(SuspectEngine(ENGINE_FAULTS["full length"].spoil), gated("embedded"))
     assert failed_checks(spoiled) == {"full length"}
     (row,) = rows_of(
-        gate(SuspectEngine(ENGINE_FAULTS["full length"][2]), gated("embedded"), thorough=True), "full length"
+        gate(SuspectEngine(ENGINE_FAULTS["full length"].spoil), gated("embedded"), thorough=True), "full length"
     )
     assert row["case"] == "1,024 tokens, against transformers" and not row["passed"]
 
@@ -330,8 +278,8 @@ def test_the_packed_encoder_judges_only_if_it_answers_as_transformers(
     gated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(full_length, "TRANSFORMERS_FLOPS", 1.0)
-    honest = SuspectEngine(lambda engine, batch, logits: logits)
-    (row,) = rows_of(gate(honest, gated("embedded")), "full length")
+    correct = SuspectEngine(lambda engine, batch, logits: logits)
+    (row,) = rows_of(gate(correct, gated("embedded")), "full length")
     assert row["case"] == "1,024 tokens, against the packed encoder" and row["passed"]
     true = full_length.load_checkpoint
 
@@ -339,7 +287,7 @@ def test_the_packed_encoder_judges_only_if_it_answers_as_transformers(
         return true(*args, **options, config_changes={"local_attention": 30})
 
     monkeypatch.setattr(full_length, "load_checkpoint", wrong)
-    (row,) = rows_of(gate(honest, gated("embedded")), "full length")
+    (row,) = rows_of(gate(correct, gated("embedded")), "full length")
     assert row["case"] == "1,024 tokens, against transformers" and row["passed"]
 
 

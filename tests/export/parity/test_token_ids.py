@@ -1,4 +1,4 @@
-"""The gate sees what is wrong with a bundle's tokenizer, and says what it is."""
+"""The gate finds what is wrong with a bundle's tokenizer, and names it."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ CONFIG_FAULTS: dict[str, tuple[Raw, str]] = {
 
 
 def spoiled(bundle: Path, output: Path, name: str, change: Callable[[Raw], Any]) -> Path:
-    """A copy of the bundle with one file of the tokenizer changed, and the manifest made to fit."""
+    """A copy of the bundle with one file of the tokenizer changed, and the manifest adapted."""
     shutil.copytree(bundle, output)
     manifest = open_bundle(output).manifest
     raw = json.loads((output / name).read_text("utf-8"))

@@ -1,8 +1,8 @@
 """A packed graph and texts -> the graph's int8 form, by a `Scheme`.
 
 `nopad.export.int8.qdq` has the scheme for TensorRT, `nopad.export.int8.cpu` those for CPUs. Outliers decide how well a
-model bears int8, so measurements (`nopad.export.int8.sensitivity`) decide how activations are clipped and which layers
-keep their precision: by the graph's own answers to the texts.
+model bears int8, so how activations are clipped and which layers keep their precision is measured
+(`nopad.export.int8.sensitivity`), by the graph's own answers to the texts.
 
 Knows neither checkpoints, tokenizers nor manifests: batches come packed.
 """

@@ -129,6 +129,6 @@ class KnownTexts:
         """Whether this model answers a repeated token as it does the token alone."""
         if self._repeats is None:
             shorter = (self.repeated(min(length, self._model.manifest.max_length)) for length in (65, 300))
-            pairs = [(self._reference.logits(ids), self._repeated_answer(ids)) for ids in shorter]
+            pairs = ((self._reference.logits(ids), self._repeated_answer(ids)) for ids in shorter)
             self._repeats = all(difference(got, want) <= scaled(REPEATED / 10, want) for got, want in pairs)
         return self._repeats

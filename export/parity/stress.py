@@ -1,7 +1,7 @@
 """The gate's second half: the sizes and the circumstances in which engines fail.
 
-The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. `CHECKS`
-here ask an engine, in texts whose right answers are known (`known_texts.py`):
+The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, alone and a dozen in a batch. Here
+`CHECKS` are, on texts whose right answers are known (`known_texts.py`):
 
 - the largest batch that the runtime makes on any machine, and a margin: in tokens and in texts, of real lengths
 - as many texts of one and two tokens
@@ -35,7 +35,7 @@ THREADS, ROUNDS = 4, 5
 
 
 def stress(trial: Trial) -> Iterator[Row]:
-    """The rows of all `CHECKS`, a few each; an engine that fails in one fails that row."""
+    """The rows of all `CHECKS`, a few each; an engine that fails in a check fails its row."""
     for name, check in CHECKS.items():
         trial.progress(f"parity: {name}")
         try:

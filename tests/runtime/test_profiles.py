@@ -61,8 +61,8 @@ def test_a_profiles_file_gives_them_back(tmp_path_factory: pytest.TempPathFactor
     ("content", "message"),
     [
         (b"\xff", "not valid JSON"),
-        (b"[1]", "no profiles file of format version 1"),
-        (b'{"format_version": 2, "profiles": []}', "no profiles file of format version 1"),
+        (b"[1]", "not a profiles file of format version 1"),
+        (b'{"format_version": 2, "profiles": []}', "not a profiles file of format version 1"),
         (b'{"format_version": 1, "profiles": []}', "has no profiles"),
         (b'{"format_version": 1, "profiles": {"tokens": [1, 2, 3]}}', "has no profiles"),
         (b'{"format_version": 1, "profiles": [7]}', "profile 1: tokens is None, not .min, opt, max."),

@@ -119,7 +119,7 @@ def test_a_max_length_below_the_special_tokens_is_an_error_of_the_text_not_a_lon
 def test_a_text_of_no_token_is_an_error_of_its_own(folder: Path) -> None:
     encoder = open_encoder(folder / "wordpiece without template right" / "tokenizer.json", 8)
     nothing, something = encoder.encode(["\x00", "a film"])
-    assert isinstance(nothing, TextError) and "nothing" in str(nothing)
+    assert isinstance(nothing, TextError) and "no token" in str(nothing)
     assert not isinstance(something, TextError) and something.used == 2
     framed = open_encoder(folder / "wordpiece right" / "tokenizer.json", 8).encode(["\x00"])[0]
     assert not isinstance(framed, TextError) and framed.pieces == ["[CLS]", "[SEP]"]

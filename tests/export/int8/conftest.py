@@ -8,7 +8,7 @@ import pytest
 from int8_models import Graphs, graphs
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread_of_onnx_runtime() -> Iterator[None]:
     # Small models gain nothing from more, and threads that wait for a busy machine's cores cost minutes.
     make = onnxruntime.SessionOptions
@@ -23,7 +23,7 @@ def _one_thread_of_onnx_runtime() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory, checkpoint: Graphs) -> Graphs:
     """The fp16 graph of the embedded checkpoint, or of a small random one."""
     return graphs(tmp_path_factory, checkpoint, precision="fp16", cpu=False)

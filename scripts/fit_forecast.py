@@ -32,14 +32,14 @@ FITTED = ("t4", "l4", "a100")
 # Not in nopad's list; here to test how far a single number calibrates a GPU. Data sheets, Ampere and Ada white papers.
 OTHERS = {
     "a30": dataclasses.replace(
-        GPUS["a100"], name="a30", fp16=165e12, int8=330e12, bandwidth=933e9, cache=24e6, processors=56, watts=165
+        GPUS["a100"], name="a30", fp16=165e12, int8=330e12, bandwidth=933e9, cache=24e6, processors=56
     ),
     "l40s": dataclasses.replace(
-        GPUS["l4"], name="l40s", fp16=362e12, int8=733e12, bandwidth=864e9, cache=96e6, processors=142, watts=350
+        GPUS["l4"], name="l40s", fp16=362e12, int8=733e12, bandwidth=864e9, cache=96e6, processors=142
     ),
 }
 RTX_4090 = dataclasses.replace(
-    GPUS["l4"], name="rtx4090", fp16=165e12, int8=660e12, bandwidth=1008e9, cache=72e6, processors=128, watts=450
+    GPUS["l4"], name="rtx4090", fp16=165e12, int8=660e12, bandwidth=1008e9, cache=72e6, processors=128
 )
 MODERNBERT = {
     name: {

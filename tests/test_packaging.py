@@ -46,6 +46,7 @@ def test_the_wheel_holds_every_module_and_the_embedded_model(wheel: Path) -> Non
                 assert not path.is_file() or f"nopad/{path.relative_to(ROOT).as_posix()}" in names
     assert "nopad/runtime/default/bundle/manifest.json" in names
     assert {"nopad/bench/report/templates/report.css", "nopad/bench/report/templates/report.js"} <= set(names)
+    assert "nopad/charts/svg.css" in names
     assert "nopad/runtime/default/checkpoint/model.safetensors" in names
     assert not [name for name in names if not name.startswith(("nopad/", "nopad-"))]
 

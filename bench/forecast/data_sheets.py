@@ -31,7 +31,6 @@ class Gpu:
     bandwidth: float
     cache: float  # L2
     processors: int  # streaming multiprocessors
-    watts: int
     source: str
     sustained: float  # share of the tensor rate that large products hold; 1: no limit was seen
     calibration: Calibration
@@ -58,7 +57,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=320e9,
             cache=4e6,
             processors=40,
-            watts=70,
             source="NVIDIA T4 data sheet; Turing architecture white paper (40 processors, 4 MB L2)",
             sustained=0.32,
             calibration="table",
@@ -75,7 +73,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=300e9,
             cache=48e6,
             processors=58,
-            watts=72,
             source="NVIDIA L4 data sheet (figures with sparsity halved); Ada architecture white paper (58, 48 MB L2)",
             sustained=0.47,
             calibration="table",
@@ -92,7 +89,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=600e9,
             cache=6e6,
             processors=72,
-            watts=150,
             source="NVIDIA A10 data sheet; GA102 architecture white paper (72 processors, 6 MB L2)",
             sustained=0.495,
             calibration="single",
@@ -109,7 +105,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=1555e9,
             cache=40e6,
             processors=108,
-            watts=400,
             source="NVIDIA A100 data sheet; Ampere architecture white paper (108 processors, 40 MB L2)",
             sustained=1.0,
             calibration="table",
@@ -126,7 +121,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=3350e9,
             cache=50e6,
             processors=132,
-            watts=700,
             source="NVIDIA H100 data sheet (figures with sparsity halved); Hopper white paper (132, 50 MB L2)",
             sustained=1.0,
             calibration="single",
@@ -143,7 +137,6 @@ GPUS: dict[str, Gpu] = {
             bandwidth=4800e9,
             cache=50e6,
             processors=132,
-            watts=700,
             source="NVIDIA H200 data sheet (figures with sparsity halved); Hopper white paper (132, 50 MB L2)",
             sustained=1.0,
             calibration="single",

@@ -31,6 +31,7 @@ from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.errors import NopadError
 from nopad.runtime.types import FloatArray, Text
 
+BATCH = 32  # texts of `batch_logits` that are padded together
 CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "rerank": "AutoModelForSequenceClassification",
@@ -145,19 +146,18 @@ class Reference:
         self,
         texts: Sequence[str],
         max_length: int,
-        batch_size: int = 32,
         progress: Callable[[int], None] = lambda done: None,
     ) -> FloatArray:
         """Logits of many texts as users get them by default: batches in order, padded to the longest."""
         rows = []
-        for start in range(0, len(texts), batch_size):
+        for start in range(0, len(texts), BATCH):
             progress(start)
+            part = list(texts[start : start + BATCH])
             if self.embedder is not None:
-                rows.append(self.embedder.encode(texts[start : start + batch_size]))
+                rows.append(self.embedder.encode(part))
                 continue
             batch = self.tokenizer(
-                list(texts[start : start + batch_size]),
-                truncation=True, max_length=max_length, padding=True, return_tensors="pt",
+                part, truncation=True, max_length=max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             rows.append(self._forward(dict(batch)).numpy())
         return np.concatenate(rows)

@@ -112,7 +112,6 @@ def plan_profiles(
     block: int = 64,
     max_length: int | None = None,
     token_budget: int = GPU_TOKENS,
-    window: int = WINDOW,
     keeps_scores: bool = True,
 ) -> Plan:
     """The 1 to `most` profiles with the least expected cost for texts of these token lengths (or length -> count).
@@ -120,9 +119,8 @@ def plan_profiles(
     `memory_bytes` bounds the activations at the largest corners of all profiles together, since each has its own
     execution context (half precision; weights are extra).
     `max_length` is the longest text that the last profile takes; None: the longest in the data. It is rounded up to the
-    `block`, and longer texts count as cut to it. `token_budget` and `window` are the runtime's. `keeps_scores`: see
-    `CostModel`; True is the cautious choice. A profile is added only if it saves `LEAST_GAIN` of the cost of one wide
-    profile.
+    `block`, and longer texts count as cut to it. `token_budget` is the runtime's. `keeps_scores`: see `CostModel`; True
+    is the cautious choice. A profile is added only if it saves `LEAST_GAIN` of the cost of one wide profile.
 
     Raises `UsageError` without lengths, for lengths below 1, and if one text of `max_length` exceeds `memory_bytes`.
     """
@@ -130,15 +128,15 @@ def plan_profiles(
     counts = Counter({length: count for length, count in counts.items() if count})
     if not counts or min(counts) < 1 or min(counts.values()) < 0:
         raise UsageError("planning needs texts, each of at least one token")
-    if most < 1 or block < 1 or window < 1 or token_budget < 1 or (max_length is not None and max_length < 1):
-        raise UsageError("most, block, window, token_budget and max_length must be positive")
+    if most < 1 or block < 1 or token_budget < 1 or (max_length is not None and max_length < 1):
+        raise UsageError("most, block, token_budget and max_length must be positive")
     limit = max_length or max(counts)
     cut = sum(count for length, count in counts.items() if length > limit)
     used: Counter[int] = Counter()
     for length, count in counts.items():
         used[min(length, limit)] += count
     model = cost_model(architecture, block=block, keeps_scores=keeps_scores)
-    search = _Search(model, _windows(used, window), memory_bytes, token_budget, window)
+    search = _Search(model, _windows(used), memory_bytes, token_budget)
     edges = _edges(used, round_up(limit, block), block)
     search.check(edges[-1])
     chosen = _cheapest(search, edges, most)
@@ -164,19 +162,17 @@ def default_profiles(
     *,
     architecture: Architecture,
     block: int = 64,
-    memory_bytes: int = MEMORY_BYTES,
-    token_budget: int = GPU_TOKENS,
 ) -> tuple[ShapeProfile, ...]:
     """Profiles without data: up to `DEFAULT_EDGES` tokens, and up to `max_length` (tokens, rounded up to the block).
 
-    Each takes as many tokens and sequences as an equal share of `memory_bytes` allows; its opt shape is half of its
+    Each takes as many tokens and sequences as an equal share of `MEMORY_BYTES` allows; its opt shape is half of its
     tokens, in texts of full length. The last profile takes a text of `max_length` even if that exceeds its share.
     Raises `UsageError` for an architecture that is not a packed encoder's.
     """
     model = cost_model(architecture, block=block)
     top = round_up(max_length, block)
     edges = sorted({edge for edge in (round_up(edge, block) for edge in DEFAULT_EDGES) if edge < top} | {top})
-    search = _Search(model, [], memory_bytes, token_budget, WINDOW)
+    search = _Search(model, [], MEMORY_BYTES, GPU_TOKENS)
     profiles = []
     for above, longest in pairwise([0, *edges]):
         tokens, sequences = max(search.limits(above + 1, longest, PARTS // len(edges)), default=(longest, 1))
@@ -194,14 +190,11 @@ def default_profiles(
 class _Search:
     """Segments with several candidate profiles each, and the memory these take. A segment is simulated once."""
 
-    def __init__(
-        self, model: CostModel, windows: list[list[int]], memory_bytes: int, token_budget: int, window: int
-    ) -> None:
+    def __init__(self, model: CostModel, windows: list[list[int]], memory_bytes: int, token_budget: int) -> None:
         self.model = model
         self.windows = windows  # each sorted
         self._part = memory_bytes / PARTS
         self._token_budget = token_budget
-        self._window = window
         self._cache: dict[tuple[int, int], list[_Segment]] = {}
 
     def check(self, longest: int) -> None:
@@ -220,7 +213,7 @@ class _Search:
         block = self.model.block
         budget = self._token_budget // block * block
         for tokens in sorted({max(longest, min(budget, round_up(size, block))) for size in (*TOKEN_SIZES, budget)}):
-            useful = range(1, 1 + max(1, min(self._window, tokens // shortest)))
+            useful = range(1, 1 + max(1, min(WINDOW, tokens // shortest)))
             fitting = bisect_right(useful, parts * self._part, key=lambda n: self.model.memory(tokens, n, longest))
             if fitting:
                 yield tokens, fitting
@@ -270,12 +263,12 @@ def _quantiles(weights: Mapping[int, int], levels: Iterable[float]) -> list[int]
     return [ordered[min(bisect_left(sums, level * sums[-1]), len(ordered) - 1)] for level in levels]
 
 
-def _windows(counts: Counter[int], window: int) -> list[list[int]]:
+def _windows(counts: Counter[int]) -> list[list[int]]:
     """A bounded sample of the lengths, even over their distribution, in shuffled windows; each window sorted."""
-    size = min(counts.total(), window * WINDOWS)
+    size = min(counts.total(), WINDOW * WINDOWS)
     sample = _quantiles(counts, ((i + 0.5) / size for i in range(size)))
     random.Random(0).shuffle(sample)
-    return [sorted(sample[start : start + window]) for start in range(0, size, window)]
+    return [sorted(sample[start : start + WINDOW]) for start in range(0, size, WINDOW)]
 
 
 def _edges(counts: Counter[int], top: int, block: int) -> list[int]:

@@ -62,7 +62,10 @@ def load(
     order that `nopad doctor` prints; where it fails, the next engine answers (`Model.status` tells). A name from
     `nopad.runtime.engines.base.ENGINES` selects that engine alone; a list of names is your own order; a factory is an
     engine of your own, for tests.
-    `precision`, `file`: use only files of this precision, or only this file; None: what suits the engine.
+    `precision`, `file`: use only files of this precision, or only this file. None: on a CPU the most exact precision of
+    the bundle, never a lower one unasked; on a GPU the fastest. "auto": the fastest that is verified, on a CPU by the
+    measured table. "bf16" on a CPU: the bundle's fp32 file answers where the CPU has no such instructions, or where
+    bf16 gives NaN, and nopad says so.
     `fallback`: False raises an error where another engine would answer instead of the chosen engine.
     `threads`: of the engine on the CPU; None: the engine library's own choice.
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
@@ -259,7 +262,7 @@ class Model:
 
     def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
         """Like `logits`, lazily."""
-        return _raise_failures(self._stream(texts, lambda logits, tokens, engine: logits))
+        return _raise_failures(self._stream(texts, lambda logits, tokens, by: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
         """Tokens of each text, with the default prompt if there is one; the `TextError` in the place of a bad text."""

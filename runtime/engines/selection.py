@@ -74,8 +74,8 @@ def find_candidates(
     """The engines of `choice` that may run this bundle on this machine, in order.
 
     `precision`: of the files. None: on a CPU the most exact first, on a GPU the fastest; "auto": on a CPU the fastest
-    of the measured table that is verified, installed and in this CPU's instructions, then the most exact; bf16 on a CPU
-    without its instructions: refused, and fp32 answers if the bundle holds it.
+    of the measured table that is verified, installed and in this CPU's instructions, then the most exact; "bf16": on a
+    CPU the bundle's fp32 files stand in where bf16 cannot run (no such instructions) or fails.
     `sm` returns the compute capability of the GPU (None: no GPU). It is called at most once, and not at all where
     `choice` names only CPU engines, or only they can open the bundle's files.
 
@@ -110,7 +110,7 @@ def _pairs(
 ) -> list[_Pair]:
     """Every engine of `choice` with every file of this precision and name that it opens, engine by engine."""
     cpu, detect_sm = cpu_at_hand(), functools.cache(sm)
-    spare = "fp32" if precision == "bf16" and not cpu.bf16 else None  # answers on the CPU in place of bf16
+    spare = "fp32" if precision == "bf16" else None  # on a CPU, where bf16 cannot run or answers NaN
     artifacts = [artifact for artifact in bundle.manifest.artifacts if file in (None, artifact.file)]
     asked = [artifact for artifact in artifacts if precision in (None, artifact.precision)]
     if choice == "auto":

@@ -19,6 +19,7 @@ from nopad.export.parity.accuracy import equal_rows, evaluate
 from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, softmax
 from nopad.runtime import decode
 from nopad.runtime.tokenizer import Tokens
+from nopad.runtime.types import AnsweredBy
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 NAMES = ("a", "b", "c")
@@ -161,7 +162,7 @@ def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: 
 
 
 def answers_of(head: Head, logits: Logits) -> list[decode.Prediction]:
-    return [decode.prediction(row, TOKENS, head, "fake", None, False) for row in logits]
+    return [decode.prediction(row, TOKENS, head, AnsweredBy("fake", "fp32"), None, False) for row in logits]
 
 
 CALIBRATED: list[dict[str, Any]] = [

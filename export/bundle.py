@@ -33,7 +33,7 @@ from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.head import Task
 from nopad.runtime.atomic import check_output, replace_folder
-from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, write_manifest
+from nopad.runtime.bundle import MANIFEST, TUNING, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.hardware import Precision
@@ -175,7 +175,7 @@ def _own_files(output: Path) -> frozenset[str]:
     """The files of the bundle at `output`, damaged or not: only these may be replaced."""
     try:
         raw = json.loads((output / MANIFEST).read_bytes())
-        ours = frozenset((MANIFEST, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
+        ours = frozenset((MANIFEST, TUNING, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
     return ours

@@ -7,6 +7,7 @@ answered in the caller's order. A `Model` may be used from several threads: it d
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from nopad.runtime.inference import MASKS_TOP_K, Decoder, Inference
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.tokenizer import Tokens, open_bundle_encoder
+from nopad.runtime.tune_file import tuned_here
 from nopad.runtime.types import (
     Failure,
     FloatArray,
@@ -66,6 +68,8 @@ def load(
     the bundle, never a lower one unasked; on a GPU the fastest. "auto": the fastest that is verified, on a CPU by the
     measured table. "bf16" on a CPU: the bundle's fp32 file answers where the CPU has no such instructions, or where
     bf16 gives NaN, and nopad says so.
+    What `nopad tune` found on this machine decides what is left open of `engine`, `precision` and `file`, if it agrees
+    with those that are given, and then also `token_budget` and `threads`.
     `fallback`: False raises an error where another engine would answer instead of the chosen engine.
     `threads`: of the engine on the CPU; None: the engine library's own choice.
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
@@ -84,15 +88,24 @@ def load(
     if truncation not in ("truncate", "error"):
         raise UsageError(f"truncation is 'truncate' or 'error', not {truncation!r}")
     bundle = open_bundle(path, verify=verify)
+    sm = functools.cache(gpu_at_hand)
+    tuned = tuned_here(bundle, sm)
+    if tuned is not None and tuned.suits(engine, precision, file):
+        token_budget, threads = token_budget or tuned.token_budget, threads or tuned.threads
+    else:
+        tuned = None
     candidates = find_candidates(
         bundle,
         engine,
         EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id, allow_host_code=allow_host_code),
-        sm=gpu_at_hand,
+        sm=sm,
         precision=precision,
         file=file,
         allow_unverified=allow_unverified,
     )
+    if tuned is not None:
+        winner = (tuned.engine, tuned.file)
+        candidates.sort(key=lambda candidate: (candidate.name, candidate.artifact.file) != winner)
     before = resolve_prompt(bundle.manifest, prompt_name, prompt)
     inference = Inference(
         bundle=bundle,

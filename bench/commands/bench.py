@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.subjects.plans import check_against
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
-    threads = options.threads or machine.usable_cores()
+    threads = options.threads or usable_cores()
     machine.check_threads(threads, os.environ)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # for every subject's tokenizer
     check_against(options.against)

@@ -1,8 +1,8 @@
 """The encoder in PyTorch: FlashAttention-2 over the packed stream on Ampere and newer, blockwise SDPA elsewhere.
 
-The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU, and for
+The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU, and in
 bf16 on a CPU with its instructions, every weight keeps the type in which it is stored, so that the file carries the
-precision policy; elsewhere on a CPU all run in fp32, and the engine says so.
+precision policy; otherwise a CPU computes in fp32, and the engine says so.
 The key `nopad` of `config.json` holds what transformers' own keys cannot say: the task, and how to pool embeddings.
 """
 
@@ -36,7 +36,7 @@ log = logging.getLogger("nopad")
 class TorchEngine:
     """The packed encoder in evaluation mode, on the first GPU or the CPU. Forward passes share no mutable state.
 
-    `threads` is PyTorch's setting for the whole process.
+    `threads` is PyTorch's setting for the whole process; one that was asked for is restored before a batch.
     """
 
     name = "torch"
@@ -53,8 +53,8 @@ class TorchEngine:
         from nopad.model.checkpoint.load import load_checkpoint
 
         torch = self._torch
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        self._asked_threads = options.threads
+        self._set_threads()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.token_budget = GPU_TOKENS if self._device.type == "cuda" else CPU_TOKENS
         if self._device.type == "cuda":
@@ -91,6 +91,7 @@ class TorchEngine:
         encoder, torch = self._encoder, self._torch
         if encoder is None:
             raise EngineError("engine torch is closed")
+        self._set_threads()
         try:
             with torch.inference_mode():
                 inputs = {name: torch.from_numpy(getattr(batch, name)).to(self._device) for name in _INPUTS}
@@ -100,6 +101,10 @@ class TorchEngine:
             raise EngineError(f"the GPU ran out of memory on {batch.num_tokens} tokens: {error}") from None
         except Exception as error:
             raise EngineError(f"PyTorch failed on {batch.num_tokens} tokens: {error}") from None
+
+    def _set_threads(self) -> None:
+        if self._asked_threads is not None and self._asked_threads != self._torch.get_num_threads():
+            self._torch.set_num_threads(self._asked_threads)
 
     def close(self) -> None:
         """Drop the weights, and release the GPU's memory."""

@@ -42,7 +42,7 @@ PACKAGES: Mapping[str, Package] = {
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
     "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
-    "openvino": Package(name="openvino", extras=("bench",)),
+    "openvino": Package(name="openvino", extras=("openvino", "bench"), purpose="runtime: engine openvino"),
     "tensorrt": Package(name="tensorrt", extras=("tensorrt",)),
     "tensorrt_rtx": Package(name="tensorrt_rtx", extras=("tensorrt-rtx",)),
     "cuda": Package(name="cuda-python", extras=("tensorrt", "tensorrt-rtx")),

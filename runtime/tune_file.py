@@ -47,14 +47,6 @@ class Tuned:
     tokens_per_second: float  # the median of its turns
     date: str
 
-    def suits(self, engine: object, precision: str | None, file: str | None) -> bool:
-        """Whether it is an answer to these arguments of `load`."""
-        return (
-            engine in ("auto", self.engine)
-            and precision in (None, self.precision, self.asked)
-            and file in (None, self.file)
-        )
-
 
 def machine_key(bundle: Bundle, sm: Callable[[], str | None]) -> str:
     """What an entry is kept by: the CPU and its cores, and the GPU if the bundle has a file for GPUs."""
@@ -68,9 +60,14 @@ def versions_of(engine: str) -> str:
     return ", ".join(f"{name} {version_of(name)}" for name in names)
 
 
-def tuned_here(bundle: Bundle, sm: Callable[[], str | None]) -> Tuned | None:
-    """The entry of this machine; None if there is none that holds, which is said once. `sm` as in `find_candidates`."""
-    entries = read_entries(bundle)
+def tuned_here(
+    bundle: Bundle, sm: Callable[[], str | None], *, engine: object, precision: str | None, file: str | None
+) -> Tuned | None:
+    """The entry of this machine, if it is an answer to these arguments of `load`; else None.
+
+    An entry of another machine or version is ignored, which is said once. `sm` as in `find_candidates`.
+    """
+    entries = read_entries(bundle) if isinstance(engine, str) else ()
     if not entries:
         return None
     key = machine_key(bundle, sm)
@@ -82,7 +79,11 @@ def tuned_here(bundle: Bundle, sm: Callable[[], str | None]) -> Tuned | None:
         _ignore(f"{bundle.path} has changed since it was tuned")
     elif entry.versions != versions_of(entry.engine):
         _ignore(f"{bundle.path} was tuned with {entry.versions}, and here is {versions_of(entry.engine)}")
-    else:
+    elif (
+        engine in ("auto", entry.engine)
+        and precision in (None, entry.precision, entry.asked)
+        and file in (None, entry.file)
+    ):
         return entry
     return None
 

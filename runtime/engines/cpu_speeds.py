@@ -36,8 +36,10 @@ class CpuSpeeds:
 _AMD_BF16 = {
     ("onnx-cpu", "int8"): 1.9,
     ("openvino", "bf16"): 1.8,
+    ("torch", "bf16"): 1.3,
     ("onnx-cpu", "fp32"): 1.0,
     ("openvino", "fp32"): 0.95,
+    ("torch", "fp32"): 0.7,
 }
 TABLE: tuple[CpuSpeeds, ...] = (
     CpuSpeeds(

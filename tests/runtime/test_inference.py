@@ -150,7 +150,7 @@ def test_the_decoder_is_the_tasks(name: str, kind: type, width: int | None, bund
         assert [len(mask) for answer in answers for mask in answer.masks] == [5, 5]
         (without,) = tokens_of(inference, "a film")
         with pytest.raises(TextError, match=r"no \[MASK\] to fill"):
-            inference.decoder(top_k=2)(logits[0], without, engine)
+            inference.decoder(top_k=2)(logits[0], without, by)
     inference.close()
 
 

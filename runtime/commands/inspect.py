@@ -11,9 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.bundle import Bundle, open_bundle
+from nopad.runtime.atomic import sha256_of
+from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle
 from nopad.runtime.console import common_options, emit, figure
 from nopad.runtime.manifest import Artifact, to_json
+from nopad.runtime.tune_file import Tuned, read_entries
 
 
 @click.command()
@@ -24,10 +26,13 @@ def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool) -> 
     """Show what BUNDLE holds and how it was verified (without one: the embedded default)."""
     opened = open_bundle(bundle, verify=not no_verify)
     if as_json:
-        emit({"path": str(opened.path), **json.loads(to_json(opened.manifest))})
+        tuning = [dataclasses.asdict(entry) for entry in read_entries(opened)]
+        emit({"path": str(opened.path), **json.loads(to_json(opened.manifest)), "tuning": tuning})
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_overview(opened, checked=not no_verify))
+    for entry in read_entries(opened):
+        console.print(_tuned(entry, opened))
     for artifact in opened.manifest.artifacts:
         console.print(_artifact(artifact, opened.manifest.files[artifact.file].bytes))
 
@@ -66,6 +71,18 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
     )
     if manifest.evaluation:
         table.add_row("evaluation", _figures(manifest.evaluation))
+    return table
+
+
+def _tuned(entry: Tuned, bundle: Bundle) -> Table:
+    table = _table()
+    threads = f", {entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else ""
+    stale = "" if entry.manifest == sha256_of(bundle.path / MANIFEST) else "; the bundle has changed since"
+    table.add_row(
+        "tuned",
+        f"{entry.cpu}, {entry.cores} cores: {entry.engine} {entry.precision} ({entry.file}), micro-batches of "
+        f"{entry.token_budget} tokens{threads}: {entry.tokens_per_second:,.0f} tokens/s, {entry.date}{stale}",
+    )
     return table
 
 

@@ -260,8 +260,8 @@ def write_bundle(
 ) -> Bundle:
     """Write the bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
-    `cpu` are the precisions of its graphs for ONNX Runtime on CPUs, `openvino` of those for OpenVINO, `graphs` those of its plain ONNX files, `torch` that of the torch
-    engine's weights (None: without them).
+    `cpu` are the precisions of its graphs for ONNX Runtime on CPUs, `openvino` of those for OpenVINO, `graphs` of its
+    plain ONNX files, `torch` is that of the torch engine's weights (None: without them).
     """
     source, config, pipeline = checkpoint.source, checkpoint.config, checkpoint.pipeline or Pipeline()
     assert source is not None, "a bundle names the files that it comes from"

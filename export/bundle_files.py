@@ -52,7 +52,7 @@ def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, targ
     if isinstance(checkpoint.encoder, PaddedEncoder):
         graph = export_padded(checkpoint.encoder, file)
     elif target == "openvino":
-        graph = export_graph(checkpoint.encoder, file, target=target, store=precision if precision != "fp32" else None)
+        graph = export_graph(checkpoint.encoder, file, target=target, store=precision)
     else:
         graph = export_graph(cast(checkpoint.encoder, precision), file, target=target)
     return Artifact(

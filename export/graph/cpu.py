@@ -2,8 +2,8 @@
 
 Two steps, both exact. `cpu_attention` is a factory of `nopad.model.attention`: fused attention, without padding
 or a mask where one sequence fills the batch, without windows where no text is longer than they reach, and fused rotary
-positions; the stream may have any length. `rearrange_cpu` then avoids copies that the encoder's code implies: slices of a
-product become products of slices of the weight, and a product is added to its residual as it is computed.
+positions; the stream may have any length. `rearrange_cpu` then avoids copies that the encoder's code implies: slices of
+a product become products of slices of the weight, and a product is added to its residual as it is computed.
 
 What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX
 Runtime's `docs/ContribOperators.md`.

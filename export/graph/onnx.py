@@ -23,6 +23,7 @@ from nopad.export.graph.stored_weights import depths, store_weights
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
+from nopad.runtime.engines.hardware import Precision
 
 # 20 is the first opset with Gelu, 17 with LayerNormalization; ONNX Runtime 1.22+ and TensorRT 10.13+ read it.
 OPSET = 20
@@ -67,7 +68,7 @@ def export_graph(
     path: Path,
     *,
     target: GraphTarget = "onnx",
-    store: Literal["bf16", "int8"] | None = None,
+    store: Precision = "fp32",
 ) -> Graph:
     """Write `encoder` (already in its precision) to `path` and check the file.
 
@@ -139,14 +140,12 @@ def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequenc
     return program
 
 
-def write(
-    program: Any, path: Path, *, token_multiple: int = 1, store: Literal["bf16", "int8"] | None = None
-) -> Graph:
+def write(program: Any, path: Path, *, token_multiple: int = 1, store: Precision = "fp32") -> Graph:
     """Write the program that `trace` made, its matrices stored in `store`, and check the file. Raises `ExportError`."""
     graph = program.model.graph
     _name_nodes(graph)
     sums = depths(graph) if store == "int8" else ()
-    quantized = store_weights(graph, store) if store else ()
+    quantized = store_weights(graph, store)
     size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     try:
         program.save(str(path), external_data=size > INLINE_BYTES)

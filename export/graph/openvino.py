@@ -6,8 +6,8 @@ operator), and copies nothing to transpose it; windows and sequences are gathere
 front of others becomes a transposition on either side. The stream may have any length. What each of these buys is in
 docs/findings.md; the patterns are described by OpenVINO's `RoPEFusion` and `TokenizeMHASnippets` transformations.
 
-`rearrange_openvino` splits the products that are taken apart, so that the activation of a gated MLP is computed by the kernel
-of its product.
+`rearrange_openvino` splits the products that are taken apart, so that the activation of a gated MLP is computed by the
+kernel of its product.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def openvino_attention(layout: PackedLayout) -> Attend:
         if local:
             out = _softmax_matmul(_take(q, queries), _take(k, nearby), _take(v, nearby), window_bias)
             return out.flatten(1, 2)[:, :total].transpose(0, 1)
-        out = _softmax_matmul(*(_take(x, gather) for x in (q, k, v)), key_bias)
+        q, k, v = (_take(x, gather) for x in (q, k, v))
+        out = _softmax_matmul(q, k, v, key_bias)
         return torch.index_select(out.flatten(1, 2), 1, scatter).transpose(0, 1)
 
     return attend

@@ -17,17 +17,20 @@ import onnx_ir as ir
 from nopad.export.graph.node_names import in_layer, is_decoder, module_of
 from nopad.export.graph.precision import POLICIES
 from nopad.export.graph.rewrite import initializer
+from nopad.runtime.engines.hardware import Precision
 
 Role = Literal["embeddings", "layers", "decoder", "head"]
 _INT8 = 127  # symmetric: -127..127
 
 
-def store_weights(graph: ir.Graph, precision: Literal["bf16", "int8"]) -> tuple[str, ...]:
-    """Store the matrices of `graph` (its nodes named by `node_names`) in `precision`, in place.
+def store_weights(graph: ir.Graph, precision: Precision) -> tuple[str, ...]:
+    """Store the matrices of an fp32 `graph` (its nodes named by `node_names`) in `precision`, in place.
 
-    bf16: rounded to it. int8: the layers' matrices with a scale for each output channel, the embeddings with one for
-    each row; a decoder, and embeddings that are tied to it, are bf16. Returns the modules whose products are int8.
+    fp32: as they are. bf16: rounded to it. int8: the layers' matrices with a scale for each output channel, the
+    embeddings with one for each row; a decoder, and embeddings that are tied to it, are bf16. Returns the modules whose
+    products are int8.
     """
+    assert precision in ("fp32", "bf16", "int8"), "half precision on CPUs is bf16"
     quantized: dict[str, None] = {}
     for value in list(graph.initializers.values()):
         roles = _roles(value)
@@ -36,7 +39,7 @@ def store_weights(graph: ir.Graph, precision: Literal["bf16", "int8"]) -> tuple[
             _store_channels(graph, value)
         elif precision == "int8" and roles == {"embeddings"}:
             _store_rows(graph, value)
-        elif roles and all(getattr(POLICIES["bf16"], role) == "bf16" for role in roles):
+        elif precision != "fp32" and roles and all(getattr(POLICIES["bf16"], role) == "bf16" for role in roles):
             _store_bf16(graph, value)
     return tuple(quantized)
 
@@ -46,7 +49,7 @@ def depths(graph: ir.Graph) -> tuple[int, ...]:
     found = set()
     for value in graph.initializers.values():
         if _roles(value) == {"layers"} and value.const_value is not None:
-            found.add(int(value.const_value.shape[1 - _output_axis(value)]))
+            found.add(value.const_value.numpy().shape[1 - _output_axis(value)])
     return tuple(sorted(found))
 
 

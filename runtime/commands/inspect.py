@@ -31,8 +31,6 @@ def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool) -> 
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_overview(opened, checked=not no_verify))
-    for entry in read_entries(opened):
-        console.print(_tuned(entry, opened))
     for artifact in opened.manifest.artifacts:
         console.print(_artifact(artifact, opened.manifest.files[artifact.file].bytes))
 
@@ -71,19 +69,19 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
     )
     if manifest.evaluation:
         table.add_row("evaluation", _figures(manifest.evaluation))
+    for entry in read_entries(bundle):
+        table.add_row("tuned", _tuned(entry, bundle))
     return table
 
 
-def _tuned(entry: Tuned, bundle: Bundle) -> Table:
-    table = _table()
+def _tuned(entry: Tuned, bundle: Bundle) -> str:
+    cores = f"{entry.cores} core{'s' if entry.cores > 1 else ''}"
     threads = f", {entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else ""
     stale = "" if entry.manifest == sha256_of(bundle.path / MANIFEST) else "; the bundle has changed since"
-    table.add_row(
-        "tuned",
-        f"{entry.cpu}, {entry.cores} cores: {entry.engine} {entry.precision} ({entry.file}), micro-batches of "
-        f"{entry.token_budget} tokens{threads}: {entry.tokens_per_second:,.0f} tokens/s, {entry.date}{stale}",
+    return (
+        f"{entry.cpu}, {cores}: {entry.engine} {entry.precision} ({entry.file}), micro-batches of "
+        f"{entry.token_budget} tokens{threads}: {entry.tokens_per_second:,.0f} tokens/s, {entry.date}{stale}"
     )
-    return table
 
 
 def _figures(values: Mapping[str, Any]) -> str:

@@ -162,6 +162,9 @@ def test_a_precision_is_never_lowered_unless_asked(tmp_path: Path, monkeypatch: 
     assert order_of(opened, None) == [*exact, ("openvino", "bf16"), ("onnx-cpu", "int8")]
     assert order_of(opened, "auto") == [("onnx-cpu", "int8"), *exact, ("openvino", "bf16")]
     assert order_of(opened, "auto", ["openvino", "onnx-cpu"])[:2] == [("openvino", "fp32"), ("openvino", "bf16")]
+    assert order_of(opened, "bf16", ["onnx-cpu", "openvino"]) == [("openvino", "bf16"), *exact]
+    with pytest.raises(BundleError, match="no file for engine onnx-cpu in bf16"):
+        order_of(opened, "bf16", "onnx-cpu")
     on_cpu(monkeypatch, XEON)
     assert order_of(opened, None)[:2] == [("openvino", "fp32"), ("onnx-cpu", "fp32")]
     with pytest.raises(BundleError, match="no file for engine auto in fp16; it holds cpu fp32, cpu int8"):
@@ -181,6 +184,21 @@ def test_auto_takes_the_fastest_that_is_verified_and_installed(tmp_path: Path, m
     failed = [dataclasses.replace(a, parity={}) if a.precision == "bf16" else a for a in opened.manifest.artifacts]
     manifest = dataclasses.replace(opened.manifest, artifacts=tuple(failed))
     assert order_of(dataclasses.replace(opened, manifest=manifest), "auto")[0] == ("onnx-cpu", "fp32")
+
+
+def test_a_precision_that_is_lowered_for_want_of_an_engine_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = with_files(tmp_path / "bundle", ("openvino", "fp32"), ("cpu", "int8"))
+    on_cpu(monkeypatch, AMD)
+
+    def seconds(name: str, artifact: Artifact, options: EngineOptions, batch: PackedBatch) -> float:
+        return np.nan if name == "openvino" else 0.0
+
+    stand_in(monkeypatch, seconds)
+    with load(opened.path) as model:
+        assert model.artifact.precision == "int8"
+    assert "engine onnx-cpu (int8) answers: no file in fp32 can be opened here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["bf16", "auto", None])

@@ -1,4 +1,4 @@
-"""Every competitor by its name: which runner opens it, in which precision, and for which tasks. Opens and builds nothing.
+"""Every competitor by its name: its runner, its precision, and the tasks that it is for. Opens and builds nothing.
 
 A new competitor is a line of `COMPETITORS`; only one of a new library needs a runner.
 """
@@ -24,20 +24,22 @@ class Competitor:
     precision: str = "fp32"  # asked for
     compiler: str = ""  # a backend of torch.compile
     files: str = ""  # kind of the files that it opens (`nopad.bench.subjects.builds`); "": the checkpoint itself
-    embeddings: bool | None = None  # whether it is for embeddings only (True), for all but them (False), or for every task
+    embeddings: bool | None = (
+        None  # whether it is for embeddings only (True), for all but them (False), or for every task
+    )
     asked: bool = False  # takes part only where it is asked for by name
 
 
 def _transformers(engine: str, precision: str = "fp32", compiler: str = "") -> Competitor:
     need = compiler if compiler == "zentorch" else "transformers"
     slow = bool(compiler)  # minutes of compilation, in every process
-    return Competitor(runner="transformers", need=need, engine=engine, precision=precision, compiler=compiler, asked=slow)
+    return Competitor(
+        runner="transformers", need=need, engine=engine, precision=precision, compiler=compiler, asked=slow
+    )
 
 
 def _graph(runner: str, precision: str = "fp32", files: str = "optimum") -> Competitor:
-    return Competitor(
-        runner=runner, need=runner, engine=runner, precision=precision, files=files, embeddings=False
-    )
+    return Competitor(runner=runner, need=runner, engine=runner, precision=precision, files=files, embeddings=False)
 
 
 def _sentences(backend: str, precision: str = "fp32", files: str = "") -> Competitor:

@@ -119,7 +119,10 @@ class FastembedRunner:
         """Real and computed tokens: a batch is padded to its longest text."""
         real = computed = 0
         for at in range(0, len(texts), FASTEMBED_BATCH):
-            masks = [item.attention_mask for item in self._inner.tokenizer.encode_batch(list(texts[at : at + FASTEMBED_BATCH]))]
+            masks = [
+                item.attention_mask
+                for item in self._inner.tokenizer.encode_batch(list(texts[at : at + FASTEMBED_BATCH]))
+            ]
             real, computed = real + sum(map(sum, masks)), computed + sum(map(len, masks))
         return real, computed
 

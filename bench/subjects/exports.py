@@ -19,7 +19,7 @@ OV_CLASSES = {
 
 
 def export(kind: str, source: Path, folder: Path, task: str) -> dict[str, Any]:
-    """Export `source` into `folder`, whole or not at all. Returns `build_seconds` (without imports) and `file_bytes`."""
+    """Export `source` into `folder`, whole or not at all. Returns `build_seconds` and `file_bytes`."""
     write = _optimum_intel if kind == "optimum-intel" else _sentence_transformers
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -53,5 +53,3 @@ def _sentence_transformers(source: Path, folder: Path, backend: str) -> float:
     )
     model.save_pretrained(str(folder))
     return time.perf_counter() - start
-
-

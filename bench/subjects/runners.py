@@ -16,6 +16,7 @@ from nopad.bench.subjects.spec import Runner, Spec
 from nopad.bench.subjects.transformers import TransformersRunner
 from nopad.model.packages import COMPETITOR_NEEDS, importable, install_hint, missing
 from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.engines.gpus import gpu_at_hand
 
 # How a spec's `runner` is opened.
@@ -50,7 +51,7 @@ def lacks(spec: Spec) -> str | None:
     absent = missing(need.modules)
     if absent:
         return f"{', '.join(absent)} not installed: {install_hint(need.extra)}"
-    if spec.precision == "bf16" and not computes_bf16() and gpu_at_hand() is None:
+    if spec.precision == "bf16" and not cpu_at_hand().bf16 and gpu_at_hand() is None:
         return "this CPU has no instructions for bf16 (avx512_bf16, amx_bf16): it would compute in fp32, and convert"
     return None
 

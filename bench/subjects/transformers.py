@@ -18,7 +18,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class TransformersRunner:
-    """transformers with an attention (`sdpa`, `eager`, `flash_attention_2`), plain or compiled; fp16 for fp32 on a GPU."""
+    """transformers with one of its attentions, compiled or not; in fp16 for fp32 on a GPU."""
 
     def __init__(self, spec: Spec) -> None:
         torch: Any = importlib.import_module("torch")

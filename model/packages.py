@@ -43,7 +43,7 @@ PACKAGES: Mapping[str, Package] = {
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
     "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
     "optimum.intel": Package(name="optimum-intel", extras=("bench",)),
-    "openvino": Package(name="openvino", extras=("bench",)),
+    "openvino": Package(name="openvino", extras=("openvino", "bench"), purpose="runtime: engine openvino"),
     "sentence_transformers": Package(name="sentence-transformers", extras=("bench",)),
     "fastembed": Package(name="fastembed", extras=("bench",)),
     "zentorch": Package(name="zentorch", extras=("zentorch",)),

@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.report.files import check_folder
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
-    threads = options.threads or machine.usable_cores()
+    threads = options.threads or usable_cores()
     machine.check_threads(threads, os.environ)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # for every subject's tokenizer
     if options.no_measure and not options.forecast:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.packages import version_of
-from nopad.runtime.engines.cpus import cpu_at_hand
+from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 
@@ -24,11 +24,6 @@ _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-
-
-def usable_cores() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def check_threads(threads: int, environment: Mapping[str, str]) -> None:

@@ -98,8 +98,7 @@ def plan_engines(
         if timed_from is not None and first and artifact.precision == "fp32" and artifact.target in _TIMED:
             timed = nopad_job(timed_from, bundle.manifest.task, artifact.target, threads)
         # Of the graph and the weights beside it.
-        stem = artifact.file.rpartition(".")[0]
-        size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(f"{stem}."))
+        size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
         plans.append(SubjectPlan(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
     return plans

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import re
 import subprocess
@@ -64,6 +65,13 @@ def cpu_at_hand() -> Cpu:
         return parse_cpuinfo(Path("/proc/cpuinfo").read_text(errors="replace"))
     except (OSError, subprocess.SubprocessError):
         return Cpu(_UNKNOWN, platform.processor() or platform.machine() or _UNKNOWN)
+
+
+def usable_cores() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parse_cpuinfo(text: str) -> Cpu:

@@ -175,7 +175,7 @@ def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
     made = make_reference(
         Case(name=name, architecture="modernbert", task="text-classification", config=config), tmp_path
     )
-    graph = export_graph(made.encoder(), tmp_path / "model.onnx", cpu=cpu)
+    graph = export_graph(made.encoder(), tmp_path / "model.onnx", target="cpu" if cpu else "onnx")
     session = onnxruntime.InferenceSession(str(graph.file), providers=["CPUExecutionProvider"])
     for lengths in ([600, 129, 1, 256, 257], [400], [5, 200]):  # on both sides of longrope's 256 tokens
         rows = [token_ids(length) for length in lengths]

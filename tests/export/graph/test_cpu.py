@@ -148,7 +148,7 @@ def test_other_windows_and_blocks(window: int, tmp_path: Path) -> None:
     config = encoder.encoder_config
     assert (config.half_window, config.block) == (window // 2, 128 if window > 128 else 64)
     made = load_checkpoint(tmp_path / "checkpoint").encoder
-    graph = export_graph(made, tmp_path / "model.cpu.onnx", cpu=True)
+    graph = export_graph(made, tmp_path / "model.cpu.onnx", target="cpu")
     assert graph.token_multiple == 1 and made.attention is None  # the encoder is as it was
     artifact = Artifact(
         file=graph.file.name,

@@ -26,7 +26,7 @@ def encoder(checkpoint: Folders, name: str = "modernbert-single-mean") -> Packed
 
 @pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "plain"])
 def test_the_graph_is_dynamic_named_and_free_of_this_machine(cpu: bool, checkpoint: Folders, tmp_path: Path) -> None:
-    graph = export_graph(encoder(checkpoint), tmp_path / "model.onnx", cpu=cpu)
+    graph = export_graph(encoder(checkpoint), tmp_path / "model.onnx", target="cpu" if cpu else "onnx")
     model = onnx.load(str(graph.file))
     # Plain ONNX has no contrib operator and no function.
     domains = {"": OPSET, "com.microsoft": 1} if cpu else {"": OPSET}

@@ -81,7 +81,10 @@ def full_report() -> Report:
         "subjects": (*small.subjects, subject("hf-eager"), subject("hf-fa2", status="missing", note="no | GPU")),
         "cells": (*small.cells, lost),
         "workloads": (workload(limits={"fp32": 300.0, "bf16": 900.0}),),
-        "peaks": (Peak(precision="fp32", library="torch", flops=1e11), Peak(precision="bf16", library="torch", flops=3e11)),
+        "peaks": (
+            Peak(precision="fp32", library="torch", flops=1e11),
+            Peak(precision="bf16", library="torch", flops=3e11),
+        ),
         "extra": {"of_a_newer_nopad": [1, {"a": None}]},
         "forecasts": ({"gpu": "t4", "forecast": True},),
     }

@@ -57,6 +57,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",  # all threads work on one request
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # no faster alone, and two processes would share the same cores
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": int((artifact.quantized or {}).get("group", 0)),
         }
         if options.cache_folder is not None:

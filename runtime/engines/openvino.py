@@ -50,7 +50,6 @@ class OpenVinoEngine:
         step = max(STREAM_STEP, artifact.token_multiple)
         self._artifact, self._pad_token_id = dataclasses.replace(artifact, token_multiple=step), options.pad_token_id
         threads = options.threads or usable_cores()
-        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
         bf16 = artifact.precision in ("bf16", "int8") and cpu_at_hand().bf16
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -71,7 +70,8 @@ class OpenVinoEngine:
         names = sorted(port.any_name for port in self._model.inputs)
         if names != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {names}, the manifest says {sorted(artifact.inputs)}")
-        self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))
+        self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))  # at most the cores there are
+        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * self.threads))
         self._idle: list[Any] = []  # infer requests that nobody uses now
         self._lock = threading.Lock()
 

@@ -142,7 +142,8 @@ def _plan(options: ExportOptions) -> Jobs:
     if "int8" in jobs.graphs and options.calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
-        raise UsageError("--calibrate is for --precision int8")
+        but = ", and OpenVINO finds its scales as it runs" if "int8" in jobs.openvino else ""
+        raise UsageError(f"--calibrate is for --precision int8 of --target cpu and of engines{but}")
     return jobs
 
 

@@ -59,7 +59,9 @@ def plan_jobs(
     if "fp16" in precisions and target in ("cpu", "openvino"):
         raise UsageError("--precision fp16 is for GPUs, where --target onnx writes it; half precision on CPUs is bf16")
     if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in several:
-        raise UsageError(f"--precision {','.join(precisions)}: name one, or different ones of --target cpu or onnx")
+        raise UsageError(
+            f"--precision {','.join(precisions)}: name one, or different ones of --target cpu, openvino or onnx"
+        )
     if archs and target not in ("all", *LIBRARIES):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
     if target in ("cpu", "openvino"):

@@ -50,6 +50,9 @@ def rtx(*archs: str) -> tuple[EngineJob, ...]:
         ("tensorrt-rtx", "int8", [], "sm89", Jobs(graphs=("int8",), torch=None, engines=rtx("sm89"), skipped=())),
         ("tensorrt", "bf16", [], "sm90",
          Jobs(graphs=("bf16",), torch=None, engines=(EngineJob(target="tensorrt", sm="sm90"),), skipped=())),
+        (("cpu", "openvino"), ("fp32", "bf16"), [], None,
+         Jobs(cpu=("fp32",), openvino=("bf16", "fp32"), graphs=(), torch=None, engines=(), skipped=())),
+        (("cpu",), None, [], None, Jobs(cpu=("fp32",), graphs=(), torch=None, engines=(), skipped=())),
         ("tensorrt", None, ["sm75"], "sm75",
          Jobs(graphs=("fp16",), torch=None, engines=(EngineJob(target="tensorrt", sm="sm75"),), skipped=())),
     ],
@@ -74,6 +77,8 @@ def test_jobs(target: Any, precision: Any, archs: list[str], sm: str | None, job
         ("openvino", ("bf16", "bf16"), [], None, UsageError, "different ones of --target cpu, openvino or onnx"),
         ("cpu", ("int8", "int8"), [], None, UsageError, "name one, or different ones"),
         ("tensorrt-rtx", ("fp16", "int8"), [], None, UsageError, "name one, or different ones"),
+        (("cpu", "tensorrt"), None, [], "sm75", UsageError, "name one, or different ones of cpu, openvino, onnx"),
+        (("cpu", "cpu"), None, [], None, UsageError, "name one, or different ones of cpu, openvino, onnx"),
         ("cpu", None, ["sm75"], None, UsageError, "--arch is for engines"),
         ("onnx", None, ["sm75"], None, UsageError, "--arch is for engines"),
     ],
@@ -122,7 +127,9 @@ def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
     assert any("fp32 on sm75" in reason for reason in wide.skipped)
 
 
-@pytest.mark.parametrize(("target", "archs"), [("cpu", []), ("openvino", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])])
+@pytest.mark.parametrize(
+    ("target", "archs"), [("cpu", []), ("openvino", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])]
+)
 def test_a_target_for_which_the_gpu_at_hand_decides_nothing_does_not_ask_for_it(target: Any, archs: list[str]) -> None:
     def ask() -> str:
         raise AssertionError("asked for the GPU")

@@ -38,13 +38,15 @@ def openvino_attention(layout: PackedLayout) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         scale = q.shape[-1] ** -0.5
-        q, k, v = (x.unsqueeze(0).transpose(1, 2) for x in (q, k, v))  # [1, heads, T, head_size]
+        # [1, heads, T, head_size] for the rotation; as v, with a Reshape on either side of its transposition, OpenVINO
+        # 2026.4 takes it for shuffled channels where keys are shared by heads, and fails.
+        q, k, v = *(x.unsqueeze(0).transpose(1, 2) for x in (q, k)), v.transpose(0, 1)
         if rope is not None:
             if local not in angles:
                 cos, sin = (torch.cat([x, x], dim=-1).transpose(0, 1).unsqueeze(0) for x in rope)
                 angles[local] = cos, sin
             q, k = (_rotated(x, *angles[local]) for x in (q, k))
-        q, k, v = (q * scale).squeeze(0), k.squeeze(0), v.squeeze(0)
+        q, k = (q * scale).squeeze(0), k.squeeze(0)
         if local:
             out = _softmax_matmul(_take(q, queries), _take(k, nearby), _take(v, nearby), window_bias)
             return out.flatten(1, 2)[:, :total].transpose(0, 1)

@@ -17,7 +17,8 @@ from nopad.runtime.errors import UsageError
 # Variables that set the threads of a library under test, whatever number it is given later.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 PACKAGES = ("nopad", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "optimum-onnx",
-            "openvino", "flash-attn", "tensorrt", "tensorrt-rtx")  # fmt: skip
+            "optimum-intel", "openvino", "sentence-transformers", "fastembed", "zentorch", "flash-attn", "tensorrt",
+            "tensorrt-rtx")  # fmt: skip
 # Files with the memory limit of the control group and its use: version 2, then 1.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +18,9 @@ import numpy as np
 
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.chain import ChainStatus
+from nopad.runtime.engines.chain import ChainStatus, EngineChain
 from nopad.runtime.engines.gpus import gpu_at_hand
+from nopad.runtime.engines.hardware import PRECISIONS
 from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import TextError, UsageError
 from nopad.runtime.inference import MASKS_TOP_K, Decoder, Inference
@@ -40,6 +42,7 @@ from nopad.runtime.types import (
 
 R = TypeVar("R")
 OnError = Literal["raise", "return"]
+log = logging.getLogger("nopad")
 
 
 def load(
@@ -120,7 +123,15 @@ def load(
         token_budget=token_budget,
         fallback=fallback,
     )
+    _say_if_lowered(candidates[0].artifact.precision, inference.chain)
     return Model(inference, prompt=before, truncation=truncation)
+
+
+def _say_if_lowered(wanted: str, chain: EngineChain) -> None:
+    """Warn where no file in the precision that comes first could be opened, and a less exact one answers."""
+    precision = chain.chosen.artifact.precision
+    if {wanted, precision} <= set(PRECISIONS) and PRECISIONS.index(precision) > PRECISIONS.index(wanted):
+        log.warning("%s answers: no file in %s can be opened here", chain.chosen, wanted)
 
 
 def _logit(answer: Prediction) -> float:

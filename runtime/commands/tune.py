@@ -96,7 +96,7 @@ def tune(
     winner = result.winner.setting
     console.print(
         f"{path}: load takes {winner.engine} in {winner.precision}, micro-batches of {winner.token_budget} tokens"
-        + (f", {winner.threads} threads" if winner.threads else "")
+        + (f", {winner.threads} thread{'s' if winner.threads > 1 else ''}" if winner.threads else "")
     )
 
 
@@ -163,16 +163,20 @@ def _figures(one: Measured) -> dict[str, Any]:
 
 def _print(result: Tuning) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "engine", "precision", "file", "micro-batch", "threads", "tokens/s", "of its turns", "turns"):
-        table.add_column(name, justify="right" if name in ("micro-batch", "threads", "tokens/s", "turns") else "left")
+    for name in ("", "tokens/s", "slowest", "fastest", "turns", "engine", "precision", "micro-batch", "threads"):
+        words = name in ("", "engine", "precision")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
+    table.add_column("file", overflow="fold")
     for one in result.measured:
-        setting = one.setting
-        figures = (f"{one.rate:,.0f}", "{:,.0f} to {:,.0f}".format(*one.range), str(len(one.seconds)))
+        setting, (slowest, fastest) = one.setting, one.range
         table.add_row(
             "*" if one is result.winner else "",
-            *(setting.engine, setting.precision, setting.file),
-            *(str(setting.token_budget or "-"), str(setting.threads or "-")),
-            *(figures if one.problem is None else ("-", one.problem, "-")),
+            *(f"{rate:,.0f}" if rate else "-" for rate in (one.rate, slowest, fastest)),
+            str(len(one.seconds)),
+            setting.engine,
+            setting.precision,
+            *(str(number or "-") for number in (setting.token_budget, setting.threads)),
+            setting.file if one.problem is None else one.problem,
         )
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{result.texts} texts, {result.tokens:,} tokens a turn; median of the turns, slowest to fastest")

@@ -67,7 +67,7 @@ class EngineEntry:
     cpu: bool = False  # whether it computes on a CPU where there is no GPU
 
 
-# In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`), onnx-cpu last.
+# Those for GPUs in the order in which `auto` tries them without FlashAttention-2 (`selection.engine_order`).
 ENGINES: dict[str, EngineEntry] = {
     "tensorrt": EngineEntry(
         factory="nopad.runtime.engines.tensorrt:TensorRTEngine",

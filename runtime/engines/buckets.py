@@ -39,10 +39,11 @@ def fill_bucket(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: in
 
 
 def fill_stream(batch: PackedBatch, tokens: int, filler_id: int) -> PackedBatch:
-    """`batch` with filler at the end of its stream, up to `tokens` in all."""
+    """`batch` with as much filler at the end of its stream as makes `tokens` in all."""
 
     def stream(values: IntArray, filler: int) -> IntArray:
-        return np.pad(values, (0, tokens - len(values)), constant_values=filler)
+        real = values[: batch.num_tokens]
+        return np.pad(real, (0, tokens - len(real)), constant_values=filler)
 
     return dataclasses.replace(
         batch,

@@ -11,6 +11,7 @@ converter, which is not used.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import threading
 from pathlib import Path
@@ -46,7 +47,8 @@ class OpenVinoEngine:
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         openvino = _import_openvino()
-        self._artifact, self._pad_token_id = artifact, options.pad_token_id
+        step = max(STREAM_STEP, artifact.token_multiple)
+        self._artifact, self._pad_token_id = dataclasses.replace(artifact, token_multiple=step), options.pad_token_id
         threads = options.threads or usable_cores()
         self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
         bf16 = artifact.precision in ("bf16", "int8") and cpu_at_hand().bf16
@@ -55,6 +57,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",  # all threads work on one request
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # no faster alone, and two processes would share the same cores
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": int((artifact.quantized or {}).get("group", 0)),
         }
         if options.cache_folder is not None:
@@ -68,13 +71,9 @@ class OpenVinoEngine:
         names = sorted(port.any_name for port in self._model.inputs)
         if names != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {names}, the manifest says {sorted(artifact.inputs)}")
+        self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))
         self._idle: list[Any] = []  # infer requests that nobody uses now
         self._lock = threading.Lock()
-
-    @property
-    def threads(self) -> int:
-        """Threads that OpenVINO computes with."""
-        return int(self._model.get_property("INFERENCE_NUM_THREADS"))
 
     def run(self, batch: PackedBatch) -> FloatArray:
         """Logits of a batch."""
@@ -82,8 +81,7 @@ class OpenVinoEngine:
         if model is None:
             raise EngineError("engine openvino is closed")
         if self._artifact.layout == "packed":
-            step = max(STREAM_STEP, self._artifact.token_multiple)
-            batch = fill_stream(batch, max(len(batch.input_ids), round_up(batch.num_tokens, step)), self._pad_token_id)
+            batch = fill_stream(batch, round_up(batch.num_tokens, self._artifact.token_multiple), self._pad_token_id)
         feeds = graph_inputs(batch, self._artifact, self._pad_token_id)
         with self._lock:
             request = self._idle.pop() if self._idle else None
@@ -94,13 +92,15 @@ class OpenVinoEngine:
         except Exception as error:
             raise EngineError(f"OpenVINO failed on {batch.num_tokens} tokens: {_reason(error)}") from None
         with self._lock:
-            self._idle.append(request)
+            if self._model is not None:  # not closed meanwhile
+                self._idle.append(request)
         return on_stream(logits, batch, self._artifact)
 
     def close(self) -> None:
         """Drop the model and its requests."""
-        self._model = None
-        self._idle.clear()
+        with self._lock:
+            self._model = None
+            self._idle.clear()
 
 
 def _import_openvino() -> Any:

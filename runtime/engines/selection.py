@@ -18,14 +18,12 @@ from nopad.runtime.engines.base import ENGINES, GPU_TARGETS, Engine, EngineFacto
 from nopad.runtime.engines.chain import Candidate
 from nopad.runtime.engines.cpu_speeds import CpuSpeeds, speeds_of
 from nopad.runtime.engines.cpus import Cpu, cpu_at_hand
-from nopad.runtime.engines.hardware import CAPABILITIES
+from nopad.runtime.engines.hardware import CAPABILITIES, PRECISIONS
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UnverifiedError
 from nopad.runtime.manifest import Artifact
 
 # The `engine` of `load`: "auto", an engine's name, a factory, or a list of names and factories in order.
 EngineChoice = str | EngineFactory | Sequence[str | EngineFactory]
-# On a CPU, the most exact first: what `load` takes unless asked otherwise.
-_BY_EXACTNESS = ("fp32", "fp16", "bf16", "int8")
 log = logging.getLogger("nopad")
 
 
@@ -57,6 +55,7 @@ class _Pair:
     factory: EngineFactory
     artifact: Artifact
     sm: str | None  # of the GPU that it computes on; None: it computes on the CPU, or nothing depends on it
+    spare: bool  # fp32, where the caller asked for bf16
     verified: bool  # on the engine, or the caller takes it unverified
     obstacle: str | None  # why the CPU cannot run it
 
@@ -86,7 +85,7 @@ def find_candidates(
     named = precision if precision != "auto" else None
     speeds = speeds_of(cpu_at_hand())
     pairs = _pairs(bundle, choice, sm, named, file, allow_unverified)
-    if not pairs:
+    if all(pair.spare for pair in pairs):
         engines = f"engine {choice}" if isinstance(choice, str) else "these engines"
         raise BundleError(
             f"{bundle.path} has no file for {engines}{f' in {named}' if named else ''}; "
@@ -110,7 +109,7 @@ def _pairs(
 ) -> list[_Pair]:
     """Every engine of `choice` with every file of this precision and name that it opens, engine by engine."""
     cpu, detect_sm = cpu_at_hand(), functools.cache(sm)
-    spare = "fp32" if precision == "bf16" else None  # on a CPU, where bf16 cannot run or answers NaN
+    spare = "fp32" if precision == "bf16" else None  # of engines for CPUs, where bf16 cannot run or answers NaN
     artifacts = [artifact for artifact in bundle.manifest.artifacts if file in (None, artifact.file)]
     asked = [artifact for artifact in artifacts if precision in (None, artifact.precision)]
     if choice == "auto":
@@ -124,7 +123,7 @@ def _pairs(
         factory = engine_factory(engine) if isinstance(engine, str) else engine
         fitting = [artifact for artifact in asked if artifact.target in ENGINES[name].targets]
         gpu = detect_sm() if ENGINES[name].gpu and fitting and (choice == "auto" or len(fitting) > 1) else None
-        if asked and gpu is None:
+        if not ENGINES[name].gpu:
             fitting += [a for a in artifacts if a.precision == spare and a.target in ENGINES[name].targets]
         for artifact in fitting:
             verified = allow_unverified or artifact.passed_on(name)
@@ -136,6 +135,7 @@ def _pairs(
                     factory=factory,
                     artifact=artifact,
                     sm=gpu,
+                    spare=artifact.precision == spare,
                     verified=verified,
                     obstacle=obstacle,
                 )
@@ -174,10 +174,10 @@ def _rank(pair: _Pair, first: str | None, speeds: CpuSpeeds, mixed: bool) -> tup
     foreign, target = artifact.sm not in (None, pair.sm), engine.targets.index(artifact.target)
     if pair.sm is not None:
         order = CAPABILITIES[pair.sm].precisions if pair.sm in CAPABILITIES else ("fp16", "bf16", "fp32", "int8")
-        return False, pair.place, foreign, _place(artifact.precision, order), target
-    exactness = artifact.precision != first, _place(artifact.precision, _BY_EXACTNESS)
+        return False, False, pair.place, foreign, _place(artifact.precision, order), target
+    exactness = artifact.precision != first, _place(artifact.precision, PRECISIONS)
     slowness = -speeds.speed(pair.name, artifact.precision)
-    return mixed, 0 if mixed else pair.place, foreign, *exactness, slowness, pair.place, target
+    return pair.spare, mixed, 0 if mixed else pair.place, foreign, *exactness, slowness, pair.place, target
 
 
 def _place(precision: str, order: Sequence[str]) -> int:

@@ -85,12 +85,19 @@ def write_int8_graph(
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
-    labels_of = label_reader(checkpoint.head)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
-        scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
-        graph = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
+        scheme = cpu_scheme(calibrated=False) if cpu else TENSORRT
+        graph = quantize(
+            scheme,
+            Path(scratch) / exact.file,
+            output,
+            batches,
+            labels_of=label_reader(checkpoint.head),
+            embeddings=checkpoint.head.task == "embeddings",
+            progress=progress,
+        )
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=graph.to_json())
 
 

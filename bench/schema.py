@@ -19,10 +19,10 @@ Status = Literal["ok", "missing", "out of memory", "failed", "not run"]
 class Subject:
     """What is measured: an engine of the bundle in one precision, or a competitor."""
 
-    name: str  # nopad-fp32, nopad-int8, hf-sdpa, hf-eager, hf-fa2, optimum, openvino, bert-nopad, bert-hf-sdpa, ...
-    family: str  # nopad, transformers, optimum, openvino
+    name: str  # nopad-fp32, nopad-int8, hf-sdpa, hf-sdpa-bf16, optimum, openvino, bert-nopad, bert-hf-sdpa, ...
+    family: str  # nopad, transformers, optimum, openvino, sentence-transformers, ...
     model: str  # what it runs: the checkpoint's architecture (modernbert, bert)
-    precision: str  # fp32, int8, fp16, bf16
+    precision: str  # fp32, int8, fp16, bf16; auto: the library's own choice, before it was opened
     engine: str  # of nopad's registry, or the library's own attention or provider
     padded: bool  # whether it computes padding
     threads: int  # as the library itself reports them after opening
@@ -49,7 +49,7 @@ class Workload:
     longest: int
     source: str  # file or generator the texts came from
     batch: int  # texts in one call
-    limit_tokens_per_second: float | None = None  # what the measured peak of fp32 products allows; int8 may exceed it
+    limits: Mapping[str, float] = field(default_factory=dict)  # precision -> tokens/s at the peak of its products
     lengths: tuple[int, ...] = ()  # real tokens of each text, in order
     flops: float | None = None  # of a pass without padding (nopad.runtime.planning.cost_model has the formula)
     labelled: bool = False  # whether accuracy is known
@@ -70,8 +70,18 @@ class Cell:
     tokens: int | None = None  # real tokens under the subject's own tokenizer, where that is not the bundle's
     computed_tokens: int | None = None  # with padding and filler
     agreement: float | None = None  # labels equal to the reference's
-    logit_difference: float | None = None  # largest, to the reference
+    logit_difference: float | None = None  # largest, to the reference; of embeddings: of their elements
+    cosine: float | None = None  # of embeddings: the smallest of any text's with the reference's
     accuracy: float | None = None  # where the workload has labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The fastest matrix product of one precision on this machine."""
+
+    precision: str  # fp32, bf16, int8
+    library: str  # the one that reached it
+    flops: float  # FLOP/s; of integers, operations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +89,7 @@ class Noise:
     """How quiet the machine was: a fixed matrix product, timed in every round."""
 
     probe_seconds: tuple[float, ...] = ()
-    peak_flops: float | None = None  # the best that the product reached, FLOP/s
+    peak_flops: float | None = None  # the best that this product reached, FLOP/s
     spread: float | None = None  # interquartile range over median of the probe
     conclusive: bool = True
     verdict: str = ""  # one line for people
@@ -102,6 +112,7 @@ class Report:
     cells: tuple[Cell, ...]
     model: Mapping[str, Any] = field(default_factory=dict)  # the bundle: name, task, architecture, digest, checkpoint
     settings: Mapping[str, Any] = field(default_factory=dict)  # rounds, seed, limits
+    peaks: tuple[Peak, ...] = ()  # at most one for each precision
     forecasts: tuple[Mapping[str, Any], ...] = ()  # `nopad.bench.forecast.forecast`, always labelled a forecast
     schema_version: int = SCHEMA_VERSION
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of a newer nopad, kept

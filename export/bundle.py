@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nopad.export.bundle_files import (
-    GraphTarget,
     add_engine,
     check_jobs,
     write_graph,
@@ -20,6 +19,7 @@ from nopad.export.bundle_files import (
 )
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine
 from nopad.export.errors import ExportError
+from nopad.export.graph.onnx import GraphTarget
 from nopad.export.graph.padded import load_padded
 from nopad.export.parity.run import Report, gate_every_file, open_reference
 from nopad.export.progress import Progress, silent
@@ -33,7 +33,7 @@ from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.head import Task
 from nopad.runtime.atomic import check_output, replace_folder
-from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle, record_files, write_manifest
+from nopad.runtime.bundle import MANIFEST, TUNING, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.hardware import Precision
@@ -142,7 +142,8 @@ def _plan(options: ExportOptions) -> Jobs:
     if "int8" in jobs.graphs and options.calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
-        raise UsageError("--calibrate is for --precision int8")
+        but = ", and OpenVINO finds its scales as it runs" if "int8" in jobs.openvino else ""
+        raise UsageError(f"--calibrate is for --precision int8 of --target cpu and of engines{but}")
     return jobs
 
 
@@ -175,7 +176,7 @@ def _own_files(output: Path) -> frozenset[str]:
     """The files of the bundle at `output`, damaged or not: only these may be replaced."""
     try:
         raw = json.loads((output / MANIFEST).read_bytes())
-        ours = frozenset((MANIFEST, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
+        ours = frozenset((MANIFEST, TUNING, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
     return ours
@@ -197,6 +198,7 @@ def _write_packed(source: Source, folder: Path, options: ExportOptions, jobs: Jo
         checkpoint,
         folder,
         cpu=jobs.cpu,
+        openvino=jobs.openvino,
         graphs=jobs.graphs,
         torch=jobs.torch,
         max_length=options.max_length,
@@ -242,11 +244,15 @@ def _load(load: Callable[..., Checkpoint], source: Source, options: ExportOption
     )
 
 
+_FOR: dict[GraphTarget, str] = {"cpu": " for CPUs", "openvino": " for OpenVINO", "onnx": ""}
+
+
 def write_bundle(
     checkpoint: Checkpoint,
     folder: Path,
     *,
     cpu: Sequence[Precision] = ("fp32",),
+    openvino: Sequence[Precision] = (),
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
@@ -255,8 +261,8 @@ def write_bundle(
 ) -> Bundle:
     """Write the bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
-    `cpu` are the precisions of its graphs for CPUs, `graphs` those of its plain ONNX files, `torch` that of the torch
-    engine's weights (None: without them).
+    `cpu` are the precisions of its graphs for ONNX Runtime on CPUs, `openvino` of those for OpenVINO, `graphs` of its
+    plain ONNX files, `torch` is that of the torch engine's weights (None: without them).
     """
     source, config, pipeline = checkpoint.source, checkpoint.config, checkpoint.pipeline or Pipeline()
     assert source is not None, "a bundle names the files that it comes from"
@@ -265,11 +271,12 @@ def write_bundle(
     artifacts: list[Artifact] = []
     graph_jobs: list[tuple[GraphTarget, Precision]] = [
         *(("cpu", name) for name in cpu),
+        *(("openvino", name) for name in openvino),
         *(("onnx", name) for name in graphs),
     ]
     for target, precision in graph_jobs:
-        progress(f"exporting the graph{' for CPUs' if target == 'cpu' else ''} in {precision}")
-        if precision == "int8":
+        progress(f"exporting the graph{_FOR[target]} in {precision}")
+        if precision == "int8" and target != "openvino":
             artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress))
         else:
             artifacts.append(write_graph(checkpoint, folder, precision, target))

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
-from nopad.export.graph.onnx import export_graph
+from nopad.export.graph.onnx import Graph, GraphTarget, export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
 from nopad.export.graph.precision import cast
 from nopad.export.int8.cpu import cpu_scheme
@@ -40,7 +40,9 @@ from nopad.runtime.types import Text
 # Texts that int8 is calibrated on: more would hardly change the scales, and each costs a forward pass.
 CALIBRATION_TEXTS = 512
 _CALIBRATION_TOKENS = 2048
-GraphTarget = Literal["onnx", "cpu"]  # plain ONNX, or ONNX Runtime's own CPU operators
+# Activations that OpenVINO rounds with one scale. It rounds none where a row is not a multiple; larger groups are a
+# little faster, and less exact (docs/int8.md).
+_GROUPS = (128, 64, 32)
 
 
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
@@ -49,8 +51,10 @@ def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, targ
     padded = isinstance(checkpoint.encoder, PaddedEncoder)
     if isinstance(checkpoint.encoder, PaddedEncoder):
         graph = export_padded(checkpoint.encoder, file)
+    elif target == "openvino":
+        graph = export_graph(checkpoint.encoder, file, target=target, store=precision)
     else:
-        graph = export_graph(cast(checkpoint.encoder, precision), file, cpu=target == "cpu")
+        graph = export_graph(cast(checkpoint.encoder, precision), file, target=target)
     return Artifact(
         file=graph.file.name,
         target=target,
@@ -61,12 +65,19 @@ def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, targ
         token_multiple=graph.token_multiple,
         opset=graph.opset,
         exporter="padded" if padded else "nopad",
+        quantized=_rounded_by_openvino(graph) if graph.quantized else None,
     )
 
 
 def _graph_name(precision: str, target: GraphTarget) -> str:
-    kind = (["cpu"] if target == "cpu" else []) + ([precision] if precision != "fp32" else [])
+    kind = ([target] if target != "onnx" else []) + ([precision] if precision != "fp32" else [])
     return ".".join(["model", *kind, "onnx"])
+
+
+def _rounded_by_openvino(graph: Graph) -> dict[str, Any]:
+    """What the manifest says of a graph whose matrices are int8, and whose activations OpenVINO rounds in groups."""
+    group = next((size for size in _GROUPS if all(depth % size == 0 for depth in graph.depths)), 0)
+    return {"modules": list(graph.quantized), "kept": [], "weight_bits": 8, "scales": "group", "group": group}
 
 
 def write_int8_graph(

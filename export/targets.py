@@ -13,7 +13,7 @@ from nopad.runtime.engines.hardware import RTX_ARCHS, Precision, refusal
 from nopad.runtime.engines.tensorrt_library import LIBRARIES
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
-Target = Literal["cpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
+Target = Literal["cpu", "openvino", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 
@@ -30,6 +30,7 @@ class Jobs:
     """Everything that goes into a bundle. Engines are built from the last of `graphs`."""
 
     cpu: tuple[Precision, ...] = ()  # of the graphs in ONNX Runtime's own CPU operators
+    openvino: tuple[Precision, ...] = ()  # of the graphs for OpenVINO
     graphs: tuple[Precision, ...]  # in plain ONNX
     torch: Precision | None  # of the torch engine's weights on a GPU; None: without them
     engines: tuple[EngineJob, ...]
@@ -52,19 +53,19 @@ def plan_jobs(
     (possible elsewhere), before anything is done; with `all` it is skipped, with the reason.
     """
     precisions: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
-    if "int8" in precisions and target not in ("cpu", *LIBRARIES):
-        raise UsageError("--precision int8 is for --target cpu, tensorrt and tensorrt-rtx")
-    for name in precisions:
-        if name in ("fp16", "bf16") and target == "cpu":
-            raise UsageError(
-                f"--precision {name} is for GPUs, a CPU computes it in fp32: --target onnx writes it for them"
-            )
-    if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in ("cpu", "onnx"):
-        raise UsageError(f"--precision {','.join(precisions)}: name one, or different ones of --target cpu or onnx")
+    several = ("cpu", "openvino", "onnx")
+    if "int8" in precisions and target not in ("cpu", "openvino", *LIBRARIES):
+        raise UsageError("--precision int8 is for --target cpu, openvino, tensorrt and tensorrt-rtx")
+    if "fp16" in precisions and target in ("cpu", "openvino"):
+        raise UsageError("--precision fp16 is for GPUs, where --target onnx writes it; half precision on CPUs is bf16")
+    if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in several:
+        raise UsageError(
+            f"--precision {','.join(precisions)}: name one, or different ones of --target cpu, openvino or onnx"
+        )
     if archs and target not in ("all", *LIBRARIES):
         raise UsageError(f"--arch is for engines, and --target {target} has none")
-    if target == "cpu":
-        return Jobs(cpu=precisions or ("fp32",), graphs=(), torch=None, engines=(), skipped=())
+    if target in ("cpu", "openvino"):
+        return _for_cpus(target, precisions or ("fp32",))
     if target == "onnx":
         return Jobs(graphs=precisions or ("fp32",), torch=None, engines=(), skipped=())
     half: Precision = precisions[0] if precisions else "fp16"
@@ -90,6 +91,17 @@ def plan_jobs(
         engines=tuple(engines),
         skipped=tuple(skipped),
     )
+
+
+def _for_cpus(target: Target, precisions: Sequence[Precision]) -> Jobs:
+    """ONNX Runtime has no bf16 kernels for x86, so OpenVINO's graph stands in for `--target cpu --precision bf16`."""
+    openvino = tuple(name for name in precisions if target == "openvino" or name == "bf16")
+    need = ENGINES["openvino"].need
+    if openvino and not all(map(importable, need.modules)):
+        why = "" if target == "openvino" else " --precision bf16"
+        raise EnvironmentProblem(f"--target {target}{why} needs OpenVINO: {install_hint(need.extra)}")
+    cpu = tuple(name for name in precisions if name not in openvino)
+    return Jobs(cpu=cpu, openvino=openvino, graphs=(), torch=None, engines=(), skipped=())
 
 
 def _engines(

@@ -42,7 +42,11 @@ PACKAGES: Mapping[str, Package] = {
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
     "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
-    "openvino": Package(name="openvino", extras=("bench",)),
+    "optimum.intel": Package(name="optimum-intel", extras=("bench",)),
+    "openvino": Package(name="openvino", extras=("openvino", "bench"), purpose="runtime: engine openvino"),
+    "sentence_transformers": Package(name="sentence-transformers", extras=("bench",)),
+    "fastembed": Package(name="fastembed", extras=("bench",)),
+    "zentorch": Package(name="zentorch", extras=("zentorch",)),
     "tensorrt": Package(name="tensorrt", extras=("tensorrt",)),
     "tensorrt_rtx": Package(name="tensorrt_rtx", extras=("tensorrt-rtx",)),
     "cuda": Package(name="cuda-python", extras=("tensorrt", "tensorrt-rtx")),
@@ -56,11 +60,17 @@ COMMAND_NEEDS: Mapping[str, Need] = {
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
 }
-# Each competitor in `nopad bench`, by its runner.
+# Competitors in `nopad bench`.
 COMPETITOR_NEEDS: Mapping[str, Need] = {
     "transformers": Need(modules=("torch", "transformers"), extra="bench"),
+    "zentorch": Need(modules=("torch", "transformers", "zentorch"), extra="zentorch"),
     "optimum": Need(modules=("onnxruntime",), extra="bench"),
     "openvino": Need(modules=("openvino",), extra="bench"),
+    "optimum-intel": Need(modules=("openvino", "optimum.intel"), extra="bench"),
+    "sentence-transformers": Need(modules=("sentence_transformers",), extra="bench"),
+    "st-onnx": Need(modules=("sentence_transformers", "optimum", "onnxruntime"), extra="bench"),
+    "st-openvino": Need(modules=("sentence_transformers", "openvino", "optimum.intel"), extra="bench"),
+    "fastembed": Need(modules=("fastembed", "sentence_transformers", "optimum"), extra="bench"),
 }
 
 

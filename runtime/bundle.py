@@ -13,6 +13,7 @@ from nopad.runtime.errors import BundleError, IntegrityError
 from nopad.runtime.manifest import FileRecord, Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
+TUNING = "tuning.json"  # of `nopad tune`, about machines: no part of the bundle, so the manifest does not list it
 DEFAULT_BUNDLE = Path(__file__).parent / "default" / "bundle"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "default" / "checkpoint"
 
@@ -63,11 +64,11 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file below `folder` except the manifest."""
+    """Size and digest of every file below `folder` that is part of the bundle, the manifest excepted."""
     return {
         file.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(file), bytes=file.stat().st_size)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
+        if file.is_file() and file.name not in (MANIFEST, TUNING)
     }
 
 

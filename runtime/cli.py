@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Export a checkpoint to a verified bundle."),
     "parity": ("export", "Check that a bundle answers what transformers answers."),
     "plan": ("runtime", "Plan engine profiles from the lengths of real texts."),
+    "tune": ("runtime", "Measure which engine answers your texts fastest here."),
     "predict": ("runtime", "Answer texts, or a file of them."),
     "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
     "inspect": ("runtime", "Show what a bundle holds and how it was verified."),

@@ -8,7 +8,7 @@ from nopad.model.head import Head
 from nopad.runtime.entities import entities, read_tags
 from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
-from nopad.runtime.types import Embedding, FloatArray, MaskFill, Prediction, Tagging
+from nopad.runtime.types import AnsweredBy, Embedding, FloatArray, MaskFill, Prediction, Tagging
 
 
 def _check_width(logits: FloatArray, head: Head) -> None:
@@ -18,7 +18,7 @@ def _check_width(logits: FloatArray, head: Head) -> None:
 
 
 def prediction(
-    logits: FloatArray, tokens: Tokens, head: Head, engine: str, top_k: int | None, keep_logits: bool
+    logits: FloatArray, tokens: Tokens, head: Head, by: AnsweredBy, top_k: int | None, keep_logits: bool
 ) -> Prediction:
     """Answer of a text-classification or rerank model; `logits` float32 [num_labels]."""
     _check_width(logits, head)
@@ -38,11 +38,12 @@ def prediction(
         logits=logits if keep_logits else None,
         tokens=tokens.tokens,
         tokens_used=tokens.used,
-        engine=engine,
+        engine=by.engine,
+        precision=by.precision,
     )
 
 
-def tagging(logits: FloatArray, tokens: Tokens, head: Head, engine: str, keep_logits: bool) -> Tagging:
+def tagging(logits: FloatArray, tokens: Tokens, head: Head, by: AnsweredBy, keep_logits: bool) -> Tagging:
     """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
     _check_width(logits, head)
     if not isinstance(tokens.text, str):
@@ -60,12 +61,13 @@ def tagging(logits: FloatArray, tokens: Tokens, head: Head, engine: str, keep_lo
         logits=logits if keep_logits else None,
         tokens=tokens.tokens,
         tokens_used=tokens.used,
-        engine=engine,
+        engine=by.engine,
+        precision=by.precision,
     )
 
 
 def mask_fill(
-    logits: FloatArray, tokens: Tokens, head: Head, encoder: TextEncoder, mask_id: int, engine: str, top_k: int
+    logits: FloatArray, tokens: Tokens, head: Head, encoder: TextEncoder, mask_id: int, by: AnsweredBy, top_k: int
 ) -> MaskFill:
     """Answer of a fill-mask model; `logits` float32 [tokens_used, vocab_size]."""
     masks = []
@@ -73,9 +75,13 @@ def mask_fill(
         scores = head.probabilities(logits[position])
         order = np.argsort(-scores, kind="stable")[:top_k]
         masks.append(tuple((encoder.decode_token(int(i)), float(scores[i])) for i in order))
-    return MaskFill(masks=tuple(masks), tokens=tokens.tokens, tokens_used=tokens.used, engine=engine)
+    return MaskFill(
+        masks=tuple(masks), tokens=tokens.tokens, tokens_used=tokens.used, engine=by.engine, precision=by.precision
+    )
 
 
-def embedding(logits: FloatArray, tokens: Tokens, engine: str) -> Embedding:
+def embedding(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> Embedding:
     """Answer of an embedding model."""
-    return Embedding(vector=logits, tokens=tokens.tokens, tokens_used=tokens.used, engine=engine)
+    return Embedding(
+        vector=logits, tokens=tokens.tokens, tokens_used=tokens.used, engine=by.engine, precision=by.precision
+    )

@@ -16,12 +16,12 @@ from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.chain import Candidate, EngineChain
 from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
-from nopad.runtime.types import Failure, FloatArray, MaskFill, Text, Truncation
+from nopad.runtime.types import AnsweredBy, Failure, FloatArray, MaskFill, Text, Truncation
 
 PROBE = "a film"  # the text of an engine's self-check
 MASKS_TOP_K = 5  # candidates for each mask, unless the caller says otherwise
 R = TypeVar("R")
-Decoder = Callable[[FloatArray, Tokens, str], R]  # logits of one text, its tokens, the engine -> the answer
+Decoder = Callable[[FloatArray, Tokens, AnsweredBy], R]  # logits of one text, its tokens, whose they are -> the answer
 
 
 class Inference:
@@ -64,8 +64,8 @@ class Inference:
         """Tokens of each text, with `prompt` before it; for a text that cannot be read, the error in its place."""
         return self._encoder.encode(texts, prompt, truncation)
 
-    def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], str]:
-        """Logits of texts, run as a single micro-batch, and the name of the engine that answered.
+    def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], AnsweredBy]:
+        """Logits of texts, run as a single micro-batch, and what answered.
 
         For each text, float32: [num_labels], [embedding size], or [tokens_used, ...] for per-token tasks.
         Raises `EngineError` if no engine can run the batch, and `UsageError` once closed.
@@ -81,7 +81,7 @@ class Inference:
         sequences: Sequence[Sequence[int]],
         token_types: Sequence[Sequence[int]],
         prompt_lengths: Sequence[int] | None = None,
-    ) -> tuple[list[FloatArray], str]:
+    ) -> tuple[list[FloatArray], AnsweredBy]:
         """Like `run`, for token ids."""
         self.require_open()
         batch = self._pack(sequences, token_types, prompt_lengths)
@@ -89,8 +89,8 @@ class Inference:
         logits = answer.logits
         if self._per_token:
             ends = batch.cu_seqlens
-            return [logits[start:end] for start, end in zip(ends, ends[1:], strict=False)], answer.engine
-        return list(logits), answer.engine
+            return [logits[start:end] for start, end in zip(ends, ends[1:], strict=False)], answer.by
+        return list(logits), answer.by
 
     def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
         """The function that turns one text's logits into the answer of the bundle's task.
@@ -102,21 +102,21 @@ class Inference:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
         head = self.manifest.head
         if head.task == "token-classification":
-            return lambda logits, tokens, engine: decode.tagging(logits, tokens, head, engine, return_logits)
+            return lambda logits, tokens, by: decode.tagging(logits, tokens, head, by, return_logits)
         if head.task == "fill-mask":
             return self._mask_decoder(top_k or MASKS_TOP_K)
         if head.task == "embeddings":
             return decode.embedding
-        return lambda logits, tokens, engine: decode.prediction(logits, tokens, head, engine, top_k, return_logits)
+        return lambda logits, tokens, by: decode.prediction(logits, tokens, head, by, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int) -> Decoder[MaskFill]:
         mask = self.manifest.mask_token or "[MASK]"
         mask_id = self._encoder.token_id(mask)
 
-        def fill(logits: FloatArray, tokens: Tokens, engine: str) -> MaskFill:
+        def fill(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> MaskFill:
             if mask_id is None or mask_id not in tokens.input_ids:
                 raise TextError(f"the text has no {mask} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self.manifest.head, self._encoder, mask_id, engine, top_k)
+            return decode.mask_fill(logits, tokens, self.manifest.head, self._encoder, mask_id, by, top_k)
 
         return fill
 
@@ -143,13 +143,13 @@ class Inference:
         for batch in self.planner.plan([text.used for _, text in good]):
             members = [good[place] for place in batch]
             try:
-                logits, engine = self.run([text for _, text in members])
+                logits, by = self.run([text for _, text in members])
             except EngineError as error:
                 answers |= {i: Failure(index=start + i, error=error) for i, _ in members}
                 continue
             for (i, text), row in zip(members, logits, strict=True):
                 try:
-                    answers[i] = decoder(row, text, engine)
+                    answers[i] = decoder(row, text, by)
                 except TextError as error:
                     answers[i] = Failure(index=start + i, error=error)
         return [answers[i] for i in range(len(encoded))]

@@ -7,6 +7,8 @@ answered in the caller's order. A `Model` may be used from several threads: it d
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +18,16 @@ import numpy as np
 
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.chain import ChainStatus
+from nopad.runtime.engines.chain import ChainStatus, EngineChain
 from nopad.runtime.engines.gpus import gpu_at_hand
+from nopad.runtime.engines.hardware import PRECISIONS
 from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import TextError, UsageError
 from nopad.runtime.inference import MASKS_TOP_K, Decoder, Inference
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.tokenizer import Tokens, open_bundle_encoder
+from nopad.runtime.tune_file import tuned_here
 from nopad.runtime.types import (
     Failure,
     FloatArray,
@@ -38,6 +42,7 @@ from nopad.runtime.types import (
 
 R = TypeVar("R")
 OnError = Literal["raise", "return"]
+log = logging.getLogger("nopad")
 
 
 def load(
@@ -52,6 +57,7 @@ def load(
     token_budget: int | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    cache_folder: str | Path | None = None,
     allow_unverified: bool = False,
     allow_host_code: bool = False,
     verify: bool = True,
@@ -62,7 +68,12 @@ def load(
     order that `nopad doctor` prints; where it fails, the next engine answers (`Model.status` tells). A name from
     `nopad.runtime.engines.base.ENGINES` selects that engine alone; a list of names is your own order; a factory is an
     engine of your own, for tests.
-    `precision`, `file`: use only files of this precision, or only this file; None: what suits the engine.
+    `precision`, `file`: use only files of this precision, or only this file. None: on a CPU the most exact precision of
+    the bundle, never a lower one unasked; on a GPU the fastest. "auto": the fastest that is verified, on a CPU by the
+    measured table. "bf16" on a CPU: the bundle's fp32 file answers where the CPU has no such instructions, or where
+    bf16 gives NaN, and nopad says so.
+    What `nopad tune` found on this machine decides what is left open of `engine`, `precision` and `file`, if it agrees
+    with those that are given, and then also `token_budget` and `threads`.
     `fallback`: False raises an error where another engine would answer instead of the chosen engine.
     `threads`: of the engine on the CPU; None: the engine library's own choice.
     `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
@@ -70,6 +81,8 @@ def load(
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
     `prompt_name`, `prompt`: the prompt that is put before every text, by its name in the manifest's `prompts` or as a
     string; None: the bundle's default prompt.
+    `cache_folder`: where OpenVINO keeps the model as compiled for this CPU (for ModernBERT-base in bf16 500 MB), so
+    that the next load takes a quarter of the time; None: it compiles at every load.
     `allow_unverified`: open a bundle that has not passed the parity gate.
     `allow_host_code`: run the native code in a version-compatible TensorRT engine; only if you trust its maker.
     `verify`: check the SHA-256 of every file first.
@@ -81,15 +94,27 @@ def load(
     if truncation not in ("truncate", "error"):
         raise UsageError(f"truncation is 'truncate' or 'error', not {truncation!r}")
     bundle = open_bundle(path, verify=verify)
+    sm = functools.cache(gpu_at_hand)
+    tuned = tuned_here(bundle, sm, engine=engine, precision=precision, file=file)
+    if tuned is not None:
+        token_budget, threads = token_budget or tuned.token_budget, threads or tuned.threads
     candidates = find_candidates(
         bundle,
         engine,
-        EngineOptions(threads=threads, pad_token_id=bundle.manifest.pad_token_id, allow_host_code=allow_host_code),
-        sm=gpu_at_hand,
+        EngineOptions(
+            threads=threads,
+            pad_token_id=bundle.manifest.pad_token_id,
+            cache_folder=Path(cache_folder) if cache_folder is not None else None,
+            allow_host_code=allow_host_code,
+        ),
+        sm=sm,
         precision=precision,
         file=file,
         allow_unverified=allow_unverified,
     )
+    if tuned is not None:
+        winner = (tuned.engine, tuned.file)
+        candidates.sort(key=lambda candidate: (candidate.name, candidate.artifact.file) != winner)
     before = resolve_prompt(bundle.manifest, prompt_name, prompt)
     inference = Inference(
         bundle=bundle,
@@ -98,7 +123,15 @@ def load(
         token_budget=token_budget,
         fallback=fallback,
     )
+    _say_if_lowered(candidates[0].artifact.precision, inference.chain)
     return Model(inference, prompt=before, truncation=truncation)
+
+
+def _say_if_lowered(wanted: str, chain: EngineChain) -> None:
+    """Warn where no file in the precision that comes first could be opened, and a less exact one answers."""
+    precision = chain.chosen.artifact.precision
+    if {wanted, precision} <= set(PRECISIONS) and PRECISIONS.index(precision) > PRECISIONS.index(wanted):
+        log.warning("%s answers: no file in %s can be opened here", chain.chosen, wanted)
 
 
 def _logit(answer: Prediction) -> float:
@@ -259,7 +292,7 @@ class Model:
 
     def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
         """Like `logits`, lazily."""
-        return _raise_failures(self._stream(texts, lambda logits, tokens, engine: logits))
+        return _raise_failures(self._stream(texts, lambda logits, tokens, by: logits))
 
     def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
         """Tokens of each text, with the default prompt if there is one; the `TextError` in the place of a bad text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,21 @@ Text = str | tuple[str, str]
 Truncation = Literal["truncate", "error"]
 
 
+class AnsweredBy(NamedTuple):
+    """Who computed an answer's logits."""
+
+    engine: str
+    precision: str  # of the file that the engine ran
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Token counts of a text, and the engine that answered."""
+    """Token counts of a text, and what answered."""
 
     tokens: int  # of the whole text, special tokens included
     tokens_used: int  # after truncation to the model's max length
     engine: str
+    precision: str  # of the file that the engine ran
 
     @property
     def truncated(self) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 
+from nopad.bench.report.best import duel, fastest_peer, peers, precisions_of
 from nopad.bench.report.derived import Table, tabulate
 from nopad.bench.report.files import read_report
 from nopad.bench.report.intervals import wide
@@ -62,18 +64,23 @@ def update(results: Path, readme: Path, *, check: bool) -> bool:
 def block(report: Report) -> str:
     """The table and what a reader must know with it, as Markdown that ends with a newline."""
     table = tabulate(report)
-    measured = {name for name, _ in table.figures}
-    # Only the reference's model: tokens per second of another model do not compare with these.
-    models = {subject.model for subject in report.subjects if subject.name == report.reference} or {
-        subject.model for subject in report.subjects
-    }
-    columns = [subject for subject in report.subjects if subject.name in measured and subject.model in models]
-    columns.sort(key=lambda subject: (subject.family != "nopad", subject.name != report.reference))
-    lines = [*_warnings(report), _row(["real tokens/s", *(_head(subject, report) for subject in columns)])]
-    lines.append("|---|" + "---:|" * len(columns))
+    only_fp32 = all(peer.precision == "fp32" for peer in peers(table))
+    own = precisions_of(table)
+    columns: list[tuple[str, Callable[[str], str]]] = [
+        (f"nopad {precision}", partial(_own, table, precision)) for precision in own
+    ]
+    if "fp32" in own and not only_fp32:
+        columns.insert(1, ("best fp32 peer", partial(_peer, table, "fp32")))
+    if peers(table):
+        columns.append(("best peer" if only_fp32 else "best peer, any precision", partial(_peer, table, None)))
+    lines = [
+        *_warnings(report),
+        _row(["real tokens/s", *(head for head, _ in columns)]),
+        "|---|" + "---:|" * len(columns),
+    ]
     for workload in report.workloads:
-        lines.append(_row([_plain(workload.name), *(_cell(table, subject, workload.name) for subject in columns)]))
-    return "\n".join([*lines, "", *_below(table)]) + "\n"
+        lines.append(_row([_plain(workload.name), *(write(workload.name) for _, write in columns)]))
+    return "\n".join([*lines, "", *_below(table, only_fp32)]) + "\n"
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -84,30 +91,54 @@ def _warnings(report: Report) -> Iterator[str]:
         yield from (f"**{_plain(verdict[:1].upper() + verdict[1:])}.**", "")
 
 
-def _head(subject: Subject, report: Report) -> str:
-    return _plain(subject.name) + (" (reference)" if subject.name == report.reference else "")
+def _own(table: Table, precision: str, workload: str) -> str:
+    """The fastest of nopad in a precision, and how many times as fast that is as the peer that it is held to."""
+    found = duel(table, workload, precision)
+    if found is None:
+        statuses = {
+            cell.status
+            for subject in table.compared()
+            if subject.precision == precision and (cell := table.at(subject.name, workload)[0]) is not None
+        }
+        return ", ".join(sorted(statuses)) or "not run"
+    lines = []
+    if found.times is not None:
+        low, middle, high = found.times
+        lines.append(f"{ratio(middle)} ({low:.2f} to {high:.2f}{', too wide' if wide(found.times) else ''})")
+    same = [subject for subject in table.compared() if subject.precision == precision]
+    lines += [_plain(found.subject.name)] if len(same) > 1 else []
+    return _cell(table, found.subject, workload, lines)
 
 
-def _cell(table: Table, subject: Subject, workload: str) -> str:
+def _peer(table: Table, precision: str | None, workload: str) -> str:
+    peer = fastest_peer(table, workload, precision)
+    return "none" if peer is None else _cell(table, peer, workload, [_plain(peer.name)])
+
+
+def _cell(table: Table, subject: Subject, workload: str, lines: list[str]) -> str:
     cell, figures = table.at(subject.name, workload)
-    if cell is None or figures is None:
-        return _plain(cell.status if cell else "not run")
-    parts = [f"**{number(figures.tokens_per_second[1])}**"]
-    if figures.ratio is not None:
-        low, middle, high = figures.ratio
-        parts.append(f"{ratio(middle)} ({low:.2f} to {high:.2f}{', too wide' if wide(figures.ratio) else ''})")
-    if cell.agreement is not None and cell.agreement < 1:
-        parts.append(f"{share(cell.agreement)} equal labels")
+    assert cell is not None and figures is not None
+    unequal = cell.agreement is not None and cell.agreement < 1
+    parts = [f"**{number(figures.tokens_per_second[1])}**", *lines]
+    parts += [f"{share(cell.agreement)} equal labels"] if unequal and cell.agreement is not None else []
     return "<br>".join(parts)
 
 
-def _below(table: Table) -> Iterator[str]:
+def _below(table: Table, only_fp32: bool) -> Iterator[str]:
     report, machine = table.report, table.report.machine
     where = ", ".join(_plain(str(machine[name])) for name in ("cpu", "isa", "gpu") if machine.get(name))
     threads = f"{report.threads} thread{'' if report.threads == 1 else 's'}"
     about = [f"{where or 'machine unknown'}, {threads}, {_plain(report.created[:10])}."]
     if report.reference:
-        about.append(f"× is times {_plain(report.reference)}, with its 95 % interval; labels equal unless it says so.")
+        held = (
+            "the row's best peer"
+            if only_fp32
+            else "the row's best peer: of fp32 for fp32, of any precision for the others"
+        )
+        about.append(
+            f"× is times {held}, with its 95 % interval; labels equal {_plain(report.reference)}'s unless it says so."
+        )
+        about.append(f"Peers: {_plain(', '.join(peer.name for peer in peers(table)))}.")
     absent = [f"{subject.name} ({subject.status})" for subject in report.subjects if subject.status != "ok"]
     if absent:
         about.append(f"Not measured: {_plain(', '.join(absent))}.")

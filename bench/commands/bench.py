@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -65,11 +66,16 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
     "--against",
     metavar="NAMES",
     callback=_names,
-    help="Competitors: hf-sdpa, hf-eager, hf-fa2, optimum, openvino, bert; or none. hf-sdpa is the reference, and "
-    "always there. [default: all but bert]",
+    help="Competitors, or none; hf-sdpa is the reference, and always there. transformers: hf-sdpa, hf-sdpa-bf16, "
+    "hf-eager, hf-fa2; compiled, which takes minutes: hf-compile, hf-compile-bf16, hf-zentorch, hf-zentorch-bf16. "
+    "Graphs: optimum, openvino (fp32), openvino-default, optimum-intel, optimum-intel-fp32. Embeddings: st, st-bf16, "
+    "st-onnx, st-openvino, fastembed. BERT-base: bert. [default: those of the task, but compiled ones and bert]",
 )
 @click.option(
-    "--engine", metavar="NAMES", callback=_names, help="Engines of the bundle. [default: of each file, the first]"
+    "--engine",
+    metavar="NAMES",
+    callback=_names,
+    help="Engines of the bundle. [default: of each file, all that this CPU can run; with a GPU, the first]",
 )
 @click.option("--precision", metavar="NAMES", callback=_names, help="Only files of these precisions. [default: all]")
 @click.option(
@@ -125,9 +131,10 @@ def bench(bundle: str | None, **options: Any) -> None:
     nopad bench bundle/ --lengths 128,512,2048 --batches 1,8,32 --against none
     nopad bench compare results-old/ results/
 
-    Competitors come with the extra `bench`; optimum-onnx pins transformers below 4.58, so give it an environment of its
-    own. Whatever is not installed is named in the report, and the rest is measured. After Ctrl-C the rounds so far are
-    kept, marked incomplete.
+    Competitors come with the extra `bench` (zentorch, a compiler for AMD's CPUs, with `zentorch`); optimum-onnx pins
+    transformers below 4.58, so give them an environment of their own. Whatever is not installed, or needs bf16 on a CPU
+    without it, is named in the report, and the rest is measured. After Ctrl-C the rounds so far are kept, marked
+    incomplete.
     """
     _bench(bundle, _Options(**options))
 
@@ -167,13 +174,11 @@ class _Options:
 def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.measure import machine
     from nopad.bench.report.files import check_folder
-    from nopad.bench.subjects.plans import check_against
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
-    threads = options.threads or machine.usable_cores()
+    threads = options.threads or usable_cores()
     machine.check_threads(threads, os.environ)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # for every subject's tokenizer
-    check_against(options.against)
     if options.no_measure and not options.forecast:
         raise UsageError("--no-measure leaves only the forecast: say for which GPUs with --forecast")
     console = messages(options.quiet)
@@ -213,7 +218,7 @@ def _record(
     plans: Sequence[SubjectPlan],
 ) -> Record:
     from nopad.bench.measure.record import Record
-    from nopad.bench.subjects.plans import REFERENCE
+    from nopad.bench.subjects.competitors import REFERENCE
 
     manifest = bundle.manifest
     return Record(
@@ -299,15 +304,21 @@ def _workloads(bundle: Bundle, options: _Options) -> tuple[list[Texts], list[str
 
 
 def _plans(bundle: Bundle, reference: str | None, options: _Options, threads: int, cache: Path) -> list[SubjectPlan]:
-    from nopad.bench.subjects.plans import DEFAULT_AGAINST, REFERENCE, plan_bert, plan_competitors, plan_engines
+    from nopad.bench.subjects.competitors import BERT, REFERENCE, check_against, default_against
+    from nopad.bench.subjects.plans import plan_bert, plan_competitors, plan_engines
     from nopad.model.checkpoint.hub import resolve_checkpoint
     from nopad.model.checkpoint.json_files import read_raw_config
 
-    names = options.against or DEFAULT_AGAINST
-    checkpoint = None
+    names, checkpoint = options.against, None
     if reference is not None and names != ("none",):
         checkpoint = resolve_checkpoint(reference)
         raw = read_raw_config(checkpoint)
+        kind = {
+            "embeddings": bundle.manifest.task == "embeddings",
+            "library_folder": (checkpoint / "modules.json").is_file(),
+        }
+        check_against(names, **kind)
+        names = names or default_against(**kind)
     plans = plan_engines(
         bundle,
         threads=threads,
@@ -321,7 +332,7 @@ def _plans(bundle: Bundle, reference: str | None, options: _Options, threads: in
         return [plans[0], *(dataclasses.replace(plan, yardstick=plans[0].name) for plan in plans[1:])]
     names = tuple(dict.fromkeys([REFERENCE, *names]))
     plans += plan_competitors(names, checkpoint, bundle, cache, threads=threads, raw_config=raw)
-    if "bert" in names:
+    if BERT in names:
         if options.bert_vocab is not None and not options.bert_vocab.is_file():
             raise UsageError(f"--bert-vocab {options.bert_vocab} is not a file")
         targets = {plan.spec.target for plan in plans if plan.spec.precision == "fp32"}

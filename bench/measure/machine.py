@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.packages import version_of
+from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 
 # Variables that set the threads of a library under test, whatever number it is given later.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 PACKAGES = ("nopad", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "optimum-onnx",
-            "openvino", "flash-attn", "tensorrt", "tensorrt-rtx")  # fmt: skip
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+            "optimum-intel", "openvino", "sentence-transformers", "fastembed", "zentorch", "flash-attn", "tensorrt",
+            "tensorrt-rtx")  # fmt: skip
 # Files with the memory limit of the control group and its use: version 2, then 1.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-
-
-def usable_cores() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def check_threads(threads: int, environment: Mapping[str, str]) -> None:
@@ -46,9 +42,9 @@ def check_threads(threads: int, environment: Mapping[str, str]) -> None:
 def describe() -> dict[str, Any]:
     """What a reader must know about the machine, without its name."""
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_at_hand().model,
         "cores": usable_cores(),
-        "isa": " ".join(flag for flag in _INSTRUCTIONS if flag in _cpuinfo("flags").split()),
+        "isa": " ".join(cpu_at_hand().features),
         "memory_bytes": _meminfo("MemTotal"),
         "gpu": ", ".join(f"{gpu.name} ({gpu.sm}, {gpu.memory / 2**30:.0f} GiB)" for gpu in gpus()) or None,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -118,11 +114,3 @@ def _meminfo(name: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
-
-
-def _cpuinfo(name: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

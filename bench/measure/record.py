@@ -60,10 +60,13 @@ class Record:
     def report(self) -> Report:
         """Everything so far. Cells keep their times only where their answers were checked (status ok)."""
         probe = self.probe
-        peak = probe.peak_flops if probe else None
+        peaks = probe.peaks if probe else ()
         workloads = tuple(
-            dataclasses.replace(workload, limit_tokens_per_second=workload.tokens * peak / workload.flops)
-            if peak and workload.flops
+            dataclasses.replace(
+                workload,
+                limits={peak.precision: workload.tokens * peak.flops / workload.flops for peak in peaks},
+            )
+            if workload.flops
             else workload
             for workload in self.workloads.values()
         )
@@ -78,10 +81,11 @@ class Record:
             subjects=tuple(self.subjects.values()),
             workloads=workloads,
             cells=tuple(self.cells.values()),
+            peaks=peaks,
             forecasts=self.forecasts,
             **self._about,
         )
         if probe is None:
             return report
         figures = tabulate(report).figures.values()
-        return dataclasses.replace(report, noise=judge(probe.seconds, peak, figures))
+        return dataclasses.replace(report, noise=judge(probe.seconds, probe.peak_flops, figures))

@@ -23,7 +23,7 @@ from nopad.bench.measure.probe import Probe
 from nopad.bench.measure.record import NOT_REACHED, Record
 from nopad.bench.measure.turns import Times, groups_that_fit, require_threads, take_turns, warm_up
 from nopad.bench.subjects import builds
-from nopad.bench.subjects.agreement import accuracy, compare, require_finite
+from nopad.bench.subjects.agreement import accuracy, compare, require_finite, smallest_cosine
 from nopad.bench.subjects.plans import SubjectPlan
 from nopad.bench.subjects.runners import RUNNERS, lacks
 from nopad.bench.subjects.spec import Runner
@@ -280,6 +280,8 @@ class _Group:
             self.notes[plan.name], yardstick = self._yardstick(plan)
             if yardstick is not None:
                 scores["agreement"], scores["logit_difference"] = compare(answers, self.answers[yardstick], head)
+                if head.task == "embeddings":
+                    scores["cosine"] = smallest_cosine(answers, self.answers[yardstick])
         except EngineError as error:
             self._fail(plan.name, error)
             return

@@ -21,7 +21,7 @@ class Figures:
     tokens_per_second: Interval
     ratio: Interval | None  # the reference's time over this one's; None for itself, and where the two share no round
     waste: float | None  # share of the computed tokens that are not real
-    limit_share: float | None  # of what the machine's measured matrix products allow
+    limit_share: float | None  # of what the machine's best matrix products of the subject's precision allow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ def tabulate(report: Report) -> Table:
     for name, cell in cells.items():
         subject, workload = subjects.get(cell.subject), workloads.get(cell.workload)
         if subject and workload and cell.status == "ok" and cell.seconds:
-            # The limit is of fp32 products of the reference's model.
-            limited = subject.precision == "fp32" and (reference is None or subject.model == reference.model)
+            same_model = reference is None or subject.model == reference.model  # the limit is of its products
+            limit = workload.limits.get(subject.precision) if same_model else None
             other = cells.get((report.reference or "", cell.workload))
-            figures[name] = _figures(cell, workload, other, workload.limit_tokens_per_second if limited else None)
+            figures[name] = _figures(cell, workload, other, limit)
     return Table(report=report, cells=cells, figures=figures)
 
 

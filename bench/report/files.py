@@ -11,11 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from nopad.bench.report.derived import Figures, tabulate
 from nopad.bench.report.intervals import wide
-from nopad.bench.schema import SCHEMA_VERSION, Cell, Noise, Report, Status, Subject, Workload
+from nopad.bench.schema import SCHEMA_VERSION, Cell, Noise, Peak, Report, Status, Subject, Workload
 from nopad.runtime.atomic import write_file
 from nopad.runtime.errors import InputFileError, NewerVersionError, OutputError
 
@@ -93,9 +93,10 @@ def _report(raw: Mapping[str, Any]) -> Report:
     names = {field.name for field in dataclasses.fields(Report)} - {"extra"}
     values = {name: value for name, value in raw.items() if name in names}
     values["subjects"] = tuple(_record(Subject, row) for row in raw["subjects"])
-    values["workloads"] = tuple(_record(Workload, row) for row in raw["workloads"])
+    values["workloads"] = tuple(_record(Workload, _with_limits(row)) for row in raw["workloads"])
     values["cells"] = tuple(_record(Cell, row) for row in raw["cells"])
     values["noise"] = _record(Noise, raw["noise"])
+    values["peaks"] = tuple(_record(Peak, row) for row in raw.get("peaks") or ())
     values["forecasts"] = tuple(map(dict, raw.get("forecasts") or ()))
     values["extra"] = {name: value for name, value in raw.items() if name not in names}
     for name in ("command", "created"):
@@ -111,6 +112,12 @@ def _report(raw: Mapping[str, Any]) -> Report:
     return report
 
 
+def _with_limits(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A workload of a report from before there were limits for each precision: it had the one of fp32."""
+    old = raw.get("limit_tokens_per_second")
+    return raw if old is None else {"limits": {"fp32": old}, **raw}
+
+
 def _record(kind: Any, raw: Any) -> Any:
     """One of the schema's records from JSON; unknown keys are dropped, numbers are checked."""
     hints = get_type_hints(kind)
@@ -118,10 +125,11 @@ def _record(kind: Any, raw: Any) -> Any:
     for name, value in raw.items():
         if name not in hints:
             continue
-        if isinstance(value, list):
-            if not all(type(item) in (int, float) and math.isfinite(item) for item in value):
+        if isinstance(value, dict if get_origin(hints[name]) is Mapping else list):
+            numbers = value.values() if isinstance(value, dict) else value
+            if not all(type(item) in (int, float) and math.isfinite(item) for item in numbers):
                 raise TypeError(f"{name} holds something that is not a number")
-            value = tuple(value)
+            value = value if isinstance(value, dict) else tuple(value)
         elif not _fits(value, hints[name]):
             raise TypeError(f"{name} is {value!r}")
         values[name] = value

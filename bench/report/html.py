@@ -13,9 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from nopad.bench.report import html_tables
+from nopad.bench.report.best import duel, peers, precisions_of
 from nopad.bench.report.derived import Table, tabulate
 from nopad.bench.report.html_plots import Panel, latency, memory, quality, speed, throughput
-from nopad.bench.report.markdown import LEGEND
+from nopad.bench.report.markdown import LEGEND, peak_words
 from nopad.bench.schema import Report
 from nopad.charts.svg import escaped, key, style_sheet
 from nopad.charts.units import number, ratio, share
@@ -103,7 +104,20 @@ def result(table: Table) -> str:
     total = len(report.workloads)
     count = f"{total} workload{'' if total == 1 else 's'}" if compared == total else f"{compared} of {total} workloads"
     speeds = ", ".join(text for _, text in sorted(parts, reverse=True))
-    return f"Against {reference} on {count}: {speeds}."
+    return f"Against {reference} on {count}: {speeds}.{_against_the_best(table)}"
+
+
+def _against_the_best(table: Table) -> str:
+    """How nopad's fastest compare with the fastest peers; nothing where the reference is the only peer."""
+    if len(peers(table)) < 2:
+        return ""
+    parts = []
+    for precision in precisions_of(table):
+        found = [duel(table, workload.name, precision) for workload in table.report.workloads]
+        middles = [one.times[1] for one in found if one is not None and one.times is not None]
+        if middles:
+            parts.append(f"{precision} {ratio(min(middles))} to {ratio(max(middles))}")
+    return f" Against the best peer of each workload: {', '.join(parts)}." if parts else ""
 
 
 def _verdicts(report: Report) -> str:
@@ -158,6 +172,8 @@ def _sections(table: Table) -> list[tuple[str, str, str]]:
             ("quality", "Speed and accuracy", quality(table), "A fast answer counts if it is the same answer."),
         )
         sections.append(("summary", "Summary", html_tables.summary(table)))
+        if best := html_tables.best(table):
+            sections.append(("best", "nopad's best against the best peer", best))
         sections += [(name, title, _panels(table, panels, remark)) for name, title, panels, remark in plots if panels]
         sections.append(("details", "All figures", html_tables.details(table)))
     if report.subjects:
@@ -198,8 +214,8 @@ def _panels(table: Table, panels: Sequence[Panel], remark: str) -> str:
 def _speed_remark(table: Table) -> str:
     reference = table.report.reference
     return (f"× is times {reference}. " if reference else "") + (
-        "Whiskers are 95 % intervals. The dashed line is what the machine's fp32 matrix products allow; int8 may "
-        "pass it."
+        "Whiskers are 95 % intervals. The dashed line is what the machine's fp32 matrix products allow; other "
+        "precisions may pass it."
     )
 
 
@@ -217,6 +233,8 @@ def _how(report: Report) -> str:
         if noise.spread is not None:
             probe += f", its interquartile range {share(noise.spread)} of its median"
         parts.append(f"{probe}.")
+    if report.peaks:
+        parts.append(f"The fastest matrix products of each precision, which give the limits: {peak_words(report)}.")
     return "".join(f"<p>{escaped(text)}</p>" for text in parts)
 
 

@@ -79,7 +79,7 @@ def speed(table: Table) -> list[Panel]:
 
     panels = []
     for workload in table.report.workloads:
-        rows, at = _rows(table, workload, bar), workload.limit_tokens_per_second
+        rows, at = _rows(table, workload, bar), workload.limits.get("fp32")
         if any(row.value is not None for row in rows):
             limit = (at, f"fp32 limit {number(at)}") if at else None
             svg = bars(rows, TOKENS, label=f"Real tokens per second: {workload.name}", limit=limit)

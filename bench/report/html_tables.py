@@ -9,6 +9,7 @@ from typing import Any
 from nopad.bench.report.derived import Figures, Table
 from nopad.bench.report.html_plots import about
 from nopad.bench.report.intervals import Interval, wide
+from nopad.bench.report.markdown import BEST, BEST_LEGEND, agreement, best_rows
 from nopad.bench.schema import Cell, Subject
 from nopad.charts.svg import escaped, key
 from nopad.charts.units import number, ratio, seconds, share, size
@@ -48,6 +49,13 @@ def summary(table: Table) -> str:
     return _table(caption, f'<th scope="col">workload</th>{head}', ["".join(rows)])
 
 
+def best(table: Table) -> str | None:
+    """The fastest of nopad in each precision beside the best peer; None where nothing was compared."""
+    rows = best_rows(table)
+    body = "".join(f'<tr><th scope="row">{escaped(row[0])}</th>{_cells(map(escaped, row[1:]))}</tr>' for row in rows)
+    return _table(BEST_LEGEND, _heads(BEST), [body]) if rows else None
+
+
 def details(table: Table) -> str:
     """Every measured cell with all its figures, grouped by workload."""
     titles = ("subject", "p50", "p90", "p99", "real tokens/s", "× reference", "padding", "of limit", "peak memory")
@@ -68,8 +76,9 @@ def details(table: Table) -> str:
         groups.append("".join(rows))
     caption = (
         "p50, p90, p99: of one pass over the texts. Padding: share of the computed tokens that are not real. Of limit: "
-        "throughput as a share of what the machine's measured fp32 matrix products allow. Peak memory: resident, of a "
-        "fresh process that ran this workload. Logits: largest difference. Small: 95 % intervals, * too wide to "
+        "throughput as a share of what the machine's fastest matrix products of that precision allow. Peak "
+        "memory: resident, of a fresh process that ran this workload. Logits: largest difference. Small: 95 % "
+        "intervals, * too wide to "
         "conclude from."
     )
     return _table(caption, head, groups)
@@ -189,8 +198,8 @@ def _summary_cell(cell: Cell, figures: Figures, is_reference: bool) -> str:
         middle = figures.ratio[1]
         lines.append(f"<b>{ratio(middle)}</b><small>{ends(figures.ratio)}</small>")
     quality = []
-    if cell.agreement is not None and not is_reference:
-        quality.append(f"agreement {share(cell.agreement)}")
+    if agreement(cell) and not is_reference:
+        quality.append(f"agreement {agreement(cell)}")
     if cell.accuracy is not None:
         quality.append(f"accuracy {share(cell.accuracy)}")
     lines += [f"<small>{text}</small>" for text in quality]
@@ -206,7 +215,7 @@ def _detail(cell: Cell, figures: Figures) -> list[str]:
     else:
         values.append(NONE)
     values += [_or_none(figures.waste, share), _or_none(figures.limit_share, share), _or_none(cell.peak_bytes, size)]
-    values += [_or_none(cell.agreement, share), _or_none(cell.logit_difference, lambda at: f"{at:.1e}")]
+    values += [agreement(cell) or NONE, _or_none(cell.logit_difference, lambda at: f"{at:.1e}")]
     return [*values, _or_none(cell.accuracy, share), f"{len(cell.seconds):,}"]
 
 

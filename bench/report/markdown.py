@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nopad.bench.report.best import duel, peers, precisions_of
 from nopad.bench.report.derived import Figures, Table, tabulate
 from nopad.bench.report.intervals import Interval, wide
 from nopad.bench.schema import Cell, Report, Subject, Workload
@@ -15,20 +16,47 @@ _CELLS = ("subject", "p50", "p90", "p99", "real tokens/s (95 %)", "padding", "ti
           "peak memory", "agreement", "logits", "accuracy")  # fmt: skip
 _FORECASTS = ("gpu", "workload", "subject", "precision")
 _SUBJECTS = ("subject", "library", "precision", "threads", "import", "load", "first call", "loaded", "file", "build")
+BEST = ("workload", "precision", "nopad", "real tokens/s", "best peer", "real tokens/s", "times (95 %)")
+BEST_LEGEND = "fp32 is held to the fastest fp32 peer of the row, any other precision to the fastest peer of any."
 LEGEND = (
     "Times are of whole calls, tokenization included, on the same strings for everyone, in turns within one process.",
     "Intervals are 95 % bootstrap intervals over rounds; * marks one too wide (over 10 %) to conclude from.",
     "Padding: share of computed tokens that are not real. Agreement, logits: equal labels with the reference, and the",
-    "largest logit difference (of BERT: to BERT in transformers). Peak memory, import, load and first call are of a",
-    "fresh process. Limit: fp32 matrix products of the real tokens at the best speed that a plain one reached here.",
+    "largest logit difference (of BERT: to BERT in transformers; of embeddings: the smallest cosine, and the largest",
+    "difference of elements). Peak memory, import, load and first call are of a fresh process. Limit: the matrix",
+    "products of the real tokens, at the best speed that a plain one of the subject's precision reached here in any",
+    "library.",
 )
 
 
 def to_markdown(report: Report) -> str:
     """The whole report. Tables have a row for every subject, also for those that could not be measured."""
     table = tabulate(report)
-    parts = (_head(report), _measured(table), _subjects(report), _forecasts(report), _left_out(report), _legend(report))
+    parts = (
+        _head(report),
+        _best(table),
+        _measured(table),
+        _subjects(report),
+        _forecasts(report),
+        _left_out(report),
+        _legend(report),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def best_rows(table: Table) -> list[list[str]]:
+    """Rows of `BEST`, one for each workload and precision of nopad: its fastest against the best peer."""
+    rows = []
+    for workload in table.report.workloads if peers(table) else ():
+        for precision in precisions_of(table):
+            found = duel(table, workload.name, precision)
+            if found is not None:
+                row = [workload.name, precision]
+                for subject in (found.subject, found.peer):
+                    speed = subject and number(table.figures[subject.name, workload.name].tokens_per_second[1])
+                    row += [subject.name if subject else "none", speed or NOTHING]
+                rows.append([*row, _between(found.times, ratio)])
+    return rows
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -55,8 +83,27 @@ def _head(report: Report) -> Iterator[str]:
     if report.noise.verdict:
         yield f"Noise: {report.noise.verdict}."
         yield ""
+    if report.peaks:
+        yield f"Fastest matrix products here: {peak_words(report)}."
+        yield ""
     if report.reference is None and report.cells:
         yield "No reference was measured: speeds stand alone, and answers are compared among nopad's own engines."
+        yield ""
+
+
+def peak_words(report: Report) -> str:
+    """The peaks of the machine, in words."""
+    return ", ".join(f"{peak.precision} {number(peak.flops / 1e9)} GFLOP/s ({peak.library})" for peak in report.peaks)
+
+
+def _best(table: Table) -> Iterator[str]:
+    rows = best_rows(table)
+    if rows:
+        yield "## nopad's best against the best peer"
+        yield ""
+        yield from _rows(BEST, rows)
+        yield ""
+        yield BEST_LEGEND
         yield ""
 
 
@@ -82,9 +129,9 @@ def _about(workload: Workload) -> str:
     texts = f"{workload.texts} text{'' if workload.texts == 1 else 's'} in {calls}"
     about = f"{texts}, {workload.tokens:,} tokens, the longest {workload.longest:,}"
     padding = 1 - workload.tokens / workload.padded_tokens
-    limit = workload.limit_tokens_per_second
+    limits = ", ".join(f"{number(at)} tokens/s {precision}" for precision, at in workload.limits.items())
     return f"{about} ({workload.padded_tokens:,} padded, {share(padding)} waste); {workload.source}." + (
-        f" Limit of the measured matrix products: {number(limit)} tokens/s." if limit else ""
+        f" Limit of the measured matrix products: {limits}." if limits else ""
     )
 
 
@@ -109,10 +156,17 @@ def _cell_row(subject: Subject, cell: Cell, figures: Figures | None, report: Rep
         "reference" if subject.name == report.reference else _between(figures.ratio, ratio),
         share(figures.limit_share) if figures.limit_share is not None else NOTHING,
         peak,
-        share(cell.agreement) if cell.agreement is not None else NOTHING,
+        agreement(cell) or NOTHING,
         f"{cell.logit_difference:.1e}" if cell.logit_difference is not None else NOTHING,
         share(cell.accuracy) if cell.accuracy is not None else NOTHING,
     ]
+
+
+def agreement(cell: Cell) -> str:
+    """How alike a cell's answers and the reference's are: equal labels, or of embeddings the smallest cosine."""
+    if cell.cosine is not None:
+        return f"cosine {cell.cosine:.6f}"
+    return "" if cell.agreement is None else share(cell.agreement)
 
 
 def _between(interval: Interval | None, form: Callable[[float], str]) -> str:

@@ -42,6 +42,13 @@ def compare(answers: Sequence[FloatArray], other: Sequence[FloatArray], head: He
     return (None if mine is None or theirs is None else equal_rows(mine, theirs)), difference
 
 
+def smallest_cosine(answers: Sequence[FloatArray], other: Sequence[FloatArray]) -> float:
+    """The smallest cosine between a text's two embeddings; 1 where both are zero."""
+    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(answers, other, strict=True)]
+    lengths = [float(np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]
+    return min(float(a @ b) / length if length else 1.0 for (a, b), length in zip(pairs, lengths, strict=True))
+
+
 def accuracy(answers: Sequence[FloatArray], targets: Targets | None, head: Head) -> float | None:
     """Share of texts answered correctly; None without labels."""
     guesses = None if targets is None else _labels(answers, head)

@@ -1,4 +1,4 @@
-"""Files that a comparison needs first: optimum's graph, a BERT of random weights, nopad's own export to time it.
+"""Files that a comparison needs first: graphs by other libraries, a random BERT, nopad's own export to time it.
 
 Each is a job for a child process (`nopad.bench.measure.child`), so that neither its memory nor its imports disturb
 a measurement. The files are cached under the digests of their sources.
@@ -19,12 +19,20 @@ from nopad.model.packages import install_hint, version_of
 from nopad.runtime.atomic import sha256_of, write_file
 
 SEED = 3  # of BERT's random weights: their values change no time
-_SOURCES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.txt")
+# Kinds of files that other libraries export -> the package that must be there beside the library itself.
+EXPORTERS = {
+    "optimum": "optimum-onnx",
+    "st-onnx": "optimum-onnx",
+    "optimum-intel": "optimum-intel",
+    "st-openvino": "optimum-intel",
+}
+_VERSIONS = ("nopad", "torch", "transformers", "optimum-onnx", "optimum-intel", "openvino", "sentence-transformers")
+_SOURCES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.txt", "modules.json", "*/config.json")
 
 
-def optimum_job(checkpoint: Path, task: str, threads: int) -> dict[str, Any]:
-    """The job that makes optimum-onnx's padded graph, as a bundle of nopad's."""
-    return {"job": "build", "kind": "optimum", "checkpoint": str(checkpoint), "task": task, "threads": threads}
+def library_job(kind: str, checkpoint: Path, task: str, threads: int) -> dict[str, Any]:
+    """The job that makes the files of another library: a key of `EXPORTERS`."""
+    return {"job": "build", "kind": kind, "checkpoint": str(checkpoint), "task": task, "threads": threads}
 
 
 def nopad_job(checkpoint: Path, task: str, target: str, threads: int) -> dict[str, Any]:
@@ -45,8 +53,8 @@ def place(cache: Path, job: Mapping[str, Any]) -> Path:
     files = [source] if source.is_file() else sorted(file for name in _SOURCES for file in source.glob(name))
     key = {
         "job": {field: value for field, value in job.items() if field not in ("checkpoint", "threads", "folder")},
-        "files": {file.name: sha256_of(file) for file in files},
-        "versions": {name: version_of(name) for name in ("nopad", "torch", "transformers", "optimum-onnx")},
+        "files": {file.name if file == source else str(file.relative_to(source)): sha256_of(file) for file in files},
+        "versions": {name: version_of(name) for name in _VERSIONS},
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache / f"{job['kind']}-{digest[:16]}"
@@ -54,10 +62,11 @@ def place(cache: Path, job: Mapping[str, Any]) -> Path:
 
 def unavailable(job: Mapping[str, Any]) -> dict[str, Any] | None:
     """The answer to a job that lacks a package, without starting a process; None if the job may succeed."""
-    if job["kind"] != "optimum" or version_of("optimum-onnx") is not None:
+    package = EXPORTERS.get(job["kind"])
+    if package is None or version_of(package) is not None:
         return None
     note = (
-        "optimum-onnx, which exports its graph, is not installed; it pins transformers below 4.58, so give it an "
+        f"{package}, which exports its graph, is not installed; it pins transformers below 4.58, so give it an "
         f"environment of its own: {install_hint('bench')}"
     )
     return {"status": "missing", "note": note}
@@ -89,6 +98,10 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     source, kind = Path(job["checkpoint"]), job["kind"]
     if kind == "bert":
         return _random_bert(source, Path(job["folder"]), job["task"], job["labels"])
+    if kind in ("optimum-intel", "st-onnx", "st-openvino"):
+        from nopad.bench.subjects import exports
+
+        return exports.export(kind, source, Path(job["folder"]), job["task"])
     from nopad.export.bundle import ExportOptions, export_checkpoint
 
     if kind == "optimum":

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nopad.bench.schema import Subject
-from nopad.bench.subjects.builds import bert_job, nopad_job, optimum_job, place
+from nopad.bench.subjects.builds import bert_job, library_job, nopad_job, place
+from nopad.bench.subjects.competitors import BERT, BERT_IN, COMPETITORS, REFERENCE
 from nopad.bench.subjects.spec import Spec
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import ENGINES
@@ -23,21 +24,13 @@ from nopad.runtime.engines.selection import engine_order
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact, Manifest
 
-REFERENCE = "hf-sdpa"
-BERT_REFERENCE = "bert-hf-sdpa"
-Builds = tuple[tuple[Path, Mapping[str, Any]], ...]  # folders in the cache, and the jobs that make them
-# name -> runner, and for transformers its attention
-COMPETITORS: dict[str, tuple[str, str]] = {
-    "hf-sdpa": ("transformers", "sdpa"),
-    "hf-eager": ("transformers", "eager"),
-    "hf-fa2": ("transformers", "flash_attention_2"),
-    "optimum": ("optimum", "onnxruntime"),
-    "openvino": ("openvino", "openvino"),
-    "bert": ("", ""),  # BERT-base, in each of `BERT_IN`
-}
-BERT_IN = ("nopad", "hf-sdpa", "optimum", "openvino")
-DEFAULT_AGAINST = tuple(name for name in COMPETITORS if name != "bert")
+BERT_REFERENCE = f"bert-{REFERENCE}"
 BERT_POSITIONS = 512
+Builds = tuple[tuple[Path, Mapping[str, Any]], ...]  # folders in the cache, and the jobs that make them
+# Targets whose export is timed: those that are written anywhere, from the checkpoint alone.
+_TIMED = ("cpu", "onnx", "openvino")
+# The file that the graph's runner opens, by the kind of its folder.
+_GRAPHS = {"optimum": "model.onnx", "optimum-intel": "openvino_model.xml", "st-onnx": "onnx/model.onnx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +51,6 @@ class SubjectPlan:
         return self.subject.name
 
 
-def check_against(names: Sequence[str]) -> None:
-    """Raises `UsageError` for an unknown competitor."""
-    for name in names:
-        if name not in COMPETITORS and name != "none":
-            raise UsageError(f"unknown competitor {name!r}; there are {', '.join(COMPETITORS)}, or none")
-    if "none" in names and len(names) > 1:
-        raise UsageError("--against none stands alone")
-
-
 def plan_engines(
     bundle: Bundle,
     *,
@@ -77,24 +61,25 @@ def plan_engines(
     timed_from: Path | None = None,
     yardstick: str | None = None,
 ) -> list[SubjectPlan]:
-    """The bundle's files, each on the first engine that opens it on this machine, or on each of `engines`.
+    """The bundle's files, each on every engine that opens it on this machine, or on those of `engines`.
 
     With `timed_from`, a checkpoint, the export of fp32 graphs is timed. Raises `UsageError` where nothing is left.
     """
     for engine in engines:
         if engine not in ENGINES:
             raise UsageError(f"unknown engine {engine!r}; this nopad has {', '.join(ENGINES)}")
-    order = engines or engine_order(gpu_at_hand())
-    chosen: list[tuple[Artifact, str]] = []
-    for artifact in bundle.manifest.artifacts:
-        fitting = [engine for engine in order if artifact.target in ENGINES[engine].targets]
-        if precisions and artifact.precision not in precisions:
-            continue
-        chosen += [(artifact, engine) for engine in (fitting if engines else fitting[:1])]
+    gpu = gpu_at_hand() if not engines else None
+    chosen = [
+        (artifact, engine)
+        for artifact in bundle.manifest.artifacts
+        if not precisions or artifact.precision in precisions
+        for engine in engines or _engines_here(artifact, gpu)
+        if artifact.target in ENGINES[engine].targets
+    ]
     if not chosen:
         holds = ", ".join(f"{artifact.target} {artifact.precision}" for artifact in bundle.manifest.artifacts)
         raise UsageError(f"{bundle.path} has nothing for that engine and precision; it holds {holds}")
-    plans = []
+    plans: list[SubjectPlan] = []
     for (artifact, engine), name in zip(chosen, _names(chosen), strict=True):
         spec = Spec(
             name=name,
@@ -109,13 +94,20 @@ def plan_engines(
             **_common(bundle.manifest),
         )
         timed = None
-        if timed_from is not None and artifact.precision == "fp32" and artifact.target in ("onnx", "cpu"):
+        first = all(plan.spec.file != artifact.file for plan in plans)
+        if timed_from is not None and first and artifact.precision == "fp32" and artifact.target in _TIMED:
             timed = nopad_job(timed_from, bundle.manifest.task, artifact.target, threads)
         # Of the graph and the weights beside it.
         size = sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(artifact.file))
         subject = _subject(spec, "nopad", padded=artifact.layout == "padded", file_bytes=size)
         plans.append(SubjectPlan(subject=subject, spec=spec, timed_build=timed, yardstick=yardstick))
     return plans
+
+
+def _engines_here(artifact: Artifact, gpu: str | None) -> list[str]:
+    """Engines that open a file on this machine (`gpu`: its compute capability): on a CPU all, on a GPU the first."""
+    fitting = [engine for engine in engine_order(gpu) if artifact.target in ENGINES[engine].targets]
+    return fitting if gpu is None else fitting[:1]
 
 
 def _names(chosen: Sequence[tuple[Artifact, str]]) -> list[str]:
@@ -139,7 +131,7 @@ def plan_competitors(
     """The named competitors (but BERT) on the checkpoint that the bundle was made from."""
     model = str(raw_config.get("model_type"))
     source = _Source(checkpoint=checkpoint, model=model, manifest=bundle.manifest, cache=cache, threads=threads)
-    return [source.competitor(name) for name in names if name != "bert"]
+    return [source.competitor(name) for name in names if name != BERT]
 
 
 def plan_bert(
@@ -161,7 +153,7 @@ def plan_bert(
     source = _Source(
         checkpoint=checkpoint, model="bert", manifest=manifest, cache=cache, threads=threads, bert=True, builds=first
     )
-    return [source.nopad(target) if name == "nopad" else source.competitor(name) for name in BERT_IN]
+    return [source.nopad(target), *(source.competitor(name) for name in BERT_IN)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +170,18 @@ class _Source:
 
     def competitor(self, name: str) -> SubjectPlan:
         """One of `COMPETITORS`."""
-        runner, engine = COMPETITORS[name]
-        if runner == "transformers":
-            size = sum(file.stat().st_size for file in self.checkpoint.glob("*.safetensors")) or None
-            spec = self._spec(name, runner, path=str(self.checkpoint), engine=engine)
-            return self._plan(spec, runner, padded=engine != "flash_attention_2", file_bytes=size)
-        job = optimum_job(self.checkpoint, self.manifest.task, self.threads)
-        folder = self._place(job)
-        spec = self._spec(name, runner, path=str(folder), engine=engine, file="model.onnx")
-        return self._plan(spec, runner, padded=True, builds=((folder, job),))
+        about = COMPETITORS[name]
+        folder, file = self.checkpoint, None
+        builds: Builds = ()
+        if about.files:
+            job = library_job(about.files, self.checkpoint, self.manifest.task, self.threads)
+            folder, file = self._place(job), _GRAPHS.get(about.files)
+            builds = ((folder, job),)
+        size = sum(file.stat().st_size for file in self.checkpoint.glob("*.safetensors")) or None
+        own = {field: getattr(about, field) for field in ("engine", "precision", "compiler", "need")}
+        spec = self._spec(name, about.runner, path=str(folder), file=file, **own)
+        padded = about.engine != "flash_attention_2"
+        return self._plan(spec, about.runner, padded=padded, file_bytes=None if builds else size, builds=builds)
 
     def nopad(self, target: str) -> SubjectPlan:
         """The bundle that nopad exports of it."""
@@ -235,7 +230,7 @@ def _subject(spec: Spec, family: str, *, padded: bool, file_bytes: int | None = 
         family=family,
         model=spec.model,
         precision=spec.precision,
-        engine=spec.engine,
+        engine=" ".join(filter(None, (spec.engine, spec.compiler))),
         padded=padded,
         threads=spec.threads,
         version="",

@@ -22,8 +22,10 @@ class Spec:
     threads: int
     max_length: int
     model: str = ""  # modernbert, bert
-    precision: str = "fp32"
-    engine: str = ""  # nopad: of its registry; transformers: attention
+    precision: str = "fp32"  # asked for; auto: the library's own choice
+    engine: str = ""  # nopad: of its registry; transformers: attention; sentence-transformers: backend
+    compiler: str = ""  # transformers: backend of torch.compile
+    need: str = ""  # a key of COMPETITOR_NEEDS; nopad's engines have their own
     file: str | None = None  # nopad: of the bundle; the padded graphs: the ONNX file
     target: str = ""  # nopad: of the artifact
     allow_unverified: bool = False

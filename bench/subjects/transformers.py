@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.model.packages import version_of
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
 
 class TransformersRunner:
-    """transformers with one of its attentions: `sdpa`, `eager` or `flash_attention_2`; half precision on a GPU."""
+    """transformers with one of its attentions, compiled or not; in fp16 for fp32 on a GPU."""
 
     def __init__(self, spec: Spec) -> None:
         torch: Any = importlib.import_module("torch")
@@ -30,13 +33,18 @@ class TransformersRunner:
         self._per_token = spec.task in TOKEN_TASKS
         self._spec = spec
         self._device = torch.device("cuda" if cuda else "cpu")
+        self.precision = "fp16" if cuda and spec.precision == "fp32" else spec.precision
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, self._tokenizer = _open(spec, torch.float16 if cuda else torch.float32)
+            model, self._tokenizer = _open(spec, getattr(torch, _DTYPES[self.precision]))
         self.version = importlib.import_module("transformers").__version__
         self._model: Any = model.to(self._device).eval()
         self._takes = set(inspect.signature(self._model.forward).parameters)  # not every model knows token types
-        self.precision = "fp16" if cuda else "fp32"
+        if spec.compiler:
+            if spec.compiler != "inductor":
+                importlib.import_module(spec.compiler)  # which makes its backend known to torch.compile
+                self.version += f", {spec.compiler} {version_of(spec.compiler)}"
+            self._model = torch.compile(self._model, backend=spec.compiler, dynamic=True)
 
     def threads(self) -> int:
         """Threads of PyTorch, for the whole process."""
@@ -62,7 +70,7 @@ class TransformersRunner:
         out = self._model(**inputs)
         if self._spec.task != "embeddings":
             return out.logits
-        hidden, mask = out.last_hidden_state, inputs["attention_mask"].unsqueeze(-1)
+        hidden, mask = out.last_hidden_state.float(), inputs["attention_mask"].unsqueeze(-1)
         rows = (hidden * mask).sum(1) / mask.sum(1) if self._spec.pooling == "mean" else hidden[:, 0]
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._spec.normalize else rows
 
@@ -85,7 +93,6 @@ def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     from nopad.export.errors import ExportError
     from nopad.export.reference.transformers import CLASSES, open_config
     from nopad.model.checkpoint.json_files import read_raw_config
-    from nopad.model.checkpoint.tokenizer import open_tokenizer
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -94,6 +101,7 @@ def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
         config = open_config(folder, read_raw_config(folder))
     except ExportError as error:
         raise EnvironmentProblem(str(error)) from None
+    tokenizer = open_padding_tokenizer(folder, config.pad_token_id)
     model = getattr(transformers, CLASSES[spec.task]).from_pretrained(
         folder,
         config=config,
@@ -104,8 +112,15 @@ def _open(spec: Spec, dtype: Any) -> tuple[Any, Any]:
     )
     if model.config._attn_implementation != spec.engine:
         raise EnvironmentProblem(f"transformers {transformers.__version__} gives {folder} no {spec.engine} attention")
-    tokenizer = open_tokenizer(folder)
+    return model, tokenizer
+
+
+def open_padding_tokenizer(folder: Path, pad_token_id: int | None) -> Any:
+    """The checkpoint's tokenizer as transformers opens it, able to pad and with no limit of its own."""
+    from nopad.model.checkpoint.tokenizer import open_tokenizer
+
+    tokenizer: Any = open_tokenizer(folder)
     tokenizer.model_max_length = 1 << 30  # every call sets the limit
     if tokenizer.pad_token is None:  # any token will do, it is masked
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id or 0)
-    return model, tokenizer
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id or 0)
+    return tokenizer

@@ -2,8 +2,8 @@
 
 Two steps, both exact. `cpu_attention` is a factory of `nopad.model.attention`: fused attention, without padding
 or a mask where one sequence fills the batch, without windows where no text is longer than they reach, and fused rotary
-positions; the stream may have any length. `rearrange` then avoids copies that the encoder's code implies: slices of a
-product become products of slices of the weight, and a product is added to its residual as it is computed.
+positions; the stream may have any length. `rearrange_cpu` then avoids copies that the encoder's code implies: slices of
+a product become products of slices of the weight, and a product is added to its residual as it is computed.
 
 What each step buys, and what was tried and left out, is in docs/findings.md. The operators are described in ONNX
 Runtime's `docs/ContribOperators.md`.
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from nopad.export.graph.rewrite import constant, drop_unread, replace, split_weights
 from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys
 
 DOMAIN = "com.microsoft"
@@ -78,20 +76,17 @@ def _rotated(x: Tensor, stream: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return turned.squeeze(0).unflatten(1, x.shape[1:])
 
 
-def rearrange(model: ir.Model) -> None:
+def rearrange_cpu(model: ir.Model) -> None:
     """Rewrite a graph that was traced with `cpu_attention`, in place."""
     graph = model.graph
     for node in list(graph):
         if node.op_type in (_GLOBAL, _LOCAL):
             _choose_attention(graph, node)
-        elif node.op_type == "Split":
-            _split_weight(graph, node)
+    split_weights(graph)
     for node in list(graph):
         if node.op_type == "Add":
             _accumulate(graph, node)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
+    drop_unread(graph)
     model.opset_imports.pop("nopad", None)
     model.opset_imports[DOMAIN] = 1
 
@@ -107,7 +102,7 @@ def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
     width, result = q.shape[1], node.outputs[0].name
     assert isinstance(width, int)
     count = node.attributes["num_heads"].as_int()
-    batch_axis, as_stream = _constant(graph, "batch_axis", [0]), _constant(graph, "as_stream", [-1, width])
+    batch_axis, as_stream = constant(graph, "batch_axis", [0]), constant(graph, "as_stream", [-1, width])
 
     def attention(*operands: ir.Value | None) -> ir.Node:
         return ir.node("MultiHeadAttention", operands, {"num_heads": count}, domain=DOMAIN)
@@ -127,7 +122,7 @@ def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
     if local:
         queries, rows, bias, stream = local
         own = ir.node("Gather", [q, queries])
-        as_rows = _constant(graph, "as_rows", [-1, width // count])
+        as_rows = constant(graph, "as_rows", [-1, width // count])
         by_head = [ir.node("Reshape", [x, as_rows]) for x in (k, v)]
         nearby = [ir.node("Gather", [x.outputs[0], rows]) for x in by_head]
         windowed = attention(own.outputs[0], *(x.outputs[0] for x in nearby), None, None, bias)
@@ -137,25 +132,7 @@ def _choose_attention(graph: ir.Graph, node: ir.Node) -> None:
         fused = attention(*(x.outputs[0] for x in batch))
         branches = branch("one", *batch, fused, ir.node("Squeeze", [fused.outputs[0], batch_axis])), several
     then, otherwise = branches
-    _replace(graph, node, [ir.node("If", [condition], {"then_branch": then, "else_branch": otherwise})])
-
-
-def _split_weight(graph: ir.Graph, node: ir.Node) -> None:
-    """Split(Gemm(x, W)) -> Gemm(x, W_0), Gemm(x, W_1), ...: nothing is copied to take the product apart."""
-    product = node.inputs[0].producer() if node.inputs[0] else None
-    if product is None or product.op_type != "Gemm" or len(product.outputs[0].uses()) > 1:
-        return
-    parts = len(node.outputs)
-    x, *constants = product.inputs
-    slices = [[_slice(graph, value, index, parts) for value in constants if value] for index in range(parts)]
-    _replace(graph, node, [ir.node("Gemm", [x, *own], product.attributes) for own in slices], also=product)
-
-
-def _slice(graph: ir.Graph, value: ir.Value, index: int, parts: int) -> ir.Value:
-    """Rows of a Gemm's transposed weight, or of its bias."""
-    assert value.const_value is not None
-    array = np.split(value.const_value.numpy(), parts)[index]
-    return _initializer(graph, f"{value.name}.{index}", array)
+    replace(graph, node, [ir.node("If", [condition], {"then_branch": then, "else_branch": otherwise})])
 
 
 def _accumulate(graph: ir.Graph, node: ir.Node) -> None:
@@ -165,24 +142,4 @@ def _accumulate(graph: ir.Graph, node: ir.Node) -> None:
         product = value.producer() if value and residual and value.shape == residual.shape else None
         if value and product and product.op_type == "Gemm" and len(product.inputs) == 2 and len(value.uses()) == 1:
             new = ir.node("Gemm", [*product.inputs, residual], product.attributes)
-            return _replace(graph, node, [new], also=product)
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node], also: ir.Node | None = None) -> None:
-    """Put `new` in the place of `old`, output for output, and drop `also`, which only `old` reads."""
-    for node in new:
-        node.metadata_props.update((also or old).metadata_props)  # they say which module it belongs to
-    outputs = [value for node in new for value in node.outputs]
-    removed = [old] if also is None else [old, also]
-    ir.convenience.replace_nodes_and_values(graph, old, removed, new, old.outputs, outputs)
-
-
-def _constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
-    return graph.initializers.get(name) or _initializer(graph, name, np.array(values, dtype=np.int64))
-
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+            return replace(graph, node, [new], also=product)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from nopad.export.errors import ExportError
-from nopad.export.graph.cpu import cpu_attention, rearrange
+from nopad.export.graph.cpu import cpu_attention, rearrange_cpu
 from nopad.export.graph.node_names import node_name
-from nopad.model.attention import graph_attention
+from nopad.export.graph.openvino import openvino_attention, rearrange_openvino
+from nopad.export.graph.stored_weights import depths, store_weights
+from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
+from nopad.runtime.engines.hardware import Precision
 
 # 20 is the first opset with Gelu, 17 with LayerNormalization; ONNX Runtime 1.22+ and TensorRT 10.13+ read it.
 OPSET = 20
@@ -28,6 +31,23 @@ OPSET = 20
 # half the time, in half the memory. (A protobuf could not hold 2 GiB anyway.)
 INLINE_BYTES = 100_000_000
 EXTERNAL_SUFFIX = ".data"
+GraphTarget = Literal["onnx", "cpu", "openvino"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How a target's graph differs from the encoder's code as it stands."""
+
+    attention: AttentionFactory
+    rearrange: Callable[[Any], None] | None = None  # of the traced model, in place
+    any_length: bool = False  # the stream needs no filler
+
+
+_FORMS: dict[GraphTarget, _Form] = {
+    "onnx": _Form(attention=graph_attention),
+    "cpu": _Form(attention=cpu_attention, rearrange=rearrange_cpu, any_length=True),
+    "openvino": _Form(attention=openvino_attention, rearrange=rearrange_openvino, any_length=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +59,36 @@ class Graph:
     inputs: dict[str, list[str]]  # name -> symbolic shape
     outputs: dict[str, list[str]]
     token_multiple: int
+    quantized: tuple[str, ...] = ()  # modules whose products have int8 matrices
+    depths: tuple[int, ...] = ()  # K of these products, [T, K] x [K, N], each once
 
 
-def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Graph:
+def export_graph(
+    encoder: PackedEncoder,
+    path: Path,
+    *,
+    target: GraphTarget = "onnx",
+    store: Precision = "fp32",
+) -> Graph:
     """Write `encoder` (already in its precision) to `path` and check the file.
 
-    `cpu`: in ONNX Runtime's own CPU operators (`nopad.export.graph.cpu`), instead of plain ONNX.
+    `target`: plain ONNX, or arranged for one library: in ONNX Runtime's own CPU operators (`nopad.export.graph.cpu`),
+    or as OpenVINO fuses it (`nopad.export.graph.openvino`).
+    `store`: keep the matrices of an fp32 encoder in this precision (`nopad.export.graph.stored_weights`).
 
     Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`;
     for BERT `token_type_ids[tokens]`; where a prompt is not pooled `prompt_lengths[sequences]`. `tokens` is a multiple
-    of the attention block (with `cpu`, any number).
+    of the attention block (for `cpu` and `openvino`, any number).
     Output: fp32 `logits`.
     Raises `ExportError`.
     """
-    config = encoder.encoder_config
+    config, form = encoder.encoder_config, _FORMS[target]
     block = config.block
-    multiple = 1 if cpu else block
+    multiple = 1 if form.any_length else block
     # Three sequences of different lengths over three blocks: no dimension equals another by chance.
     example = pack([[1] * (block + 6), [1] * 7, [1] * block], multiple=multiple)
-    tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if cpu else block * torch.export.Dim("blocks", max=1 << 20)
+    blocks = torch.export.Dim("blocks", max=1 << 20)
+    tokens = torch.export.Dim("tokens", min=1, max=1 << 26) if form.any_length else block * blocks
     sequences = torch.export.Dim("sequences", min=1, max=1 << 20)
     longest = torch.export.Dim("longest", min=1, max=1 << 20)
     shapes: dict[str, dict[int, Any] | None] = {
@@ -72,16 +103,15 @@ def export_graph(encoder: PackedEncoder, path: Path, *, cpu: bool = False) -> Gr
         shapes.setdefault("token_type_ids", None)  # the parameter before it, BERT or not
         shapes["prompt_lengths"] = {0: sequences}
     arguments = tuple(torch.from_numpy(getattr(example, name)) if name in names else None for name in shapes)
-    default = cpu_attention if cpu else graph_attention
-    attention, encoder.attention = encoder.attention, encoder.attention or default
+    attention, encoder.attention = encoder.attention, encoder.attention or form.attention
     try:
         program = trace(encoder, arguments, list(shapes.values()), names)
     finally:
         encoder.attention = attention
-    if cpu:
-        rearrange(program.model)
+    if form.rearrange is not None:
+        form.rearrange(program.model)
     _name_dimensions(program.model.graph, {str(tokens): "tokens", f"{block}*blocks": "tokens"})
-    return write(program, encoder, path, token_multiple=multiple)
+    return write(program, path, token_multiple=multiple, store=store)
 
 
 def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequence[Any], names: Sequence[str]) -> Any:
@@ -110,11 +140,13 @@ def trace(module: nn.Module, arguments: Sequence[Tensor | None], shapes: Sequenc
     return program
 
 
-def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 1) -> Graph:
-    """Write the program that `trace` made of `module`, and check the file. Raises `ExportError`."""
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
+def write(program: Any, path: Path, *, token_multiple: int = 1, store: Precision = "fp32") -> Graph:
+    """Write the program that `trace` made, its matrices stored in `store`, and check the file. Raises `ExportError`."""
     graph = program.model.graph
     _name_nodes(graph)
+    sums = depths(graph) if store == "int8" else ()
+    quantized = store_weights(graph, store)
+    size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     try:
         program.save(str(path), external_data=size > INLINE_BYTES)
         onnx.checker.check_model(str(path))
@@ -126,6 +158,8 @@ def write(program: Any, module: nn.Module, path: Path, *, token_multiple: int = 
         inputs={value.name or "": _shape(value) for value in graph.inputs},
         outputs={value.name or "": _shape(value) for value in graph.outputs},
         token_multiple=token_multiple,
+        quantized=quantized,
+        depths=sums,
     )
 
 

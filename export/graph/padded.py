@@ -164,4 +164,4 @@ def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
     (logits,) = program.model.graph.outputs
     per_token = config.task in ("token-classification", "fill-mask")
     logits.shape = ir.Shape((*names[: 1 + per_token], logits.shape[-1]))
-    return write(program, encoder, path)
+    return write(program, path)

@@ -113,5 +113,5 @@ def gate_every_file(
 
 def _own_engine(artifact: Artifact) -> str:
     if artifact.target not in ("cpu", "onnx"):
-        return artifact.target
+        return artifact.target  # the engine has its name
     return "onnx-cuda" if artifact.precision == "bf16" else "onnx-cpu"  # whose kernels lack bf16

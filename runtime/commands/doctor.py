@@ -13,6 +13,8 @@ from rich.table import Table
 from nopad.model.packages import COMMAND_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
 from nopad.runtime.console import common_options, emit
 from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.cpu_speeds import speeds_of
+from nopad.runtime.engines.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.onnx_gpu import PROVIDERS
@@ -32,7 +34,7 @@ def run_checks() -> list[Check]:
     """Everything that `doctor` reports. Of the heavy packages, only the tried engine's is imported."""
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
-        Check(name="cpu", ok=True, detail=f"{os.cpu_count()} cores; {_simd()}"),
+        *_cpu(cpu_at_hand()),
     ]
     devices = gpus()
     checks += [_gpu(gpu) for gpu in devices] or [
@@ -45,13 +47,23 @@ def run_checks() -> list[Check]:
     return checks
 
 
-def _simd() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((set(line.split()) for line in file if line.startswith("flags")), set())
-    except OSError:
-        return "instruction sets unknown"
-    return " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags) or "no AVX2"
+def _cpu(cpu: Cpu) -> list[Check]:
+    """The CPU, whether bf16 is for it, and how fast each engine and precision is on its kind."""
+    row = speeds_of(cpu)
+    order = sorted(row.speeds, key=lambda pair: -row.speeds[pair])
+    figures = ", ".join(f"{engine} {precision} {row.speeds[engine, precision]:g}" for engine, precision in order)
+    bf16 = "no instructions for it: fp32 is taken in its place"
+    if cpu.bf16:
+        bf16 = "yes, where a bundle holds it: by --precision bf16 or auto, never unasked"
+    return [
+        Check(name="cpu", ok=True, detail=f"{cpu}; {usable_cores()} of {os.cpu_count()} cores"),
+        Check(name="bf16", ok=True, detail=bf16),
+        Check(
+            name="cpu speeds",
+            ok=True,
+            detail=f"times onnx-cpu in fp32, {row.cpus}: {figures} ({row.source}); nopad tune measures your own",
+        ),
+    ]
 
 
 def _gpu(gpu: Gpu) -> Check:
@@ -86,7 +98,14 @@ def _obstacle(engine: str) -> str | None:
     """Why an engine cannot run here; None if no obstacle is known."""
     need = ENGINES[engine].need
     if lacks := missing(need.modules):
-        return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}"
+        speeds = speeds_of(cpu_at_hand()).speeds
+        precision, best = max(
+            ((precision, speed) for (name, precision), speed in speeds.items() if name == engine),
+            key=lambda figure: figure[1],
+            default=("", 0.0),
+        )
+        gain = f" ({precision}: {best:g} times onnx-cpu in fp32)" if best > 1 else ""
+        return f"lacks {', '.join(lacks)}: {install_hint(need.extra)}{gain}"
     if engine in PROVIDERS:
         import onnxruntime
 

@@ -11,9 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.bundle import Bundle, open_bundle
+from nopad.runtime.atomic import sha256_of
+from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle
 from nopad.runtime.console import common_options, emit, figure
 from nopad.runtime.manifest import Artifact, to_json
+from nopad.runtime.tune_file import Tuned, read_entries
 
 
 @click.command()
@@ -24,7 +26,8 @@ def inspect(bundle: str | None, no_verify: bool, as_json: bool, quiet: bool) -> 
     """Show what BUNDLE holds and how it was verified (without one: the embedded default)."""
     opened = open_bundle(bundle, verify=not no_verify)
     if as_json:
-        emit({"path": str(opened.path), **json.loads(to_json(opened.manifest))})
+        tuning = [dataclasses.asdict(entry) for entry in read_entries(opened)]
+        emit({"path": str(opened.path), **json.loads(to_json(opened.manifest)), "tuning": tuning})
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_overview(opened, checked=not no_verify))
@@ -66,7 +69,19 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
     )
     if manifest.evaluation:
         table.add_row("evaluation", _figures(manifest.evaluation))
+    for entry in read_entries(bundle):
+        table.add_row("tuned", _tuned(entry, bundle))
     return table
+
+
+def _tuned(entry: Tuned, bundle: Bundle) -> str:
+    cores = f"{entry.cores} core{'s' if entry.cores > 1 else ''}"
+    threads = f", {entry.threads} thread{'s' if entry.threads > 1 else ''}" if entry.threads else ""
+    stale = "" if entry.manifest == sha256_of(bundle.path / MANIFEST) else "; the bundle has changed since"
+    return (
+        f"{entry.cpu}, {cores}: {entry.engine} {entry.precision} ({entry.file}), micro-batches of "
+        f"{entry.token_budget} tokens{threads}: {entry.tokens_per_second:,.0f} tokens/s, {entry.date}{stale}"
+    )
 
 
 def _figures(values: Mapping[str, Any]) -> str:

@@ -54,7 +54,10 @@ _DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name",
     default="auto",
     help=f"Engine to run on, or several in order, comma-separated: auto, {', '.join(ENGINES)}.",
 )
-@click.option("--precision", help="Only files of this precision. [default: what suits the engine]")
+@click.option(
+    "--precision",
+    help="Only files of this precision; auto: the fastest that is verified. [default: on a CPU the most exact]",
+)
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the best K labels (or tokens, for fill-mask).")
 @click.option(
     "--truncation",
@@ -158,7 +161,8 @@ def _say_if_degraded(model: Model, console: Console) -> None:
     for engine in status.engines if status.degraded else ():
         if engine.failures:
             console.print(
-                f"engine {engine.name} failed on {engine.failures} batches, another answered: {engine.reason}"
+                f"engine {engine.name} ({engine.precision}) failed on {engine.failures} batches, another answered: "
+                f"{engine.reason}"
             )
 
 

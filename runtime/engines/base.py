@@ -24,6 +24,7 @@ class EngineOptions:
 
     threads: int | None = None  # None: the engine library's own choice
     pad_token_id: int = 0
+    cache_folder: Path | None = None  # where OpenVINO keeps what it compiles; None: it compiles at every load
     allow_host_code: bool = False  # run the native code that a version-compatible TensorRT engine carries
 
 
@@ -66,7 +67,7 @@ class EngineEntry:
     cpu: bool = False  # whether it computes on a CPU where there is no GPU
 
 
-# In the order in which `auto` tries them on a GPU without FlashAttention-2 (`selection.engine_order`), onnx-cpu last.
+# Those for GPUs in the order in which `auto` tries them without FlashAttention-2 (`selection.engine_order`).
 ENGINES: dict[str, EngineEntry] = {
     "tensorrt": EngineEntry(
         factory="nopad.runtime.engines.tensorrt:TensorRTEngine",
@@ -92,6 +93,13 @@ ENGINES: dict[str, EngineEntry] = {
         factory="nopad.runtime.engines.torch:TorchEngine",
         targets=("torch",),
         need=Need(modules=("torch", "safetensors"), extra="export"),
+        cpu=True,
+    ),
+    "openvino": EngineEntry(
+        factory="nopad.runtime.engines.openvino:OpenVinoEngine",
+        targets=("openvino", "onnx"),
+        need=Need(modules=("openvino",), extra="openvino"),
+        gpu=False,
         cpu=True,
     ),
     "onnx-cpu": EngineEntry(

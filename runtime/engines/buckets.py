@@ -31,8 +31,19 @@ def fill_bucket(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: in
     pad_index = np.pad(batch.pad_index, ((0, rows), (0, columns)), constant_values=-1)
     pad_index[sequences:, 0] = 0
 
+    return dataclasses.replace(
+        fill_stream(batch, tokens, filler_id),
+        pad_index=pad_index,
+        prompt_lengths=np.pad(batch.prompt_lengths, (0, rows)),
+    )
+
+
+def fill_stream(batch: PackedBatch, tokens: int, filler_id: int) -> PackedBatch:
+    """`batch` with as much filler at the end of its stream as makes `tokens` in all."""
+
     def stream(values: IntArray, filler: int) -> IntArray:
-        return np.pad(values, (0, tokens - len(values)), constant_values=filler)
+        real = values[: batch.num_tokens]
+        return np.pad(real, (0, tokens - len(real)), constant_values=filler)
 
     return dataclasses.replace(
         batch,
@@ -40,6 +51,4 @@ def fill_bucket(batch: PackedBatch, profile: ShapeProfile, *, token_multiple: in
         token_type_ids=stream(batch.token_type_ids, 0),
         position_ids=stream(batch.position_ids, 0),
         sequence_ids=stream(batch.sequence_ids, -1),
-        pad_index=pad_index,
-        prompt_lengths=np.pad(batch.prompt_lengths, (0, rows)),
     )

@@ -23,7 +23,7 @@ from nopad.runtime.engines.base import Engine
 from nopad.runtime.errors import EngineError, EnvironmentProblem, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import AnsweredBy, FloatArray
 
 FAILURES = 3
 RETRY_SECONDS = 30.0
@@ -39,6 +39,9 @@ class Candidate:
     artifact: Artifact
     open: Callable[[], Engine]
 
+    def __str__(self) -> str:
+        return f"engine {self.name} ({self.artifact.precision})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
@@ -46,6 +49,7 @@ class EngineStatus:
 
     name: str
     file: str
+    precision: str  # of the file
     state: State  # ready; waiting: opened when needed; resting after failures; refused: cannot run here
     batches: int  # answered
     failures: int  # batches that it failed on
@@ -63,10 +67,10 @@ class ChainStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Logits as the engine returned them, and its name."""
+    """Logits as the engine returned them, and whose they are."""
 
     logits: FloatArray
-    engine: str
+    by: AnsweredBy
 
 
 class _RestingError(EngineError):
@@ -167,7 +171,7 @@ class EngineChain:
                     link.in_a_row = 0
                 if link is not self._chosen:
                     self._degraded = True
-                return Answer(logits=logits, engine=engine.name)
+                return Answer(logits=logits, by=AnsweredBy(engine.name, link.candidate.artifact.precision))
         if len(causes) == 1:
             raise causes[0]
         reasons = "; ".join(str(cause) for cause in causes)
@@ -196,6 +200,7 @@ class EngineChain:
             return EngineStatus(
                 name=link.candidate.name,
                 file=link.candidate.artifact.file,
+                precision=link.candidate.artifact.precision,
                 state=state,
                 batches=link.batches,
                 failures=link.failures,
@@ -274,7 +279,7 @@ class EngineChain:
                 return
             link.reason = str(error)
             link.in_a_row += 1
-            log.warning("engine %s failed on a batch, the next engine answers it: %s", link.candidate.name, error)
+            log.warning("%s failed on a batch, the next engine answers it: %s", link.candidate, error)
             others = any(not other.refused for other in self._links if other is not link)
             if link.in_a_row >= self._failures and others:
                 link.rests_until = self._clock() + self._retry_seconds

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]  # of an artifact; `nopad.export.graph.precision` defines each
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the most exact first
 Attention = Literal["flash", "sdpa"]
 
 

@@ -1,4 +1,4 @@
-"""What the ONNX Runtime engines share: the library, settings, sessions, and running packed and padded graphs.
+"""What the ONNX Runtime engines share: the library, settings, sessions, and running graphs.
 
 Knows no execution provider: `onnx_cpu` and `onnx_gpu` choose theirs.
 """
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from nopad.model.packages import install_hint
-from nopad.model.packing import IntArray, PackedBatch, to_padded
+from nopad.model.packing import PackedBatch
 from nopad.runtime.batching import CPU_TOKENS
 from nopad.runtime.engines.base import ENGINES, EngineOptions
+from nopad.runtime.engines.feeds import graph_inputs, on_stream
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
@@ -74,8 +75,7 @@ class OnnxEngine:
         self._input_names = [node.name for node in session.get_inputs()]
         if sorted(self._input_names) != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {self._input_names}, the manifest says {sorted(artifact.inputs)}")
-        self._padded = artifact.layout == "padded"
-        self._filler = artifact.token_multiple > 1
+        self._artifact = artifact
         self.threads: int | None = int(session.get_session_options().intra_op_num_threads) or None  # 0: its own choice
         self._pad_token_id = options.pad_token_id
 
@@ -84,37 +84,13 @@ class OnnxEngine:
         session = self._session
         if session is None:
             raise EngineError(f"engine {self.name} is closed")
-        feeds = _padded_feeds(batch, self._pad_token_id) if self._padded else self._packed_feeds(batch)
+        feeds = graph_inputs(batch, self._artifact, self._pad_token_id)
         try:
             logits = session.run(None, {name: feeds[name] for name in self._input_names})[0]
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {batch.num_tokens} tokens: {error}") from None
-        logits = np.asarray(logits, dtype=np.float32)
-        if self._padded and logits.ndim == 3:
-            stream = np.zeros((len(batch.input_ids), logits.shape[-1]), dtype=np.float32)
-            real = batch.pad_index >= 0
-            stream[batch.pad_index[real]] = logits[real]
-            return stream
-        return logits
-
-    def _packed_feeds(self, batch: PackedBatch) -> dict[str, IntArray]:
-        end = None if self._filler else batch.num_tokens  # cut filler that another engine of the chain needs
-        stream = ("input_ids", "token_type_ids", "position_ids", "sequence_ids")
-        rows = {"pad_index": batch.pad_index, "prompt_lengths": batch.prompt_lengths}
-        return {**{name: getattr(batch, name)[:end] for name in stream}, **rows}
+        return on_stream(np.asarray(logits, dtype=np.float32), batch, self._artifact)
 
     def close(self) -> None:
         """Drop the session."""
         self._session = None
-
-
-def _padded_feeds(batch: PackedBatch, pad_token_id: int) -> dict[str, IntArray]:
-    input_ids, attention_mask, token_type_ids = to_padded(batch, pad_token_id)
-    position_ids = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "prompt_lengths": batch.prompt_lengths,
-    }

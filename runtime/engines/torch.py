@@ -1,13 +1,15 @@
 """The encoder in PyTorch: FlashAttention-2 over the packed stream on Ampere and newer, blockwise SDPA elsewhere.
 
-The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU every
-weight keeps the type in which it is stored, so that the file carries the precision policy; on a CPU all run in fp32.
+The artifact is a checkpoint folder inside the bundle (`torch/config.json`, `torch/model.safetensors`). On a GPU, and in
+bf16 on a CPU with its instructions, every weight keeps the type in which it is stored, so that the file carries the
+precision policy; otherwise a CPU computes in fp32, and the engine says so.
 The key `nopad` of `config.json` holds what transformers' own keys cannot say: the task, and how to pool embeddings.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch
 from nopad.runtime.batching import CPU_TOKENS, GPU_TOKENS
 from nopad.runtime.engines.base import ENGINES, EngineOptions
+from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
@@ -27,12 +30,13 @@ from nopad.runtime.types import FloatArray
 
 _INPUTS = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids", "prompt_lengths")
 _PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+log = logging.getLogger("nopad")
 
 
 class TorchEngine:
     """The packed encoder in evaluation mode, on the first GPU or the CPU. Forward passes share no mutable state.
 
-    `threads` is PyTorch's setting for the whole process.
+    `threads` is PyTorch's setting for the whole process; one that was asked for is restored before a batch.
     """
 
     name = "torch"
@@ -49,8 +53,8 @@ class TorchEngine:
         from nopad.model.checkpoint.load import load_checkpoint
 
         torch = self._torch
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        self._asked_threads = options.threads
+        self._set_threads()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.token_budget = GPU_TOKENS if self._device.type == "cuda" else CPU_TOKENS
         if self._device.type == "cuda":
@@ -68,7 +72,7 @@ class TorchEngine:
                 f"{artifact.token_multiple}"
             )
         try:
-            if self._device.type == "cuda":
+            if self._device.type == "cuda" or _computes(artifact.precision):
                 cast_as(encoder, stored)
             self._encoder: Any = encoder.to(self._device).requires_grad_(False)
         except torch.OutOfMemoryError as error:
@@ -87,6 +91,7 @@ class TorchEngine:
         encoder, torch = self._encoder, self._torch
         if encoder is None:
             raise EngineError("engine torch is closed")
+        self._set_threads()
         try:
             with torch.inference_mode():
                 inputs = {name: torch.from_numpy(getattr(batch, name)).to(self._device) for name in _INPUTS}
@@ -96,6 +101,10 @@ class TorchEngine:
             raise EngineError(f"the GPU ran out of memory on {batch.num_tokens} tokens: {error}") from None
         except Exception as error:
             raise EngineError(f"PyTorch failed on {batch.num_tokens} tokens: {error}") from None
+
+    def _set_threads(self) -> None:
+        if self._asked_threads is not None and self._asked_threads != self._torch.get_num_threads():
+            self._torch.set_num_threads(self._asked_threads)
 
     def close(self) -> None:
         """Drop the weights, and release the GPU's memory."""
@@ -117,6 +126,16 @@ def cast_as(encoder: Any, types: Mapping[str, Any]) -> None:
     for name, parameter in encoder.named_parameters():
         if name in types:
             parameter.data = parameter.data.to(types[name])
+
+
+def _computes(precision: str) -> bool:
+    """Whether this CPU computes in `precision`; says so where it takes fp32 instead."""
+    if precision == "bf16" and cpu_at_hand().bf16:
+        return True
+    if precision != "fp32":
+        reason = f"this CPU has no bf16 instructions, {cpu_at_hand()}" if precision == "bf16" else "a CPU has no fp16"
+        log.warning("engine torch computes a file in %s in fp32: %s", precision, reason)
+    return False
 
 
 def _require_precision(precision: str, sm: str) -> None:

@@ -36,6 +36,11 @@ def rtx(*archs: str) -> tuple[EngineJob, ...]:
         ("cpu", "int8", [], None, Jobs(cpu=("int8",), graphs=(), torch=None, engines=(), skipped=())),
         ("cpu", ("fp32", "int8"), [], None,
          Jobs(cpu=("fp32", "int8"), graphs=(), torch=None, engines=(), skipped=())),
+        ("cpu", ("fp32", "bf16", "int8"), [], None,
+         Jobs(cpu=("fp32", "int8"), openvino=("bf16",), graphs=(), torch=None, engines=(), skipped=())),
+        ("openvino", None, [], None, Jobs(openvino=("fp32",), graphs=(), torch=None, engines=(), skipped=())),
+        ("openvino", ("bf16", "int8"), [], None,
+         Jobs(openvino=("bf16", "int8"), graphs=(), torch=None, engines=(), skipped=())),
         ("onnx", None, [], None, Jobs(graphs=("fp32",), torch=None, engines=(), skipped=())),
         ("onnx", "fp16", [], "sm75", Jobs(graphs=("fp16",), torch=None, engines=(), skipped=())),
         ("torch", None, [], None, Jobs(cpu=("fp32",), graphs=(), torch="fp16", engines=(), skipped=())),
@@ -63,8 +68,10 @@ def test_jobs(target: Any, precision: Any, archs: list[str], sm: str | None, job
         ("tensorrt-rtx", None, ["sm61"], None, UsageError, "sm61 is unknown; nopad knows sm75"),
         ("tensorrt", None, [], None, EnvironmentProblem, "needs the GPU that it builds for.*tensorrt-rtx builds"),
         ("tensorrt", None, ["sm86"], "sm89", UsageError, "builds for the GPU at hand, sm89, alone"),
-        ("onnx", "int8", [], None, UsageError, "int8 is for --target cpu, tensorrt and tensorrt-rtx"),
-        ("cpu", "fp16", [], None, UsageError, "fp16 is for GPUs.*--target onnx writes it"),
+        ("onnx", "int8", [], None, UsageError, "int8 is for --target cpu, openvino, tensorrt and tensorrt-rtx"),
+        ("cpu", "fp16", [], None, UsageError, "fp16 is for GPUs.*--target onnx writes it.*on CPUs is bf16"),
+        ("openvino", ("fp32", "fp16"), [], None, UsageError, "fp16 is for GPUs"),
+        ("openvino", ("bf16", "bf16"), [], None, UsageError, "different ones of --target cpu, openvino or onnx"),
         ("cpu", ("int8", "int8"), [], None, UsageError, "name one, or different ones"),
         ("tensorrt-rtx", ("fp16", "int8"), [], None, UsageError, "name one, or different ones"),
         ("cpu", None, ["sm75"], None, UsageError, "--arch is for engines"),
@@ -93,6 +100,17 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.parametrize(("target", "precision"), [("openvino", None), ("cpu", ("fp32", "bf16"))])
+def test_a_graph_for_openvino_is_gated_by_it_so_it_must_be_here(
+    target: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = r"--target \w+( --precision bf16)? needs OpenVINO: pip install 'nopad\[openvino\]'"
+    with pytest.raises(EnvironmentProblem, match=words):
+        plan_jobs(target, precision, [], sm=no_gpu)
+    assert plan_jobs("cpu", ("fp32", "int8"), [], sm=no_gpu).openvino == ()
+
+
 def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
     jobs = plan_jobs("all", None, [], sm=no_gpu)
     assert jobs.engines == rtx(*RTX_ARCHS)
@@ -104,7 +122,7 @@ def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
     assert any("fp32 on sm75" in reason for reason in wide.skipped)
 
 
-@pytest.mark.parametrize(("target", "archs"), [("cpu", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])])
+@pytest.mark.parametrize(("target", "archs"), [("cpu", []), ("openvino", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])])
 def test_a_target_for_which_the_gpu_at_hand_decides_nothing_does_not_ask_for_it(target: Any, archs: list[str]) -> None:
     def ask() -> str:
         raise AssertionError("asked for the GPU")

@@ -19,7 +19,9 @@ from nopad.export.parity.accuracy import equal_rows, evaluate
 from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, softmax
 from nopad.runtime import decode
 from nopad.runtime.tokenizer import Tokens
+from nopad.runtime.types import AnsweredBy
 
+FAKE = AnsweredBy("fake", "fp32")
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 NAMES = ("a", "b", "c")
 TOKENS = Tokens(text="a", input_ids=[1], token_type_ids=[0], tokens=1, offsets=[(0, 1)], special=[0], pieces=["a"])
@@ -161,7 +163,7 @@ def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: 
 
 
 def answers_of(head: Head, logits: Logits) -> list[decode.Prediction]:
-    return [decode.prediction(row, TOKENS, head, "fake", None, False) for row in logits]
+    return [decode.prediction(row, TOKENS, head, FAKE, None, False) for row in logits]
 
 
 CALIBRATED: list[dict[str, Any]] = [

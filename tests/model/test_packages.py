@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from repository import ROOT
 
+from nopad.bench.subjects.competitors import COMPETITORS
 from nopad.bench.subjects.runners import RUNNERS
 from nopad.model.packages import (
     COMMAND_NEEDS,
@@ -61,7 +62,8 @@ def test_an_extra_brings_all_that_is_needed(name: str, need: Need) -> None:
 
 def test_the_needs_are_those_of_what_there_is() -> None:
     assert set(COMMAND_NEEDS) < set(COMMANDS)
-    assert set(COMPETITOR_NEEDS) == set(RUNNERS) - {"nopad"}
+    assert set(COMPETITOR_NEEDS) == {competitor.need for competitor in COMPETITORS.values()}
+    assert {competitor.runner for competitor in COMPETITORS.values()} == set(RUNNERS) - {"nopad"}
 
 
 def test_no_other_file_spells_out_what_to_install() -> None:

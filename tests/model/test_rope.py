@@ -163,9 +163,9 @@ def test_a_checkpoint_keeps_its_rope(name: str) -> None:
 
 @needs_5
 @pytest.mark.slow
-@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "onnx"])
+@pytest.mark.parametrize("target", ["cpu", "openvino", "onnx"])
 @pytest.mark.parametrize("name", ["longrope", "yarn", "llama3", "proportional"])
-def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
+def test_every_graph_carries_it(name: str, target: Any, tmp_path: Path) -> None:
     import onnxruntime
 
     from nopad.export.graph.onnx import export_graph
@@ -175,7 +175,7 @@ def test_both_graphs_carry_it(name: str, cpu: bool, tmp_path: Path) -> None:
     made = make_reference(
         Case(name=name, architecture="modernbert", task="text-classification", config=config), tmp_path
     )
-    graph = export_graph(made.encoder(), tmp_path / "model.onnx", cpu=cpu)
+    graph = export_graph(made.encoder(), tmp_path / "model.onnx", target=target)
     session = onnxruntime.InferenceSession(str(graph.file), providers=["CPUExecutionProvider"])
     for lengths in ([600, 129, 1, 256, 257], [400], [5, 200]):  # on both sides of longrope's 256 tokens
         rows = [token_ids(length) for length in lengths]

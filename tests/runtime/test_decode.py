@@ -16,7 +16,9 @@ from nopad.model.head import Head
 from nopad.runtime import decode, load
 from nopad.runtime.errors import UsageError
 from nopad.runtime.tokenizer import Tokens
+from nopad.runtime.types import AnsweredBy
 
+FAKE = AnsweredBy("fake", "fp32")
 Folders = Callable[[str], Path]
 TEXTS = list(SAMPLES)
 
@@ -135,7 +137,7 @@ def test_entities_follow_iob2() -> None:
         special=[1, *[0] * 7, 1],
         pieces=["[CLS]", *(text[a:b] for a, b in words), "[SEP]"],
     )
-    answer = decode.tagging(logits, tokens, Head(task="token-classification", labels=labels), "fake", False)
+    answer = decode.tagging(logits, tokens, Head(task="token-classification", labels=labels), FAKE, False)
     assert [(e.label, e.text) for e in answer.entities] == [
         ("PER", "Ada Lovelace"),
         ("PER", "Bob"),

@@ -20,7 +20,9 @@ from nopad.runtime.entities import Tag, entities, read_tags
 from nopad.runtime.errors import TextError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.tokenizer import open_encoder
+from nopad.runtime.types import AnsweredBy
 
+FAKE = AnsweredBy("fake", "fp32")
 TEXT = "Ada Lovelace met Bob in New York City"
 WORDS = [(0, 3), (4, 12), (13, 16), (17, 20), (21, 23), (24, 27), (28, 32), (33, 37)]
 
@@ -174,7 +176,7 @@ def test_entities_keep_to_the_characters_of_the_text(kind: str, tmp_path: Path) 
             assert not text.strip()
             return
         logits = np.random.default_rng(seed).normal(size=(tokens.used, len(LABELS))).astype(np.float32)
-        answer = decode.tagging(logits, tokens, manifest.head, "fake", False)
+        answer = decode.tagging(logits, tokens, manifest.head, FAKE, False)
         want = reference(kind)(text, return_offsets_mapping=True, truncation=True, max_length=64)["offset_mapping"]
         edges = {edge for pair in want for edge in pair}
         end = 0
@@ -202,7 +204,7 @@ def test_every_split_of_a_text_is_found_where_it_stands(tmp_path: Path) -> None:
         start = text.index("Alice")
         inside = [start - 1 <= a and b <= start + 5 and a < b for a, b in tokens.offsets]
         logits = np.array([[0.0, 9.0] if tagged else [9.0, 0.0] for tagged in inside], dtype=np.float32)
-        (found,) = decode.tagging(logits, tokens, manifest.head, "fake", False).entities
+        (found,) = decode.tagging(logits, tokens, manifest.head, FAKE, False).entities
         assert (found.start, found.end, found.text) == (start, start + 5, "Alice")
 
 
@@ -213,7 +215,7 @@ def test_a_character_of_several_tokens_belongs_to_one_entity(tmp_path: Path) -> 
     labels = ("O", "A", "B")
     manifest = Manifest(task="token-classification", max_length=16, artifacts=(), files={}, labels=labels)
     logits = np.eye(3, dtype=np.float32)[[0, 1, *[2] * (tokens.used - 3), 0]] * 9
-    (found,) = decode.tagging(logits, tokens, manifest.head, "fake", False).entities
+    (found,) = decode.tagging(logits, tokens, manifest.head, FAKE, False).entities
     assert (found.label, found.start, found.end) == ("A", 0, 1)
 
 
@@ -224,4 +226,4 @@ def test_a_pair_is_no_text_to_tag(tmp_path: Path) -> None:
     assert not isinstance(tokens, TextError)
     manifest = Manifest(task="token-classification", max_length=16, artifacts=(), files={}, labels=("O", "PER"))
     with pytest.raises(TextError, match="pair"):
-        decode.tagging(np.zeros((tokens.used, 2), dtype=np.float32), tokens, manifest.head, "fake", False)
+        decode.tagging(np.zeros((tokens.used, 2), dtype=np.float32), tokens, manifest.head, FAKE, False)

@@ -22,7 +22,7 @@ from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import EngineError, TextError, UsageError
 from nopad.runtime.inference import Inference
 from nopad.runtime.tokenizer import Tokens, open_bundle_encoder
-from nopad.runtime.types import FloatArray, Text
+from nopad.runtime.types import AnsweredBy, FloatArray, Text
 
 NAME = "modernbert-single-mean"
 POOL = [*SAMPLES, "x", " ".join(SAMPLES), "again and " * 150, ""]
@@ -59,9 +59,9 @@ def test_the_steps_taken_by_hand_give_what_the_model_answers(
     good = [tokens for tokens in inference.encode(texts) if isinstance(tokens, Tokens)]
     by_hand: dict[int, Prediction] = {}
     for batch in inference.planner.plan([tokens.used for tokens in good]):
-        logits, engine = inference.run([good[i] for i in batch])
-        assert engine == "onnx-cpu"
-        by_hand |= {i: decoder(row, good[i], engine) for i, row in zip(batch, logits, strict=True)}
+        logits, by = inference.run([good[i] for i in batch])
+        assert by == AnsweredBy("onnx-cpu", "fp32")
+        by_hand |= {i: decoder(row, good[i], by) for i, row in zip(batch, logits, strict=True)}
     with load(bundle(NAME), engine="onnx-cpu", threads=1) as model:
         answers = model.predict(texts, return_logits=True, on_error="return")
     assert [isinstance(answer, Failure) for answer in answers] == [text == "" for text in texts]
@@ -87,7 +87,7 @@ def test_a_window_is_encoded_and_another_decoded_while_a_batch_runs(bundle: Bund
         try:
             assert running.wait(60)
             (other,) = tokens_of(inference, "the next window's text")
-            answer = inference.decoder()(np.array([1, 3, 2], dtype=np.float32), first, "fake")
+            answer = inference.decoder()(np.array([1, 3, 2], dtype=np.float32), first, AnsweredBy("fake", "fp32"))
             assert not batch.done() and other.used > 2 and answer.label == inference.manifest.labels[1]
         finally:
             done.set()
@@ -138,19 +138,19 @@ def test_a_batch_that_fails_can_be_halved_until_the_bad_text_is_alone(bundle: Bu
 def test_the_decoder_is_the_tasks(name: str, kind: type, width: int | None, bundle: Bundles) -> None:
     inference = open_inference(bundle(name))
     short, long = tokens_of(inference, "a [MASK] film", "a [MASK] film of many more words")
-    logits, engine = inference.run([short, long])
+    logits, by = inference.run([short, long])
     if width is None:  # a row for each token, and no filler's
         assert [len(rows) for rows in logits] == [short.used, long.used]
     else:
         assert [row.shape for row in logits] == [(width,)] * 2
-    answers = [inference.decoder()(row, text, engine) for row, text in zip(logits, (short, long), strict=True)]
+    answers = [inference.decoder()(row, text, by) for row, text in zip(logits, (short, long), strict=True)]
     assert all(isinstance(answer, kind) for answer in answers)
     assert [answer.tokens_used for answer in answers] == [short.used, long.used]
     if kind is MaskFill:
         assert [len(mask) for answer in answers for mask in answer.masks] == [5, 5]
         (without,) = tokens_of(inference, "a film")
         with pytest.raises(TextError, match=r"no \[MASK\] to fill"):
-            inference.decoder(top_k=2)(logits[0], without, engine)
+            inference.decoder(top_k=2)(logits[0], without, by)
     inference.close()
 
 

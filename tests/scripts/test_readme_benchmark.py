@@ -42,34 +42,62 @@ def test_the_block_is_replaced_and_nothing_else(script: ModuleType, tmp_path: Pa
     assert text.endswith("<!-- benchmark:end -->\nafter\n")
     assert "old" not in text
     assert script.update(results, readme, check=True) is True
-    readme.write_text(text.replace("5.06×", "5.60×"))
+    assert "**" in text
+    readme.write_text(text.replace("**", "**1", 1))
     assert script.update(results, readme, check=True) is False
 
 
-def test_rows_are_workloads_and_columns_the_subjects_of_one_model(script: ModuleType) -> None:
+def test_rows_are_workloads_and_columns_are_precisions_and_the_best_peer(script: ModuleType) -> None:
     report = sample_report()
     head, _, *body = rows(script.block(report))
-    # hf-fa2 was not measured at all, and BERT is another model.
-    assert head[1:] == ["nopad-fp32", "nopad-int8", "hf-sdpa (reference)", "hf-eager", "optimum", "openvino"]
+    assert head[1:] == ["nopad fp32", "nopad int8", "best peer"]  # no peer was measured in another precision
     assert [row[0] for row in body] == [workload.name for workload in report.workloads]
     assert all(len(row) == len(head) for row in body)
-    assert body[-1][-1] == "failed" and body[-1][-2] == "out of memory"
+    # hf-sdpa alone reached the last one; BERT is faster, but another model.
+    assert body[0][-1].endswith("<br>openvino") and body[-1][-1].endswith("<br>hf-sdpa")
 
 
-def test_a_cell_has_throughput_ratio_and_unequal_labels(script: ModuleType) -> None:
-    report = sample_report()
-    report = replace(
+def timed(report: Report, **seconds: float) -> Report:
+    """The report with 3,000 tokens in each workload, answered in these seconds, or in 6."""
+    return replace(
         report,
         workloads=tuple(replace(one, tokens=3000) for one in report.workloads),
         cells=tuple(
-            replace(one, seconds=(1.5,) * 14 if one.subject == "nopad-int8" else (6.0,) * 14) if one.seconds else one
+            replace(one, seconds=(seconds.get(one.subject.replace("-", "_"), 6.0),) * 14) if one.seconds else one
             for one in report.cells
         ),
     )
-    _, _, first, *_ = rows(script.block(report))
-    assert first[1] == "**500**<br>1.00× (1.00 to 1.00)"
-    assert first[2] == "**2,000**<br>4.00× (4.00 to 4.00)<br>99.7 % equal labels"
-    assert first[3] == "**500**"
+
+
+def test_fp32_is_held_to_the_best_fp32_peer_and_the_others_to_the_best_of_any_precision(script: ModuleType) -> None:
+    report = sample_report()
+    subjects = tuple(replace(one, precision="bf16") if one.name == "openvino" else one for one in report.subjects)
+    report = timed(replace(report, subjects=subjects), nopad_fp32=3.0, nopad_int8=1.5, openvino=2.0, optimum=5.0)
+    head, _, first, *_ = rows(script.block(report))
+    assert head[1:] == ["nopad fp32", "best fp32 peer", "nopad int8", "best peer, any precision"]
+    assert first[1:3] == ["**1,000**<br>1.67× (1.67 to 1.67)", "**600**<br>optimum"]
+    assert first[3] == "**2,000**<br>1.33× (1.33 to 1.33)<br>99.7 % equal labels"
+    assert first[4] == "**1,500**<br>openvino"
+
+
+def test_of_several_engines_in_a_precision_the_fastest_stands_there_with_its_name(script: ModuleType) -> None:
+    report = sample_report()
+    subjects = tuple(replace(one, precision="fp32") if one.name == "nopad-int8" else one for one in report.subjects)
+    report = timed(replace(report, subjects=subjects), nopad_fp32=3.0, nopad_int8=1.5)
+    head, _, first, *_ = rows(script.block(report))
+    assert head[1:] == ["nopad fp32", "best peer"] and "<br>nopad-int8<br>" in first[1]
+
+
+def test_what_nopad_could_not_run_says_why(script: ModuleType) -> None:
+    report = sample_report()
+    cells = tuple(
+        replace(one, status="failed", seconds=(), rounds=())
+        if (one.subject, one.workload) == ("nopad-int8", "1x8192")
+        else one
+        for one in report.cells
+    )
+    *_, last = rows(script.block(replace(report, cells=cells)))
+    assert last[2] == "failed"
 
 
 def test_what_was_measured_where_is_said_below(script: ModuleType) -> None:

@@ -25,7 +25,7 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 Report = dict[str, Any]
-TARGETS = ("cpu", "onnx")
+TARGETS = ("cpu", "openvino", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def export_with(fault: Fault, folder: Path, options: dict[str, Any], output: Pat
     wrong.load_state_dict(true.encoder.state_dict())
     fault.weights(wrong)
     output.mkdir()
-    graph: dict[str, Any] = {"cpu": ["fp32"]} if target == "cpu" else {"cpu": [], "graphs": ["fp32"]}
+    graph: dict[str, Any] = {"cpu": [], "graphs" if target == "onnx" else target: ["fp32"]}
     manifest = write_bundle(dataclasses.replace(true, encoder=wrong), output, **graph).manifest
     assert [artifact.target for artifact in manifest.artifacts] == [target]
     fault.files(output)

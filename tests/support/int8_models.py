@@ -44,7 +44,9 @@ def graphs(folders: pytest.TempPathFactory, checkpoint: Graphs, *, precision: st
             folder = DEFAULT_CHECKPOINT if name == "embedded" else checkpoint(name)
             load = {} if name == "embedded" else CASES[name].load
             paths[name] = folders.mktemp(name) / f"{precision}.onnx"
-            export_graph(cast(load_checkpoint(folder, **load).encoder, precision), paths[name], cpu=cpu)
+            export_graph(
+                cast(load_checkpoint(folder, **load).encoder, precision), paths[name], target="cpu" if cpu else "onnx"
+            )
         return paths[name]
 
     return get

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from nopad.bench.schema import Cell, Noise, Report, Subject, Workload
+from nopad.bench.schema import Cell, Noise, Peak, Report, Subject, Workload
 
 
 def subject(name: str, **fields: Any) -> Subject:
@@ -80,7 +80,11 @@ def full_report() -> Report:
     fields: dict[str, Any] = {
         "subjects": (*small.subjects, subject("hf-eager"), subject("hf-fa2", status="missing", note="no | GPU")),
         "cells": (*small.cells, lost),
-        "workloads": (workload(limit_tokens_per_second=300.0),),
+        "workloads": (workload(limits={"fp32": 300.0, "bf16": 900.0}),),
+        "peaks": (
+            Peak(precision="fp32", library="torch", flops=1e11),
+            Peak(precision="bf16", library="torch", flops=3e11),
+        ),
         "extra": {"of_a_newer_nopad": [1, {"a": None}]},
         "forecasts": ({"gpu": "t4", "forecast": True},),
     }

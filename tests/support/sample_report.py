@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from nopad.bench.schema import Cell, Noise, Report, Subject, Workload
+from nopad.bench.schema import Cell, Noise, Peak, Report, Subject, Workload
 
 GB = 10**9
 # name, kind, texts, tokens, padded, longest, source, batch, limit, share of labels that int8 keeps
@@ -43,7 +43,7 @@ def sample_report() -> Report:
             longest=longest,
             source=source,
             batch=batch,
-            limit_tokens_per_second=limit,
+            limits={"fp32": limit, "int8": 4 * limit},
         )
         for name, kind, texts, tokens, padded, longest, source, batch, limit in WORKLOADS
     )
@@ -66,6 +66,10 @@ def sample_report() -> Report:
             "isa": "avx2 fma",
         },
         versions={"nopad": "0.1.0", "onnxruntime": "1.32.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        peaks=(
+            Peak(precision="fp32", library="onnxruntime", flops=172e9),
+            Peak(precision="int8", library="torch", flops=688e9),
+        ),
         noise=Noise(
             probe_seconds=tuple(0.0136 * chance.uniform(0.99, 1.03) for _ in range(56)),
             peak_flops=172e9,

@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["-w", "imdb"], 2, "unknown workload 'imdb'; there are sst2-64"),
-        (["--against", "tei"], 2, "unknown competitor 'tei'; there are hf-sdpa, hf-eager"),
+        (["--against", "tei"], 2, "unknown competitor 'tei'; there are hf-sdpa, hf-sdpa-bf16"),
         (["--against", "none,hf-sdpa"], 2, "stands alone"),
         (["--engine", "cuda"], 2, "unknown engine 'cuda'; this nopad has tensorrt"),
         (["--precision", "int8"], 2, "it holds cpu fp32"),

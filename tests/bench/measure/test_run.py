@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,8 @@ def measured(
     monkeypatch.setattr("nopad.bench.measure.turns.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.turns.TURN_SECONDS", 0.0)
     monkeypatch.setattr("nopad.bench.measure.probe.REPEATS", 1)
+    libraries = {"numpy": lambda: time.sleep(0.002), "torch": lambda: time.sleep(0.001)}
+    monkeypatch.setattr("nopad.bench.measure.probe.products", lambda threads: {"fp32": libraries})
     plans = [
         SubjectPlan(
             subject=subject(name, status="not run"),
@@ -87,9 +90,8 @@ def test_everyone_takes_a_turn_in_every_round(workload: Texts, monkeypatch: pyte
     assert all(fake.closed for fake in fakes.values())
     assert len(report.noise.probe_seconds) == 6 and report.noise.peak_flops
     (measured_workload,) = report.workloads
-    assert measured_workload.limit_tokens_per_second == pytest.approx(
-        measured_workload.tokens * report.noise.peak_flops / (measured_workload.flops or 0)
-    )
+    limits = {"fp32": measured_workload.tokens * report.peaks[0].flops / (measured_workload.flops or 0)}
+    assert measured_workload.limits == pytest.approx(limits) and report.peaks[0].library == "torch"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_everything_measured_and_not_measured_is_there(report: Report, html: str
 
 def test_figures_are_those_of_the_times(report: Report) -> None:
     only = {"hf-sdpa": (2.0, 2.0, 2.0), "nopad-fp32": (0.5, 0.5, 0.5)}
-    workload = replace(report.workloads[0], tokens=1000, limit_tokens_per_second=2500.0)
+    workload = replace(report.workloads[0], tokens=1000, limits={"fp32": 2500.0})
     cells = [
         replace(cell, seconds=only[cell.subject], rounds=(0, 1, 2), computed_tokens=1250)
         for cell in report.cells

@@ -56,7 +56,7 @@ def run(path: Path, sequences: list[list[int]], multiple: int) -> Any:
 def test_the_cpu_graph_has_one_kernel_for_a_norm(tmp_path: Path) -> None:
     import onnxruntime
 
-    export_graph(encoder(EUROBERT), tmp_path / "model.onnx", cpu=True)
+    export_graph(encoder(EUROBERT), tmp_path / "model.onnx", target="cpu")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3  # of that file it says that it is for this machine

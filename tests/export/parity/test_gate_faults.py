@@ -1,7 +1,7 @@
 """The parity gate is proven by faults: each is seeded into an encoder, a bundle or an engine, and must be caught.
 
 The faults of the encoder go into trained weights (the embedded checkpoint) unless they need another head; they take the
-way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as the graph for CPUs and as plain ONNX.
+way of a real export: encoder -> ONNX -> bundle on disk -> runtime -> gate, as each of the three graphs.
 `pytest -rP` on this file prints what caught each, and by how much.
 """
 
@@ -23,6 +23,7 @@ from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks
 from onnx import numpy_helper
 
 from nopad.export.graph.cpu import cpu_attention
+from nopad.export.graph.openvino import openvino_attention
 from nopad.export.parity.gate import run_gate
 from nopad.export.reference.transformers import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
@@ -69,10 +70,10 @@ def always_alone(layout: PackedLayout) -> Attend:
     return mixed_attention(cpu_attention, False, layout, alone)
 
 
-def padding_is_attended_to(layout: PackedLayout) -> Attend:
+def padding_is_attended_to(make: AttentionFactory, layout: PackedLayout) -> Attend:
     """Global layers that take every sequence for as long as the longest."""
     longest = dataclasses.replace(layout, pad_index=layout.pad_index.clamp(min=0))
-    return mixed_attention(cpu_attention, False, layout, longest)
+    return mixed_attention(make, False, layout, longest)
 
 
 def lose_a_residual(folder: Path) -> None:
@@ -143,6 +144,7 @@ def no_token_types(folder: Path) -> None:
 LOGITS = {"logits"}
 INVARIANCE = {"logits", "batch invariance"}
 CPU: dict[str, Any] = {"targets": ("cpu",), "fast": ("cpu",)}
+OPENVINO: dict[str, Any] = {"targets": ("openvino",), "fast": ()}
 FAULTS = {
     "window dropped": Fault(caught=LOGITS, config=lambda c: {"local_layers": (False,) * c.num_layers}),
     "half window one too wide": Fault(
@@ -162,7 +164,7 @@ FAULTS = {
     "local and global layers swapped": Fault(
         fast=("cpu",), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
     ),
-    "one head's queries 2 % too large": Fault(fast=TARGETS, caught=LOGITS, weights=scale_one_head),
+    "one head's queries 2 % too large": Fault(fast=("cpu", "onnx"), caught=LOGITS, weights=scale_one_head),
     "texts attend to one another in local layers": Fault(
         caught=INVARIANCE,
         targets=("onnx",),
@@ -176,7 +178,13 @@ FAULTS = {
     ),
     "CPU graph: several texts are taken for one": Fault(caught=INVARIANCE, **CPU, attention=always_alone),
     "CPU graph: padding is attended to": Fault(
-        caught=INVARIANCE, targets=("cpu",), fast=(), attention=padding_is_attended_to
+        caught=INVARIANCE, targets=("cpu",), fast=(), attention=functools.partial(padding_is_attended_to, cpu_attention)
+    ),
+    "OpenVINO graph: texts attend to one another in local layers": Fault(
+        caught=INVARIANCE, **OPENVINO, attention=functools.partial(texts_attend_to_one_another, openvino_attention)
+    ),
+    "OpenVINO graph: padding is attended to": Fault(
+        caught=INVARIANCE, **OPENVINO, attention=functools.partial(padding_is_attended_to, openvino_attention)
     ),
     "CPU graph: a residual is lost": Fault(caught=LOGITS, **CPU, files=lose_a_residual),
     "CPU graph: a text one token too long is taken for short": Fault(
@@ -224,7 +232,7 @@ def source(checkpoint: Callable[[str], Path]) -> Callable[[str], tuple[Path, dic
 
 # Half the checkpoints with each graph; make test-full has all of them with both.
 HONEST = {
-    "embedded": TARGETS,
+    "embedded": ("cpu", "onnx"),
     "modernbert-single-cls": ("cpu",),
     "modernbert-multi-cls": ("onnx",),
     "modernbert-embed-mean-unit": ("cpu",),

@@ -42,7 +42,7 @@ def test_inspect_shows_what_was_measured_on_data(wide: None, capsys: Capture) ->
 def test_inspect_json_is_the_manifest_and_the_path(own: Path, capsys: Capture) -> None:
     assert run(["inspect", str(own), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"path": str(own), **json.loads((own / "manifest.json").read_text("utf-8"))}
+    assert shown == {"path": str(own), **json.loads((own / "manifest.json").read_text("utf-8")), "tuning": []}
 
 
 def test_inspect_shows_labels_and_failed_checks_as_they_are(own: Path, wide: None, capsys: Capture) -> None:

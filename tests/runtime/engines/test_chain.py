@@ -132,7 +132,7 @@ def test_a_refused_engine_is_passed_over_and_its_reason_kept(error: Exception) -
         ],
         PROBE,
     )
-    assert chain.chosen.name == "second" and chain.run(BATCH).engine == "second"
+    assert chain.chosen.name == "second" and chain.run(BATCH).by.engine == "second"
     status = chain.status()
     assert not status.degraded  # it was chosen at load
     assert (status.engines[0].state, status.engines[0].reason) == ("refused", str(error))
@@ -163,7 +163,7 @@ def test_when_every_engine_fails_on_a_batch_all_causes_are_told() -> None:
     with pytest.raises(EngineError, match="every engine failed: one; engine b answered nothing but zeros") as caught:
         chain.run(BATCH)
     assert isinstance(caught.value.__cause__, ExceptionGroup) and len(caught.value.__cause__.exceptions) == 2
-    assert chain.run(PROBE).engine == "a"  # a single bad batch has no consequences
+    assert chain.run(PROBE).by.engine == "a"  # a single bad batch has no consequences
 
 
 def test_without_fallback_the_error_is_the_engines() -> None:
@@ -185,45 +185,45 @@ def test_repeated_failures_rest_the_engine_and_a_probe_brings_it_back() -> None:
     first, second = Named("first", only_long(failing(EngineError("lost")))), Named("second", filled(2.0))
     chain = chain_of(first, second, failures=3, retry_seconds=30, clock=clock)
     for _ in range(3):
-        assert chain.run(BATCH).engine == "second"
+        assert chain.run(BATCH).by.engine == "second"
     assert chain.status().engines[0].state == "resting"
     asked = len(first.batches)
-    assert [chain.run(batch).engine for batch in (BATCH, PROBE)] == ["second"] * 2
+    assert [chain.run(batch).by.engine for batch in (BATCH, PROBE)] == ["second"] * 2
     assert len(first.batches) == asked and chain.status().engines[0].failures == 3  # it was not asked
 
     clock.now = 31
     first.answer = failing(EngineError("still lost"))  # the probe fails too: no user's batch is risked
-    assert chain.run(BATCH).engine == "second" and first.batches[asked:] == [PROBE, PROBE]
+    assert chain.run(BATCH).by.engine == "second" and first.batches[asked:] == [PROBE, PROBE]
     assert first.opened == 2 and first.closed  # the old one failed, and a new one, too
     assert "still lost" in (chain.status().engines[0].reason or "")
-    assert chain.run(BATCH).engine == "second" and len(first.batches) == asked + 2  # rests again
+    assert chain.run(BATCH).by.engine == "second" and len(first.batches) == asked + 2  # rests again
 
     clock.now = 62
     first.answer = filled(1.0)
-    assert chain.run(BATCH).engine == "first" and first.opened == 3
+    assert chain.run(BATCH).by.engine == "first" and first.opened == 3
     assert chain.status().engines[0].state == "ready" and chain.status().degraded  # what happened stays said
-    assert chain.run(BATCH).engine == "first"
+    assert chain.run(BATCH).by.engine == "first"
 
 
 def test_an_engine_that_has_recovered_is_not_opened_anew() -> None:
     clock = Clock()
     first = Named("first", only_long(failing(EngineError("busy"))))
     chain = chain_of(first, Named("second", filled(2.0)), failures=1, retry_seconds=30, clock=clock)
-    assert chain.run(BATCH).engine == "second"
+    assert chain.run(BATCH).by.engine == "second"
     clock.now, first.answer = 31, filled(1.0)
-    assert chain.run(BATCH).engine == "first" and (first.opened, first.closed) == (1, False)
+    assert chain.run(BATCH).by.engine == "first" and (first.opened, first.closed) == (1, False)
 
 
 def test_failures_that_do_not_follow_each_other_rest_nothing() -> None:
     chain = chain_of(Named("first", only_long(failing(EngineError("x")))), Named("second", filled(2.0)), failures=2)
     for _ in range(4):
-        assert chain.run(BATCH).engine == "second" and chain.run(PROBE).engine == "first"
+        assert chain.run(BATCH).by.engine == "second" and chain.run(PROBE).by.engine == "first"
     assert chain.status().engines[0].state == "ready"
 
 
 def test_shapes_outside_the_profiles_never_rest_an_engine() -> None:
     chain = chain_of(Named("first", only_long(failing(ShapeError("x")))), Named("second", filled(2.0)), failures=1)
-    assert {chain.run(BATCH).engine for _ in range(5)} == {"second"}
+    assert {chain.run(BATCH).by.engine for _ in range(5)} == {"second"}
     assert chain.status().engines[0].state == "ready" and chain.status().engines[0].failures == 5
 
 
@@ -240,7 +240,7 @@ def test_the_last_engine_never_rests() -> None:
     for _ in range(3):
         with pytest.raises(EngineError, match="^x$"):
             chain.run(BATCH)
-    assert chain.run(PROBE).engine == "only"
+    assert chain.run(PROBE).by.engine == "only"
 
 
 def test_a_fallback_that_cannot_open_is_refused_once() -> None:
@@ -298,7 +298,7 @@ def test_many_threads_open_the_fallback_once() -> None:
     chain = chain_of(Named("first", slow), second, failures=100)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(chain.run, [BATCH] * 8))
-    assert {answer.engine for answer in answers} == {"second"} and second.opened == 1
+    assert {answer.by.engine for answer in answers} == {"second"} and second.opened == 1
     first, other = chain.status().engines
     assert (first.failures, other.batches) == (8, 8)
 
@@ -352,4 +352,4 @@ def test_predict_says_which_engine_answered_and_why(
     assert run(["predict", str(folder), LONG, "--engine", "onnx-cpu,onnx-cpu", "--json", "--threads", "1"]) == 0
     out, err = capsys.readouterr()
     assert '"engine": "onnx-cpu"' in out
-    assert "engine onnx-cpu failed on 1 batches, another answered: CUDA out of memory" in err
+    assert "engine onnx-cpu (fp32) failed on 1 batches, another answered: CUDA out of memory" in err

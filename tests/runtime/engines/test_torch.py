@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from reference_models import CASES, token_ids
+from several_files import AMD, OLD, on_cpu
 
 from nopad.export.graph.precision import cast
+from nopad.export.parity.bounds import BOUNDS
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.packing import pack
@@ -111,6 +113,30 @@ def test_half_precision_is_what_the_file_holds(checkpoint: Folders, tmp_path: Pa
     with torch.inference_mode():
         half = encoder(**{key: torch.from_numpy(getattr(batch, key)) for key in names}).numpy()
     assert np.abs(half - engine.run(batch))[: batch.num_tokens].max() < 0.05
+
+
+def test_bf16_is_computed_where_the_cpu_has_it_and_else_in_fp32_with_a_word(
+    checkpoint: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "modernbert-single-mean"
+    path, artifact = written(name, checkpoint, tmp_path, "bf16")
+    batch = pack([token_ids(length) for length in (300, 129, 2, 64)])
+    exact = opened(*written(name, checkpoint, _made(tmp_path / "exact"))).run(batch)
+    rounded = load_checkpoint(path.parent).encoder  # fp32 products of the stored weights
+    names = ("input_ids", "position_ids", "sequence_ids", "pad_index")
+    with torch.inference_mode():
+        want = rounded(**{key: torch.from_numpy(getattr(batch, key)) for key in names}).numpy()
+    for cpu in (AMD, OLD):
+        on_cpu(monkeypatch, cpu)
+        engine = opened(path, artifact)
+        types = {value.dtype for key, value in engine._encoder.state_dict().items() if "norm" not in key}
+        logits, said = engine.run(batch), capsys.readouterr().err
+        assert logits.dtype == np.float32 and np.abs(logits - exact).max() <= BOUNDS["bf16"].logits
+        if cpu is AMD:
+            assert torch.bfloat16 in types and not said and not np.array_equal(logits, want)
+        else:
+            assert types == {torch.float32} and np.array_equal(logits, want)
+            assert "engine torch computes a file in bf16 in fp32: this CPU has no bf16 instructions, AMD EPYC" in said
 
 
 def _made(folder: Path) -> Path:

@@ -122,7 +122,9 @@ def test_all_makes_what_it_can_and_says_why_not_the_rest() -> None:
     assert any("fp32 on sm75" in reason for reason in wide.skipped)
 
 
-@pytest.mark.parametrize(("target", "archs"), [("cpu", []), ("openvino", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])])
+@pytest.mark.parametrize(
+    ("target", "archs"), [("cpu", []), ("openvino", []), ("onnx", []), ("torch", []), ("tensorrt-rtx", ["sm75"])]
+)
 def test_a_target_for_which_the_gpu_at_hand_decides_nothing_does_not_ask_for_it(target: Any, archs: list[str]) -> None:
     def ask() -> str:
         raise AssertionError("asked for the GPU")

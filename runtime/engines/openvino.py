@@ -5,14 +5,15 @@ matrices of an int8 file are integers, and each group of activations is rounded 
 dynamic quantization), so no answer depends on its batch; everything else in such a file is computed in bf16, or fp32.
 
 Shapes are dynamic, but OpenVINO prepares its kernels for every new length of the stream, so lengths are filled up to a
-few (docs/findings.md has the cost). Nothing here asks the network for anything: OpenVINO's telemetry belongs to its
-converter, which is not used.
+few (docs/findings.md has the cost). Nothing here asks the network for anything: OpenVINO's telemetry, which its package
+would start as it is imported, is kept out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,15 @@ class OpenVinoEngine:
 def _import_openvino() -> Any:
     """The library. Raises `EnvironmentProblem` where it is missing or too old."""
     hint = install_hint(ENGINES["openvino"].need.extra)
+    # The package imports its converter, which reports every import to Intel unless this module is missing.
+    reporter: Any = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         openvino = importlib.import_module("openvino")
     except (ImportError, OSError) as error:  # OSError: from its shared libraries
         raise EnvironmentProblem(f"engine openvino needs OpenVINO ({error}): {hint}") from None
+    finally:
+        if reporter is None:
+            sys.modules.pop("openvino_telemetry", None)
     version = str(getattr(openvino, "__version__", "0"))
     numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit())
     if numbers < OLDEST:

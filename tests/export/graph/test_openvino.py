@@ -104,7 +104,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Ask,
     return get
 
 
-@pytest.mark.parametrize("name", [*FAST, "eurobert-token", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*FAST, "eurobert-token", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_answers_are_the_encoders(name: str, both: Callable[[str], tuple[Ask, PackedEncoder]]) -> None:
     ask, encoder = both(name)
     sequences = [token_ids(length) for length in LENGTHS]

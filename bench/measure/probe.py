@@ -4,8 +4,11 @@ each precision.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -28,6 +31,10 @@ class Probe:
         self._fastest: dict[str, Product] = {}
         self._library: dict[str, str] = {}  # of the fastest, by precision
         self._best: dict[str, float] = {}  # seconds of the fastest product, by precision
+        with _uninterrupted():
+            self._choose(threads)
+
+    def _choose(self, threads: int) -> None:
         for precision, libraries in products(threads).items():
             times = {library: min(_times(product)) for library, product in libraries.items()}
             library = min(times, key=times.__getitem__)
@@ -39,8 +46,9 @@ class Probe:
         times = _times(self._product)
         self.best = min(self.best, *times)
         self.seconds.append(float(np.median(times)))
-        for precision, product in self._fastest.items():
-            self._best[precision] = min(self._best[precision], *_times(product))
+        with _uninterrupted():
+            for precision, product in self._fastest.items():
+                self._best[precision] = min(self._best[precision], *_times(product))
 
     @property
     def peak_flops(self) -> float | None:
@@ -58,6 +66,22 @@ class Probe:
     def close(self) -> None:
         """Drop the products, whose libraries may crash where that is left to the interpreter's end."""
         self._fastest.clear()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: a library that is interrupted while it loads or computes may crash."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _times(product: Product) -> list[float]:

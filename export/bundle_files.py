@@ -13,7 +13,7 @@ from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engin
 from nopad.export.graph.onnx import Graph, GraphTarget, export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
 from nopad.export.graph.precision import cast
-from nopad.export.int8.cpu import cpu_scheme
+from nopad.export.int8.cpu import CPU
 from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
@@ -90,18 +90,25 @@ def write_int8_graph(
 ) -> Artifact:
     """Write a target's int8 graph, made from its fp32 one (`cpu`), or from the fp16 one for TensorRT (`onnx`).
 
-    Scales are calibrated on the texts of a file. Without a file (`cpu` only) each token has its own scale, and the
-    parity gate's sentences show which layers are sensitive.
+    What it costs is measured on the texts of a file; TensorRT's scales are found on them, and the CPU's weights are
+    rounded for them. Without a file (`cpu` only) the parity gate's sentences show which layers are sensitive.
     """
     cpu = target == "cpu"
     multiple = 1 if cpu else checkpoint.config.block
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
-    labels_of = label_reader(checkpoint.head)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
         exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
-        scheme = cpu_scheme(calibrated=calibrate is not None) if cpu else TENSORRT
-        graph = quantize(scheme, Path(scratch) / exact.file, output, batches, labels_of=labels_of, progress=progress)
+        scheme = CPU if cpu else TENSORRT
+        graph = quantize(
+            scheme,
+            Path(scratch) / exact.file,
+            output,
+            batches,
+            labels_of=label_reader(checkpoint.head),
+            embeddings=checkpoint.head.task == "embeddings",
+            progress=progress,
+        )
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=graph.to_json())
 
 

@@ -67,7 +67,7 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help=f"Texts that int8 scales are found on: {FILES}. [default for cpu: scales of each token]",
+    help=f"Texts that int8 is made for and judged on: {FILES}. [default for cpu: the gate's few sentences]",
 )
 @reading_options
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")

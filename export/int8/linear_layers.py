@@ -63,18 +63,16 @@ def modules_of(layers: Iterable[LinearLayer]) -> tuple[str, ...]:
 
 def drop_unread(graph: onnx.GraphProto) -> None:
     """Remove the initializers that nothing reads any more."""
-    read = _names_read(graph)
+    read = {value.name for value in graph.output}.union(*map(names_read, graph.node))
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in read:
             del graph.initializer[index]
 
 
-def _names_read(graph: onnx.GraphProto) -> set[str]:
-    """The names that its nodes read, the nodes of their branches, and its outputs."""
-    names = {value.name for value in graph.output}
-    for node in graph.node:
-        names |= {*node.input}
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                names |= _names_read(attribute.g)
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, with those that its branches read and give."""
+    names = {*node.input}
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            names |= {value.name for value in attribute.g.output}.union(*map(names_read, attribute.g.node))
     return names

@@ -16,7 +16,7 @@ whereas x86 int8 kernels may saturate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nopad.export.int8.linear_layers import LinearLayer, drop_unread
 from nopad.export.int8.quantize import Scheme
+from nopad.export.int8.rounding import Rounded
 from nopad.export.int8.scales import Scales, quantize_weight
 
 
-def insert_qdq(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Scales | None) -> None:
+def insert_qdq(
+    model: onnx.ModelProto,
+    layers: Sequence[LinearLayer],
+    scales: Scales | None,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> None:
     """Put Q/DQ before both inputs of each of `layers`, in place; other readers of a tensor keep it as it is.
 
     With `scales` None the graph becomes a trial: scales (`scale:TENSOR`, fp16 []) and a switch for each layer
-    (`int8:MODULE`, bool []) are inputs.
+    (`int8:MODULE`, bool []) are inputs. `rounded`: weights by name that are not rounded to the nearest.
     """
     graph = model.graph
     by_node = {layer.node: layer for layer in layers}
@@ -66,7 +72,8 @@ def insert_qdq(model: onnx.ModelProto, layers: Sequence[LinearLayer], scales: Sc
                 quantized = add("QuantizeLinear", layer.module, [x, scale, zero], f"{x}_int8")
                 replaced[x] = add("DequantizeLinear", layer.module, [quantized, scale], f"{x}_dequantized")
             if w not in replaced:
-                values, channels = quantize_weight(numpy_helper.to_array(weights[w]), layer.axis)
+                nearest = quantize_weight(numpy_helper.to_array(weights[w]), layer.axis)
+                values, channels = (rounded or {}).get(w, nearest)
                 pair = [constant(f"{w}_int8", values), constant(f"{w}_scale", channels)]
                 replaced[w] = add("DequantizeLinear", w, pair, f"{w}_dequantized", layer.axis)
             node.input[0], node.input[1] = replaced[x], replaced[w]

@@ -9,7 +9,7 @@ Knows neither checkpoints, tokenizers nor manifests: batches come packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from onnx import TensorProto
 
 from nopad.export.errors import ExportError
 from nopad.export.int8.linear_layers import LinearLayer, linear_layers, modules_of, weight_type
+from nopad.export.int8.rounding import Rounded
 from nopad.export.int8.scales import Scales
 from nopad.export.int8.sensitivity import (
     MIN_TOKENS,
     Comparison,
     Goal,
+    Judge,
     LabelsOf,
     QuantizedGraph,
     Trial,
@@ -48,8 +50,10 @@ class Scheme:
     """One way to make linear layers int8."""
 
     precision: str  # of the graph it starts from, and of the layers that are kept
+    # Rewrites the graph in place into one of the same answers that bears int8 better on texts, and rounds its weights.
+    prepare: Callable[[onnx.ModelProto, Sequence[PackedBatch], Progress], dict[str, Rounded]] | None = None
     # Rewrites layers in place; with scales None into a trial, as `nopad.export.int8.sensitivity.Trial` wants it.
-    rewrite: Callable[[onnx.ModelProto, Sequence[LinearLayer], Scales | None], None]
+    rewrite: Callable[[onnx.ModelProto, Sequence[LinearLayer], Scales | None, Mapping[str, Rounded]], None]
     calibrated: bool = True  # scales are calibrated on the texts; else each token has its own scale
     weight_bits: int = 8
     enough_rows: int | None = None  # with fewer, or without labels, logits decide; None: labels alone, if there are any
@@ -63,13 +67,14 @@ def quantize(
     batches: Iterable[PackedBatch],
     *,
     labels_of: LabelsOf | None = None,
+    embeddings: bool = False,
     progress: Progress = silent,
 ) -> QuantizedGraph:
     """Write the int8 form of the packed graph at `graph` to `output`; `batches` of texts decide what may be int8.
 
-    `labels_of` (from `label_reader`) reads labels off logits, where the task has any. The most sensitive layers are
-    kept in the scheme's precision, at most half of them, until its goal is met: in labels or, as `Scheme.enough_rows`
-    says, in logits. Where neither decides, every layer goes to int8.
+    `labels_of` (from `label_reader`) reads labels off logits, where the task has any; `embeddings`: the logits are
+    embeddings, so their ranking decides. The most sensitive layers are kept in the scheme's precision, at most half of
+    them, until its goal is met (`_judge` says which). Where there is nothing to judge by, every layer goes to int8.
 
     Raises `ExportError`: texts missing or, for calibration, too few; no graph of ours in the scheme's precision;
     activations beyond fp16.
@@ -78,24 +83,26 @@ def quantize(
     model = read_model(graph)
     layers = linear_layers(model)
     _check_layers(model, layers, graph, scheme.precision)
+    rounded: dict[str, Rounded] = {}
+    if scheme.prepare is not None:
+        rounded = scheme.prepare(model, texts, progress)
+        layers = linear_layers(model)
     counts, reference = calibrate(model, layers if scheme.calibrated else (), texts, progress)
-    few = scheme.enough_rows is not None and sum(len(rows) for rows in reference) < scheme.enough_rows
-    by_logits = few or (scheme.enough_rows is not None and labels_of is None)
-    judged = by_logits or labels_of is not None
-    comparison = Comparison(reference, labels_of, by_logits=by_logits)
+    judge = _judge(scheme, sum(len(rows) for rows in reference), labels_of is not None, embeddings)
+    comparison = Comparison(reference, labels_of, judge=judge or "labels")
     switched = onnx.ModelProto()
     switched.CopyFrom(model)
-    scheme.rewrite(switched, layers, None)
+    scheme.rewrite(switched, layers, None, rounded)
     trial = Trial(switched, modules_of(layers), texts)
     clipping = choose_clipping(trial, comparison, counts, progress) if scheme.calibrated else "none"
     kept: Collection[str] = ()
     sensitivity: dict[str, float] = {}
-    if judged:
+    if judge is not None:
         kept, sensitivity = search(trial, comparison, scheme.goal, progress, keep_as=scheme.precision)
     scales = trial.scales
     del trial, switched  # two copies of the weights
     chosen = [layer for layer in layers if layer.module not in kept]
-    scheme.rewrite(model, chosen, scales)
+    scheme.rewrite(model, chosen, scales, rounded)
     write_model(model, output)
     onnx.checker.check_model(str(output))
     progress("int8: asking the written graph")
@@ -108,12 +115,24 @@ def quantize(
         tokens=sum(batch.num_tokens for batch in texts),
         logit_error=comparison.error(answers),
         agreement=comparison.agreement(answers),
-        passed=comparison.meets(scheme.goal, answers) if judged else None,
+        passed=comparison.meets(scheme.goal, answers) if judge is not None else None,
         sensitivity=sensitivity,
         scales="calibrated" if scheme.calibrated else "per token",
         weight_bits=scheme.weight_bits,
-        judged_by="logits" if by_logits else "labels",
+        judged_by=comparison.judge,
+        overlap=comparison.overlap(answers) if judge == "ranking" else None,
+        cosine=comparison.cosine(answers) if embeddings else None,
     )
+
+
+def _judge(scheme: Scheme, rows: int, labels: bool, embeddings: bool) -> Judge | None:
+    """What decides: the ranking of embeddings, else labels; with too few rows for either, their values."""
+    few = scheme.enough_rows is not None and rows < scheme.enough_rows
+    if embeddings and scheme.enough_rows is not None:
+        return "cosine" if few else "ranking"
+    if few or (scheme.enough_rows is not None and not labels):
+        return "logits"
+    return "labels" if labels else None
 
 
 def _enough_texts(batches: Iterable[PackedBatch], tokens: int) -> Sequence[PackedBatch]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ from onnx import helper
 
 from nopad.export.errors import ExportError
 from nopad.export.int8.linear_layers import LinearLayer, weight_type
+from nopad.export.int8.ranking import cosines, overlap
 from nopad.export.int8.scales import CLIPPINGS, INFINITY, MAGNITUDES, Counts, Scale, count
-from nopad.export.int8.sessions import Logits, feeds, is_per_token, run, session_of, thin
+from nopad.export.int8.sessions import Logits, feeds, is_per_token, run, session_of, spread, thin
 from nopad.export.progress import Progress
 from nopad.model.packing import PackedBatch
 
@@ -30,6 +31,7 @@ MIN_TOKENS = 1024
 _CLIPPING_BATCHES = 8  # that the clippings are compared on
 
 Labels = npt.NDArray[Any]
+Judge = Literal["labels", "logits", "ranking", "cosine"]
 LabelsOf = Callable[[Logits], Labels]
 
 
@@ -38,7 +40,9 @@ class Goal:
     """How near the int8 graph must stay to its original on the texts at hand."""
 
     agreement: float = 0.995  # share of equal labels, 0..1
-    logit_error: float = 0.05  # as in `QuantizedGraph`; decides where labels cannot: `Comparison.by_logits`
+    logit_error: float = 0.05  # as in `QuantizedGraph`; decides where labels cannot
+    overlap: float = 0.95  # of embeddings, as in `QuantizedGraph`
+    cosine: float = 0.99  # the same; decides where texts are too few to rank
     seconds: float = 900.0  # the search for layers to keep stops then, with its result so far
 
 
@@ -58,7 +62,9 @@ class QuantizedGraph:
     sensitivity: Mapping[str, float]  # module -> logit error if it alone is int8; empty where nothing had to be kept
     scales: str = "calibrated"  # of activations; or "per token"
     weight_bits: int = 8
-    judged_by: str = "labels"  # or "logits", as in `Goal`
+    judged_by: Judge = "labels"
+    overlap: float | None = None  # of embeddings: share of equal texts among each text's ten nearest others
+    cosine: float | None = None  # of embeddings: the least cosine of a text to its original
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest stores it."""
@@ -90,11 +96,11 @@ class Comparison:
 
     reference: Sequence[Logits]
     labels_of: LabelsOf | None
-    by_logits: bool = False  # the goal is `Goal.logit_error`: there are no labels, or too few to count
+    judge: Judge = "labels"  # what decides, of `Goal`
 
     def part(self, batches: Sequence[int]) -> Comparison:
         """The same for some of the batches."""
-        return Comparison([self.reference[i] for i in batches], self.labels_of)
+        return dataclasses.replace(self, reference=[self.reference[i] for i in batches])
 
     def error(self, answers: Sequence[Logits]) -> float:
         """Root mean square of the difference, relative to that of the reference."""
@@ -109,10 +115,22 @@ class Comparison:
         rows = [(ours == theirs).reshape(len(ours), -1).all(axis=1) for ours, theirs in pairs]
         return float(np.concatenate(rows).mean())
 
+    def overlap(self, answers: Sequence[Logits]) -> float:
+        """Of embeddings, as `QuantizedGraph` has it."""
+        return overlap(np.concatenate(answers), np.concatenate(self.reference))
+
+    def cosine(self, answers: Sequence[Logits]) -> float:
+        """Of embeddings, as `QuantizedGraph` has it."""
+        return float(cosines(np.concatenate(answers), np.concatenate(self.reference)).min())
+
     def meets(self, goal: Goal, answers: Sequence[Logits]) -> bool:
         """Whether `answers` meet `goal`."""
-        if self.by_logits:
+        if self.judge == "logits":
             return self.error(answers) <= goal.logit_error
+        if self.judge == "ranking":
+            return self.overlap(answers) >= goal.overlap
+        if self.judge == "cosine":
+            return self.cosine(answers) >= goal.cosine
         return (self.agreement(answers) or 0.0) >= goal.agreement
 
 
@@ -153,7 +171,7 @@ def calibrate(
 
 def choose_clipping(trial: Trial, comparison: Comparison, counts: Mapping[str, Counts], progress: Progress) -> str:
     """The clipping with the least logit error where every layer is int8; its scales go into `trial`."""
-    indices = _spread(len(trial.batches), _CLIPPING_BATCHES)
+    indices = spread(len(trial.batches), _CLIPPING_BATCHES)
     part, batches = comparison.part(indices), [trial.batches[i] for i in indices]
     best, least = "", np.inf
     scales: Mapping[str, Scale] = {}
@@ -165,11 +183,6 @@ def choose_clipping(trial: Trial, comparison: Comparison, counts: Mapping[str, C
             best, least, scales = name, error, trial.scales
     trial.scales = scales
     return best
-
-
-def _spread(length: int, most: int) -> list[int]:
-    """At most `most` of `length` indices, evenly spread: batches are sorted by length."""
-    return sorted({int(place) for place in np.linspace(0, length - 1, min(length, most))})
 
 
 def search(
@@ -188,7 +201,7 @@ def search(
     if fits(()):
         return (), {}
     per_batch = (time.perf_counter() - start) / len(trial.batches)
-    indices = _spread(len(trial.batches), max(1, int(goal.seconds / 2 / per_batch / len(trial.modules))))
+    indices = spread(len(trial.batches), max(1, int(goal.seconds / 2 / per_batch / len(trial.modules))))
     part, batches = comparison.part(indices), [trial.batches[i] for i in indices]
     sensitivity: dict[str, float] = {}
     for module in trial.modules:

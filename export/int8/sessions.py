@@ -18,7 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from nopad.export.errors import ExportError
 from nopad.export.graph.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.onnx_session import session_options
+from nopad.runtime.engines.onnx_session import EXACT_INT8, session_options
 
 _KEPT_VALUES = 1 << 20  # logits of a batch that are compared: fill-mask has a vocabulary of them for every token
 
@@ -57,7 +57,8 @@ def open_session(path: Path) -> Any:
     """
     import onnxruntime
 
-    settings = session_options(onnxruntime, None, {"session.disable_quant_qdq": "1"})  # products in floating point
+    config = {"session.disable_quant_qdq": "1", **EXACT_INT8}  # dequantized products in floating point
+    settings = session_options(onnxruntime, None, config)
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exception types are not public
@@ -89,3 +90,8 @@ def thin(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def is_per_token(model: onnx.ModelProto) -> bool:
     """Whether the graph has logits for every token."""
     return model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "tokens"
+
+
+def spread(length: int, most: int) -> list[int]:
+    """At most `most` of `length` indices of batches, evenly spread: batches are sorted by length."""
+    return sorted({int(place) for place in np.linspace(0, length - 1, min(length, most))})

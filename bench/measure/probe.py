@@ -4,8 +4,11 @@ each precision.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -25,20 +28,27 @@ class Probe:
         self._product = fp32_product(threads)
         self.seconds: list[float] = []
         self.best = float("inf")  # seconds of the fixed product
-        self._fastest: dict[str, tuple[str, Product]] = {}
+        self._fastest: dict[str, Product] = {}
+        self._library: dict[str, str] = {}  # of the fastest, by precision
         self._best: dict[str, float] = {}  # seconds of the fastest product, by precision
+        with _uninterrupted():
+            self._choose(threads)
+
+    def _choose(self, threads: int) -> None:
         for precision, libraries in products(threads).items():
             times = {library: min(_times(product)) for library, product in libraries.items()}
             library = min(times, key=times.__getitem__)
-            self._fastest[precision], self._best[precision] = (library, libraries[library]), times[library]
+            self._fastest[precision], self._library[precision] = libraries[library], library
+            self._best[precision] = times[library]
 
     def time(self) -> None:
         """Add the median of a few fixed products to `seconds`; time the fastest ones, too."""
         times = _times(self._product)
         self.best = min(self.best, *times)
         self.seconds.append(float(np.median(times)))
-        for precision, (_, product) in self._fastest.items():
-            self._best[precision] = min(self._best[precision], *_times(product))
+        with _uninterrupted():
+            for precision, product in self._fastest.items():
+                self._best[precision] = min(self._best[precision], *_times(product))
 
     @property
     def peak_flops(self) -> float | None:
@@ -50,8 +60,28 @@ class Probe:
         """What the fastest library has reached in each precision."""
         return tuple(
             Peak(precision=precision, library=library, flops=FLOPS / self._best[precision])
-            for precision, (library, _) in self._fastest.items()
+            for precision, library in self._library.items()
         )
+
+    def close(self) -> None:
+        """Drop the products, whose libraries may crash where that is left to the interpreter's end."""
+        self._fastest.clear()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: a library that is interrupted while it loads or computes may crash."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _times(product: Product) -> list[float]:

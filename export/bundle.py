@@ -49,7 +49,7 @@ class ExportOptions:
     """Options of an export; the defaults are the command's."""
 
     # What goes into the bundle.
-    target: Target = "cpu"
+    target: Target | Sequence[Target] = "cpu"  # several of cpu, openvino and onnx
     precision: Precision | Sequence[Precision] | None = None
     archs: Sequence[str] = ()  # GPUs to build engines for
     profiles: Sequence[ShapeProfile] = ()  # of the engines; none: `planning.search.default_profiles`
@@ -150,7 +150,10 @@ def _plan(options: ExportOptions) -> Jobs:
 def _require_fp32_onnx(exporter: Exporter, options: ExportOptions) -> None:
     """Refuse targets and precisions that a padded bundle cannot have. `auto` is checked once it is resolved."""
     padded = exporter in ("padded", "optimum")
-    if padded and (options.target not in ("cpu", "onnx") or options.precision not in (None, "fp32", ("fp32",))):
+    targets = (options.target,) if isinstance(options.target, str) else options.target
+    if padded and (
+        any(target not in ("cpu", "onnx") for target in targets) or options.precision not in (None, "fp32", ("fp32",))
+    ):
         raise ExportError(
             f"a padded bundle (--exporter {exporter}) is fp32 ONNX; int8, fp16, bf16 and engines need --exporter "
             f"nopad, for architectures that it packs: {', '.join(ARCHITECTURES)}"

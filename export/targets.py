@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from nopad.model.packages import importable, install_hint
 from nopad.runtime.engines.base import ENGINES
@@ -15,6 +15,7 @@ from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 Target = Literal["cpu", "openvino", "onnx", "torch", "tensorrt", "tensorrt-rtx", "all"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+_GRAPHS: tuple[Target, ...] = ("cpu", "openvino", "onnx")  # of which a bundle may hold several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Jobs:
 
 
 def plan_jobs(
-    target: Target,
+    target: Target | Sequence[Target],
     precision: Precision | Sequence[Precision] | None,
     archs: Sequence[str],
     *,
@@ -47,18 +48,19 @@ def plan_jobs(
     """Jobs of one export on this machine.
 
     `sm` returns the compute capability of the machine's GPU, None without a GPU; it is called only where an engine's
-    target needs it. Only graphs may have several precisions: an engine has a single one.
+    target needs it. Only graphs may have several precisions, and several targets: an engine has a single one.
 
     A target or GPU that was named and cannot be built for raises `UsageError` (never possible) or `EnvironmentProblem`
     (possible elsewhere), before anything is done; with `all` it is skipped, with the reason.
     """
+    if not isinstance(target, str):
+        return _merged([plan_jobs(name, precision, archs, sm=sm) for name in _graph_targets(target)])
     precisions: tuple[Precision, ...] = (precision,) if isinstance(precision, str) else tuple(precision or ())
-    several = ("cpu", "openvino", "onnx")
     if "int8" in precisions and target not in ("cpu", "openvino", *LIBRARIES):
         raise UsageError("--precision int8 is for --target cpu, openvino, tensorrt and tensorrt-rtx")
     if "fp16" in precisions and target in ("cpu", "openvino"):
         raise UsageError("--precision fp16 is for GPUs, where --target onnx writes it; half precision on CPUs is bf16")
-    if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in several:
+    if len(set(precisions)) < len(precisions) or len(precisions) > 1 and target not in _GRAPHS:
         raise UsageError(
             f"--precision {','.join(precisions)}: name one, or different ones of --target cpu, openvino or onnx"
         )
@@ -90,6 +92,28 @@ def plan_jobs(
         torch=half if target == "all" else None,
         engines=tuple(engines),
         skipped=tuple(skipped),
+    )
+
+
+def _graph_targets(targets: Sequence[Target]) -> Sequence[Target]:
+    if len(targets) > 1 and (len(set(targets)) < len(targets) or any(target not in _GRAPHS for target in targets)):
+        raise UsageError(f"--target {','.join(targets)}: name one, or different ones of {', '.join(_GRAPHS)}")
+    return targets
+
+
+def _merged(jobs: Sequence[Jobs]) -> Jobs:
+    """The jobs of several targets as one; what two of them name is written once."""
+
+    def every(field: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(name for job in jobs for name in getattr(job, field)))
+
+    return Jobs(
+        cpu=every("cpu"),
+        openvino=every("openvino"),
+        graphs=every("graphs"),
+        torch=next((job.torch for job in jobs if job.torch), None),
+        engines=every("engines"),
+        skipped=every("skipped"),
     )
 
 

@@ -29,7 +29,7 @@ from nopad.runtime.tokenizer import TextEncoder, Tokens
 SECONDS = 60.0
 GAIN = 1.02  # a setting replaces the one before it only if it is faster by so much
 LEAST_ROUNDS = 3
-TURN_SHARE = 1 / 48  # of the time, for one turn
+TURN_SHARE = 1 / 32  # of the time, for one turn
 BLOCK_TOKENS = 512  # the least tokens of texts of neighbouring lengths, as one micro-batch has them
 BLOCKS = 8  # the most of such blocks: lengths from all over the texts
 BUDGETS = (0.5, 2.0, 4.0)  # of the engine's own tokens of a micro-batch

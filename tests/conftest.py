@@ -63,6 +63,18 @@ def plain_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[
     return _bundles("onnx", tmp_path_factory, checkpoint)
 
 
+@pytest.fixture(scope="session")
+def openvino_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint's graphs for OpenVINO in fp32, bf16 and int8, in a bundle that no gate has judged."""
+    from nopad.export.bundle import write_bundle
+    from nopad.model.checkpoint.load import load_checkpoint
+    from nopad.runtime.bundle import DEFAULT_CHECKPOINT
+
+    folder = tmp_path_factory.mktemp("openvino-bundle")
+    write_bundle(load_checkpoint(DEFAULT_CHECKPOINT), folder, cpu=(), openvino=("fp32", "bf16", "int8"))
+    return folder
+
+
 def _bundles(
     target: Literal["cpu", "onnx"], tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
 ) -> Callable[[str], Path]:

@@ -36,8 +36,9 @@ class SentenceTransformersRunner:
             self._model: Any = library.SentenceTransformer(
                 spec.path, device="cpu", local_files_only=True, backend=spec.engine, model_kwargs=_model_kwargs(spec)
             )
+            self._inner: Any = self._model[0].auto_model
         self._model.max_seq_length = spec.max_length
-        self._inner: Any = self._model[0].auto_model
+        self._encode: Any = getattr(self._model, "preprocess", None) or self._model.tokenize  # version 6, and before
         self.precision = openvino_precision(self._inner.request) if spec.engine == "openvino" else spec.precision
         beneath = {"onnx": f", onnxruntime {version_of('onnxruntime')}", "openvino": f", {openvino_version()}"}
         self.version = f"sentence-transformers {library.__version__}{beneath.get(spec.engine, '')}"
@@ -58,15 +59,12 @@ class SentenceTransformersRunner:
     def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
         """Real and computed tokens: `encode` sorts by length in characters, then pads each batch."""
         ordered = sorted(texts, key=len, reverse=True)
-        masks = [
-            self._model.tokenize(ordered[at : at + ST_BATCH])["attention_mask"]
-            for at in range(0, len(ordered), ST_BATCH)
-        ]
+        masks = [self._encode(ordered[at : at + ST_BATCH])["attention_mask"] for at in range(0, len(ordered), ST_BATCH)]
         return sum(int(mask.sum()) for mask in masks), sum(int(mask.numel()) for mask in masks)
 
     def close(self) -> None:
         """Drop the model."""
-        self._model = self._inner = None
+        self._model = self._inner = self._encode = None
 
 
 def _model_kwargs(spec: Spec) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def _model_kwargs(spec: Spec) -> dict[str, Any]:
         ort: Any = importlib.import_module("onnxruntime")
         options = session_options(ort, spec.threads, STOP_SPINNING)
         return {"export": False, "provider": "CPUExecutionProvider", "session_options": options}
-    return {"torch_dtype": "bfloat16" if spec.precision == "bf16" else "float32"}
+    return {"dtype": "bfloat16" if spec.precision == "bf16" else "float32"}
 
 
 class FastembedRunner:

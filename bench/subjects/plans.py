@@ -73,7 +73,7 @@ def plan_engines(
         (artifact, engine)
         for artifact in bundle.manifest.artifacts
         if not precisions or artifact.precision in precisions
-        for engine in engines or _engines_here(artifact, gpu)
+        for engine in engines or _engines_here(artifact, gpu, allow_unverified)
         if artifact.target in ENGINES[engine].targets
     ]
     if not chosen:
@@ -104,10 +104,14 @@ def plan_engines(
     return plans
 
 
-def _engines_here(artifact: Artifact, gpu: str | None) -> list[str]:
-    """Engines that open a file on this machine (`gpu`: its compute capability): on a CPU all, on a GPU the first."""
+def _engines_here(artifact: Artifact, gpu: str | None, allow_unverified: bool) -> list[str]:
+    """Engines for a file on this machine: without a `gpu` (its compute capability) all that were gated, else the first.
+
+    Where none was gated, the first stands for the reason why it does not open.
+    """
     fitting = [engine for engine in engine_order(gpu) if artifact.target in ENGINES[engine].targets]
-    return fitting if gpu is None else fitting[:1]
+    open_here = [engine for engine in fitting if allow_unverified or artifact.passed_on(engine)]
+    return open_here if gpu is None and open_here else fitting[:1]
 
 
 def _names(chosen: Sequence[tuple[Artifact, str]]) -> list[str]:

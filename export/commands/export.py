@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +22,35 @@ if TYPE_CHECKING:
 
 
 def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    names = tuple(name.strip() for name in value.split(",")) if value is not None else ()
+    return _names(value, PRECISIONS) if value is not None else None
+
+
+def _targets(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    return _names(value, TARGETS)
+
+
+def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names of a list with commas. Raises `click.BadParameter` for one that is not `known`."""
+    names = tuple(name.strip() for name in value.split(","))
     for name in names:
-        if name not in PRECISIONS:
-            raise click.BadParameter(f"{name!r} is not one of {', '.join(PRECISIONS)}.")
-    return names or None
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}.")
+    return names
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    metavar=f"[{'|'.join(TARGETS)}],..",
+    callback=_targets,
     default="cpu",
     show_default=True,
     help="cpu: for ONNX Runtime on CPUs. openvino: for OpenVINO on CPUs, the fastest in bf16 and int8. "
     "onnx: plain ONNX, for ONNX Runtime on a GPU and other tools. "
     "tensorrt: an engine for the GPU at hand. tensorrt-rtx: engines for --arch, built "
     "without a GPU. torch: weights for PyTorch flash attention. all: cpu, onnx, torch, and the "
-    "engines that this machine can build.",
+    "engines that this machine can build. cpu, openvino and onnx may share a bundle: cpu,openvino.",
 )
 @click.option(
     "--precision",

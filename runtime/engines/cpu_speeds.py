@@ -34,8 +34,9 @@ class CpuSpeeds:
 # The first that describes a CPU counts. All figures are of ModernBERT-base, medians over short texts, texts up to 512
 # tokens, 1 x 512 and 1 x 2048.
 _AMD_BF16 = {
-    ("onnx-cpu", "int8"): 1.9,
-    ("openvino", "bf16"): 1.8,
+    ("openvino", "int8"): 2.5,
+    ("onnx-cpu", "int8"): 1.95,
+    ("openvino", "bf16"): 1.9,
     ("torch", "bf16"): 1.3,
     ("onnx-cpu", "fp32"): 1.0,
     ("openvino", "fp32"): 0.95,
@@ -47,16 +48,16 @@ TABLE: tuple[CpuSpeeds, ...] = (
         vendor="AMD",
         feature="avx512_bf16",
         speeds=_AMD_BF16,
-        source="2 cores of an AMD EPYC with avx512_bf16, 2 threads: int8 docs/benchmarks/modernbert-base-2-cores.md, "
-        "the rest docs/cpu.md",
+        source="2 cores of an AMD EPYC with avx512_bf16, 2 threads (torch: 1): int8 of onnx-cpu "
+        "docs/benchmarks/modernbert-base-2-cores.md, the rest docs/findings.md",
     ),
     CpuSpeeds(
         cpus="Intel with amx_bf16 (Sapphire Rapids and newer)",
         vendor="Intel",
         feature="amx_bf16",
         speeds={**_AMD_BF16, ("openvino", "bf16"): 2.0, ("openvino", "fp32"): 1.05},
-        source="not measured: fp32 and int8 as on an Intel Xeon without AMX (docs/cpu.md), bf16 at least as on an AMD "
-        "with avx512_bf16",
+        source="not measured: fp32 as on an Intel Xeon without AMX (docs/cpu.md), the rest at least as on an AMD with "
+        "avx512_bf16",
     ),
     CpuSpeeds(
         cpus="Intel with avx512_vnni",

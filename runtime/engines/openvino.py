@@ -5,14 +5,15 @@ matrices of an int8 file are integers, and each group of activations is rounded 
 dynamic quantization), so no answer depends on its batch; everything else in such a file is computed in bf16, or fp32.
 
 Shapes are dynamic, but OpenVINO prepares its kernels for every new length of the stream, so lengths are filled up to a
-few (docs/findings.md has the cost). Nothing here asks the network for anything: OpenVINO's telemetry belongs to its
-converter, which is not used.
+few (docs/findings.md has the cost). Nothing here asks the network for anything: OpenVINO's telemetry, which its package
+would start as it is imported, is kept out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,6 @@ class OpenVinoEngine:
         step = max(STREAM_STEP, artifact.token_multiple)
         self._artifact, self._pad_token_id = dataclasses.replace(artifact, token_multiple=step), options.pad_token_id
         threads = options.threads or usable_cores()
-        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
         bf16 = artifact.precision in ("bf16", "int8") and cpu_at_hand().bf16
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -71,7 +71,8 @@ class OpenVinoEngine:
         names = sorted(port.any_name for port in self._model.inputs)
         if names != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {names}, the manifest says {sorted(artifact.inputs)}")
-        self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))
+        self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))  # at most the cores there are
+        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * self.threads))
         self._idle: list[Any] = []  # infer requests that nobody uses now
         self._lock = threading.Lock()
 
@@ -106,10 +107,15 @@ class OpenVinoEngine:
 def _import_openvino() -> Any:
     """The library. Raises `EnvironmentProblem` where it is missing or too old."""
     hint = install_hint(ENGINES["openvino"].need.extra)
+    # The package imports its converter, which reports every import to Intel unless this module is missing.
+    reporter: Any = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         openvino = importlib.import_module("openvino")
     except (ImportError, OSError) as error:  # OSError: from its shared libraries
         raise EnvironmentProblem(f"engine openvino needs OpenVINO ({error}): {hint}") from None
+    finally:
+        if reporter is None:
+            sys.modules.pop("openvino_telemetry", None)
     version = str(getattr(openvino, "__version__", "0"))
     numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit())
     if numbers < OLDEST:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from several_files import AMD, Seconds, on_cpu, stand_in, with_files
+from several_files import AMD, Seconds, clock, on_cpu, stand_in, with_files
 
 from nopad.model.packing import PackedBatch
 from nopad.runtime.bundle import Bundle
@@ -32,21 +31,14 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tune:
     texts = encoder.encode(TEXTS)
     on_cpu(monkeypatch, AMD)
 
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr("several_files.time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr("nopad.runtime.tuning.time", SimpleNamespace(perf_counter=lambda: now))
+    now = clock(monkeypatch)
 
     def call(seconds: Seconds, cores: int = 1, **options: Any) -> Tuning:
         stand_in(monkeypatch, seconds)
         monkeypatch.setattr("nopad.runtime.tuning.usable_cores", lambda: cores)
         given = [text for text in texts if isinstance(text, Tokens)]
         result = tune(bundle, encoder, given, sm=lambda: None, seconds=10, **options)
-        assert now < 15
+        assert now() < 15
         return result
 
     return call

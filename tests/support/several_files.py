@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,19 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, cpu: Cpu) -> None:
     for module in ("engines.selection", "engines.torch", "tune_file", "commands.doctor"):
         monkeypatch.setattr(f"nopad.runtime.{module}.cpu_at_hand", lambda: cpu)
     monkeypatch.setattr("nopad.runtime.predictor.gpu_at_hand", lambda: None)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Let `nopad tune` measure by a clock that only these engines move; returns the clock."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("several_files.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("nopad.runtime.tuning.time", SimpleNamespace(perf_counter=lambda: now))
+    return lambda: now
 
 
 class Timed(FakeEngine):

@@ -15,6 +15,7 @@ import pytest
 
 from nopad.bench.report.files import JSON, MARKDOWN, read_report
 from nopad.runtime import cli
+from nopad.runtime.engines.cpus import cpu_at_hand
 
 QUICK = ["--threads", "1", "--quiet", "--no-build-time"]
 
@@ -34,20 +35,24 @@ def test_a_bundle_beside_transformers(
     bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "modernbert-single-cls"
-    code = bench(bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa,hf-fa2", "-w", "sst2-64", "--rounds", 3,
-                 "-o", tmp_path / "out")  # fmt: skip
+    code = bench(bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa-bf16,hf-fa2", "-w", "sst2-64", "--rounds",
+                 3, "-o", tmp_path / "out")  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0
     report = read_report(tmp_path / "out")
     assert report.complete and report.reference == "hf-sdpa" and report.threads == 1
     states = {subject.name: subject.status for subject in report.subjects}
-    assert states == {"nopad-fp32": "ok", "hf-sdpa": "ok", "hf-fa2": "missing"}
+    half = "ok" if cpu_at_hand().bf16 else "missing"
+    assert states == {"nopad-fp32": "ok", "hf-sdpa": "ok", "hf-sdpa-bf16": half, "hf-fa2": "missing"}
     assert "- hf-fa2: missing. FlashAttention-2" in printed
-    ours, theirs = report.cells
+    ours, theirs, *others = report.cells
     assert (ours.subject, theirs.subject) == ("nopad-fp32", "hf-sdpa")
     for cell in report.cells:
         assert cell.status == "ok" and set(cell.rounds) == {0, 1, 2} and cell.peak_bytes
     assert ours.agreement == 1.0 and ours.logit_difference is not None and ours.logit_difference < 1e-5
+    for other in others:  # in half precision
+        assert other.logit_difference is not None and 1e-6 < other.logit_difference < 0.1
+    assert {"fp32", "int8"} <= {peak.precision for peak in report.peaks} and "against the best peer" in printed
     # Streams are filled up to whole blocks, matrices to the longest text; both count the same real tokens.
     (ragged,) = report.workloads
     assert ragged.tokens <= (ours.computed_tokens or 0) < ragged.padded_tokens == theirs.computed_tokens
@@ -146,6 +151,7 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
         (["-w", "imdb"], 2, "unknown workload 'imdb'; there are sst2-64"),
         (["--against", "tei"], 2, "unknown competitor 'tei'; there are hf-sdpa, hf-sdpa-bf16"),
         (["--against", "none,hf-sdpa"], 2, "stands alone"),
+        (["--against", "fastembed"], 2, "fastembed is only for bundles of embeddings"),
         (["--engine", "cuda"], 2, "unknown engine 'cuda'; this nopad has tensorrt"),
         (["--precision", "int8"], 2, "it holds cpu fp32"),
         (["--lengths", "1,x"], 2, "not a list of numbers"),
@@ -201,14 +207,14 @@ def test_every_competitor_that_is_installed_answers_alike(
 ) -> None:
     """BERT in each library, too; the second run reuses the exports."""
     name = "modernbert-single-mean"
-    arguments = [bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa,hf-eager,optimum,openvino,bert",
+    arguments = [bundle(name), "-r", checkpoint(name), "--against", "hf-eager,optimum,openvino,openvino-default,bert",
                  "--bert", checkpoint("bert-single"), "-w", "sst2-64", "-w", "1x600", "--rounds", 2,
                  "-o", tmp_path / "out"]  # fmt: skip
     assert bench(*arguments) == 0
     report = read_report(tmp_path / "out")
     states = {subject.name: subject.status for subject in report.subjects}
     expected = "ok" if _installed("optimum-onnx") else "missing"
-    for subject in ("optimum", "openvino", "bert-optimum", "bert-openvino"):
+    for subject in ("optimum", "openvino", "openvino-default", "bert-optimum", "bert-openvino"):
         assert states.pop(subject) == expected
     assert set(states.values()) == {"ok"}
     cells = {(cell.subject, cell.workload): cell for cell in report.cells}
@@ -218,7 +224,8 @@ def test_every_competitor_that_is_installed_answers_alike(
         else:
             assert cell.status == "ok", cell
             if subject not in ("hf-sdpa", "bert-hf-sdpa"):
-                assert cell.agreement == 1.0 and (cell.logit_difference or 0) < 1e-4
+                half = subject == "openvino-default"  # which computes in bf16 where the CPU has it
+                assert (half or cell.agreement == 1.0) and (cell.logit_difference or 0) < (0.1 if half else 1e-4)
     assert cells["bert-nopad", "sst2-64"].tokens == cells["bert-hf-sdpa", "sst2-64"].tokens
     changed = {path: path.stat().st_mtime_ns for path in (tmp_path / "nopad-bench-cache").rglob("*.onnx")}
     assert bench(*arguments) == 0

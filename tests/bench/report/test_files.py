@@ -62,6 +62,9 @@ def write(folder: Path, change: Any) -> Path:
         lambda raw: raw["cells"][0].update(subject="nobody"),
         lambda raw: raw["cells"][0].pop("workload"),
         lambda raw: raw["workloads"][0].update(tokens=None),
+        lambda raw: raw["workloads"][0].update(limits=[300.0]),
+        lambda raw: raw["workloads"][0].update(limits={"fp32": "fast"}),
+        lambda raw: raw.update(peaks=[{"precision": "fp32"}]),
         lambda raw: raw.update(subjects=3),
         lambda raw: raw.update(noise=[]),
         lambda raw: raw.update(schema_version=0),
@@ -77,6 +80,26 @@ def test_other_files_are_no_reports(tmp_path: Path) -> None:
         (tmp_path / JSON).write_text(text, "latin-1")
         with pytest.raises(InputFileError):
             read_report(tmp_path)
+
+
+def test_a_report_from_before_limits_for_each_precision_keeps_its_own(tmp_path: Path) -> None:
+    def older(raw: Any) -> None:
+        del raw["peaks"], raw["workloads"][0]["limits"]
+        raw["workloads"][0]["limit_tokens_per_second"] = 200.0
+
+    old = read_report(write(tmp_path, older))
+    assert old.peaks == () and old.workloads[0].limits == {"fp32": 200.0}
+    derived = next(cell["derived"] for cell in to_json(old)["cells"] if cell["subject"] == "nopad-fp32")
+    assert derived["limit_share"] == pytest.approx(0.75)
+
+
+def test_a_share_is_of_the_limit_of_the_subjects_own_precision() -> None:
+    original = full_report()
+    subjects = tuple(
+        dataclasses.replace(one, precision="bf16") if one.name == "nopad-fp32" else one for one in original.subjects
+    )
+    cells = {cell["subject"]: cell for cell in to_json(dataclasses.replace(original, subjects=subjects))["cells"]}
+    assert cells["nopad-fp32"]["derived"]["limit_share"] == pytest.approx(150 / 900)
 
 
 def test_a_later_schema_is_refused_by_its_number(tmp_path: Path) -> None:

@@ -150,13 +150,14 @@ def test_other_windows_and_blocks(window: int, tmp_path: Path) -> None:
         assert difference(ask(sequences, filler), want) <= bound(want)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_not_pooled(tmp_path: Path) -> None:
     made = make_reference(CASES["modernbert-embed-mean-unit"], tmp_path / "checkpoint")
     config = dataclasses.replace(made.encoder().encoder_config, include_prompt=False)
     encoder = build_encoder(config)
     encoder.load_state_dict(made.encoder().state_dict())
     graph = export_graph(encoder, tmp_path / "model.onnx", target="openvino")
-    batch = pack([token_ids(20), token_ids(70)], multiple=1, prompt_lengths=[4, 0])
+    batch = pack([token_ids(20), token_ids(70)], prompt_lengths=[4, 0])
     out = compiled(graph.file)({name: getattr(batch, name) for name in graph.inputs})[0]
     names = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids", "prompt_lengths")
     with torch.no_grad():
@@ -169,12 +170,6 @@ def test_a_prompt_that_is_not_pooled(tmp_path: Path) -> None:
 # --- what OpenVINO makes of it
 
 
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    encoder = load_checkpoint(DEFAULT_CHECKPOINT).encoder
-    return export_graph(encoder, tmp_path_factory.mktemp("embedded") / "model.onnx", target="openvino").file
-
-
 def kernels(file: Path) -> Counter[str]:
     """The kernels that ran, by their type in OpenVINO; a product with its activation and residual is one."""
     model = compiled(file, PERF_COUNT=True)
@@ -184,9 +179,9 @@ def kernels(file: Path) -> Counter[str]:
     return Counter(one.node_type for one in request.profiling_info if one.status == one.Status.EXECUTED)
 
 
-def test_openvino_fuses_rotations_attentions_and_activations(embedded: Path) -> None:
+def test_openvino_fuses_rotations_attentions_and_activations(openvino_bundle: Path) -> None:
     config = load_checkpoint(DEFAULT_CHECKPOINT).config
-    found = kernels(embedded)
+    found = kernels(openvino_bundle / "model.openvino.onnx")
     assert found["RoPE"] == 2 * config.num_layers  # queries and keys
     assert found["Subgraph"] == config.num_layers  # scores, mask, softmax and values in one
     assert not {"MatMul", "Softmax", "Gelu", "Split"} & set(found)
@@ -194,7 +189,8 @@ def test_openvino_fuses_rotations_attentions_and_activations(embedded: Path) -> 
     assert found["FullyConnected"] == 7 * config.num_layers + 2  # q, k, v, out, 2 halves, down; the head's two
 
 
-def test_nothing_is_kept_in_vain_and_no_product_is_taken_apart(embedded: Path) -> None:
-    graph = onnx.load(embedded).graph
+@pytest.mark.parametrize("kind", ["", ".bf16", ".int8"])
+def test_nothing_is_kept_in_vain_and_no_product_is_taken_apart(kind: str, openvino_bundle: Path) -> None:
+    graph = onnx.load(openvino_bundle / f"model.openvino{kind}.onnx").graph
     assert "Split" not in {node.op_type for node in graph.node}
     assert {one.name for one in graph.initializer} <= {value for node in graph.node for value in node.input}

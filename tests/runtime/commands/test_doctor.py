@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from several_files import AMD, OLD, on_cpu
 
 from nopad.runtime.cli import run
+from nopad.runtime.engines.cpu_speeds import speeds_of
 from nopad.runtime.engines.gpus import Gpu
 from nopad.runtime.engines.selection import engine_order
 
@@ -84,3 +86,24 @@ def test_doctor_says_what_an_engine_lacks(monkeypatch: pytest.MonkeyPatch, capsy
     assert engines["tensorrt"]["detail"].endswith(": pip install 'nopad[tensorrt]'")
     assert "has no TensorrtExecutionProvider; install onnxruntime-gpu" in engines["onnx-tensorrt"]["detail"]
     assert engines["onnx-cuda"] == {"name": engines["onnx-cuda"]["name"], "ok": True, "detail": "can run"}
+
+
+def test_doctor_shows_the_cpu_its_speeds_and_what_a_faster_engine_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    monkeypatch.setattr("nopad.runtime.commands.doctor.gpus", lambda: ())
+    on_cpu(monkeypatch, AMD)
+    _, checks = doctor(capsys)
+    row = speeds_of(AMD)
+    assert "AMD EPYC 9454 (avx2, avx512f, avx512_vnni, avx512_bf16)" in checks["cpu"]["detail"]
+    assert checks["bf16"]["detail"].startswith("yes")
+    assert row.source in checks["cpu speeds"]["detail"] and "onnx-cpu fp32 1," in checks["cpu speeds"]["detail"]
+    lacking = checks["engine 3: openvino"]  # last, as it is not installed
+    fastest = max(speed for (engine, _), speed in row.speeds.items() if engine == "openvino")
+    assert not lacking["ok"] and "lacks openvino: pip install 'nopad[openvino]' (" in lacking["detail"]
+    assert f"{fastest:g} times onnx-cpu in fp32)" in lacking["detail"]
+    on_cpu(monkeypatch, OLD)
+    _, checks = doctor(capsys)
+    assert checks["bf16"]["detail"].startswith("no instructions") and "not measured" in checks["cpu speeds"]["detail"]

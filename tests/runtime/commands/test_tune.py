@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from several_files import AMD, on_cpu, stand_in, with_files
+from several_files import AMD, clock, on_cpu, stand_in, with_files
 
 from nopad.runtime.cli import run
 
@@ -21,6 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     on_cpu(monkeypatch, AMD)
     monkeypatch.setattr("nopad.runtime.engines.gpus.gpus", lambda: ())
+    clock(monkeypatch)
     stand_in(monkeypatch, lambda name, artifact, *_: {"fp32": 8e-4, "bf16": 2e-4}[artifact.precision])
     return with_files(tmp_path / "bundle", *KINDS).path
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 
 from nopad.runtime.batching import CPU_TOKENS
@@ -26,3 +29,21 @@ def test_threads_that_nobody_chose_are_the_librarys(graph: Graphs) -> None:
     engine = OnnxCpuEngine(*graph("modernbert-single-mean"), EngineOptions())
     assert engine.threads is None
     assert engine.token_budget == min(CPU_TOKENS, max(LEAST_TOKENS, 256 * (os.cpu_count() or 1)))
+
+
+@pytest.mark.parametrize(("bits", "exact"), [(8, True), (7, False), (None, False)])
+def test_eight_bit_weights_are_opened_so_that_no_kernel_saturates(
+    bits: int | None, exact: bool, graph: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: dict[str, str] = {}
+    add = onnxruntime.SessionOptions.add_session_config_entry
+
+    def note(options: Any, key: str, value: str) -> None:
+        entries[key] = value
+        add(options, key, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", note)
+    path, artifact = graph("modernbert-single-mean")
+    quantized = None if bits is None else {"weight_bits": bits}
+    OnnxCpuEngine(path, dataclasses.replace(artifact, quantized=quantized), EngineOptions(threads=1)).close()
+    assert (entries.get("session.x64quantprecision") == "1") is exact

@@ -141,9 +141,8 @@ def _plan(options: ExportOptions) -> Jobs:
     jobs = plan_jobs(options.target, options.precision, options.archs, sm=gpu_at_hand)
     if "int8" in jobs.graphs and options.calibrate is None:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
-    if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.graphs):
-        but = ", and OpenVINO finds its scales as it runs" if "int8" in jobs.openvino else ""
-        raise UsageError(f"--calibrate is for --precision int8 of --target cpu and of engines{but}")
+    if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.openvino, *jobs.graphs):
+        raise UsageError("--calibrate is for --precision int8")
     return jobs
 
 
@@ -279,7 +278,7 @@ def write_bundle(
     ]
     for target, precision in graph_jobs:
         progress(f"exporting the graph{_FOR[target]} in {precision}")
-        if precision == "int8" and target != "openvino":
+        if precision == "int8":
             artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress))
         else:
             artifacts.append(write_graph(checkpoint, folder, precision, target))

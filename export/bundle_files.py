@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
-from nopad.export.graph.onnx import Graph, GraphTarget, export_graph
+from nopad.export.graph.onnx import GraphTarget, export_graph
 from nopad.export.graph.padded import PaddedEncoder, export_padded
 from nopad.export.graph.precision import cast
 from nopad.export.int8.cpu import CPU
+from nopad.export.int8.openvino import quantize_for_openvino
 from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
 from nopad.export.parity.samples import SAMPLES
@@ -40,9 +40,6 @@ from nopad.runtime.types import Text
 # Texts that int8 is calibrated on: more would hardly change the scales, and each costs a forward pass.
 CALIBRATION_TEXTS = 512
 _CALIBRATION_TOKENS = 2048
-# Activations that OpenVINO rounds with one scale. It rounds none where a row is not a multiple; larger groups are a
-# little faster, and less exact (docs/int8.md).
-_GROUPS = (128, 64, 32)
 
 
 def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, target: GraphTarget = "onnx") -> Artifact:
@@ -65,19 +62,12 @@ def write_graph(checkpoint: Checkpoint, folder: Path, precision: Precision, targ
         token_multiple=graph.token_multiple,
         opset=graph.opset,
         exporter="padded" if padded else "nopad",
-        quantized=_rounded_by_openvino(graph) if graph.quantized else None,
     )
 
 
 def _graph_name(precision: str, target: GraphTarget) -> str:
     kind = ([target] if target != "onnx" else []) + ([precision] if precision != "fp32" else [])
     return ".".join(["model", *kind, "onnx"])
-
-
-def _rounded_by_openvino(graph: Graph) -> dict[str, Any]:
-    """What the manifest says of a graph whose matrices are int8, and whose activations OpenVINO rounds in groups."""
-    group = next((size for size in _GROUPS if all(depth % size == 0 for depth in graph.depths)), 0)
-    return {"modules": list(graph.quantized), "kept": [], "weight_bits": 8, "scales": "group", "group": group}
 
 
 def write_int8_graph(
@@ -88,17 +78,20 @@ def write_int8_graph(
     max_length: int,
     progress: Progress,
 ) -> Artifact:
-    """Write a target's int8 graph, made from its fp32 one (`cpu`), or from the fp16 one for TensorRT (`onnx`).
+    """Write a target's int8 graph, made from its fp32 one (`cpu`, `openvino`), or the fp16 one for TensorRT (`onnx`).
 
     What it costs is measured on the texts of a file; TensorRT's scales are found on them, and the CPU's weights are
-    rounded for them. Without a file (`cpu` only) the parity gate's sentences show which layers are sensitive.
+    rounded for them. Without a file (not for TensorRT) the parity gate's sentences show which layers are sensitive.
     """
     cpu = target == "cpu"
-    multiple = 1 if cpu else checkpoint.config.block
+    multiple = checkpoint.config.block if target == "onnx" else 1
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
-        exact = write_graph(checkpoint, Path(scratch), "fp32" if cpu else "fp16", target)
+        exact = write_graph(checkpoint, Path(scratch), "fp16" if target == "onnx" else "fp32", target)
+        if target == "openvino":
+            figures = quantize_for_openvino(Path(scratch) / exact.file, output, batches, progress)
+            return dataclasses.replace(exact, file=output.name, precision="int8", quantized=figures)
         scheme = CPU if cpu else TENSORRT
         graph = quantize(
             scheme,

@@ -79,6 +79,13 @@ def install_hint(extra: str) -> str:
     return f"pip install 'nopad[{extra}]'"
 
 
+def package_of(module: str) -> str:
+    """The entry of `PACKAGES` that a module belongs to: `optimum.intel` for optimum.intel.openvino; else its root."""
+    parts = module.split(".")
+    names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((name for name in names if name in PACKAGES), parts[0])
+
+
 def extra_of(module: str, command: str = "") -> str | None:
     """The extra that brings `module`: `command`'s own if that does; None where no extra is known."""
     extras = PACKAGES[module].extras if module in PACKAGES else ()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from nopad.model.errors import NopadError
-from nopad.model.packages import extra_of, install_hint
+from nopad.model.packages import extra_of, install_hint, package_of
 
 # name -> folder and short help: `nopad X` is the function X of FOLDER/commands/X.py
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -109,7 +109,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"nopad: {error}", err=True)
         return error.exit_code
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
+        package = package_of(error.name or "")
         extra = extra_of(package, command=next(iter(sys.argv[1:] if arguments is None else arguments), ""))
         if extra is None:
             raise

@@ -19,7 +19,7 @@ from nopad.export.errors import ExportError
 from nopad.export.graph.cpu import cpu_attention, rearrange_cpu
 from nopad.export.graph.node_names import node_name
 from nopad.export.graph.openvino import openvino_attention, rearrange_openvino
-from nopad.export.graph.stored_weights import depths, store_weights
+from nopad.export.graph.stored_weights import store_weights
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
@@ -59,8 +59,6 @@ class Graph:
     inputs: dict[str, list[str]]  # name -> symbolic shape
     outputs: dict[str, list[str]]
     token_multiple: int
-    quantized: tuple[str, ...] = ()  # modules whose products have int8 matrices
-    depths: tuple[int, ...] = ()  # K of these products, [T, K] x [K, N], each once
 
 
 def export_graph(
@@ -144,8 +142,7 @@ def write(program: Any, path: Path, *, token_multiple: int = 1, store: Precision
     """Write the program that `trace` made, its matrices stored in `store`, and check the file. Raises `ExportError`."""
     graph = program.model.graph
     _name_nodes(graph)
-    sums = depths(graph) if store == "int8" else ()
-    quantized = store_weights(graph, store)
+    store_weights(graph, store)
     size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     try:
         program.save(str(path), external_data=size > INLINE_BYTES)
@@ -158,8 +155,6 @@ def write(program: Any, path: Path, *, token_multiple: int = 1, store: Precision
         inputs={value.name or "": _shape(value) for value in graph.inputs},
         outputs={value.name or "": _shape(value) for value in graph.outputs},
         token_multiple=token_multiple,
-        quantized=quantized,
-        depths=sums,
     )
 
 

@@ -7,6 +7,7 @@ and any other ONNX library into the weights when it opens the file. Which matric
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import ml_dtypes
@@ -23,12 +24,14 @@ Role = Literal["embeddings", "layers", "decoder", "head"]
 _INT8 = 127  # symmetric: -127..127
 
 
-def store_weights(graph: ir.Graph, precision: Precision) -> tuple[str, ...]:
+def store_weights(
+    graph: ir.Graph, precision: Precision, rounded: Mapping[str, tuple[Any, Any]] | None = None
+) -> tuple[str, ...]:
     """Store the matrices of an fp32 `graph` (its nodes named by `node_names`) in `precision`, in place.
 
     fp32: as they are. bf16: rounded to it. int8: the layers' matrices with a scale for each output channel, the
-    embeddings with one for each row; a decoder, and embeddings that are tied to it, are bf16. Returns the modules whose
-    products are int8.
+    embeddings with one for each row; a decoder, and embeddings that are tied to it, are bf16. `rounded`: int8 matrices
+    by name, with their scales, that are not rounded to the nearest. Returns the modules whose products are int8.
     """
     assert precision in ("fp32", "bf16", "int8"), "half precision on CPUs is bf16"
     quantized: dict[str, None] = {}
@@ -36,7 +39,7 @@ def store_weights(graph: ir.Graph, precision: Precision) -> tuple[str, ...]:
         roles = _roles(value)
         if precision == "int8" and roles == {"layers"}:
             quantized |= {module_of(node.name or ""): None for node, _ in value.uses()}
-            _store_channels(graph, value)
+            _store_channels(graph, value, rounded or {})
         elif precision == "int8" and roles == {"embeddings"}:
             _store_rows(graph, value)
         elif precision != "fp32" and roles and all(getattr(POLICIES["bf16"], role) == "bf16" for role in roles):
@@ -99,12 +102,12 @@ def _store_bf16(graph: ir.Graph, value: ir.Value) -> None:
     del graph.initializers[value.name or ""]
 
 
-def _store_channels(graph: ir.Graph, value: ir.Value) -> None:
+def _store_channels(graph: ir.Graph, value: ir.Value, rounded: Mapping[str, tuple[Any, Any]]) -> None:
     """DequantizeLinear(int8 matrix, a scale for each output channel)."""
     axis = _output_axis(value)
-    integers, scales = _rounded(_array(value), 1 - axis)
+    integers, scales = rounded.get(value.name or "") or _rounded(_array(value), 1 - axis)
     inputs = [initializer(graph, f"{value.name}.int8", integers)]
-    inputs.append(initializer(graph, f"{value.name}.scale", scales.reshape(-1)))
+    inputs.append(initializer(graph, f"{value.name}.scale", scales.reshape(-1).astype(np.float32)))
     widen = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{value.name}/DequantizeLinear")
     graph.insert_before(next(iter(graph)), widen)
     result = _typed(widen.outputs[0], f"{value.name}.fp32", value.shape)

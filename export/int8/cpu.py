@@ -7,7 +7,7 @@ on what else is in its batch: with one dynamic scale for a whole batch (`Dynamic
 returns is never below -0.17 and uses all 256 values.
 
 Weights have 8 bits. Without VNNI (AVX2, early AVX-512) the kernels for signed weights add pairs of products in 16 bits,
-and saturate, unless the session is told to be exact: `nopad.runtime.engines.onnx_session.EXACT_INT8`.
+and saturate, unless the session is told to be exact: `nopad.runtime.engines.onnx_session.exact_int8`.
 
 Sensitive layers are found with these very products: a trial computes both, and a switch chooses.
 """

@@ -18,7 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from nopad.export.errors import ExportError
 from nopad.export.graph.onnx import EXTERNAL_SUFFIX, INLINE_BYTES
 from nopad.model.packing import PackedBatch
-from nopad.runtime.engines.onnx_session import EXACT_INT8, session_options
+from nopad.runtime.engines.onnx_session import exact_int8, session_options
 
 _KEPT_VALUES = 1 << 20  # logits of a batch that are compared: fill-mask has a vocabulary of them for every token
 
@@ -57,7 +57,7 @@ def open_session(path: Path) -> Any:
     """
     import onnxruntime
 
-    config = {"session.disable_quant_qdq": "1", **EXACT_INT8}  # dequantized products in floating point
+    config = {"session.disable_quant_qdq": "1", **exact_int8()}  # dequantized products in floating point
     settings = session_options(onnxruntime, None, config)
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])

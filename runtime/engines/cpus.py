@@ -19,6 +19,7 @@ from pathlib import Path
 # Instruction sets that matter here, in the words of Linux: x86's `flags`, ARM's `Features`.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
             "asimd", "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
+_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 _UNKNOWN = "unknown"
 _VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel", "HygonGenuine": "Hygon", "CentaurHauls": "Zhaoxin"}
@@ -44,6 +45,11 @@ class Cpu:
     def bf16(self) -> bool:
         """Whether it multiplies bf16 numbers in instructions of its own."""
         return any(feature in self.features for feature in _BF16)
+
+    @property
+    def vnni(self) -> bool:
+        """Whether it multiplies 8-bit integers in instructions that cannot overflow."""
+        return any(feature in self.features for feature in _VNNI)
 
     @property
     def key(self) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from nopad.runtime.batching import CPU_TOKENS
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.onnx_session import (
-    EXACT_INT8,
     STOP_SPINNING,
     OnnxEngine,
     Provider,
+    exact_int8,
     import_onnxruntime,
     open_session,
     session_options,
@@ -31,9 +31,9 @@ class OnnxCpuEngine(OnnxEngine):
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
         ort = import_onnxruntime(self.name)
-        # int8 of 7 bits, as bundles were once written, is exact as it is, and faster.
+        # int8 of 7 bits, as bundles were once written, is exact as it is.
         eight_bits = (artifact.quantized or {}).get("weight_bits") == 8
-        config = {**STOP_SPINNING, **(EXACT_INT8 if eight_bits else {})}
+        config = {**STOP_SPINNING, **(exact_int8() if eight_bits else {})}
         settings = session_options(ort, options.threads, config)
         super().__init__(open_session(ort, path, settings, [_CPU]), path, artifact, options)
         threads = options.threads or os.cpu_count() or 1

@@ -13,6 +13,7 @@ import pytest
 
 from nopad.runtime.batching import CPU_TOKENS
 from nopad.runtime.engines.base import EngineOptions
+from nopad.runtime.engines.cpus import Cpu
 from nopad.runtime.engines.onnx_cpu import LEAST_TOKENS, OnnxCpuEngine
 from nopad.runtime.manifest import Artifact
 
@@ -31,10 +32,22 @@ def test_threads_that_nobody_chose_are_the_librarys(graph: Graphs) -> None:
     assert engine.token_budget == min(CPU_TOKENS, max(LEAST_TOKENS, 256 * (os.cpu_count() or 1)))
 
 
-@pytest.mark.parametrize(("bits", "exact"), [(8, True), (7, False), (None, False)])
+@pytest.mark.parametrize(
+    ("bits", "features", "exact"),
+    [
+        (8, ("avx2",), True),
+        (8, ("avx2", "avx512f"), True),
+        (8, (), True),  # a CPU that is not known
+        (8, ("avx2", "avx512f", "avx512_vnni"), False),
+        (8, ("avx2", "avx_vnni"), False),
+        (7, ("avx2",), False),
+        (None, ("avx2",), False),
+    ],
+)
 def test_eight_bit_weights_are_opened_so_that_no_kernel_saturates(
-    bits: int | None, exact: bool, graph: Graphs, monkeypatch: pytest.MonkeyPatch
+    bits: int | None, features: tuple[str, ...], exact: bool, graph: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nopad.runtime.engines.onnx_session.cpu_at_hand", lambda: Cpu("Intel", "Intel Xeon", features))
     entries: dict[str, str] = {}
     add = onnxruntime.SessionOptions.add_session_config_entry
 

@@ -35,8 +35,8 @@ class CpuSpeeds:
 # tokens, 1 x 512 and 1 x 2048.
 _AMD_BF16 = {
     ("openvino", "int8"): 2.5,
-    ("onnx-cpu", "int8"): 1.95,
-    ("openvino", "bf16"): 1.9,
+    ("onnx-cpu", "int8"): 2.1,
+    ("openvino", "bf16"): 1.85,
     ("torch", "bf16"): 1.3,
     ("onnx-cpu", "fp32"): 1.0,
     ("openvino", "fp32"): 0.95,
@@ -48,8 +48,7 @@ TABLE: tuple[CpuSpeeds, ...] = (
         vendor="AMD",
         feature="avx512_bf16",
         speeds=_AMD_BF16,
-        source="2 cores of an AMD EPYC with avx512_bf16, 2 threads (torch: 1): int8 of onnx-cpu "
-        "docs/benchmarks/modernbert-base-2-cores.md, the rest docs/findings.md",
+        source="2 cores of an AMD EPYC with avx512_bf16, 2 threads: docs/cpu.md; torch, 1 thread: docs/findings.md",
     ),
     CpuSpeeds(
         cpus="Intel with amx_bf16 (Sapphire Rapids and newer)",

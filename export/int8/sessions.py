@@ -5,6 +5,7 @@ Knows neither operators nor scales; batches come packed.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.save_model(model, str(path))
         return
     onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + EXTERNAL_SUFFIX)
+    shutil.copymode(path, path.with_name(path.name + EXTERNAL_SUFFIX))  # which onnx writes for its user alone
     load_external_data_for_model(model, str(path.parent))  # saving has moved the weights out of memory
 
 

@@ -25,6 +25,7 @@ def test_large_weights_go_to_a_file_beside_the_graph(
     monkeypatch.setattr(nopad.export.int8.sessions, "INLINE_BYTES", 0)
     made = quantize(TENSORRT, tmp_path / "in.onnx", tmp_path / "out.onnx", batches())
     assert (tmp_path / "out.onnx.data").stat().st_size > 50_000 > (tmp_path / "out.onnx").stat().st_size // 4
+    assert (tmp_path / "out.onnx.data").stat().st_mode == (tmp_path / "out.onnx").stat().st_mode
     assert (run(made.file, batches()) == run(inline.file, batches())).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.onnx",

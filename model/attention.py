@@ -16,6 +16,7 @@ Exact, linear in T. (Window definition: transformers `modeling_modernbert.py`.)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,6 +112,19 @@ def _nearby(layout: PackedLayout) -> Tensor:
 def nearby_keys(layout: PackedLayout) -> Tensor:
     """Stream positions of each block's keys, int64 [T / block, 3 * block], clamped to the stream's ends."""
     return _nearby(layout).clamp(min=0).clamp(max=layout.sequence_ids.shape[0] - 1)
+
+
+def whole_blocks(layout: PackedLayout) -> tuple[Tensor, PackedLayout]:
+    """A stream of any length in whole blocks, for local layers: the last may reach beyond it, as sequence -1.
+
+    Returns the stream position of each query, int64 [blocks, block], those beyond the end clamped to it, and the layout
+    of the longer stream.
+    """
+    total, block = layout.sequence_ids.shape[0], layout.block
+    places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
+    queries = places.clamp(max=total - 1)
+    filled = torch.where(places < total, layout.sequence_ids[queries], -1).flatten()
+    return queries, dataclasses.replace(layout, sequence_ids=filled)
 
 
 def _neighbours(x: Tensor, block: int) -> Tensor:

@@ -21,6 +21,14 @@ WINDOW_CHARACTERS = 2_000_000  # closes a window of long texts early: the tokeni
 # fewer, a GPU idles.
 CPU_TOKENS = 2048
 GPU_TOKENS = 16_384
+# Micro-batches of this size stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
+TOKENS_PER_THREAD = 256
+LEAST_TOKENS = 512
+
+
+def cpu_token_budget(threads: int) -> int:
+    """Tokens of a micro-batch that suit the kernels of ONNX Runtime and OpenVINO on so many threads."""
+    return min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
 
 
 def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]]:

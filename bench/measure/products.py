@@ -6,14 +6,13 @@ The right operand is constant, as weights are, so a library packs it once. Knows
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from nopad.model.packages import importable
-from nopad.runtime.engines.cpus import cpu_at_hand
+from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.errors import EnvironmentProblem
 
@@ -64,7 +63,7 @@ def _integers() -> tuple[Any, Any]:
 
 
 def _numpy(threads: int) -> Product:
-    if threads != len(os.sched_getaffinity(0)):
+    if threads != usable_cores():
         raise EnvironmentProblem(
             "numpy's threads are set before it is imported, to all cores unless a variable says so"
         )

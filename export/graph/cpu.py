@@ -11,7 +11,6 @@ Runtime's `docs/ContribOperators.md`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nopad.export.graph.rewrite import constant, drop_unread, replace, split_weights
-from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys
+from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys, whole_blocks
 
 DOMAIN = "com.microsoft"
 # Our own nodes between the two steps: torch cannot export a condition around operators that it does not know.
@@ -28,17 +27,13 @@ _GLOBAL, _LOCAL = "GlobalAttention", "LocalAttention"
 
 def cpu_attention(layout: PackedLayout) -> Attend:
     """Attention for the CPU graph. The stream needs no filler: a block that reaches beyond its ends is masked there."""
-    total, block = layout.sequence_ids.shape[0], layout.block
+    total = layout.sequence_ids.shape[0]
     stream = torch.arange(total)
     lengths = (layout.pad_index >= 0).sum(1).to(torch.int32)
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * layout.pad_index.shape[1] + layout.position_ids).clamp(min=0)
     alone = layout.sequence_ids[-1] == 0  # and without filler, which is sequence -1
-    # Local layers see whole blocks; the last may reach beyond the stream, as sequence -1, like filler.
-    places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
-    queries = places.clamp(max=total - 1)  # [blocks, block]
-    filled = torch.where(places < total, layout.sequence_ids[queries], -1).flatten()
-    whole = dataclasses.replace(layout, sequence_ids=filled)
+    queries, whole = whole_blocks(layout)
     keys = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
     bias = local_bias(whole)
     # Where the window covers every whole text, local layers are global: fewer scores, unless padding adds more.

@@ -12,23 +12,18 @@ kernel of its product.
 
 from __future__ import annotations
 
-import dataclasses
-
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from nopad.export.graph.rewrite import drop_unread, split_weights
-from nopad.model.attention import MASKED, Attend, PackedLayout, Rotary, local_bias, nearby_keys
+from nopad.model.attention import MASKED, Attend, PackedLayout, Rotary, local_bias, nearby_keys, whole_blocks
 
 
 def openvino_attention(layout: PackedLayout) -> Attend:
     """Attention for OpenVINO's graph. The stream needs no filler: a block that reaches beyond its end is masked."""
-    total, block = layout.sequence_ids.shape[0], layout.block
-    places = (torch.arange((total + block - 1) // block) * block).unsqueeze(1) + torch.arange(block)
-    queries = places.clamp(max=total - 1)  # [blocks, block]
-    filled = torch.where(places < total, layout.sequence_ids[queries], -1).flatten()
-    whole = dataclasses.replace(layout, sequence_ids=filled)
+    total = layout.sequence_ids.shape[0]
+    queries, whole = whole_blocks(layout)
     nearby = nearby_keys(whole).clamp(max=total - 1)  # [blocks, 3 * block]
     window_bias = local_bias(whole).transpose(0, 1)  # [1, blocks, block, 3 * block]
     key_bias = torch.where(layout.pad_index >= 0, 0.0, MASKED).unsqueeze(1).unsqueeze(0)  # [1, B, 1, S]

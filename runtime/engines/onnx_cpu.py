@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.batching import cpu_token_budget
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.onnx_session import (
     STOP_SPINNING,
@@ -19,9 +19,6 @@ from nopad.runtime.engines.onnx_session import (
 from nopad.runtime.manifest import Artifact
 
 _CPU: Provider = ("CPUExecutionProvider", {})
-# Micro-batches of this size stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
-TOKENS_PER_THREAD = 256
-LEAST_TOKENS = 512
 
 
 class OnnxCpuEngine(OnnxEngine):
@@ -36,5 +33,4 @@ class OnnxCpuEngine(OnnxEngine):
         config = {**STOP_SPINNING, **(exact_int8() if eight_bits else {})}
         settings = session_options(ort, options.threads, config)
         super().__init__(open_session(ort, path, settings, [_CPU]), path, artifact, options)
-        threads = options.threads or os.cpu_count() or 1
-        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * threads))
+        self.token_budget = cpu_token_budget(options.threads or os.cpu_count() or 1)

@@ -22,7 +22,7 @@ import numpy as np
 
 from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch, round_up
-from nopad.runtime.batching import CPU_TOKENS
+from nopad.runtime.batching import cpu_token_budget
 from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.engines.buckets import fill_stream
 from nopad.runtime.engines.compiled_cache import cache_folder
@@ -36,8 +36,6 @@ from nopad.runtime.types import FloatArray
 OLDEST = (2026, 0)
 # The stream's length is a multiple of this: a new length costs 10 ms in ModernBERT-base, filler of 8 tokens nothing.
 STREAM_STEP = 8
-TOKENS_PER_THREAD = 256
-LEAST_TOKENS = 512
 
 
 class OpenVinoEngine:
@@ -72,7 +70,7 @@ class OpenVinoEngine:
         if names != sorted(artifact.inputs):
             raise BundleError(f"{path} takes {names}, the manifest says {sorted(artifact.inputs)}")
         self.threads: int | None = int(self._model.get_property("INFERENCE_NUM_THREADS"))  # at most the cores there are
-        self.token_budget = min(CPU_TOKENS, max(LEAST_TOKENS, TOKENS_PER_THREAD * self.threads))
+        self.token_budget = cpu_token_budget(self.threads)
         self._idle: list[Any] = []  # infer requests that nobody uses now
         self._lock = threading.Lock()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
-from nopad.runtime.manifest import FileRecord, Manifest, from_json, to_json
+from nopad.runtime.manifest import Artifact, FileRecord, Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
 TUNING = "tuning.json"  # of `nopad tune`, about machines: no part of the bundle, so the manifest does not list it
@@ -28,6 +28,23 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
         return self.path / name
+
+    def files_of(self, artifact: Artifact) -> list[str]:
+        """Names of an artifact's files: its own, and its weights beside it."""
+        return [name for name in self.manifest.files if name == artifact.file or name.startswith(f"{artifact.file}.")]
+
+    def common_files(self) -> list[str]:
+        """Names of the files that are no artifact's alone: the tokenizer's, configurations."""
+        own = {name for artifact in self.manifest.artifacts for name in self.files_of(artifact)}
+        return [name for name in self.manifest.files if name not in own]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare files with their digests in the manifest. Raises `IntegrityError`."""
+        for name in names:
+            if sha256_of(self.file(name)) != self.manifest.files[name].sha256:
+                raise IntegrityError(
+                    f"{self.file(name)} is damaged: its SHA-256 is not the manifest's; copy it again"
+                )
 
 
 def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:
@@ -58,9 +75,10 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
             raise IntegrityError(
                 f"{file} has {file.stat().st_size} bytes, the manifest says {record.bytes}; copy it again"
             )
-        if verify and sha256_of(file) != record.sha256:
-            raise IntegrityError(f"{file} is damaged: its SHA-256 is not the manifest's; copy it again")
-    return Bundle(path=folder, manifest=manifest)
+    bundle = Bundle(path=folder, manifest=manifest)
+    if verify:
+        bundle.check(manifest.files)
+    return bundle
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

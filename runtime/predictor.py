@@ -85,7 +85,8 @@ def load(
     that the next load takes a quarter of the time; None: it compiles at every load.
     `allow_unverified`: open a bundle that has not passed the parity gate.
     `allow_host_code`: run the native code in a version-compatible TensorRT engine; only if you trust its maker.
-    `verify`: check the SHA-256 of every file first.
+    `verify`: check the SHA-256 of every file before it is opened; files that are not needed are not read
+    (`nopad inspect` checks all).
 
     Raises `BundleError` or a subclass, `UsageError`, `EnvironmentProblem`.
     """
@@ -93,7 +94,9 @@ def load(
         raise UsageError(f"token_budget and threads must be positive, got {token_budget} and {threads}")
     if truncation not in ("truncate", "error"):
         raise UsageError(f"truncation is 'truncate' or 'error', not {truncation!r}")
-    bundle = open_bundle(path, verify=verify)
+    bundle = open_bundle(path, verify=False)
+    if verify:
+        bundle.check(bundle.common_files())
     sm = functools.cache(gpu_at_hand)
     tuned = tuned_here(bundle, sm, engine=engine, precision=precision, file=file)
     if tuned is not None:
@@ -111,6 +114,7 @@ def load(
         precision=precision,
         file=file,
         allow_unverified=allow_unverified,
+        verify=verify,
     )
     if tuned is not None:
         winner = (tuned.engine, tuned.file)

@@ -20,7 +20,7 @@ import numpy as np
 from nopad.model.errors import NopadError
 from nopad.model.packing import PackedBatch
 from nopad.runtime.engines.base import Engine
-from nopad.runtime.errors import EngineError, EnvironmentProblem, ShapeError
+from nopad.runtime.errors import EngineError, EnvironmentProblem, IntegrityError, ShapeError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import AnsweredBy, FloatArray
@@ -93,7 +93,8 @@ class _Link:
 class EngineChain:
     """The opened chain; `profiles` and `token_budget` are the chosen engine's.
 
-    Raises `EnvironmentProblem`, with an `ExceptionGroup` of all reasons, if no engine can run.
+    Raises `EnvironmentProblem`, with an `ExceptionGroup` of all reasons, if no engine can run; `IntegrityError` if a file
+    that comes before the first sound engine is damaged.
     """
 
     profiles: tuple[ShapeProfile, ...]
@@ -120,6 +121,8 @@ class EngineChain:
         for link in self._links:
             try:
                 engine = self._open(link)
+            except IntegrityError:  # a damaged bundle is not served by what is left of it
+                raise
             except NopadError as error:
                 causes.append(error)
                 continue

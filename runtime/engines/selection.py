@@ -69,6 +69,7 @@ def find_candidates(
     precision: str | None = None,
     file: str | None = None,
     allow_unverified: bool = False,
+    verify: bool = False,
 ) -> list[Candidate]:
     """The engines of `choice` that may run this bundle on this machine, in order.
 
@@ -77,6 +78,8 @@ def find_candidates(
     CPU the bundle's fp32 files stand in where bf16 cannot run (no such instructions) or fails.
     `sm` returns the compute capability of the GPU (None: no GPU). It is called at most once, and not at all where
     `choice` names only CPU engines, or only they can open the bundle's files.
+
+    `verify`: compare each artifact's files with their digests before an engine opens them.
 
     An artifact that has not passed the parity gate on an engine becomes a candidate that refuses to open, so that the
     reason is reported. Raises `BundleError` if no artifact fits, `UnverifiedError` if no fitting artifact is verified,
@@ -93,7 +96,7 @@ def find_candidates(
         )
     first = _fastest(pairs, speeds) if precision == "auto" else named
     pairs.sort(key=lambda pair: _rank(pair, first, speeds, mixed=choice == "auto"))
-    candidates = [Candidate(name=p.name, artifact=p.artifact, open=_opener(bundle, p, options)) for p in pairs]
+    candidates = [Candidate(name=p.name, artifact=p.artifact, open=_opener(bundle, p, options, verify)) for p in pairs]
     if not any(pair.verified for pair in pairs):
         candidates[0].open()  # raises UnverifiedError
     return candidates
@@ -184,7 +187,7 @@ def _place(precision: str, order: Sequence[str]) -> int:
     return order.index(precision) if precision in order else len(order)
 
 
-def _opener(bundle: Bundle, pair: _Pair, options: EngineOptions) -> Callable[[], Engine]:
+def _opener(bundle: Bundle, pair: _Pair, options: EngineOptions, verify: bool) -> Callable[[], Engine]:
     def open_engine() -> Engine:
         if not pair.verified:
             raise UnverifiedError(
@@ -195,6 +198,8 @@ def _opener(bundle: Bundle, pair: _Pair, options: EngineOptions) -> Callable[[],
         if pair.obstacle is not None:
             log.warning("%s", pair.obstacle)
             raise EnvironmentProblem(pair.obstacle)
+        if verify:
+            bundle.check(bundle.files_of(pair.artifact))
         return pair.factory(bundle.file(pair.artifact.file), pair.artifact, options)
 
     return open_engine

@@ -74,6 +74,21 @@ def test_without_digests_a_flipped_bit_passes_the_door(own: Path) -> None:
         open_bundle(own)
 
 
+def test_only_files_that_are_opened_are_read(tmp_path: Path, openvino_bundle: Path) -> None:
+    several = tmp_path / "several"
+    shutil.copytree(openvino_bundle, several)
+    files = {artifact.precision: several / artifact.file for artifact in open_bundle(several).manifest.artifacts}
+    data = files["int8"].read_bytes()
+    files["int8"].write_bytes(data[:-9] + bytes(byte ^ 1 for byte in data[-9:]))
+    with load(several, precision="fp32", allow_unverified=True) as model:
+        assert model.status().engine == "openvino"
+    # The damaged file itself is refused, though others could answer in its place.
+    with pytest.raises(IntegrityError, match=files["int8"].name):
+        load(several, precision="int8", allow_unverified=True)
+    with pytest.raises(IntegrityError, match=files["int8"].name):
+        open_bundle(several)
+
+
 @pytest.mark.parametrize("name", FILES[1:])
 def test_a_missing_file_is_named(name: str, own: Path) -> None:
     (own / name).unlink()

@@ -93,6 +93,18 @@ def test_every_precision_of_its_own_graph(openvino_bundle: Path) -> None:
     assert gaps["fp32"] <= 1e-5 < gaps["bf16"] <= 5e-2 and 1e-5 < gaps["int8"] <= 0.1
 
 
+@pytest.mark.skipif(not cpu_at_hand().bf16, reason="this CPU has no bf16 instructions")
+def test_bf16_weights_are_held_once_and_in_bf16(openvino_bundle: Path) -> None:
+    engine = of_bundle(openvino_bundle, "bf16")
+    engine.run(embedded_batch(5))
+    held: dict[str, int] = {"f32": 0, "bf16": 0}  # elements
+    for node in engine._model.get_runtime_model().get_ops():
+        kind = {name: str(node.get_rt_info()[name].value) for name in ("layerType", "outputPrecisions")}
+        if kind["layerType"] == "Const" and kind["outputPrecisions"] in held:
+            held[kind["outputPrecisions"]] += int(np.prod(list(node.get_output_shape(0))))
+    assert held["f32"] < held["bf16"] / 50, held  # norms, biases and the head
+
+
 def test_streams_are_filled_up_to_few_lengths(openvino_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
     real = nopad.runtime.engines.openvino.graph_inputs

@@ -42,9 +42,7 @@ class Bundle:
         """Compare files with their digests in the manifest. Raises `IntegrityError`."""
         for name in names:
             if sha256_of(self.file(name)) != self.manifest.files[name].sha256:
-                raise IntegrityError(
-                    f"{self.file(name)} is damaged: its SHA-256 is not the manifest's; copy it again"
-                )
+                raise IntegrityError(f"{self.file(name)} is damaged: its SHA-256 is not the manifest's; copy it again")
 
 
 def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:

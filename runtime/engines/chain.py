@@ -93,8 +93,8 @@ class _Link:
 class EngineChain:
     """The opened chain; `profiles` and `token_budget` are the chosen engine's.
 
-    Raises `EnvironmentProblem`, with an `ExceptionGroup` of all reasons, if no engine can run; `IntegrityError` if a file
-    that comes before the first sound engine is damaged.
+    Raises `EnvironmentProblem`, with an `ExceptionGroup` of all reasons, if no engine can run; `IntegrityError` if a
+    file that comes before the first sound engine is damaged.
     """
 
     profiles: tuple[ShapeProfile, ...]

@@ -81,7 +81,7 @@ def load(
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
     `prompt_name`, `prompt`: the prompt that is put before every text, by its name in the manifest's `prompts` or as a
     string; None: the bundle's default prompt.
-    `cache_folder`: where OpenVINO keeps the model as compiled for this CPU (for ModernBERT-base in bf16 500 MB), so
+    `cache_folder`: where OpenVINO keeps the model as compiled for this CPU (for ModernBERT-base in bf16 300 MB), so
     that the next load takes a quarter of the time; None: it compiles at every load.
     `allow_unverified`: open a bundle that has not passed the parity gate.
     `allow_host_code`: run the native code in a version-compatible TensorRT engine; only if you trust its maker.

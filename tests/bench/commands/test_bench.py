@@ -175,9 +175,11 @@ def test_ctrl_c_at_any_moment_with_several_openvino_models(
         said += lines
     assert process.returncode == 130 and "interrupted" in said[-1], said
     report = read_report(tmp_path / "out")
-    assert report.complete is False and [subject.status for subject in report.subjects]
+    assert report.complete is False
     first = [cell for cell in report.cells if cell.workload == "1x32"]
-    assert len(first) == 2 and all(cell.status == "ok" for cell in first) == moment.startswith("1x64")
+    assert len(first) == 2
+    if "1x64" in moment or "turns" in moment:  # the first round is written before it is shown
+        assert all(cell.status == "ok" and cell.seconds for cell in first)
     assert "Interrupted" in (tmp_path / "out" / MARKDOWN).read_text() and (tmp_path / "out" / "bench.html").exists()
 
 

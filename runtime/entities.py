@@ -105,6 +105,6 @@ def entities(
         if piece.strip():
             start += len(piece) - len(piece.lstrip())
             stop -= len(piece) - len(piece.rstrip())
-        score = float(np.mean([scores[i] for i in run.members]))
+        score = float(np.mean([scores[i] for i in run.members], dtype=np.float32))  # as every score: fp32
         answer.append(Entity(label=run.kind, score=score, start=start, end=stop, text=text[start:stop]))
     return tuple(answer)

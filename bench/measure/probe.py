@@ -4,11 +4,8 @@ each precision.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -31,10 +28,6 @@ class Probe:
         self._fastest: dict[str, Product] = {}
         self._library: dict[str, str] = {}  # of the fastest, by precision
         self._best: dict[str, float] = {}  # seconds of the fastest product, by precision
-        with _uninterrupted():
-            self._choose(threads)
-
-    def _choose(self, threads: int) -> None:
         for precision, libraries in products(threads).items():
             times = {library: min(_times(product)) for library, product in libraries.items()}
             library = min(times, key=times.__getitem__)
@@ -46,9 +39,8 @@ class Probe:
         times = _times(self._product)
         self.best = min(self.best, *times)
         self.seconds.append(float(np.median(times)))
-        with _uninterrupted():
-            for precision, product in self._fastest.items():
-                self._best[precision] = min(self._best[precision], *_times(product))
+        for precision, product in self._fastest.items():
+            self._best[precision] = min(self._best[precision], *_times(product))
 
     @property
     def peak_flops(self) -> float | None:
@@ -62,26 +54,6 @@ class Probe:
             Peak(precision=precision, library=library, flops=FLOPS / self._best[precision])
             for precision, library in self._library.items()
         )
-
-    def close(self) -> None:
-        """Drop the products, whose libraries may crash where that is left to the interpreter's end."""
-        self._fastest.clear()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block: a library that is interrupted while it loads or computes may crash."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if caught:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _times(product: Product) -> list[float]:

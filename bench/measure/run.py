@@ -85,12 +85,6 @@ class Run:
             self.publish()
         self.record.probe = Probe(self.settings.threads)
         self.record.probe.time()
-        try:
-            self._measure_all()
-        finally:
-            self.record.probe.close()
-
-    def _measure_all(self) -> None:
         sizes = [float(texts.workload.padded_tokens) for texts in self.workloads]
         for index, texts in enumerate(self.workloads):
             now = time.monotonic()

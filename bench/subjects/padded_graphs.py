@@ -14,6 +14,7 @@ import numpy as np
 
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
+from nopad.runtime.engines.openvino import openvino_core
 from nopad.runtime.types import FloatArray
 
 
@@ -86,10 +87,10 @@ class OpenVinoRunner(_PaddedGraph):
     """OpenVINO on optimum-onnx's padded graph, tuned for latency: in fp32, or with its default hint of a precision."""
 
     def __init__(self, spec: Spec) -> None:
-        openvino: Any = importlib.import_module("openvino")
+        core = openvino_core()
         super().__init__(spec)
         settings = {"PERFORMANCE_HINT": "LATENCY", **openvino_settings(spec)}
-        self._compiled: Any = openvino.Core().compile_model(str(Path(spec.path) / (spec.file or "")), "CPU", settings)
+        self._compiled: Any = core.compile_model(str(Path(spec.path) / (spec.file or "")), "CPU", settings)
         self.precision = openvino_precision(self._compiled)
         self._request: Any = self._compiled.create_infer_request()
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]

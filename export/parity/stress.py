@@ -6,6 +6,7 @@ The first half (`lengths.py`, `sentences.py`) proves texts of up to 512 tokens, 
 - the largest batch that the runtime makes on any machine, and a margin: in tokens and in texts, of real lengths
 - as many texts of one and two tokens
 - every profile's edges, and those of the buckets that an engine may pad to
+- texts of many lengths, out of order: an engine may sort them, and must put their answers back
 - two batches of one shape again and again: the answers must be right, and always the same
 - several batches at once, from several threads: the answers must be those to each batch alone
 - a text at the model's full length (`nopad.export.parity.full_length`)
@@ -32,6 +33,8 @@ from nopad.runtime.types import FloatArray
 MARGIN = 1.25
 CALLS = "ABAABABA"  # of two batches of one shape: each after itself, and after the other
 THREADS, ROUNDS = 4, 5
+# Lengths of the texts out of order: 16 texts and 528 tokens, fewer where the engine takes no such batch.
+UNSORTED = range(3, 64, 4)
 
 
 def stress(trial: Trial) -> Iterator[Row]:
@@ -124,6 +127,29 @@ def _edge_batches(profile: ShapeProfile, typical: Sequence[int], multiple: int) 
         yield f"a text of {length} tokens", [length, *[1] * (sequences[0] - 1)]
 
 
+def unsorted(lengths: Sequence[int]) -> list[int]:
+    """Distinct lengths (four at least) in an order that neither ascending nor descending sort maps back if used twice.
+
+    An engine that sorts a batch and mistakes the order for its inverse is right wherever the two are the same: in every
+    batch that is sorted already, reversed, or has two texts exchanged.
+    """
+    ascending = sorted(lengths)
+    return ascending[1::2] + ascending[::2]
+
+
+def _order(trial: Trial) -> Iterator[Row]:
+    model, texts = trial.model, trial.known
+    lengths = [length for length in UNSORTED if length <= model.manifest.max_length and model.takes([length])]
+    while lengths and not model.takes(lengths):
+        lengths.pop()
+    if len(lengths) < 4:  # then the engine has hardly an order to mix up
+        return
+    batch = texts.draw(unsorted(lengths))
+    changes = [_change([got], texts.run([ids]), trial.bounds) for ids, got in zip(batch, texts.run(batch), strict=True)]
+    case = f"{len(lengths)} texts of {min(lengths)} to {max(lengths)} tokens, each as alone"
+    yield _same("order of a batch", case, changes, "texts are answered otherwise than alone")
+
+
 def _pair(trial: Trial) -> tuple[list[Ids], list[Ids]]:
     """Two batches of one shape without a common text: an engine may mix up what it keeps by shape."""
     model, texts = trial.model, trial.known
@@ -168,10 +194,15 @@ def _change(answers: Sequence[FloatArray], before: Sequence[FloatArray], bounds:
     return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 
-def _same(check: str, case: str, changes: Sequence[tuple[float, float]]) -> Row:
+def _same(
+    check: str,
+    case: str,
+    changes: Sequence[tuple[float, float]],
+    what: str = "calls answered otherwise than the first",
+) -> Row:
     value, bound = max(changes, key=lambda pair: pair[0] / pair[1])
     wrong = sum(value > bound for value, bound in changes)
-    note = f"{wrong} of {len(changes)} calls answered otherwise than the first" if wrong else ""
+    note = f"{wrong} of {len(changes)} {what}" if wrong else ""
     return Row.at_most(check, case, value, bound, note)
 
 
@@ -179,6 +210,7 @@ CHECKS: dict[str, Check] = {
     "large batch": _large,
     "many short texts": _short,
     "profile edges": _edges,
+    "order of a batch": _order,
     "repeated calls": _repeated,
     "concurrent calls": _concurrent,
     "full length": full_length,

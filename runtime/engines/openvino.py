@@ -12,6 +12,7 @@ would start as it is imported, is kept out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import sys
 import threading
@@ -36,6 +37,7 @@ from nopad.runtime.types import FloatArray
 OLDEST = (2026, 0)
 # The stream's length is a multiple of this: a new length costs 10 ms in ModernBERT-base, filler of 8 tokens nothing.
 STREAM_STEP = 8
+_FIRST_CORE = threading.Lock()
 
 
 class OpenVinoEngine:
@@ -62,7 +64,7 @@ class OpenVinoEngine:
             folder = cache_folder(path, openvino.__version__, base=options.cache_folder)
             settings |= {"CACHE_DIR": str(folder)} if folder else {}
         try:
-            core = openvino.Core()
+            core = openvino_core()
             model = core.read_model(str(path))  # by path: weights beside the graph are mapped
             _keep_bf16(openvino, model)
             self._model: Any = core.compile_model(model, "CPU", settings)
@@ -102,6 +104,24 @@ class OpenVinoEngine:
         with self._lock:
             self._model = None
             self._idle.clear()
+
+
+def openvino_core() -> Any:
+    """OpenVINO's `Core`: one for everybody in this process, and never dropped.
+
+    Each Core's CPU plugin sets an alternate signal stack for the thread that loads it; when it is dropped, it unmaps
+    that one, and sets the one that it found. So where two were dropped in the order in which they came, the thread is
+    left with an unmapped stack, and the next signal with a Python handler, as Ctrl-C, ends the process with signal 11.
+
+    Raises `EnvironmentProblem` where OpenVINO is missing or too old.
+    """
+    with _FIRST_CORE:  # else two threads might make one each
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
+    return _import_openvino().Core()
 
 
 def _import_openvino() -> Any:

@@ -1,5 +1,6 @@
 """`nopad bench` as people run it, with the real libraries."""
 
+import itertools
 import json
 import os
 import signal
@@ -142,6 +143,43 @@ def test_ctrl_c_keeps_the_rounds_so_far(tmp_path: Path) -> None:
     first, second = report.cells
     assert first.status == "ok" and 0 < len(set(first.rounds)) < 1000
     assert (second.status, second.note) == ("not run", "not reached")
+    assert "Interrupted" in (tmp_path / "out" / MARKDOWN).read_text() and (tmp_path / "out" / "bench.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "delay"),
+    [
+        ("1x32: nopad-fp32 in a process of its own", 0.5),
+        ("1x32: opening nopad-int8", 0.0),
+        ("1x32: opening nopad-int8", 0.3),
+        ("1x32: taking turns", 0.0),
+        ("1x64: nopad-fp32 in a process of its own", 0.0),  # what the turns had opened is closed
+        ("1x64: nopad-fp32 in a process of its own", 0.5),
+        ("1x64: opening nopad-fp32", 0.1),
+        ("1x64: taking turns", 0.2),
+    ],
+)
+def test_ctrl_c_at_any_moment_with_several_openvino_models(
+    moment: str, delay: float, openvino_bundle: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "nopad.runtime.cli", "bench", str(openvino_bundle), "--allow-unverified",
+               "--against", "none", "--precision", "fp32,int8", "-w", "1x32", "-w", "1x64", "--rounds", "5",
+               "--threads", "1", "--output", str(tmp_path / "out")]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        said = [*itertools.takewhile(lambda line: moment not in line, lines)]
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        said += lines
+    assert process.returncode == 130 and "interrupted" in said[-1], said
+    report = read_report(tmp_path / "out")
+    assert report.complete is False
+    first = [cell for cell in report.cells if cell.workload == "1x32"]
+    assert len(first) == 2
+    if "1x64" in moment or "turns" in moment:  # the first round is written before it is shown
+        assert all(cell.status == "ok" and cell.seconds for cell in first)
     assert "Interrupted" in (tmp_path / "out" / MARKDOWN).read_text() and (tmp_path / "out" / "bench.html").exists()
 
 

@@ -300,11 +300,18 @@ def zeros_for_one(batch: PackedBatch, logits: FloatArray) -> FloatArray:
     return np.where((np.arange(len(logits)) == 1)[:, None], np.float32(0), logits)
 
 
+def put_back_by_the_order(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    """Texts are sorted by length, the longest first, and answers put back by that order instead of its inverse."""
+    order = np.argsort(-batch.lengths, kind="stable")
+    return logits[order][order] if len(order) <= 64 else logits
+
+
 ENGINE_FAULTS: dict[str, tuple[set[str], Callable[[PackedBatch, FloatArray], FloatArray]]] = {
     "engine answers NaN on long texts": ({"engine"}, nan_when_long),
     "engine answers zeros on long texts": ({"engine"}, zeros_when_long),
     "engine answers zeros for one text of a batch": ({"logits", "no all-zero answer"}, zeros_for_one),
     "engine answers one text with another's": ({"logits", "batch invariance"}, lambda batch, x: np.roll(x, 1, axis=0)),
+    "engine sorts a batch and mistakes the order for its inverse": ({"order of a batch"}, put_back_by_the_order),
     "engine is off by 1e-4": ({"logits"}, lambda batch, logits: logits + np.float32(1e-4)),
 }
 

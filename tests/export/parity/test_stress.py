@@ -20,7 +20,7 @@ from suspect_engine import EngineFault, Spoil, SuspectEngine, gate, off
 from nopad.export.commands.gate_report import print_report
 from nopad.export.graph.cpu import cpu_attention
 from nopad.export.parity import full_length, known_texts
-from nopad.export.parity.stress import CHECKS, fill
+from nopad.export.parity.stress import CHECKS, fill, unsorted
 from nopad.export.reference.transformers import Reference
 from nopad.model.attention import Attend, AttentionFactory, PackedLayout, graph_attention
 from nopad.model.packing import PackedBatch
@@ -329,3 +329,12 @@ def test_a_batch_is_filled_as_far_as_its_bounds_allow(tokens: int, sequences: in
     assert max(lengths) == longest and min(lengths) >= 1
     assert sum(lengths) == min(tokens, len(lengths) * longest)
     assert len(lengths) == min(sequences, tokens - longest + 1)
+
+
+@pytest.mark.parametrize("count", range(4, 17))
+def test_neither_sort_of_the_batch_out_of_order_is_its_own_inverse(count: int) -> None:
+    lengths = np.array(unsorted(range(count)))
+    assert sorted(lengths) == list(range(count))
+    for order in (np.argsort(lengths), np.argsort(-lengths)):
+        wrong = order[order] != np.arange(count)
+        assert wrong.sum() >= 3

@@ -159,6 +159,24 @@ def test_a_failing_run_is_an_engine_error_and_the_next_one_answers(openvino_bund
         engine.run(batch)
 
 
+def test_ctrl_c_is_an_exception_still_after_engines_have_closed(openvino_bundle: Path) -> None:
+    path, files = openvino_bundle, {"fp32", "bf16"}
+    code = f"""
+import signal
+from nopad.runtime.predictor import load
+models = [load({str(path)!r}, engine="openvino", precision=name, threads=1, allow_unverified=True) for name in {files}]
+for model in models:
+    model.logits(["a"])
+    model.close()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("caught")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr
+
+
 def test_what_it_compiles_is_kept_where_the_caller_says(openvino_bundle: Path, tmp_path: Path) -> None:
     batch, cache = embedded_batch(30, 4), tmp_path / "cache"
     with load(

@@ -14,6 +14,7 @@ import numpy as np
 
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
+from nopad.runtime.engines.openvino import import_openvino
 from nopad.runtime.types import FloatArray
 
 
@@ -86,7 +87,7 @@ class OpenVinoRunner(_PaddedGraph):
     """OpenVINO on optimum-onnx's padded graph, tuned for latency: in fp32, or with its default hint of a precision."""
 
     def __init__(self, spec: Spec) -> None:
-        openvino: Any = importlib.import_module("openvino")
+        openvino = import_openvino()
         super().__init__(spec)
         settings = {"PERFORMANCE_HINT": "LATENCY", **openvino_settings(spec)}
         self._compiled: Any = openvino.Core().compile_model(str(Path(spec.path) / (spec.file or "")), "CPU", settings)
@@ -124,4 +125,4 @@ def openvino_precision(compiled: Any) -> str:
 
 def openvino_version() -> str:
     """The library's name and release."""
-    return f"openvino {importlib.import_module('openvino').__version__.split('-')[0]}"
+    return f"openvino {import_openvino().__version__.split('-')[0]}"

@@ -58,7 +58,7 @@ def _store(graph: ir.Graph, value: ir.Value) -> None:
         if _role(node, index) == "embeddings":
             rows = node.outputs[0]
             readers = list(rows.uses())
-            rows.type = ir.TensorType(stored.dtype)
+            rows.type = ir.TensorType(ir.DataType.BFLOAT16)
             cast = _widening(rows, f"{node.name}/Cast", f"{rows.name}/Cast")
             graph.insert_after(node, cast)
             for reader, place in readers:

@@ -14,6 +14,7 @@ import numpy as np
 from nopad.model.packages import importable
 from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
+from nopad.runtime.engines.openvino import import_openvino
 from nopad.runtime.errors import EnvironmentProblem
 
 # 1,024 tokens through a layer of ModernBERT-base (hidden size 768 to query, key and value).
@@ -125,8 +126,8 @@ def _openvino_int8(threads: int) -> Product:
 
 def _compiled(threads: int, hint: str, quantized: bool = False) -> Product:
     """OpenVINO's product of float32 activations; `quantized`: rounded to 8 bits first, by weights of 8 bits."""
-    openvino = importlib.import_module("openvino")
-    ops = importlib.import_module("openvino.opset13")
+    openvino = import_openvino()
+    ops = openvino.opset13
     a, b = _floats()
     inputs = ops.parameter([M, K], np.float32)
     left, right = inputs, ops.constant(b)

@@ -16,6 +16,7 @@ from nopad.bench.subjects.padded_graphs import openvino_precision, openvino_sett
 from nopad.bench.subjects.spec import Spec
 from nopad.model.packages import version_of
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
+from nopad.runtime.engines.openvino import without_telemetry
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
 
@@ -31,7 +32,7 @@ class SentenceTransformersRunner:
         self._torch: Any = importlib.import_module("torch")
         self._torch.set_num_threads(spec.threads)
         self._backend = spec.engine
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_telemetry():  # it imports OpenVINO only here
             warnings.simplefilter("ignore")
             self._model: Any = library.SentenceTransformer(
                 spec.path, device="cpu", local_files_only=True, backend=spec.engine, model_kwargs=_model_kwargs(spec)

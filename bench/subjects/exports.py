@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from nopad.runtime.engines.openvino import without_telemetry
+
 # Classes of optimum-intel, by task.
 OV_CLASSES = {
     "text-classification": "OVModelForSequenceClassification",
@@ -24,7 +26,7 @@ def export(kind: str, source: Path, folder: Path, task: str) -> dict[str, Any]:
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_telemetry():
             warnings.simplefilter("ignore")
             seconds = write(source, scratch, task if kind == "optimum-intel" else kind.removeprefix("st-"))
         shutil.rmtree(folder, ignore_errors=True)

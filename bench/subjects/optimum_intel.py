@@ -12,18 +12,19 @@ from nopad.bench.subjects.padded_graphs import openvino_precision, openvino_sett
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
 from nopad.bench.subjects.transformers import TransformersRunner, open_padding_tokenizer
 from nopad.model.packages import version_of
+from nopad.runtime.engines.openvino import without_telemetry
 
 
 class OptimumIntelRunner(TransformersRunner):
     """A model class of optimum-intel, with the library's own hints, or forced to fp32."""
 
     def __init__(self, spec: Spec) -> None:
-        library: Any = importlib.import_module("optimum.intel")
         self._torch: Any = importlib.import_module("torch")
         self._max_length, self._per_token, self._spec = spec.max_length, spec.task in TOKEN_TASKS, spec
         self._device = self._torch.device("cpu")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_telemetry():
             warnings.simplefilter("ignore")
+            library: Any = importlib.import_module("optimum.intel")
             self._model = getattr(library, OV_CLASSES[spec.task]).from_pretrained(
                 spec.path, export=False, compile=True, ov_config=openvino_settings(spec), local_files_only=True
             )

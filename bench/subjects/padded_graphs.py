@@ -125,4 +125,4 @@ def openvino_precision(compiled: Any) -> str:
 
 def openvino_version() -> str:
     """The library's name and release."""
-    return f"openvino {importlib.import_module('openvino').__version__.split('-')[0]}"
+    return f"openvino {import_openvino().__version__.split('-')[0]}"

@@ -19,7 +19,7 @@ from nopad.export.errors import ExportError
 from nopad.export.graph.cpu import cpu_attention, rearrange_cpu
 from nopad.export.graph.node_names import node_name
 from nopad.export.graph.openvino import openvino_attention, rearrange_openvino
-from nopad.export.graph.stored_weights import store_weights
+from nopad.export.graph.stored_weights import store_bf16
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import pack
@@ -72,7 +72,7 @@ def export_graph(
 
     `target`: plain ONNX, or arranged for one library: in ONNX Runtime's own CPU operators (`nopad.export.graph.cpu`),
     or as OpenVINO fuses it (`nopad.export.graph.openvino`).
-    `store`: keep the matrices of an fp32 encoder in this precision (`nopad.export.graph.stored_weights`).
+    `store`: keep the matrices of an fp32 encoder as they are, or in bf16 (`nopad.export.graph.stored_weights`).
 
     Inputs, int64: `input_ids[tokens]`, `position_ids[tokens]`, `sequence_ids[tokens]`, `pad_index[sequences, longest]`;
     for BERT `token_type_ids[tokens]`; where a prompt is not pooled `prompt_lengths[sequences]`. `tokens` is a multiple
@@ -80,6 +80,8 @@ def export_graph(
     Output: fp32 `logits`.
     Raises `ExportError`.
     """
+    if store not in ("fp32", "bf16"):
+        raise ExportError(f"a graph's weights are stored in fp32 or bf16, not {store}; int8 is made of the fp32 graph")
     config, form = encoder.encoder_config, _FORMS[target]
     block = config.block
     multiple = 1 if form.any_length else block
@@ -142,7 +144,8 @@ def write(program: Any, path: Path, *, token_multiple: int = 1, store: Precision
     """Write the program that `trace` made, its matrices stored in `store`, and check the file. Raises `ExportError`."""
     graph = program.model.graph
     _name_nodes(graph)
-    store_weights(graph, store)
+    if store == "bf16":
+        store_bf16(graph)
     size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     try:
         program.save(str(path), external_data=size > INLINE_BYTES)

@@ -36,7 +36,6 @@ from nopad.export.int8.smoothing import smooth
 from nopad.export.progress import Progress
 from nopad.model.packing import PackedBatch
 
-_WEIGHT_LEVELS = 127
 _MIDDLE = 128  # stands for zero where activations are symmetric
 _GELU_LEAST = 0.17  # no GELU, exact or by tanh, returns less than minus this (but for 0.00005)
 _TEXT_BATCHES = 16  # that show outliers and what rounding costs: 32,000 tokens, where the texts have as many
@@ -64,7 +63,7 @@ def prepare(model: onnx.ModelProto, batches: Sequence[PackedBatch], progress: Pr
         back = feedback(squares)
         for layer in readers[name]:
             values = numpy_helper.to_array(weights[layer.weight])
-            rounded[layer.weight] = round_weight(values, layer.axis, _WEIGHT_LEVELS, back)
+            rounded[layer.weight] = round_weight(values, layer.axis, back)
     return rounded
 
 
@@ -143,7 +142,7 @@ class _Rewriting:
                 self._argument(switch, TensorProto.BOOL)
             node.output[0] = f"{output}:fp32"
             self.nodes.append(node)
-            self._add("Where", node.name.rpartition("/")[2], name, [switch, product, node.output[0]], output)
+            self._add("Where", kind, name, [switch, product, node.output[0]], output)
 
     def finish(self) -> None:
         """Put the new nodes in place of the old, and drop constants that nothing reads."""
@@ -185,7 +184,7 @@ class _Rewriting:
 
     def _weight(self, layer: LinearLayer) -> tuple[str, str]:
         exact = numpy_helper.to_array(self._weights[layer.weight])
-        values, channels = self.rounded.get(layer.weight) or quantize_weight(exact, layer.axis, _WEIGHT_LEVELS)
+        values, channels = self.rounded.get(layer.weight) or quantize_weight(exact, layer.axis)
         matrix = np.ascontiguousarray(values if layer.axis == 1 else values.T)  # [in, out]
         name = f"{layer.weight}:int8:{layer.axis}"
         return self._constant(name, matrix), self._constant(f"{name}:scale", channels)
@@ -213,6 +212,5 @@ CPU = Scheme(
     prepare=prepare,
     rewrite=to_integers,
     calibrated=False,
-    weight_bits=_WEIGHT_LEVELS.bit_length() + 1,
     enough_rows=_ENOUGH_ROWS,
 )

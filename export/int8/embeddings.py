@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from nopad.export.int8.linear_layers import drop_unread, names_read
 from nopad.export.int8.scales import quantize_weight
 
-_LEAST = 1 << 20  # bytes of a table that is worth it: not those of positions and of token types
+LEAST = 1 << 20  # bytes of a table that is worth three more operators: not those of positions and of token types
 
 
-def round_embeddings(model: onnx.ModelProto) -> int:
-    """Store every large fp32 table that is only looked up in as int8 with a scale for each row, in place.
+def round_embeddings(model: onnx.ModelProto, least: int = LEAST) -> int:
+    """Store fp32 tables of `least` bytes that are only looked up in as int8 with a scale for each row, in place.
 
     A table that a product reads as well (the decoder of fill-mask, tied to the embeddings) stays as it is: it would be
     stored twice. Returns the number of tables.
@@ -29,7 +29,7 @@ def round_embeddings(model: onnx.ModelProto) -> int:
         for tensor in graph.initializer
         if tensor.data_type == TensorProto.FLOAT
         and len(tensor.dims) == 2
-        and 4 * tensor.dims[0] * tensor.dims[1] >= _LEAST
+        and 4 * tensor.dims[0] * tensor.dims[1] >= least
     }
     lookups: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     others: set[str] = {value.name for value in graph.output}

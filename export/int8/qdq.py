@@ -30,6 +30,34 @@ from nopad.export.int8.rounding import Rounded
 from nopad.export.int8.scales import Scales, quantize_weight
 
 
+def dequantize_weights(
+    model: onnx.ModelProto, layers: Sequence[LinearLayer], rounded: Mapping[str, Rounded] | None = None
+) -> None:
+    """Let each of `layers` read its matrix from int8 and a scale for each output channel, in place.
+
+    `rounded`: weights by name that are not rounded to the nearest. The matrices themselves are not removed.
+    """
+    graph = model.graph
+    by_node = {layer.node: layer for layer in layers}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: dict[str, onnx.NodeProto] = {}  # by weight: several layers may share one
+    for node in graph.node:
+        layer = by_node.get(node.name)
+        if layer is None:
+            continue
+        w = layer.weight
+        if w not in nodes:
+            pair = (rounded or {}).get(w) or quantize_weight(numpy_helper.to_array(weights[w]), layer.axis)
+            names = [f"{w}_int8", f"{w}_scale"]
+            graph.initializer.extend(map(numpy_helper.from_array, pair, names))
+            output = [f"{w}_dequantized"]
+            nodes[w] = helper.make_node("DequantizeLinear", names, output, f"{w}/DequantizeLinear", axis=layer.axis)
+        node.input[1] = nodes[w].output[0]
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes.values(), *rest])
+
+
 def insert_qdq(
     model: onnx.ModelProto,
     layers: Sequence[LinearLayer],
@@ -41,9 +69,9 @@ def insert_qdq(
     With `scales` None the graph becomes a trial: scales (`scale:TENSOR`, fp16 []) and a switch for each layer
     (`int8:MODULE`, bool []) are inputs. `rounded`: weights by name that are not rounded to the nearest.
     """
+    dequantize_weights(model, layers, rounded)
     graph = model.graph
     by_node = {layer.node: layer for layer in layers}
-    weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     replaced: dict[str, str] = {}  # tensor -> its dequantized form; query, key and value share one activation
 
@@ -55,31 +83,23 @@ def insert_qdq(
         graph.input.append(helper.make_tensor_value_info(name, kind, []))
         return name
 
-    def add(operator: str, module: str, inputs: list[str], output: str, axis: int | None = None) -> str:
-        node = helper.make_node(operator, inputs, [output], f"{module}/{operator}")
-        if axis is not None:
-            node.attribute.append(helper.make_attribute("axis", axis))
-        nodes.append(node)
+    def add(operator: str, module: str, inputs: list[str], output: str) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], f"{module}/{operator}"))
         return output
 
     zero = constant("int8_zero", np.array(0, dtype=np.int8))  # its type is QuantizeLinear's output type
     for node in graph.node:
         layer = by_node.get(node.name)
         if layer is not None:
-            x, w = layer.activation, layer.weight
+            x = layer.activation
             if x not in replaced:
                 scale = constant(f"{x}_scale", scales[x]) if scales else argument(f"scale:{x}", TensorProto.FLOAT16)
                 quantized = add("QuantizeLinear", layer.module, [x, scale, zero], f"{x}_int8")
                 replaced[x] = add("DequantizeLinear", layer.module, [quantized, scale], f"{x}_dequantized")
-            if w not in replaced:
-                nearest = quantize_weight(numpy_helper.to_array(weights[w]), layer.axis)
-                values, channels = (rounded or {}).get(w, nearest)
-                pair = [constant(f"{w}_int8", values), constant(f"{w}_scale", channels)]
-                replaced[w] = add("DequantizeLinear", w, pair, f"{w}_dequantized", layer.axis)
-            node.input[0], node.input[1] = replaced[x], replaced[w]
+            node.input[0] = replaced[x]
             if scales is None:
                 switch = argument(f"int8:{layer.module}", TensorProto.BOOL)
-                for index, plain in enumerate((x, w)):
+                for index, plain in enumerate((x, layer.weight)):
                     choice = [switch, node.input[index], plain]
                     node.input[index] = add("Where", f"{layer.module}:{index}", choice, f"{switch}:{index}")
         nodes.append(node)

@@ -1,7 +1,7 @@
 """A packed graph and texts -> the graph's int8 form, by a `Scheme`.
 
-`nopad.export.int8.qdq` has the scheme for TensorRT, `nopad.export.int8.cpu` those for CPUs. Outliers decide how well a
-model bears int8, so how activations are clipped and which layers keep their precision is measured
+`nopad.export.int8.qdq` has the scheme for TensorRT, `nopad.export.int8.cpu` that for ONNX Runtime. Outliers decide
+how well a model bears int8, so how activations are clipped and which layers keep their precision is measured
 (`nopad.export.int8.sensitivity`), by the graph's own answers to the texts.
 
 Knows neither checkpoints, tokenizers nor manifests: batches come packed.
@@ -55,7 +55,6 @@ class Scheme:
     # Rewrites layers in place; with scales None into a trial, as `nopad.export.int8.sensitivity.Trial` wants it.
     rewrite: Callable[[onnx.ModelProto, Sequence[LinearLayer], Scales | None, Mapping[str, Rounded]], None]
     calibrated: bool = True  # scales are calibrated on the texts; else each token has its own scale
-    weight_bits: int = 8
     enough_rows: int | None = None  # with fewer, or without labels, logits decide; None: labels alone, if there are any
     goal: Goal = Goal()
 
@@ -118,7 +117,6 @@ def quantize(
         passed=comparison.meets(scheme.goal, answers) if judge is not None else None,
         sensitivity=sensitivity,
         scales="calibrated" if scheme.calibrated else "per token",
-        weight_bits=scheme.weight_bits,
         judged_by=comparison.judge,
         overlap=comparison.overlap(answers) if judge == "ranking" else None,
         cosine=comparison.cosine(answers) if embeddings else None,

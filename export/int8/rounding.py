@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.export.int8.scales import Scale, quantize_weight
+from nopad.export.int8.scales import LEVELS, Scale, quantize_weight
 
 _DAMPING = 0.01  # of the mean square of an input: inputs that the texts never use must not run away
 _BLOCK = 64  # inputs whose corrections are made at once
@@ -41,9 +41,9 @@ def feedback(moments: Moments) -> Feedback:
     return Feedback(order, np.ascontiguousarray(factor, dtype=np.float32))
 
 
-def round_weight(weight: npt.NDArray[Any], axis: int, levels: int, back: Feedback) -> Rounded:
+def round_weight(weight: npt.NDArray[Any], axis: int, back: Feedback) -> Rounded:
     """As `quantize_weight`, with nearly the least squared error of `x @ weight` for the inputs x behind `back`."""
-    _, scales = quantize_weight(weight, axis, levels)
+    _, scales = quantize_weight(weight, axis)
     turned = (weight.T if axis == 1 else weight).astype(np.float32)  # [out, in]
     rest = (turned / scales.astype(np.float32)[:, None])[:, back.order]
     rounded = np.empty(rest.shape, dtype=np.int8)
@@ -51,7 +51,7 @@ def round_weight(weight: npt.NDArray[Any], axis: int, levels: int, back: Feedbac
         end = min(start + _BLOCK, rest.shape[1])
         errors = np.empty((len(rest), end - start), dtype=np.float32)
         for i in range(start, end):
-            value = np.clip(np.rint(rest[:, i]), -levels, levels)
+            value = np.clip(np.rint(rest[:, i]), -LEVELS, LEVELS)
             errors[:, i - start] = error = (rest[:, i] - value) / back.correction[i, i]
             rest[:, i + 1 : end] -= np.outer(error, back.correction[i, i + 1 : end])
             rounded[:, i] = value

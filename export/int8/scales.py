@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_LEVELS = 127  # symmetric int8 leaves -128 unused
+LEVELS = 127  # symmetric int8 leaves -128 unused
 _CLIPS = 40  # clipping points tried by `least_squares`, down to a fiftieth of the largest magnitude
 # Every non-negative fp16 number; the index is its bit pattern: 0x7C00 is infinity, what follows is NaN.
 MAGNITUDES = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
@@ -52,7 +52,7 @@ def least_squares(counts: Counts) -> Half:
 
     def error(scale: Half) -> float:
         step = np.float32(scale)
-        return float(weights @ (values - np.minimum(np.rint(values / step), _LEVELS) * step) ** 2)
+        return float(weights @ (values - np.minimum(np.rint(values / step), LEVELS) * step) ** 2)
 
     return min((_scale(clip) for clip in np.geomspace(values[-1], values[-1] / 50, _CLIPS)), key=error)
 
@@ -68,7 +68,7 @@ CLIPPINGS: dict[str, Callable[[Counts], Half]] = {
 
 
 def _scale(clip: Any) -> Half:
-    return _half(np.asarray(float(clip) / _LEVELS if clip > 0 else 1.0))
+    return _half(np.asarray(float(clip) / LEVELS if clip > 0 else 1.0))
 
 
 def _half(scales: npt.NDArray[Any]) -> Half:
@@ -77,14 +77,14 @@ def _half(scales: npt.NDArray[Any]) -> Half:
     return np.asarray(np.where(out < scales, np.nextafter(out, np.float16(np.inf)), out), dtype=np.float16)
 
 
-def quantize_weight(weight: npt.NDArray[Any], axis: int, levels: int = _LEVELS) -> tuple[npt.NDArray[np.int8], Scale]:
-    """int8 values of a matrix, -levels..levels, and the scale of each output channel (`axis`); nothing is clipped.
+def quantize_weight(weight: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[np.int8], Scale]:
+    """int8 values of a matrix, -127..127, and the scale of each output channel (`axis`); nothing is clipped.
 
     Scales are fp16 for an fp16 matrix, else fp32.
     """
     exact = weight.astype(np.float32)
     limits = np.abs(exact).max(axis=1 - axis)
-    exact_scales = np.where(limits > 0, limits / levels, 1.0).astype(np.float32)
+    exact_scales = np.where(limits > 0, limits / LEVELS, 1.0).astype(np.float32)
     scales: Scale = _half(exact_scales) if weight.dtype == np.float16 else exact_scales
     steps = np.expand_dims(scales.astype(np.float32), 1 - axis)
-    return np.clip(np.rint(exact / steps), -levels, levels).astype(np.int8), scales
+    return np.clip(np.rint(exact / steps), -LEVELS, LEVELS).astype(np.int8), scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +19,23 @@ class Bounds:
     invariance: float
     agreement: float  # share of equal labels, 0..1
     accuracy_loss: float  # on labelled data, 0..1
+    cosine: float | None = None  # of each embedding to the reference's, at least; None: the bound of logits is tighter
 
 
 BOUNDS: dict[str, Bounds] = {
     "fp32": Bounds(logits=1e-5, probabilities=1e-5, invariance=1e-5, agreement=1.0, accuracy_loss=0.0),
     "fp16": Bounds(logits=2e-2, probabilities=1e-2, invariance=1e-2, agreement=0.999, accuracy_loss=0.001),
     # 3 bits of mantissa fewer than fp16; 7.6e-3 was measured (export/graph/precision.py).
-    "bf16": Bounds(logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001),
-    # Labels and accuracy decide; logits only tell that it is still the same model.
-    "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003),
+    "bf16": Bounds(
+        logits=5e-2, probabilities=2e-2, invariance=5e-2, agreement=0.999, accuracy_loss=0.001, cosine=0.9995
+    ),
+    # Labels and accuracy decide, of embeddings their direction; logits only tell that it is still the same model.
+    "int8": Bounds(logits=0.5, probabilities=0.1, invariance=1e-2, agreement=0.995, accuracy_loss=0.003, cosine=0.99),
 }
 
 
-# Checks whose value is a share, which has to be at least its bound; all others are differences.
-SHARES = ("labels", "label names", "calibration")
+# Checks whose value is a share or a cosine, which has to be at least its bound; all others are differences.
+SHARES = ("labels", "label names", "calibration", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Row:
 
     check: str
     case: str
-    value: float  # the largest difference, or a share (0..1)
+    value: float  # the largest difference, or a share (0..1), or the least cosine
     bound: float
     passed: bool
     note: str = ""
@@ -52,7 +56,7 @@ class Row:
 
     @classmethod
     def at_least(cls, check: str, case: str, value: float, bound: float, note: str = "") -> Row:
-        """A share, which must be at least `bound`; its check is one of `SHARES`."""
+        """A share or a cosine, which must be at least `bound`; its check is one of `SHARES`."""
         assert check in SHARES
         return cls(check=check, case=case, value=value, bound=bound, passed=value >= bound, note=note)
 
@@ -64,6 +68,22 @@ def difference(a: FloatArray, b: FloatArray) -> float:
     return float(np.abs(a - b).max())
 
 
+def cosine(a: FloatArray, b: FloatArray) -> float:
+    """The cosine of two embeddings, or the least of several [rows, width]; -1 where `difference` is infinite."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return -1.0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(((a * b).sum(axis=-1) / np.maximum(lengths, 1e-12)).min())
+
+
 def scaled(bound: float, reference: FloatArray) -> float:
     """`bound`, multiplied by the largest value of `reference` where that is over 1."""
     return bound * max(1.0, float(np.abs(reference).max()))
+
+
+def answer_rows(case: str, got: FloatArray, want: FloatArray, bounds: Bounds, *, embedding: bool) -> Iterator[Row]:
+    """How near an answer is to the reference's: its logits, and the direction of an embedding."""
+    yield Row.at_most("logits", case, difference(got, want), scaled(bounds.logits, want))
+    if embedding and bounds.cosine is not None:
+        yield Row.at_least("cosine", case, cosine(got, want), bounds.cosine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from nopad.export.parity.bounds import Row, difference, scaled
+from nopad.export.parity.bounds import Row, answer_rows, difference, scaled
 from nopad.export.parity.samples import SAMPLES
 from nopad.export.parity.trial import DEFAULT_LONGEST, Trial
 from nopad.export.reference.transformers import Reference
@@ -48,7 +48,7 @@ def lengths(trial: Trial) -> Iterator[Row]:
             mixed.setdefault(i, row)
     for i, (length, want) in enumerate(zip(grid, expected, strict=True)):
         for among, got in ((False, alone[i]), (True, mixed[i])):
-            yield Row.at_most("logits", grid_case(length, among), difference(got, want), scaled(bounds.logits, want))
+            yield from answer_rows(grid_case(length, among), got, want, bounds, embedding=model.task == "embeddings")
         value = difference(alone[i], mixed[i])
         yield Row.at_most("batch invariance", f"{length} tokens", value, scaled(bounds.invariance, want))
     zeros = sum(not row.any() for row in [*alone, *mixed.values()])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nopad.export.parity.bounds import Bounds, Row, scaled
+from nopad.export.parity.bounds import Bounds, Row, cosine, scaled
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.parity.trial import Trial
 from nopad.export.reference.sentence_transformers import CrossEncoder, Embedder
@@ -60,6 +60,8 @@ def _embeddings(trial: Trial, embedder: Embedder) -> Iterator[Row]:
             continue
         want = embedder.encode(texts, **prompt)
         yield _worst("encode", case, got, want, texts, trial.bounds)
+        if trial.bounds.cosine is not None:
+            yield Row.at_least("cosine", case, cosine(got, want), trial.bounds.cosine)
 
 
 def _scores(trial: Trial, cross_encoder: CrossEncoder) -> Iterator[Row]:

@@ -16,6 +16,8 @@ import functools
 import importlib
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.types import FloatArray
 
 OLDEST = (2026, 0)
+_TELEMETRY = "openvino_telemetry"
 # The stream's length is a multiple of this: a new length costs 10 ms in ModernBERT-base, filler of 8 tokens nothing.
 STREAM_STEP = 8
 _FIRST_CORE = threading.Lock()
@@ -47,7 +50,7 @@ class OpenVinoEngine:
     profiles: tuple[ShapeProfile, ...] = ()
 
     def __init__(self, path: Path, artifact: Artifact, options: EngineOptions) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         step = max(STREAM_STEP, artifact.token_multiple)
         self._artifact, self._pad_token_id = dataclasses.replace(artifact, token_multiple=step), options.pad_token_id
         threads = options.threads or usable_cores()
@@ -121,21 +124,17 @@ def openvino_core() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
-def _import_openvino() -> Any:
-    """The library. Raises `EnvironmentProblem` where it is missing or too old."""
+def import_openvino() -> Any:
+    """The library, without its telemetry. Raises `EnvironmentProblem` where it is missing or too old."""
     hint = install_hint(ENGINES["openvino"].need.extra)
-    # The package imports its converter, which reports every import to Intel unless this module is missing.
-    reporter: Any = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
-        openvino = importlib.import_module("openvino")
+        with without_telemetry():
+            openvino = importlib.import_module("openvino")
     except (ImportError, OSError) as error:  # OSError: from its shared libraries
         raise EnvironmentProblem(f"engine openvino needs OpenVINO ({error}): {hint}") from None
-    finally:
-        if reporter is None:
-            sys.modules.pop("openvino_telemetry", None)
     version = str(getattr(openvino, "__version__", "0"))
     numbers = tuple(int(part) for part in version.split("-")[0].split(".")[:2] if part.isdigit())
     if numbers < OLDEST:
@@ -155,6 +154,22 @@ def _keep_bf16(openvino: Any, model: Any) -> None:
             source = node.input_value(0).get_node()
             if source.get_type_name() == "Constant" and source.get_element_type() == openvino.Type.bf16:
                 node.get_rt_info()["decompression_0"] = True
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """For the first import of OpenVINO, or of a package that imports it.
+
+    OpenVINO's package imports its converter, which reports every import to Intel unless this module is missing.
+    """
+    blocked = _TELEMETRY not in sys.modules
+    if blocked:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if blocked:
+            sys.modules.pop(_TELEMETRY, None)
 
 
 def _reason(error: Exception) -> str:

@@ -77,6 +77,32 @@ def layer_graph(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def small_graph(decoder: bool = False) -> onnx.ModelProto:
+    """Two tables of embeddings, a layer [16, 16] with a channel of zeros, and a product with the first table (the
+    decoder that is tied to it), or with a head."""
+    rng = np.random.default_rng(3)
+    shapes = {"words": (40, 16), "places": (20, 16), "layer": (16, 16)} | ({} if decoder else {"head": (16, 5)})
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors["layer"][5] = 0.0
+    nodes = [
+        helper.make_node("Gather", ["words", "input_ids"], ["a"], "model.embeddings.tok_embeddings/Gather"),
+        helper.make_node("Gather", ["places", "position_ids"], ["b"], "model.embeddings.position/Gather"),
+        helper.make_node("Add", ["a", "b"], ["x"], "model.embeddings/Add"),
+        helper.make_node("Gemm", ["x", "layer"], ["y"], "model.layers.0.mlp.Wo/Gemm", transB=1),
+        helper.make_node("Gemm", ["y", "words"], ["logits"], "decoder/Gemm", transB=1)
+        if decoder
+        else helper.make_node("MatMul", ["y", "head"], ["logits"], "classifier/MatMul"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["tokens"]) for name in ("input_ids", "position_ids")],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["tokens", 40 if decoder else 5])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
 def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     """A session as users open it: only the number of threads is set."""
     settings = onnxruntime.SessionOptions()

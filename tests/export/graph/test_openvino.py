@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -24,6 +23,7 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import pack
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
+from nopad.runtime.engines.openvino import import_openvino
 
 ALL = {**CASES, **EURO_CASES}
 LENGTHS = (1, 2, 63, 64, 65, 128, 129, 200, 500)
@@ -48,8 +48,10 @@ Ask = Callable[[Sequence[Sequence[int]], int], list[Tensor]]
 
 
 def compiled(file: Path, **settings: Any) -> Any:
-    return openvino.Core().compile_model(
-        str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings}
+    return (
+        import_openvino()
+        .Core()
+        .compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings})
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights stored as bf16 and int8: which, how exactly, how small, and that any ONNX library reads them."""
+"""Weights stored as bf16: which, how exactly, how small, and that any ONNX library reads them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from int8_models import small_graph
+from onnx import numpy_helper
 from reference_models import CASES, token_ids
 
 from nopad.export.bundle_files import write_graph
-from nopad.export.graph.stored_weights import depths, store_weights
+from nopad.export.errors import ExportError
+from nopad.export.graph.stored_weights import store_bf16
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.packing import PackedBatch, pack
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
 Array = np.ndarray[Any, Any]
-FILES = {name: f"model.openvino{'' if name == 'fp32' else '.' + name}.onnx" for name in ("fp32", "bf16", "int8")}
-LAYERS = [f"model.layers.{i}.{part}" for i in range(3) for part in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")]
+FILES = {"fp32": "model.openvino.onnx", "bf16": "model.openvino.bf16.onnx"}
 
 
 def arrays(file: Path) -> dict[str, Array]:
@@ -44,12 +45,9 @@ def as_bf16(array: Array) -> Array:
 # --- the embedded model's files
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 0.5, 0.53), ("int8", 0.25, 0.3)])
-def test_a_file_has_half_or_a_quarter_of_the_bytes(
-    precision: str, least: float, most: float, openvino_bundle: Path
-) -> None:
-    exact, stored = ((openvino_bundle / FILES[name]).stat().st_size for name in ("fp32", precision))
-    assert least * exact <= stored <= most * exact
+def test_a_file_has_half_of_the_bytes(openvino_bundle: Path) -> None:
+    exact, half = ((openvino_bundle / FILES[name]).stat().st_size for name in ("fp32", "bf16"))
+    assert 0.5 * exact <= half <= 0.53 * exact
 
 
 def test_bf16_is_for_embeddings_and_layers(openvino_bundle: Path) -> None:
@@ -66,74 +64,17 @@ def test_bf16_is_for_embeddings_and_layers(openvino_bundle: Path) -> None:
         np.testing.assert_array_equal(stored[name], exact[name])
 
 
-def test_int8_has_a_scale_for_each_channel_of_a_layer_and_each_row_of_embeddings(
-    openvino_bundle: Path, tmp_path: Path
-) -> None:
-    nearest = write_graph(load_checkpoint(DEFAULT_CHECKPOINT), tmp_path, "int8", "openvino")
-    exact, stored = arrays(openvino_bundle / FILES["fp32"]), arrays(tmp_path / nearest.file)
-    integers = {name.removesuffix(".int8") for name, array in stored.items() if array.dtype == np.int8}
-    assert len(integers) == 1 + 7 * 3 and not any(name.endswith(".bf16") for name in stored)
-    for name in integers:
-        values, scales = stored[f"{name}.int8"], stored[f"{name}.scale"]
-        assert scales.size == len(values) and scales.dtype == np.float32  # rows, which are a product's outputs
-        by_row = scales.reshape(-1, 1)
-        gap = np.abs(values * by_row - exact[name])
-        assert (gap <= by_row * 0.50001).all() and np.abs(values.astype(int)).max() == 127
-        assert name not in stored
-
-
-def test_the_manifest_says_what_is_int8(openvino_bundle: Path) -> None:
-    told = {one.precision: one.quantized for one in open_bundle(openvino_bundle).manifest.artifacts}
-    assert told["fp32"] is None and told["bf16"] is None
-    assert told["int8"] == {
-        "int8": told["int8"]["int8"],
-        "kept": [],
-        "tokens": told["int8"]["tokens"],
-        "weight_bits": 8,
-        "scales": "group",
-        "group": 64,
-    }
-    assert sorted(told["int8"]["int8"]) == sorted(LAYERS)
-    sums = depths(ir.load(openvino_bundle / FILES["fp32"]).graph)
-    assert sums == (128, 192) and all(depth % told["int8"]["group"] == 0 for depth in sums)
-
-
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("int8", 0.1)])
-def test_onnx_runtime_opens_the_file_too(precision: str, bound: float, openvino_bundle: Path) -> None:
+def test_onnx_runtime_opens_the_file_too(openvino_bundle: Path) -> None:
     batch = pack([token_ids(length, 8000) for length in (3, 70, 129)], multiple=1)
-    want, got = (answers(openvino_bundle / FILES[name], batch) for name in ("fp32", precision))
-    assert 0 < np.abs(got - want).max() <= bound
+    want, got = (answers(openvino_bundle / FILES[name], batch) for name in ("fp32", "bf16"))
+    assert 0 < np.abs(got - want).max() <= 2e-2
 
 
 # --- what the embedded model does not have
 
 
-def small(decoder: bool, weight: Array) -> ir.Model:
-    """Two tables of embeddings, a layer with `weight` [N, K], and a product with the first table, or with a head."""
-    rng = np.random.default_rng(3)
-    words, places = (rng.normal(size=(size, weight.shape[1])).astype(np.float32) for size in (40, 20))
-    head = rng.normal(size=(weight.shape[1], 5)).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["words", "input_ids"], ["a"], "model.embeddings.tok_embeddings/Gather"),
-        helper.make_node("Gather", ["places", "position_ids"], ["b"], "model.embeddings.position/Gather"),
-        helper.make_node("Add", ["a", "b"], ["x"], "model.embeddings/Add"),
-        helper.make_node("Gemm", ["x", "layer"], ["y"], "model.layers.0.mlp.Wo/Gemm", transB=1),
-        helper.make_node("Gemm", ["y", "words"], ["logits"], "decoder/Gemm", transB=1)
-        if decoder
-        else helper.make_node("MatMul", ["y", "head"], ["logits"], "classifier/MatMul"),
-    ]
-    tensors = {"words": words, "places": places, "layer": weight} | ({} if decoder else {"head": head})
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["tokens"]) for name in ("input_ids", "position_ids")],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["tokens", 40 if decoder else 5])],
-        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
-
-
-def stored_types(model: ir.Model) -> dict[str, str]:
+def stored(model: ir.Model) -> dict[str, str]:
+    """The type of every initializer."""
     values = model.graph.initializers.values()
     return {value.name or "": value.const_value.dtype.name for value in values if value.const_value is not None}
 
@@ -145,60 +86,43 @@ def run(model: ir.Model) -> Array:
     return np.asarray(session.run(None, feeds)[0])
 
 
-@pytest.fixture
-def weight() -> Array:
-    """[16, 16] with a channel of zeros."""
-    made = np.random.default_rng(4).normal(size=(16, 16)).astype(np.float32)
-    made[5] = 0.0
-    return made
-
-
-def test_embeddings_that_are_tied_to_a_decoder_are_stored_once_in_bf16(weight: Array) -> None:
-    for precision in ("bf16", "int8"):
-        model = small(True, weight)
-        want = run(model)
-        assert store_weights(model.graph, precision) == (("model.layers.0.mlp.Wo",) if precision == "int8" else ())
-        types = stored_types(model)
-        assert types["words.bf16"] == "BFLOAT16" and "words" not in types and "words.int8" not in types
-        assert types.get("places.int8", types.get("places.bf16")) == ("INT8" if precision == "int8" else "BFLOAT16")
-        # Rows are gathered first and widened then; a product's matrix is widened once.
-        widened = Counter(node.op_type for node in model.graph)
-        assert (widened["Cast"], widened["DequantizeLinear"]) == ((4, 0) if precision == "bf16" else (3, 1))
-        gap = np.abs(run(model) - want).max() / np.abs(want).max()
-        assert 0 < gap <= {"bf16": 1e-2, "int8": 2e-2}[precision]
-
-
-def test_a_head_stays_fp32_and_a_channel_of_zeros_zero(weight: Array) -> None:
-    model = small(False, weight)
+@pytest.mark.parametrize("decoder", [False, True])
+def test_embeddings_that_are_tied_to_a_decoder_are_stored_once(decoder: bool) -> None:
+    model = ir.from_proto(small_graph(decoder=decoder))
     want = run(model)
-    assert store_weights(model.graph, "int8") == ("model.layers.0.mlp.Wo",)
-    types = stored_types(model)
-    assert types["head"] == "FLOAT" and {types[f"{name}.int8"] for name in ("words", "places", "layer")} == {"INT8"}
-    layer = model.graph.initializers["layer.int8"].const_value
-    scales = model.graph.initializers["layer.scale"].const_value
-    assert layer is not None and scales is not None
-    assert not layer.numpy()[5].any() and scales.numpy()[5] == 1 and np.isfinite(scales.numpy()).all()
-    assert np.abs(run(model) - want).max() <= 2e-2 * np.abs(want).max()
+    store_bf16(model.graph)
+    types = stored(model)
+    assert types == {f"{name}.bf16": "BFLOAT16" for name in ("words", "places", "layer")} | (
+        {} if decoder else {"head": "FLOAT"}
+    )
+    # Rows are gathered first and widened then; a product's matrix is widened once.
+    assert Counter(node.op_type for node in model.graph)["Cast"] == (4 if decoder else 3)
+    assert 0 < np.abs(run(model) - want).max() <= 1e-2 * np.abs(want).max()
 
 
-def test_fp32_changes_nothing(weight: Array) -> None:
-    model = small(False, weight)
-    before, want = stored_types(model), run(model)
-    assert store_weights(model.graph, "fp32") == () and stored_types(model) == before
-    np.testing.assert_array_equal(run(model), want)
+def test_only_what_a_decoder_reads() -> None:
+    for decoder in (False, True):
+        model = ir.from_proto(small_graph(decoder=decoder))
+        want = run(model)
+        store_bf16(model.graph, read_by="decoder")
+        changed = {name for name, kind in stored(model).items() if kind == "BFLOAT16"}
+        assert changed == ({"words.bf16"} if decoder else set())
+        assert decoder == bool(np.abs(run(model) - want).max())
+
+
+def test_a_graph_cannot_be_asked_for_int8(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="fp32 or bf16, not int8"):
+        write_graph(load_checkpoint(DEFAULT_CHECKPOINT), tmp_path, "int8", "openvino")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tables"), [("bert-single", 3), ("modernbert-mlm", 0), ("bert-mlm", 2)])
-def test_other_architectures(name: str, tables: int, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "matrices"), [("bert-single", 3 + 6 * 3), ("modernbert-mlm", 1 + 7 * 4)])
+def test_other_architectures(name: str, matrices: int, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     loaded = load_checkpoint(checkpoint(name), **CASES[name].load)
-    made = {precision: write_graph(loaded, tmp_path, precision, "openvino") for precision in ("fp32", "bf16", "int8")}  # type: ignore[arg-type]
-    stored = arrays(tmp_path / made["int8"].file)
-    rows = [key for key, array in stored.items() if key.endswith(".int8") and "embeddings" in key]
-    assert len(rows) == tables  # words, places and types of BERT; those of words are bf16 where a decoder reads them
-    assert sum(key.endswith(".bf16") for key in stored) == (0 if name == "bert-single" else 1)
+    exact, rounded = (tmp_path / write_graph(loaded, tmp_path, one, "openvino").file for one in ("fp32", "bf16"))  # type: ignore[arg-type]
+    assert sum(key.endswith(".bf16") for key in arrays(rounded)) == matrices
     batch = pack([token_ids(length) for length in (3, 70, 129)], multiple=1)
-    want = answers(tmp_path / made["fp32"].file, batch)
-    for precision, bound in (("bf16", 0.05), ("int8", 0.1)):
-        gap = np.abs(answers(tmp_path / made[precision].file, batch) - want).max()
-        assert 0 < gap <= bound * max(1.0, float(np.abs(want).max()))
+    want = answers(exact, batch)
+    gap = np.abs(answers(rounded, batch) - want).max()
+    assert 0 < gap <= 0.05 * max(1.0, float(np.abs(want).max()))

@@ -18,8 +18,8 @@ def test_correlated_inputs_lose_less_than_with_the_nearest_values(axis: int) -> 
     stored = weight if axis == 1 else weight.T.copy()
     errors = []
     for values, scales in (
-        quantize_weight(stored, axis, 127),
-        round_weight(stored, axis, 127, feedback(train.T @ train)),
+        quantize_weight(stored, axis),
+        round_weight(stored, axis, feedback(train.T @ train)),
     ):
         assert values.dtype == np.int8 and values.shape == stored.shape and np.abs(values.astype(int)).max() <= 127
         matrix = values * np.expand_dims(scales, 1 - axis)
@@ -32,6 +32,6 @@ def test_inputs_that_are_never_used_do_no_harm() -> None:
     rows = rng.standard_normal((512, 24)).astype(np.float32)
     rows[:, 5] = 0
     weight = rng.standard_normal((24, 8)).astype(np.float32)
-    values, scales = round_weight(weight, 1, 127, feedback(rows.T @ rows))
+    values, scales = round_weight(weight, 1, feedback(rows.T @ rows))
     assert np.abs(values * scales - weight).max() <= 2 * scales.max()
     assert np.abs(values * scales - weight)[5].max() <= 0.6 * scales.max()

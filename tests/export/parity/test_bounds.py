@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nopad.export.parity.bounds import BOUNDS, SHARES, Row, difference, scaled
+from nopad.export.parity.bounds import BOUNDS, SHARES, Row, answer_rows, cosine, difference, scaled
 
 
 def test_a_difference_may_be_its_bound_and_a_share_must_be() -> None:
@@ -20,6 +20,19 @@ def test_what_cannot_be_compared_differs_infinitely() -> None:
     row = np.array([1.0, -2.0], dtype=np.float32)
     assert difference(row, row + np.float32(0.5)) == pytest.approx(0.5)
     assert difference(row, row[:1]) == difference(row * np.float32("nan"), row) == float("inf")
+
+
+def test_an_embedding_is_judged_by_its_direction_too() -> None:
+    want = np.array([[3.0, 4.0], [0.0, 1.0]], dtype=np.float32)
+    turned = np.array([[3.0, 4.0], [0.28, 0.96]], dtype=np.float32)
+    assert cosine(2 * want, want) == pytest.approx(1.0) and cosine(turned, want) == pytest.approx(0.96)
+    assert cosine(want[:1], want) == cosine(want * np.float32("nan"), want) == -1.0
+    assert cosine(0 * want, want) == 0.0
+    int8 = [answer_rows("a text", turned[1], want[1], BOUNDS["int8"], embedding=one) for one in (True, False)]
+    first, second = ([(row.check, row.passed) for row in rows] for rows in int8)
+    assert first == [("logits", True), ("cosine", False)] and second == [("logits", True)]
+    exact = answer_rows("a text", want[1], want[1], BOUNDS["fp32"], embedding=True)
+    assert [row.check for row in exact] == ["logits"]  # 1e-5 of each number leaves no room to turn
 
 
 def test_a_bound_grows_with_the_logits_and_does_not_shrink() -> None:

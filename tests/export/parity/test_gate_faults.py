@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from checkpoints import make_checkpoint
 from gate_faults import TARGETS, BrokenEngine, Fault, export_with, failed_checks, gate_against, print_catch
 from onnx import numpy_helper
 
+from nopad.export.bundle import write_bundle
 from nopad.export.graph.cpu import cpu_attention
 from nopad.export.graph.openvino import openvino_attention
 from nopad.export.parity.gate import run_gate
@@ -31,7 +33,7 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder
 from nopad.model.packing import PackedBatch
 from nopad.model.rope_config import Rope
-from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.predictor import load
 from nopad.runtime.types import FloatArray
 
@@ -286,6 +288,33 @@ def test_the_gate_looks_as_far_as_a_wide_window(target: str, tmp_path: Path) -> 
         bundle = export_with(fault, folder, {}, tmp_path / str(wrong), target)
         report = gate_against(bundle, folder, threads=1)
         assert (load_checkpoint(folder).config.half_window, report["passed"]) == (515, passed)
+
+
+def doubled_scales(file: Path) -> None:
+    """The last layer's output product twice as large in an int8 graph: the scales of its weight."""
+    model = onnx.load(file)
+    (scales,) = (one for one in model.graph.initializer if re.search(r"layer\.2\.output\.dense.*scale$", one.name))
+    scales.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(scales), scales.name))
+    onnx.save(model, file)
+
+
+@pytest.mark.parametrize("target", ["cpu", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_the_gate_catches_broken_embeddings_in_int8_by_their_cosine(target: str, source: Any, tmp_path: Path) -> None:
+    folder, options = source("bert-embed-mean-unit")
+    graphs: dict[str, Any] = {"cpu": [], target: ["int8"]}
+    (artifact,) = write_bundle(load_checkpoint(folder, **options), tmp_path, **graphs).manifest.artifacts
+    engine = "openvino" if target == "openvino" else "onnx-cpu"
+    for spoil, failed in ((lambda file: None, set()), (doubled_scales, {"cosine"})):
+        spoil(tmp_path / artifact.file)
+        manifest = open_bundle(tmp_path, verify=False).manifest
+        bundle = write_manifest(tmp_path, dataclasses.replace(manifest, files=record_files(tmp_path)))
+        report = gate_against(bundle, folder, engine=engine, threads=1)
+        assert failed_checks(report) == failed  # the largest difference of 0.5 alone would pass both
+        cosines = [row["value"] for row in report["rows"] if row["check"] == "cosine"]
+        assert len(cosines) > 30 and (min(cosines) > 0.999) == report["passed"]
+    worst = max(row["value"] for row in report["rows"] if row["check"] == "logits")
+    missed = sum(not row["passed"] for row in report["rows"])
+    print(f"| int8 of embeddings, {target}: one layer's scales doubled | cosine {missed} | {worst:.1e} |")
 
 
 def nan_when_long(batch: PackedBatch, logits: FloatArray) -> FloatArray:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import TensorProto, helper
 from reference_models import CASES, token_ids
@@ -25,7 +24,7 @@ from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import EngineOptions, engine_factory
 from nopad.runtime.engines.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
-from nopad.runtime.engines.openvino import STREAM_STEP, OpenVinoEngine
+from nopad.runtime.engines.openvino import STREAM_STEP, OpenVinoEngine, import_openvino
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.predictor import load
@@ -218,7 +217,7 @@ def test_without_openvino_the_next_engine_answers(
 
 @pytest.mark.parametrize("version", ["2025.4.1-20426-82bbf0292c5", "2024.6", "0", ""])
 def test_an_old_openvino_is_refused(version: str, padded: tuple[Path, Artifact], monkeypatch: Any) -> None:
-    monkeypatch.setattr(openvino, "__version__", version)
+    monkeypatch.setattr(import_openvino(), "__version__", version)
     with pytest.raises(EnvironmentProblem, match=r"needs OpenVINO 2026.0 or newer, this is .*: pip install"):
         opened(*padded)
 

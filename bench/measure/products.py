@@ -14,7 +14,7 @@ import numpy as np
 from nopad.model.packages import importable
 from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
-from nopad.runtime.engines.openvino import import_openvino
+from nopad.runtime.engines.openvino import import_openvino, openvino_core
 from nopad.runtime.errors import EnvironmentProblem
 
 # 1,024 tokens through a layer of ModernBERT-base (hidden size 768 to query, key and value).
@@ -34,8 +34,7 @@ def products(threads: int) -> dict[str, dict[str, Product]]:
     found: dict[str, dict[str, Product]] = {}
     for precision, libraries in makers.items():
         for library, make in libraries.items():
-            # Loaded together, torch and OpenVINO were seen to crash at Ctrl-C; their products are about as fast.
-            if importable(library) and not (library == "openvino" and importable("torch")):
+            if importable(library):
                 try:
                     product = make(threads)
                     product()
@@ -137,7 +136,7 @@ def _compiled(threads: int, hint: str, quantized: bool = False) -> Product:
         right = ops.multiply(ops.convert(ops.constant(_integers()[1]), "f32"), np.float32(0.01))
     model = openvino.Model([ops.matmul(left, right, False, False)], [inputs])
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
     request.set_input_tensor(openvino.Tensor(a))
     return lambda: request.infer()
 

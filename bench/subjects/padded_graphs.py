@@ -14,7 +14,7 @@ import numpy as np
 
 from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
-from nopad.runtime.engines.openvino import openvino_core
+from nopad.runtime.engines.openvino import import_openvino, openvino_core
 from nopad.runtime.types import FloatArray
 
 

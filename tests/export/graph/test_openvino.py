@@ -23,7 +23,7 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
 from nopad.model.packing import pack
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
-from nopad.runtime.engines.openvino import import_openvino
+from nopad.runtime.engines.openvino import openvino_core
 
 ALL = {**CASES, **EURO_CASES}
 LENGTHS = (1, 2, 63, 64, 65, 128, 129, 200, 500)
@@ -48,11 +48,8 @@ Ask = Callable[[Sequence[Sequence[int]], int], list[Tensor]]
 
 
 def compiled(file: Path, **settings: Any) -> Any:
-    return (
-        import_openvino()
-        .Core()
-        .compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings})
-    )
+    own = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings}
+    return openvino_core().compile_model(str(file), "CPU", own)
 
 
 def types_of(ids: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
-from nopad.runtime.manifest import Artifact, FileRecord, Manifest, from_json, to_json
+from nopad.runtime.manifest import Artifact, Calibration, FileRecord, Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
 TUNING = "tuning.json"  # of `nopad tune`, about machines: no part of the bundle, so the manifest does not list it
@@ -106,3 +106,15 @@ def record_parity(
         bundle.manifest, artifacts=artifacts, evaluation=evaluation or bundle.manifest.evaluation
     )
     return write_manifest(bundle.path, manifest)
+
+
+def record_calibration(bundle: Bundle, calibration: Calibration | None) -> Bundle:
+    """Write a calibration into the manifest, or remove it (None); returns the updated bundle.
+
+    The manifest is read again, since finding a calibration takes minutes: what other commands wrote meanwhile stays.
+    Raises `BundleError` if it is another model's by now.
+    """
+    now = open_bundle(bundle.path, verify=False)
+    if (now.manifest.files, now.manifest.labels) != (bundle.manifest.files, bundle.manifest.labels):
+        raise BundleError(f"{bundle.path} was replaced while it was calibrated; calibrate it again")
+    return write_manifest(now.path, dataclasses.replace(now.manifest, calibration=calibration))

@@ -100,9 +100,8 @@ def calibrate(
 def check_head(head: Head, *, thresholds: bool, abstain_below: float | None) -> None:
     """Refuse what has no probabilities to calibrate, or not in this way. Raises `UsageError`."""
     if head.task != "text-classification" or not head.has_labels:
-        raise UsageError(
-            f"calibration is for text-classification with labels, this bundle does {head.problem_type or head.task}"
-        )
+        does = "regression" if head.problem_type == "regression" else head.task
+        raise UsageError(f"calibration is for text-classification with labels, this bundle does {does}")
     if head.activation is not None:
         raise UsageError(
             f"the scores of this cross-encoder are its own activation's ({head.activation}), which a temperature would "

@@ -140,8 +140,22 @@ def calibrate(
         )
     else:
         _print(result)
+    _say_if_worse(result, console)
     what = "nothing was written (--dry-run)" if dry_run else "load and predict answer with this calibration from now on"
     console.print(f"{opened.path}: {what}")
+
+
+def _say_if_worse(result: Calibrated, console: Console) -> None:
+    """One temperature cannot mend every model; the held-out rows tell."""
+    before, after = dataclasses.asdict(result.before), dataclasses.asdict(result.after)
+    rose = [name for name in ("nll", "ece", "brier") if after[name] > before[name]]
+    fell = [name for name in ("f1",) if before[name] is not None and after[name] < before[name]]
+    if rose or fell:
+        worse = ", ".join(f"{_NAMES[name]} {before[name]:.4f}, then {after[name]:.4f}" for name in (*rose, *fell))
+        console.print(
+            f"not all is better on the held-out rows ({worse}): give more rows, or leave this model as it is (--reset)",
+            style="yellow",
+        )
 
 
 def _check_writable(bundle: Bundle, *, dry_run: bool) -> None:

@@ -148,6 +148,7 @@ def test_what_it_prints(embedded: Path, rows: Path, wide: None, capsys: Capture)
     assert re.search(r"^expected calibration error +0\.\d{4} +0\.\d{4} *$", out, re.MULTILINE)
     assert re.search(r"^0\.93 to 1\.00 +\d+ +0\.\d{3} +[01]\.\d{3}", out, re.MULTILINE)
     assert re.search(r"learned from all 400 rows: temperature \d\.\d{4}$", out, re.MULTILINE)
+    assert "not all is better" not in err
     assert "answering the texts" in err and "nothing was written (--dry-run)" in err
 
 
@@ -283,12 +284,18 @@ def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Captur
         reviews = sorted(file, key=len)[:1000]  # short ones take seconds
     path = tmp_path / "reviews.jsonl"
     path.write_text("".join(reviews), encoding="utf-8")
-    shown = calibrated(capsys, embedded, "--data", path, "--abstain-below", 0.8)
+    command = ["calibrate", str(embedded), "--data", str(path), "--abstain-below", "0.8", "--threads", "1", "--json"]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
     print(f"held-out reviews: {shown['before']} -> {shown['after']}, T {shown['held_out_temperature']}")
     before, after = shown["before"], shown["after"]
     assert after["nll"] < before["nll"] and after["accuracy"] == before["accuracy"] > 0.8
     assert 0.8 < shown["temperature"] < 1  # it is nearly calibrated, and a little less sure than right
     assert after["answered_accuracy"] > after["accuracy"] + 0.05
+    # What one temperature cannot mend is said.
+    assert after["ece"] > before["ece"]
+    assert f"not all is better on the held-out rows (expected calibration error {before['ece']:.4f}, then" in err
 
 
 # --- the gate

@@ -97,7 +97,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def record_parity(
     bundle: Bundle, file: str, engine: str, report: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """Record the parity report (as JSON) of one artifact on one engine in the manifest; returns the updated bundle."""
+    """Record the parity report (as JSON) of one artifact on one engine in the manifest; returns the updated bundle.
+
+    Raises `BundleError` if the bundle was replaced since it was opened.
+    """
+    bundle = _reopened(bundle)
     artifacts = tuple(
         dataclasses.replace(artifact, parity={**artifact.parity, engine: report}) if artifact.file == file else artifact
         for artifact in bundle.manifest.artifacts
@@ -111,10 +115,14 @@ def record_parity(
 def record_calibration(bundle: Bundle, calibration: Calibration | None) -> Bundle:
     """Write a calibration into the manifest, or remove it (None); returns the updated bundle.
 
-    The manifest is read again, since finding a calibration takes minutes: what other commands wrote meanwhile stays.
-    Raises `BundleError` if it is another model's by now.
+    Raises `BundleError` if the bundle was replaced since it was opened.
     """
+    return write_manifest(bundle.path, dataclasses.replace(_reopened(bundle).manifest, calibration=calibration))
+
+
+def _reopened(bundle: Bundle) -> Bundle:
+    """The bundle with its manifest of now: what takes minutes must not undo what another command wrote meanwhile."""
     now = open_bundle(bundle.path, verify=False)
     if (now.manifest.files, now.manifest.labels) != (bundle.manifest.files, bundle.manifest.labels):
-        raise BundleError(f"{bundle.path} was replaced while it was calibrated; calibrate it again")
-    return write_manifest(now.path, dataclasses.replace(now.manifest, calibration=calibration))
+        raise BundleError(f"{bundle.path} was replaced meanwhile, so nothing was recorded; run the command again")
+    return now

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from nopad.runtime.bundle import open_bundle, record_parity, write_manifest
+from nopad.runtime.bundle import open_bundle, record_calibration, record_parity, write_manifest
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError, UnverifiedError
-from nopad.runtime.manifest import FORMAT_VERSION, to_json
+from nopad.runtime.manifest import FORMAT_VERSION, Calibration, to_json
 from nopad.runtime.predictor import load
 
 NAME = "modernbert-single-mean"
@@ -197,6 +197,25 @@ def test_unknown_keys_are_kept(own: Path) -> None:
     record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": True, "rows": []})
     assert json.loads((own / "manifest.json").read_text("utf-8"))["owner"] == {"team": "search"}
     assert open_bundle(own).manifest.verdict == "verified"
+
+
+def test_what_was_recorded_meanwhile_is_kept(own: Path) -> None:
+    opened = open_bundle(own)  # by two commands, which take minutes
+    calibration = Calibration(temperature=1.5)
+    record_calibration(opened, calibration)
+    record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": True, "rows": []})
+    record_calibration(opened, calibration)
+    manifest = open_bundle(own).manifest
+    assert manifest.calibration == calibration
+    assert manifest.artifacts[0].parity["onnx-cpu"] == {"passed": True, "rows": []}
+    rewrite(own, lambda raw: raw.update(labels=["another", "model's", "labels"]))
+    for record in (
+        lambda: record_calibration(opened, None),
+        lambda: record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": False, "rows": []}),
+    ):
+        with pytest.raises(BundleError, match="was replaced meanwhile, so nothing was recorded"):
+            record()
+    assert open_bundle(own).manifest.calibration == calibration
 
 
 @pytest.mark.parametrize(

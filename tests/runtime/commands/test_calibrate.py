@@ -421,5 +421,5 @@ def test_a_bundle_that_was_replaced_meanwhile_is_left_alone(
         return fit(*arguments, **options)
 
     monkeypatch.setattr(calibration, "calibrate", while_another_exports)
-    assert "was replaced while it was calibrated" in refused(capsys, 3, embedded, "--data", rows)
+    assert "was replaced meanwhile, so nothing was recorded" in refused(capsys, 3, embedded, "--data", rows)
     assert open_bundle(embedded).manifest.calibration is None

@@ -53,7 +53,7 @@ SCORE_ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 class Head:
     """The meaning of a model's logits, by the rules of transformers' pipelines.
 
-    Raises `ValueError` for an invalid temperature or thresholds.
+    Raises `ValueError` for an invalid temperature, thresholds or `abstain_below`.
     """
 
     task: Task
@@ -63,6 +63,7 @@ class Head:
     # Logits are divided by it (C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     temperature: float = 1.0
     thresholds: tuple[float, ...] | None = None  # probabilities, one for each label; None: 0.5, or the best label
+    abstain_below: float | None = None  # a probability: an answer whose score is below it is no answer
 
     def __post_init__(self) -> None:
         """Refuse an invalid calibration."""
@@ -70,6 +71,11 @@ class Head:
             raise ValueError(f"the temperature must be a positive number, got {self.temperature}")
         if self.problem_type == "regression" and self != self.uncalibrated:
             raise ValueError("a regression has no probabilities, so neither temperature nor thresholds")
+        if self.abstain_below is not None and not (self.one_label and 0 < self.abstain_below < 1):
+            raise ValueError(
+                f"abstain_below must be a number between 0 and 1, for texts that have exactly one label, got "
+                f"{self.abstain_below}"
+            )
         if self.thresholds is not None and not (
             self.has_labels and len(self.thresholds) == len(self.labels) and all(0 < x < 1 for x in self.thresholds)
         ):
@@ -89,10 +95,15 @@ class Head:
         return self.problem_type == "multi_label_classification"
 
     @property
+    def one_label(self) -> bool:
+        """Whether a text (not each of its tokens) has exactly one label."""
+        return self.task == "text-classification" and self.has_labels and not self.multi_label
+
+    @property
     def uncalibrated(self) -> Head:
-        """The head as transformers knows it: without temperature and thresholds."""
-        plain = self.temperature == 1.0 and self.thresholds is None
-        return self if plain else dataclasses.replace(self, temperature=1.0, thresholds=None)
+        """The head as transformers knows it: without temperature and thresholds, and it never abstains."""
+        plain = self.temperature == 1.0 and self.thresholds is None and self.abstain_below is None
+        return self if plain else dataclasses.replace(self, temperature=1.0, thresholds=None, abstain_below=None)
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Scores of the labels, float32 as the logits [..., num_labels].
@@ -113,6 +124,12 @@ class Head:
         """
         scores = logits if self.thresholds is None else logits / self.temperature - np.log(self.thresholds)
         return scores.argmax(-1)
+
+    def abstains(self, score: float) -> bool:
+        """Whether an answer with this score is too uncertain to be one (C. K. Chow, "On Optimum Recognition Error and
+        Reject Tradeoff", IEEE Trans. Information Theory 1970).
+        """
+        return self.abstain_below is not None and score < self.abstain_below
 
     def decide(self, logits: FloatArray) -> npt.NDArray[np.float64]:
         """The labels as zeros and ones, [..., num_labels]. Raises `ValueError` without `has_labels`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
-from nopad.runtime.manifest import Artifact, FileRecord, Manifest, from_json, to_json
+from nopad.runtime.manifest import Artifact, Calibration, FileRecord, Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
 TUNING = "tuning.json"  # of `nopad tune`, about machines: no part of the bundle, so the manifest does not list it
@@ -97,7 +97,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def record_parity(
     bundle: Bundle, file: str, engine: str, report: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
 ) -> Bundle:
-    """Record the parity report (as JSON) of one artifact on one engine in the manifest; returns the updated bundle."""
+    """Record the parity report (as JSON) of one artifact on one engine in the manifest; returns the updated bundle.
+
+    Raises `BundleError` if the bundle was replaced since it was opened.
+    """
+    bundle = _reopened(bundle)
     artifacts = tuple(
         dataclasses.replace(artifact, parity={**artifact.parity, engine: report}) if artifact.file == file else artifact
         for artifact in bundle.manifest.artifacts
@@ -106,3 +110,19 @@ def record_parity(
         bundle.manifest, artifacts=artifacts, evaluation=evaluation or bundle.manifest.evaluation
     )
     return write_manifest(bundle.path, manifest)
+
+
+def record_calibration(bundle: Bundle, calibration: Calibration | None) -> Bundle:
+    """Write a calibration into the manifest, or remove it (None); returns the updated bundle.
+
+    Raises `BundleError` if the bundle was replaced since it was opened.
+    """
+    return write_manifest(bundle.path, dataclasses.replace(_reopened(bundle).manifest, calibration=calibration))
+
+
+def _reopened(bundle: Bundle) -> Bundle:
+    """The bundle with its manifest of now: what takes minutes must not undo what another command wrote meanwhile."""
+    now = open_bundle(bundle.path, verify=False)
+    if (now.manifest.files, now.manifest.labels) != (bundle.manifest.files, bundle.manifest.labels):
+        raise BundleError(f"{bundle.path} was replaced meanwhile, so nothing was recorded; run the command again")
+    return now

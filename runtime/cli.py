@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "export": ("export", "Export a checkpoint to a verified bundle."),
     "parity": ("export", "Check that a bundle answers what transformers answers."),
+    "calibrate": ("runtime", "Make a bundle's scores true probabilities, by labelled texts."),
     "plan": ("runtime", "Plan engine profiles from the lengths of real texts."),
     "tune": ("runtime", "Measure which engine answers your texts fastest here."),
     "predict": ("runtime", "Answer texts, or a file of them."),

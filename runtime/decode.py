@@ -35,6 +35,7 @@ def prediction(
         score=float(scores[best]),
         labels=labels,
         scores={head.labels[i]: float(scores[i]) for i in order[:top_k]},
+        abstained=head.abstains(float(scores[best])),
         logits=logits if keep_logits else None,
         tokens=tokens.tokens,
         tokens_used=tokens.used,

@@ -20,7 +20,10 @@ from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, Prob
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read
+# What is written: 2 for a calibrated bundle, so that a nopad that knows no calibration refuses it by name, where it
+# would ignore the key and answer with other scores and labels; 1 for all others, which any nopad reads.
+_PLAIN, _CALIBRATED = 1, 2
 Layout = Literal["packed", "padded"]
 Verdict = Literal["verified", "unverified"]
 
@@ -66,6 +69,16 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What `nopad calibrate` has set of the bundle's `Head`, and how it was found."""
+
+    temperature: float
+    thresholds: tuple[float, ...] | None = None
+    abstain_below: float | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)  # data, rows, figures before and after, engine, date
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The description of a bundle."""
 
@@ -91,13 +104,27 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     created: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
-    format_version: int = FORMAT_VERSION
+    calibration: Calibration | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys that this version does not know
 
     @cached_property
     def head(self) -> Head:
-        """What the logits mean."""
-        return Head(task=self.task, labels=self.labels, problem_type=self.problem_type, activation=self.activation)
+        """What the logits mean, by the bundle's calibration if it has one."""
+        calibration = self.calibration or Calibration(temperature=1.0)
+        return Head(
+            task=self.task,
+            labels=self.labels,
+            problem_type=self.problem_type,
+            activation=self.activation,
+            temperature=calibration.temperature,
+            thresholds=calibration.thresholds,
+            abstain_below=calibration.abstain_below,
+        )
+
+    @property
+    def format_version(self) -> int:
+        """The version of the format that this manifest is written in."""
+        return _PLAIN if self.calibration is None else _CALIBRATED
 
     @property
     def verdict(self) -> Verdict:
@@ -117,7 +144,11 @@ class Manifest:
 def to_json(manifest: Manifest) -> bytes:
     """Serialize the manifest, with its digest."""
     raw = dataclasses.asdict(manifest)
-    raw.update(raw.pop("extra"))
+    extra = raw.pop("extra")
+    if raw["calibration"] is None:
+        del raw["calibration"]
+    raw["format_version"] = manifest.format_version
+    raw.update(extra)
     raw["verdict"] = manifest.verdict
     raw["manifest_sha256"] = _digest(raw)
     return (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
@@ -151,7 +182,8 @@ def from_json(data: bytes, name: str) -> Manifest:
         raise IntegrityError(
             f"{name} does not match its own manifest_sha256: it was changed or damaged; export the bundle again"
         )
-    raw.pop("verdict", None)
+    for derived in ("verdict", "format_version"):
+        raw.pop(derived, None)
     try:
         return _parse(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,10 +205,13 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("file", "target", "precision", "layout", "exporter", "tokenizer", "sha256"), str),
     **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
     **dict.fromkeys(("artifacts", "labels"), list),
-    **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity"), dict),
+    **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity", "found"), dict),
     **dict.fromkeys(("prompts", "overrides"), dict),
     **dict.fromkeys(("default_prompt_name", "similarity_fn_name", "activation"), (str, type(None))),
-    **dict.fromkeys(("evaluation", "quantized"), (dict, type(None))),
+    **dict.fromkeys(("evaluation", "quantized", "calibration"), (dict, type(None))),
+    "temperature": (int, float),
+    "abstain_below": (int, float, type(None)),
+    "thresholds": (list, type(None)),
     **dict.fromkeys(("opset", "truncate_dim"), (int, type(None))),
     **dict.fromkeys(("problem_type", "pooling", "mask_token", "sm", "built_with", "platform"), (str, type(None))),
     **dict.fromkeys(("normalize", "include_prompt", "version_compatible"), bool),
@@ -234,4 +269,15 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         raise BundleError(f"the manifest's activation {fields['activation']!r} is unknown to this nopad")
     if fields["max_length"] < 1:
         raise ValueError(f"max_length is {fields['max_length']}")
-    return Manifest(**fields, extra=cast(Mapping[str, Any], extra))
+    if (calibration := fields.get("calibration")) is not None:
+        fields["calibration"] = _calibration(calibration)
+    manifest = Manifest(**fields, extra=cast(Mapping[str, Any], extra))
+    _ = manifest.head  # raises `ValueError` for a calibration that cannot be
+    return manifest
+
+
+def _calibration(raw: Mapping[str, Any]) -> Calibration:
+    names = {f.name for f in dataclasses.fields(Calibration)}
+    known = {key: value for key, value in _check_types(raw).items() if key in names}
+    thresholds = known.get("thresholds")
+    return Calibration(**{**known, "thresholds": None if thresholds is None else tuple(thresholds)})

@@ -42,13 +42,16 @@ class Prediction(Usage):
     """Answer of a text-classification or rerank model for one text.
 
     `scores` are softmax probabilities (single label), independent sigmoid probabilities (several labels, rerank) or
-    raw values (regression). `labels` are those at or above 0.5 for several labels, else the best label alone.
+    raw values (regression). `labels` are those at or above 0.5 for several labels, else the best label alone; of a
+    calibrated bundle, those at or above their thresholds. `abstained`: the score is below what the bundle was told to
+    answer from (`nopad calibrate --abstain-below`); the label is the best guess all the same.
     """
 
     label: str
     score: float
     labels: tuple[str, ...]
     scores: Mapping[str, float]  # the best `top_k`, best first
+    abstained: bool = False
     logits: FloatArray | None = None  # float32 [num_labels], on request
 
 

@@ -87,7 +87,7 @@ def test_encoding_and_columns_reach_every_command(tmp_path: Path, capsys: pytest
     assert run(["plan", "--data", str(path), *options]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert (planned["texts"], planned["rows_failed"]) == (2, 0)
-    for command in ("train", "parity", "bench", "export", "tune"):
+    for command in ("train", "parity", "calibrate", "bench", "export", "tune"):
         assert run([command, "--help"]) == 0
         shown = capsys.readouterr().out
         assert "--encoding" in shown and "--columns" in shown

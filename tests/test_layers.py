@@ -14,7 +14,7 @@ from repository import ROOT
 ALLOWED = {
     "charts": {"charts"},
     "model": {"model"},
-    "runtime": {"runtime", "model"},
+    "runtime": {"runtime", "model", "charts"},
     "training": {"training", "charts", "model", "runtime"},
     "export": {"export", "model", "runtime"},
     "bench": {"bench", "charts", "export", "model", "runtime"},

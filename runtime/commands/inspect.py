@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from rich.table import Table
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import MANIFEST, Bundle, open_bundle
 from nopad.runtime.console import common_options, emit, figure
-from nopad.runtime.manifest import Artifact, to_json
+from nopad.runtime.manifest import Artifact, Calibration, to_json
 from nopad.runtime.tune_file import Tuned, read_entries
 
 
@@ -69,6 +69,9 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
     )
     if manifest.evaluation:
         table.add_row("evaluation", _figures(manifest.evaluation))
+    if manifest.calibration is not None:
+        table.add_row("calibrated", _calibration(manifest.calibration, manifest.labels))
+        table.add_row("  found", _figures(manifest.calibration.found))
     for entry in read_entries(bundle):
         table.add_row("tuned", _tuned(entry, bundle))
     return table
@@ -81,6 +84,14 @@ def _tuned(entry: Tuned, bundle: Bundle) -> str:
     return (
         f"{entry.cpu}, {cores}: {entry.engine} {entry.precision} ({entry.file}), micro-batches of "
         f"{entry.token_budget} tokens{threads}: {entry.tokens_per_second:,.0f} tokens/s, {entry.date}{stale}"
+    )
+
+
+def _calibration(found: Calibration, labels: Sequence[str]) -> str:
+    thresholds = dict(zip(labels, found.thresholds or (), strict=False))
+    return _figures(
+        {"temperature": found.temperature, "abstains below": found.abstain_below}
+        | ({"thresholds": thresholds} if thresholds else {})
     )
 
 

@@ -222,4 +222,4 @@ def _cells(answer: Any, top_k: int | None) -> list[tuple[str, str]]:
         return [(f"vector of {len(answer.vector)}", f"norm {float((answer.vector**2).sum() ** 0.5):.4f}")]
     if top_k:
         return [(label, f"{score:.4f}") for label, score in answer.scores.items()]
-    return [(", ".join(answer.labels) or "-", f"{answer.score:.4f}")]
+    return [((", ".join(answer.labels) or "-") + (" (abstained)" if answer.abstained else ""), f"{answer.score:.4f}")]

@@ -18,8 +18,8 @@ TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 _REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
 # Names of an answer's own fields: a kept column with one of these names is written as `input_NAME`.
 ANSWER_FIELDS = (
-    "line", "label", "score", "labels", "scores", "entities", "masks", "vector", "tokens", "tokens_used", "engine",
-    "error",
+    "line", "label", "score", "labels", "scores", "abstained", "entities", "masks", "vector", "tokens", "tokens_used",
+    "engine", "error",
 )  # fmt: skip
 _OF_TASK = {
     "token-classification": ("entities", "labels"),
@@ -42,6 +42,7 @@ class AnswerTable:
     task: str
     labels: tuple[str, ...]
     multi_label: bool  # several labels may be right at once
+    abstains: bool = False  # some answers are too uncertain
     scores: bool  # a column `score_LABEL` for each label
     kept: tuple[str, ...] | None = ()  # None: every column that the rows have
 
@@ -67,7 +68,8 @@ class AnswerTable:
         names = _OF_TASK.get(self.task)
         if names is None:
             labels = ("labels",) if self.multi_label else ()
-            names = ("label", "score", *labels, *(f"score_{label}" for label in self.labels if self.scores))
+            abstained = ("abstained",) if self.abstains else ()
+            names = ("label", "score", *labels, *abstained, *(f"score_{label}" for label in self.labels if self.scores))
         return (*names, "tokens", "tokens_used", "engine")
 
     def _rows(self, answers: Path) -> Iterator[dict[str, Any]]:
@@ -77,6 +79,8 @@ class AnswerTable:
                 row |= {f"score_{label}": score for label, score in scores.items()}
             if self.multi_label and "label" in row:
                 row.setdefault("labels", [row["label"]])  # JSON omits `labels` where `label` is the only label
+            if self.abstains and "label" in row:
+                row.setdefault("abstained", False)
             yield row
 
     def _write_parquet(self, answers: Path, output: Path) -> None:
@@ -104,6 +108,7 @@ class AnswerTable:
             **dict.fromkeys(("label", "engine", "error"), text),
             **dict.fromkeys(("score", *(f"score_{label}" for label in self.labels)), number),
             "labels": arrow.list_(text),
+            "abstained": arrow.bool_(),
             "entities": arrow.list_(arrow.struct(entity)),
             "masks": arrow.list_(arrow.list_(arrow.struct([("token", text), ("score", number)]))),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -148,6 +149,7 @@ def _table(
         task=model.task,
         labels=tuple(model.manifest.labels),
         multi_label=model.manifest.head.multi_label,
+        abstains=model.manifest.head.abstain_below is not None,
         scores=scores,
         kept=kept_columns(keep, columns),
     )
@@ -176,8 +178,11 @@ def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
 def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
     """What identifies a job: the bundle's files, and the input in its present state."""
     files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
+    bundle: dict[str, Any] = {name: record.sha256 for name, record in model.manifest.files.items()}
+    if model.manifest.calibration is not None:  # it changes answers, and no file
+        bundle["calibration"] = dataclasses.asdict(model.manifest.calibration)
     return {
-        "bundle": {name: record.sha256 for name, record in model.manifest.files.items()},
+        "bundle": bundle,
         "input": [[os.path.realpath(name), state.st_size, state.st_mtime_ns] for name, state in files],
         "reading": [source.location()[1], source.encoding, list(source.columns)],
     }
@@ -219,6 +224,8 @@ def as_object(answer: Result) -> dict[str, Any]:
         value: dict[str, Any] = {"label": answer.label, "score": answer.score, "scores": dict(answer.scores)}
         if len(answer.labels) != 1:
             value["labels"] = list(answer.labels)
+        if answer.abstained:
+            value["abstained"] = True
         return value | usage
     if isinstance(answer, Tagging):
         entities = [

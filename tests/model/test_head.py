@@ -29,7 +29,7 @@ Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def classifier(problem_type: ProblemType = SINGLE, labels: tuple[str, ...] = NAMES, **fields: Any) -> Head:
-    return Head(task="text-classification", labels=labels, problem_type=problem_type, **fields)
+    return Head(**{"task": "text-classification", "labels": labels, "problem_type": problem_type, **fields})
 
 
 def several_texts(labels: int = 3) -> st.SearchStrategy[Logits]:
@@ -141,6 +141,15 @@ def test_equal_thresholds_leave_the_best_label() -> None:
     assert (classifier(thresholds=(0.2, 0.2, 0.2)).best(logits) == classifier().best(logits)).all()
 
 
+def test_an_answer_below_the_least_score_is_abstained_from() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1]], dtype=np.float32))
+    assert [answer.abstained for answer in answers_of(classifier(abstain_below=0.6), logits)] == [False, True]
+    head = classifier(abstain_below=0.6, temperature=5.0)  # the score that counts is the calibrated one
+    assert [answer.abstained for answer in answers_of(head, logits)] == [True, True]
+    assert not any(answer.abstained for answer in answers_of(head.uncalibrated, logits))
+    assert [answer.label for answer in answers_of(head, logits)] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -152,6 +161,11 @@ def test_equal_thresholds_leave_the_best_label() -> None:
         ({"thresholds": (0.5, float("nan"), 0.5)}, "between 0 and 1"),
         ({"problem_type": REGRESSION, "temperature": 2.0}, "a regression has no probabilities"),
         ({"problem_type": REGRESSION, "thresholds": (0.5, 0.5, 0.5)}, "a regression has no probabilities"),
+        ({"abstain_below": 0.0}, "abstain_below must be a number between 0 and 1"),
+        ({"abstain_below": 1.0}, "abstain_below"),
+        ({"abstain_below": float("nan")}, "abstain_below"),
+        ({"problem_type": MULTI, "abstain_below": 0.5}, "for texts that have exactly one label"),
+        ({"task": "token-classification", "abstain_below": 0.5}, "for texts that have exactly one label"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:

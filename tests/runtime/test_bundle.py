@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from nopad.runtime.bundle import open_bundle, record_parity, write_manifest
+from nopad.runtime.bundle import open_bundle, record_calibration, record_parity, write_manifest
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError, UnverifiedError
-from nopad.runtime.manifest import FORMAT_VERSION, to_json
+from nopad.runtime.manifest import FORMAT_VERSION, Calibration, to_json
 from nopad.runtime.predictor import load
 
 NAME = "modernbert-single-mean"
@@ -121,6 +121,15 @@ def test_a_newer_format_is_refused_with_both_versions(own: Path) -> None:
         (lambda raw: raw.update(format_version=True), "format_version"),
         (lambda raw: raw.update(format_version=-1), "-1"),
         (lambda raw: raw.update(max_length="512"), "max_length is '512'"),
+        (lambda raw: raw.update(calibration=[1.5]), "calibration"),
+        (lambda raw: raw.update(calibration={}), "temperature"),
+        (lambda raw: raw.update(calibration={"temperature": "1.5"}), "temperature is '1.5'"),
+        (lambda raw: raw.update(calibration={"temperature": True}), "temperature is True"),
+        (lambda raw: raw.update(calibration={"temperature": -1.5}), "temperature must be a positive number"),
+        (lambda raw: raw.update(calibration={"temperature": 1.5, "thresholds": [0.5]}), "each of the 3 labels"),
+        (lambda raw: raw.update(calibration={"temperature": 1.5, "thresholds": ["a", "b", "c"]}), "malformed"),
+        (lambda raw: raw.update(calibration={"temperature": 1.5, "abstain_below": 7}), "abstain_below must be"),
+        (lambda raw: raw.update(calibration={"temperature": 1.5, "found": []}), "found"),
         (lambda raw: raw.update(max_length=-1), "max_length"),
         (lambda raw: raw.update(pad_token_id=None), "pad_token_id"),
         (lambda raw: raw.update(labels=[]), "no labels"),
@@ -188,6 +197,25 @@ def test_unknown_keys_are_kept(own: Path) -> None:
     record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": True, "rows": []})
     assert json.loads((own / "manifest.json").read_text("utf-8"))["owner"] == {"team": "search"}
     assert open_bundle(own).manifest.verdict == "verified"
+
+
+def test_what_was_recorded_meanwhile_is_kept(own: Path) -> None:
+    opened = open_bundle(own)  # by two commands, which take minutes
+    calibration = Calibration(temperature=1.5)
+    record_calibration(opened, calibration)
+    record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": True, "rows": []})
+    record_calibration(opened, calibration)
+    manifest = open_bundle(own).manifest
+    assert manifest.calibration == calibration
+    assert manifest.artifacts[0].parity["onnx-cpu"] == {"passed": True, "rows": []}
+    rewrite(own, lambda raw: raw.update(labels=["another", "model's", "labels"]))
+    for record in (
+        lambda: record_calibration(opened, None),
+        lambda: record_parity(opened, "model.cpu.onnx", "onnx-cpu", {"passed": False, "rows": []}),
+    ):
+        with pytest.raises(BundleError, match="was replaced meanwhile, so nothing was recorded"):
+            record()
+    assert open_bundle(own).manifest.calibration == calibration
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     if bundle_logits.shape != reference_logits.shape or model.task == "embeddings":
         return
     figures = evaluate(
-        bundle_logits, reference_logits, model.manifest.head, data.targets, (middle - start, end - middle)
+        bundle_logits, reference_logits, model.manifest.head.uncalibrated, data.targets, (middle - start, end - middle)
     )
     trial.evaluation = figures
     if figures.agreement is not None:

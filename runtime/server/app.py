@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -14,7 +15,7 @@ from nopad.model.packages import version_of
 from nopad.runtime.server.calls import Serving
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
-from nopad.runtime.server.routes import health, tei
+from nopad.runtime.server.routes import classify, health, hub, openai, rerank, tei
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
@@ -25,9 +26,10 @@ def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
     app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
     app.state.serving = serving
-    for router in (health.router, tei.router):
+    for router in (health.router, tei.router, hub.router, openai.router, rerank.router, classify.router):
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Gate, serving=serving)
     if serving.settings.cors_origins:
@@ -43,13 +45,14 @@ def create_app(serving: Serving) -> FastAPI:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     """JSON that is broken, or not what the route takes. The client's values are not repeated: they may be texts."""
-    assert isinstance(error, RequestValidationError)
-    problems: list[dict[str, Any]] = list(error.errors())
+    assert isinstance(error, RequestValidationError | ValidationError)
+    problems: list[Any] = list(error.errors())
     if any(problem["type"] == "json_invalid" for problem in problems):
         raise Fault("syntax", "Failed to parse the request body as JSON")
-    first = problems[0]
+    first = max(problems, key=lambda problem: len(problem["loc"]))  # of a union, the branch that fits best
     # ("body", "inputs", "list[str]", 3): names and positions, and the branches of unions, which say nothing.
-    where = [str(part) for part in first["loc"][1:] if isinstance(part, int) or NAME.fullmatch(part)]
+    loc = first["loc"][isinstance(error, RequestValidationError) :]
+    where = [str(part) for part in loc if isinstance(part, int) or NAME.fullmatch(part)]
     places = ".".join(where) or "the body"
     raise Fault("validation", f"Failed to deserialize the JSON body: {places}: {first['msg']}", field=places)
 

@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference: /predict, /rerank, /embed, /similarity, /tokenize, /decode, /info."""
+"""The routes of text-embeddings-inference: /predict, /embed, /similarity, /tokenize, /decode, /info."""
 
 from __future__ import annotations
 
@@ -106,7 +106,6 @@ async def predict(body: Predict, call: Calling) -> Response:
     return reply(rows if texts.batch else rows[0], answered)
 
 
-@router.post("/rerank")
 async def rerank(body: Rerank, call: Calling) -> Response:
     """Texts by relevance to the query, the best first."""
     answered, order, scores = await ranked(call, None, body.query, body.texts, body.reading(), raw=body.raw_scores)

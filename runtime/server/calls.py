@@ -10,6 +10,7 @@ from fastapi import Request, Response
 
 from nopad.model.head import Task
 from nopad.runtime.server.errors import Fault
+from nopad.runtime.server.metrics import Metrics
 from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
 from nopad.runtime.server.settings import Settings
 from nopad.runtime.types import Text
@@ -24,6 +25,7 @@ class Serving:
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings = settings
         self.models = models
+        self.metrics = Metrics()
         self.running = 0  # requests that are being answered
         self.draining = False
 
@@ -73,7 +75,9 @@ class Call:
 
         `timeout`: in seconds, where the protocol has a field for it. `beside`: texts that do not count as the batch.
         """
+        self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
+        self.serving.metrics.asked(served.model.task, len(texts.texts))
         answered = await answer(
             served,
             texts.texts,
@@ -92,7 +96,7 @@ class Call:
             raise Fault("empty", "`inputs` cannot be empty")
         most = self.serving.settings.max_batch
         if count > most:
-            raise Fault("validation", f"batch size {count} > maximum allowed batch size {most}")
+            raise Fault("batch_size", f"batch size {count} > maximum allowed batch size {most}")
 
     def _timeout(self) -> float | None:
         given = self.request.headers.get(TIMEOUT_HEADER)

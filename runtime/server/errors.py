@@ -16,8 +16,8 @@ from nopad.runtime.types import Failure
 
 # fmt: off
 Kind = Literal[
-    "empty", "validation", "text", "syntax", "media", "body", "route", "method", "model", "task", "unauthorized",
-    "deadline", "overloaded", "engine", "unavailable", "internal",
+    "empty", "validation", "batch_size", "text", "syntax", "media", "body", "route", "method", "model", "task",
+    "unauthorized", "deadline", "overloaded", "engine", "unavailable", "internal",
 ]
 # fmt: on
 Shape = Literal["tei", "openai", "kserve"]
@@ -29,6 +29,7 @@ class Row:
 
     status: int
     tei: str
+    metric: str | None = "validation"  # TEI's `err` of te_request_failure; None: not counted
     openai: str = "invalid_request_error"
     openai_status: int | None = None  # where it is another
     kserve_status: int | None = None
@@ -37,20 +38,22 @@ class Row:
 FAULTS: Mapping[Kind, Row] = {
     "empty": Row(400, "Empty"),
     "validation": Row(422, "Validation", kserve_status=400),
-    "text": Row(422, "Tokenizer", kserve_status=400),
+    "batch_size": Row(422, "Validation", "batch_size", kserve_status=400),
+    "text": Row(422, "Tokenizer", "tokenization", kserve_status=400),
     "syntax": Row(400, "Validation"),
     "media": Row(415, "Validation"),
     "body": Row(413, "Validation"),
-    "route": Row(404, "Validation"),
-    "method": Row(405, "Validation"),
-    "model": Row(404, "Validation"),
-    "task": Row(424, "Backend", openai_status=400, kserve_status=400),  # another kind of model is needed
-    "unauthorized": Row(401, "Unauthorized", "authentication_error"),
-    "deadline": Row(408, "Deadline", "timeout"),
-    "overloaded": Row(429, "Overloaded", "rate_limit_exceeded"),
-    "engine": Row(424, "Backend", "server_error", openai_status=500, kserve_status=500),
-    "unavailable": Row(503, "Unhealthy", "server_error"),
-    "internal": Row(500, "Internal", "server_error"),
+    "route": Row(404, "Validation", None),
+    "method": Row(405, "Validation", None),
+    "model": Row(404, "Validation", "model_type"),
+    # Another kind of model is needed.
+    "task": Row(424, "Backend", "model_type", openai_status=400, kserve_status=400),
+    "unauthorized": Row(401, "Unauthorized", None, "authentication_error"),
+    "deadline": Row(408, "Deadline", "dropped", "timeout"),
+    "overloaded": Row(429, "Overloaded", "overloaded", "rate_limit_exceeded"),
+    "engine": Row(424, "Backend", "inference", "server_error", openai_status=500, kserve_status=500),
+    "unavailable": Row(503, "Unhealthy", "overloaded", "server_error"),
+    "internal": Row(500, "Internal", "inference", "server_error"),
 }
 RETRY_SECONDS = 1.0  # where nothing says better when to come back
 

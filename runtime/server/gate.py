@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import traceback
 import uuid
 import zlib
@@ -42,14 +43,19 @@ class Gate:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
-        asks = scope["method"] == "POST"
+        asks, metrics, started = scope["method"] == "POST", self.serving.metrics, time.monotonic()
+        state = scope.setdefault("state", {})  # where a `Call` leaves `batch` and `answered`
         self.serving.running += asks
         try:
             await self._pass(scope, receive, exchange, asks)
-        except _Gone:
-            pass  # nobody is there to be answered
+            if "answered" in state:
+                metrics.answered(state["answered"], state["batch"], time.monotonic() - started)
+        except _Gone:  # nobody is there to be answered
+            metrics.failed("deadline", False)
         except Exception as error:
             fault = fault_of(error)
+            if asks:
+                metrics.failed(fault.kind, state.get("batch", False))
             if fault.kind == "internal":
                 # The message of an error may quote a text, and no text goes into a log.
                 frames = "".join(traceback.format_tb(error.__traceback__))

@@ -1,4 +1,4 @@
-"""Whether the server lives and is ready, for load balancers and TEI's clients. No key is asked for."""
+"""Whether the server lives and is ready, and what it counts. No key is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from nopad.runtime.server.calls import Call
+from nopad.runtime.server.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 
@@ -25,3 +26,10 @@ async def ready(call: Annotated[Call, Depends()]) -> Response:
     """200 if requests are answered now, 503 while the server loads or drains."""
     call.serving.require_ready()
     return Response(status_code=200)
+
+
+@router.get("/metrics")
+async def metrics(call: Annotated[Call, Depends()]) -> Response:
+    """Counts and durations for Prometheus."""
+    serving = call.serving
+    return Response(serving.metrics.text(serving.models, serving.running), media_type=CONTENT_TYPE)

@@ -56,4 +56,4 @@ def test_every_route_is_described_in_the_docs(serve: Serve) -> None:
     paths = httpx.get(serve("default").url + "/openapi.json").json()["paths"]
     assert len(paths) > 15
     for path in paths:
-        assert re.sub(r"\{\w+\}", "", path) in text, path
+        assert re.sub(r"\{\w+\}", "NAME", path) in text, path

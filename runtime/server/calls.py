@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
 TIMEOUT_HEADER = "x-request-timeout-ms"
+MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
 
 class Serving:
@@ -102,7 +104,7 @@ class Call:
         given = self.request.headers.get(TIMEOUT_HEADER)
         if given is None:
             return self.serving.settings.timeout
-        if not given.isascii() or not given.isdigit() or not 0 < int(given) < 10**9:
+        if not MILLISECONDS.fullmatch(given):
             raise Fault("validation", f"{TIMEOUT_HEADER} must be a positive whole number of milliseconds")
         return int(given) / 1000
 

@@ -121,7 +121,7 @@ async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
     """The whole body, decompressed. Raises `Fault` above `limit` bytes."""
     too_large = Fault("body", f"the request body is larger than {limit} bytes")
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
+    if len(length) > len(str(limit)) or (length.isdigit() and int(length) > limit):
         raise too_large
     parts, size = [], 0
     while True:

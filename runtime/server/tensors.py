@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from nopad.runtime.types import FloatArray
 
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 SIZE_KEY = "binary_data_size"
+NUMBER = re.compile("[0-9]{1,12}")
 
 
 class Tensor(BaseModel):
@@ -65,7 +67,7 @@ def read_request(body: bytes, header_length: str | None) -> tuple[Infer, dict[st
     """
     if header_length is None:
         text, rest = body, b""
-    elif not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+    elif not NUMBER.fullmatch(header_length) or int(header_length) > len(body):
         raise Fault(
             "validation", f"Inference-Header-Content-Length is no length within the {len(body)} bytes of the body"
         )

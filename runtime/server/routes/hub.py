@@ -19,6 +19,7 @@ from nopad.runtime.types import FloatArray, MaskFill, Tagging
 
 router = APIRouter(tags=["huggingface_hub"])
 ENTAILMENT, CONTRADICTION = "entail", "contra"  # how the labels of models for inference begin, in any case
+MOST_CHARACTERS = 10_000_000  # of the texts that fill_mask answers: each candidate of each mask repeats the whole text
 OUTSIDE = "O"  # the tag of a token of no entity
 
 
@@ -161,7 +162,11 @@ def _tagged_tokens(served: Served, text: str, tagging: Tagging) -> list[dict[str
 async def _fill(call: Call, served: Served, body: dict[str, Any], options: FillMask) -> Response:
     texts, mask = _texts(body), served.model.manifest.mask_token or "[MASK]"
     answered = await call.answer(served, texts, top_k=_top_k(options.top_k))
-    rows = [_fillings(str(text), mask, answer) for text, answer in zip(texts.texts, answered.answers, strict=True)]
+    pairs = list(zip(map(str, texts.texts), answered.answers, strict=True))
+    if sum(len(text) * sum(map(len, answer.masks)) for text, answer in pairs) > MOST_CHARACTERS:
+        said = f"the filled texts would have more than {MOST_CHARACTERS} characters; lower top_k, or send fewer masks"
+        raise Fault("validation", said, field="top_k")
+    rows = [_fillings(text, mask, answer) for text, answer in pairs]
     return reply(rows if texts.batch else rows[0], answered)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -142,12 +144,16 @@ async def tokenize(body: Tokenize, call: Calling) -> Response:
     call.check_size(len(texts))
     served = call.find(None)
     prompt = served.prompt(body.prompt_name)
-    rows = []
-    for index, tokens in enumerate(served.encoder.encode(texts, prompt)):
-        if isinstance(tokens, TextError):
-            raise fault_of(tokens, index if isinstance(body.inputs, list) else None)
-        rows.append([row for row in _token_rows(tokens, prompt) if body.add_special_tokens or not row["special"]])
-    return reply(rows)
+
+    def rows() -> list[list[dict[str, Any]]]:
+        found = []
+        for index, tokens in enumerate(served.encoder.encode(texts, prompt)):
+            if isinstance(tokens, TextError):
+                raise fault_of(tokens, index if isinstance(body.inputs, list) else None)
+            found.append([row for row in _token_rows(tokens, prompt) if body.add_special_tokens or not row["special"]])
+        return found
+
+    return reply(await asyncio.to_thread(rows))  # a text may be as long as a body, and takes as long
 
 
 @router.post("/decode")
@@ -267,11 +273,12 @@ def _decoded(ids: Sequence[int], served: Served, skip_special: bool, index: int 
 
 def _token_rows(tokens: Tokens, prompt: str) -> list[dict[str, Any]]:
     text = prompt + str(tokens.text)
+    before = [0, *accumulate(len(character.encode()) for character in text)]  # bytes before each character
     rows: list[dict[str, Any]] = []
     for token_id, piece, special, (start, stop) in zip(
         tokens.input_ids, tokens.pieces, tokens.special, tokens.offsets, strict=True
     ):
-        place = (None, None) if special else (len(text[:start].encode()), len(text[:stop].encode()))
+        place = (None, None) if special else (before[start], before[stop])
         rows.append(
             {
                 "id": token_id,

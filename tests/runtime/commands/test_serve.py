@@ -56,3 +56,13 @@ def test_what_is_wrong_with_the_flags_or_the_bundle_is_one_line(
         assert run(["serve", "--port", "0", *arguments]) == code
         out, err = capsys.readouterr()
         assert words in err and "Traceback" not in err and out == ""
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "from nopad.runtime.cli import run; sys.exit(run(['serve', '--port', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and done.stdout == ""
+    assert done.stderr == "nopad: this needs the package fastapi: pip install 'nopad[serve]'\n"

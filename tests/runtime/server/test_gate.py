@@ -138,7 +138,7 @@ def test_a_deadline_is_408_in_the_header_and_in_the_settings(serve: Serve, monke
     late = httpx.post(server.url + "/predict", json={"inputs": "a"}, headers={"x-request-timeout-ms": "50"})
     assert late.status_code == 408 and late.json()["error_type"] == "Deadline"
     assert httpx.post(server.url + "/predict", json={"inputs": "a"}).status_code == 200
-    for wrong in ("0", "-1", "soon", "1e3", "99999999999999"):
+    for wrong in ("0", "-1", "soon", "1e3", "99999999999999", "9" * 5000):
         answer = httpx.post(server.url + "/predict", json={"inputs": "a"}, headers={"x-request-timeout-ms": wrong})
         assert answer.status_code == 422
 

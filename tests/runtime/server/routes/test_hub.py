@@ -87,6 +87,8 @@ def test_fill_mask(client: Any, serve: Serve) -> None:
     assert len(client("modernbert-mlm").fill_mask(f"a {mask} film", top_k=2)) == 2
     several = httpx.post(serve("modernbert-mlm").url, json={"inputs": f"{mask} {mask}", "parameters": {}}).json()
     assert [len(each) for each in several] == [5, 5] and several[1][0]["sequence"].startswith(mask)
+    huge = httpx.post(serve("modernbert-mlm").url, json={"inputs": f"{mask} " * 1000 + "a" * 100_000, "parameters": {}})
+    assert huge.status_code == 422 and "lower top_k" in huge.json()["error"]
     with pytest.raises(HfHubHTTPError, match="no .* to fill"):
         client("modernbert-mlm").fill_mask("no gap")
 

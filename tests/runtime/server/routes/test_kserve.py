@@ -178,6 +178,7 @@ def test_a_raw_request_is_one_text_and_is_answered_in_binary(serve: Serve) -> No
         (b'{"inputs": [{"name": "text", "shape": [0], "datatype": "BYTES", "data": []}]}', None),
         (b'{"inputs": []}', "99"),
         (b'{"inputs": []}', "-1"),
+        (b'{"inputs": []}', "9" * 5000),
         (b"\xff", "0"),
     ],
 )

@@ -222,9 +222,8 @@ class Model:
         self, texts: Sequence[str], *, return_logits: bool = False, **options: Unpack[CallOptions]
     ) -> list[Tagging]:
         """`tag` for coroutines."""
-        return await self._all(
-            texts, self._decoder("tag", "token-classification", return_logits=return_logits), self._asking(options)
-        )
+        decoder = self._decoder("tag", "token-classification", return_logits=return_logits)
+        return await self._all(texts, decoder, self._asking(options))
 
     def fill(self, texts: Sequence[str], *, top_k: int = MASKS_TOP_K, **options: Unpack[CallOptions]) -> list[MaskFill]:
         """The best tokens for every mask in each text (the mask token is `manifest.mask_token`)."""
@@ -395,10 +394,6 @@ def _raise_failures(answers: Iterable[R | Failure]) -> Iterator[R]:
 
 def _ranked(passages: Sequence[str], answers: Sequence[Prediction]) -> list[Ranked]:
     # By logit, which still orders scores that a sigmoid rounds to 1.0.
-    best = sorted(range(len(answers)), key=lambda i: -_logit(answers[i]))
+    logits = [float(answer.logits[0]) for answer in answers if answer.logits is not None]
+    best = sorted(range(len(answers)), key=lambda i: -logits[i])
     return [Ranked(index=i, score=answers[i].score, text=passages[i]) for i in best]
-
-
-def _logit(answer: Prediction) -> float:
-    assert answer.logits is not None
-    return float(answer.logits[0])

@@ -3,8 +3,9 @@
     python scripts/measure_scheduler.py sst2/train.tsv --threads 1
     python scripts/measure_scheduler.py reviews.txt --bundle BUNDLE --texts 512 --rounds 9
 
-The last column of each line is a text. All ways take turns, in random order; a ratio is of one round. By wall time, which
-other processes of the machine distort, and by CPU time, which knows no overlap of callers and engine. Prints Markdown.
+The last column of each line is a text. All ways take turns, in random order; a ratio is of one round. By wall time,
+which other processes of the machine distort, and by CPU time, which knows no overlap of callers and engine. Prints
+Markdown.
 """
 
 import argparse
@@ -80,9 +81,7 @@ def main() -> None:
                 if turn:
                     runs[name].append(spent)
                     filled[name] += [event.tokens for event in events if isinstance(event, BatchRun)]
-        print(
-            "| | texts/s | of offline, no scheduler | by CPU time | tokens of a micro-batch |\n|---|---:|---:|---:|---:|"
-        )
+        print("| | texts/s | of offline, no scheduler | by CPU time | tokens a batch |\n|---|---:|---:|---:|---:|")
         (base, *_) = runs.values()
         for name, spent_by in runs.items():
             by = [[own[i] / other[i] for own, other in zip(base, spent_by, strict=True)] for i in (0, 1)]

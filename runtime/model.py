@@ -311,12 +311,13 @@ class Model:
         texts: Sequence[Text],
         *,
         top_k: int | None = None,
+        return_logits: bool = False,
         prompt_name: str | None = None,
         prompt: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Answered[Result]:
         """`results` for coroutines: all answers at once, and the seconds that each step took."""
-        decoder: Decoder[Result] = self._inference.decoder(top_k)
+        decoder: Decoder[Result] = self._inference.decoder(top_k, return_logits)
         asking = self._asking(options, prompt_name, prompt)
         return await self._answering.answer(texts, decoder, asking)
 

@@ -17,6 +17,7 @@ from nopad.runtime.engines.base import ENGINES
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
 @click.option("--max-batch", type=click.IntRange(min=1), default=32, help="Texts of one request, at most.")
 @click.option("--max-body", type=click.IntRange(min=1), default=2_000_000, help="Bytes of one request, at most.")
+@click.option("--max-queue", type=click.IntRange(min=1), default=8_192, help="Texts that may wait; more get 429.")
 @click.option(
     "--max-concurrent", type=click.IntRange(min=1), default=512, help="Requests answered at once; more get 429."
 )
@@ -91,12 +92,13 @@ def serve(
     named = bundles_by_name(bundles)
     keys = (*api_keys, *(read_keys(api_key_file) if api_key_file else ()))
     models = Models()
+    serving = Serving(Settings(keys=keys, **limits), models)
     console = messages(quiet)
     with bind(host, port) as listening:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
         def load() -> None:
-            models.open(
+            serving.open(
                 named,
                 engine=engine if "," not in engine else [name.strip() for name in engine.split(",")],
                 precision=precision,
@@ -110,6 +112,6 @@ def serve(
             console.print(f"{url} serves {', '.join(f'{served.name} ({served.model.task})' for served in models)}")
 
         try:
-            Server(Serving(Settings(keys=keys, **limits), models), load).run_until_stopped(listening)
+            Server(serving, load).run_until_stopped(listening)
         finally:
             models.close()

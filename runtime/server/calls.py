@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 
 from nopad.model.head import Task
+from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.metrics import Metrics
 from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
@@ -35,6 +37,18 @@ class Serving:
     def ready(self) -> bool:
         """Whether requests are answered now."""
         return len(self.models) > 0 and not self.draining
+
+    def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
+        """Load the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
+        limits = Limits(requests=self.settings.max_queue)
+        self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
+
+    def require_healthy(self) -> None:
+        """Raises the `Fault` of a server that is loading or draining, or whose engine fails."""
+        self.require_ready()
+        for served in self.models:
+            if not served.healthy:
+                raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
 
     def require_ready(self) -> None:
         """Raises the `Fault` of a server that is loading or draining."""
@@ -126,16 +140,23 @@ def reply(body: Any, answered: Answered | None = None) -> Response:
 
 
 def headers_of(answered: Answered) -> dict[str, str]:
-    """TEI's headers, and ours: who answered, in which precision, and how many texts were cut."""
+    """TEI's headers, with the times of the mean text, and ours: who answered, and how many texts were cut."""
     first = answered.answers[0]
-    milliseconds = str(round(answered.seconds * 1000))
+    milliseconds = _milliseconds(answered.seconds)
     return {
         "x-compute-type": "gpu+optimized",  # TEI's constant
         "x-compute-time": milliseconds,
         "x-total-time": milliseconds,
+        "x-tokenization-time": _milliseconds(answered.tokenizing),
+        "x-queue-time": _milliseconds(answered.queued),
+        "x-inference-time": _milliseconds(answered.running),
         "x-compute-characters": str(answered.characters),
         "x-compute-tokens": str(answered.tokens),
         "x-nopad-engine": first.engine,
         "x-nopad-precision": first.precision,
         "x-nopad-truncated": str(answered.truncated),
     }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nopad.runtime.errors import EngineError, EnvironmentProblem, NopadError, TextError, UsageError
+from nopad.runtime.errors import (
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    EnvironmentProblem,
+    NopadError,
+    OverloadedError,
+    TextError,
+    UsageError,
+)
 from nopad.runtime.types import Failure
 
 # fmt: off
@@ -86,6 +95,12 @@ def fault_of(error: Exception, index: int | None = None) -> Fault:
         return Fault("text", f"{place}{error}", index=index)
     if isinstance(error, UsageError):
         return Fault("validation", str(error))
+    if isinstance(error, OverloadedError):
+        return Fault("overloaded", f"Model is overloaded: {error}", retry_after=error.retry_after)
+    if isinstance(error, DeadlineError):
+        return Fault("deadline", str(error))
+    if isinstance(error, DrainingError):
+        return Fault("unavailable", str(error))
     if isinstance(error, EngineError):
         return Fault("engine", f"Backend error: {error}")
     if isinstance(error, EnvironmentProblem):

@@ -6,13 +6,14 @@ faults become bodies; nothing below it writes a status of its own.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import traceback
 import uuid
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -79,12 +80,13 @@ class Gate:
             if shape_of(scope["path"]) != "kserve" and kind != "application/json" and not kind.endswith("+json"):
                 raise Fault("media", "Expected request with `Content-Type: application/json`")
             body = await _read(receive, headers, serving.settings.max_body)
-            receive = _replay(body, receive)
+            await _unless_gone(self.app(scope, _replay(body), exchange.send), receive, exchange)
+            return
         await self.app(scope, receive, exchange.send)
 
 
 class _Gone(Exception):
-    """The client left before it had sent its request."""
+    """The client left before it had sent its request, or before it was answered."""
 
 
 class _Exchange:
@@ -96,12 +98,14 @@ class _Exchange:
         self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self._path: str = scope["path"]
         self._send = send
-        self._begun = False
+        self._begun = self.ended = False
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._begun = True
             MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        elif not message.get("more_body", False):
+            self.ended = True
         await self._send(message)
 
     async def refuse(self, fault: Fault) -> None:
@@ -152,14 +156,35 @@ async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
     return plain
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes) -> Receive:
     given = False
 
     async def again() -> Message:
         nonlocal given
-        if given:
-            return await receive()
+        if given:  # a route that waits for the end of the connection: the gate does
+            await asyncio.Event().wait()
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+async def _unless_gone(answering: Awaitable[None], receive: Receive, exchange: _Exchange) -> None:
+    """Answer, unless the client leaves: then what has not run of its request is not run. Raises `_Gone`."""
+    answer, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and not exchange.ended:
+            answer.cancel()
+            await asyncio.wait((answer,))
+            raise _Gone
+        await answer
+    finally:
+        leaving.cancel()
+        if not answer.done():  # this task itself is cancelled, at the end of a drain
+            answer.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -6,6 +6,7 @@ import re
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from nopad.runtime.scheduler.events import BatchRun, Event
 from nopad.runtime.server.errors import FAULTS, Kind
 from nopad.runtime.server.models import Answered, Models
 
@@ -43,6 +44,11 @@ class Metrics:
             }
             for kind in ("request", "embed", "predict")
         }
+        self._queue = Gauge("te_queue_size", "Texts that wait", registry=registry)
+        self._batch_size = Histogram("te_batch_next_size", "Texts of a micro-batch", buckets=SIZES, registry=registry)
+        self._batch_tokens = Histogram(
+            "te_batch_next_tokens", "Tokens of a micro-batch", buckets=SIZES, registry=registry
+        )
         self._lengths = Histogram("te_request_input_length", "Tokens of a text", buckets=SIZES, registry=registry)
         self._truncated = Counter("nopad_truncated_count", "Texts that were cut", registry=registry)
         self._running = Gauge("nopad_requests_running", "Requests that are being answered", registry=registry)
@@ -61,10 +67,18 @@ class Metrics:
         self._success.labels(method).inc()
         self._texts[kind][1].inc(len(answered.answers))
         self._truncated.inc(answered.truncated)
-        self._durations["request"]["duration"].observe(seconds)
-        self._durations[kind]["duration"].observe(answered.seconds)
+        steps = (answered.tokenizing, answered.queued, answered.running)
+        for family, whole in (("request", seconds), (kind, answered.seconds)):
+            for step, taken in zip(STEPS, (whole, *steps), strict=True):
+                self._durations[family][step].observe(taken)
         for answer in answered.answers:
             self._lengths.observe(answer.tokens_used)
+
+    def scheduled(self, event: Event) -> None:
+        """What a model's scheduler reports, from any thread."""
+        if isinstance(event, BatchRun):
+            self._batch_size.observe(event.requests)
+            self._batch_tokens.observe(event.tokens)
 
     def failed(self, kind: Kind, batch: bool) -> None:
         """A request was refused."""
@@ -76,6 +90,7 @@ class Metrics:
     def text(self, models: Models, running: int) -> bytes:
         """Everything in Prometheus' text format."""
         self._running.set(running)
+        self._queue.set(sum(served.waiting for served in models))
         self._models.clear()
         for served in models:
             model = served.model

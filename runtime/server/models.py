@@ -1,11 +1,10 @@
 """The served models, and every call into them.
 
-The one file of the server that knows how a `Model` is asked, so that a scheduler changes nothing else.
+The one file of the server that knows how a `Model` is asked.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 from nopad.model.head import Task
 from nopad.runtime.errors import UsageError
-from nopad.runtime.predictor import Model, load
+from nopad.runtime.model import Model
+from nopad.runtime.predictor import load
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
@@ -42,6 +42,16 @@ class Served:
     encoder: TextEncoder  # for whole texts: /tokenize and /decode cut nothing
     created: int = field(default_factory=lambda: int(time.time()))  # when it was loaded, in seconds of Unix time
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine can be expected to answer."""
+        return self.model.scheduler.state().ready
+
+    @property
+    def waiting(self) -> int:
+        """Texts in the queue."""
+        return self.model.scheduler.state().requests
+
     def prompt(self, name: str | None) -> str:
         """The prompt before each text: the bundle's default without a name. Raises `UsageError`."""
         return resolve_prompt(self.model.manifest, name, None)
@@ -64,6 +74,10 @@ class Answered:
     answers: list[Any]  # of the task's type
     characters: int
     seconds: float
+    # Of these, for the mean text: tokenizing, in the queue, in the engine.
+    tokenizing: float
+    queued: float
+    running: float
 
     @property
     def tokens(self) -> int:
@@ -164,12 +178,11 @@ async def answer(
         if "" in (text if isinstance(text, tuple) else (text,)):
             raise Fault("empty", "Input validation error: `inputs` cannot be empty", index=index if batch else None)
     started = time.monotonic()
-    try:
-        answers = await asyncio.wait_for(asyncio.to_thread(_ask, served.model, texts, reading, logits, top_k), timeout)
-    except TimeoutError:
-        raise Fault("deadline", f"no answer within {timeout:g} seconds") from None
+    got = await served.model.aresults(
+        texts, top_k=top_k, return_logits=logits, prompt_name=reading.prompt_name, timeout=timeout
+    )
     seconds = time.monotonic() - started
-    for index, one in enumerate(answers):
+    for index, one in enumerate(got.answers):
         place = index if batch else None
         if isinstance(one, Failure):
             raise fault_of(one.error, place)
@@ -177,16 +190,13 @@ async def answer(
             _check_cut(served, one.tokens, reading, place)
     return Answered(
         served=served,
-        answers=answers,
+        answers=got.answers,
         characters=sum(len(part) for text in texts for part in (text if isinstance(text, tuple) else (text,))),
         seconds=seconds,
+        tokenizing=got.tokenizing,
+        queued=got.queued,
+        running=got.running,
     )
-
-
-def _ask(model: Model, texts: Sequence[Text], reading: Reading, logits: bool, top_k: int | None) -> list[Any]:
-    if logits:
-        return model.predict(texts, return_logits=True, on_error="return")
-    return list(model.results(texts, top_k=top_k, prompt_name=reading.prompt_name))
 
 
 def _check_cut(served: Served, tokens: int, reading: Reading, index: int | None) -> None:

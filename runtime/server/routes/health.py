@@ -23,8 +23,8 @@ async def live() -> Response:
 @router.get("/health")
 @router.get("/health/ready")
 async def ready(call: Annotated[Call, Depends()]) -> Response:
-    """200 if requests are answered now, 503 while the server loads or drains."""
-    call.serving.require_ready()
+    """200 if requests are answered now, 503 while the server loads or drains, or its engine fails."""
+    call.serving.require_healthy()
     return Response(status_code=200)
 
 

@@ -42,7 +42,7 @@ async def live() -> Response:
 @router.get("/health/ready")
 async def ready(call: Calling) -> Response:
     """200 if requests are answered now."""
-    call.serving.require_ready()
+    call.serving.require_healthy()
     return reply({"ready": True})
 
 

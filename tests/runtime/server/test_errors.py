@@ -6,7 +6,16 @@ from typing import get_args
 
 import pytest
 
-from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem, TextError, UsageError
+from nopad.runtime.errors import (
+    BundleError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    EnvironmentProblem,
+    OverloadedError,
+    TextError,
+    UsageError,
+)
 from nopad.runtime.server.errors import FAULTS, Fault, Kind, body_of, fault_of, headers_of, shape_of, status_of
 
 
@@ -36,9 +45,9 @@ def test_the_route_decides_the_shape(path: str, shape: str) -> None:
         (BundleError("damaged"), (500, 500, 500)),
         (KeyError("a secret text"), (500, 500, 500)),
         (Fault("task", "Model is not a classifier model"), (424, 400, 400)),
-        (Fault("overloaded", "full"), (429, 429, 429)),
-        (Fault("unavailable", "loading"), (503, 503, 503)),
-        (Fault("deadline", "late"), (408, 408, 408)),
+        (OverloadedError("full"), (429, 429, 429)),
+        (DrainingError("ends"), (503, 503, 503)),
+        (DeadlineError("late"), (408, 408, 408)),
     ],
 )
 def test_a_fault_has_one_status_but_where_clients_do_not_know_it(
@@ -60,7 +69,10 @@ def test_the_three_shapes() -> None:
 
 
 def test_who_should_come_back_is_told_when() -> None:
-    assert headers_of(Fault("overloaded", "full", retry_after=1.25)) == {"retry-after": "2", "retry-after-ms": "1250"}
+    assert headers_of(fault_of(OverloadedError("full", retry_after=1.25))) == {
+        "retry-after": "2",
+        "retry-after-ms": "1250",
+    }
     assert headers_of(Fault("unavailable", "loading"))["retry-after"] == "1"
     assert headers_of(Fault("unauthorized", "who?")) == {"www-authenticate": "Bearer"}
     assert headers_of(Fault("text", "bad")) == {}

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
+from running_server import answers_with, held, slow
 
 JSON = {"content-type": "application/json"}
 Serve = Callable[..., Any]
@@ -104,10 +107,10 @@ def test_an_unforeseen_error_is_500_and_its_trace_is_logged_without_texts(
 ) -> None:
     server = serve("default")
 
-    def broken(texts: list[str], **options: Any) -> Any:
+    async def broken(texts: list[str], **options: Any) -> Any:
         raise KeyError(f"cannot digest {texts[0]}")
 
-    monkeypatch.setattr(next(iter(server.models)).model, "results", broken)
+    monkeypatch.setattr(next(iter(server.models)).model, "aresults", broken)
     answer = httpx.post(server.url + "/predict", json={"inputs": "a secret"}, headers={"x-request-id": "find-me"})
     assert answer.status_code == 500 and "Traceback" not in answer.text and "secret" not in answer.text
     (line,) = logged
@@ -130,11 +133,88 @@ def test_too_many_requests_at_once_get_429_and_when_to_come_back(serve: Serve, m
     assert httpx.get(server.url + "/health").status_code == 200
 
 
+def test_a_queue_without_room_for_a_whole_request_refuses_all_of_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve("default", max_queue=2)
+    ask = {"url": server.url + "/predict", "timeout": 60}
+    never = httpx.post(json={"inputs": [["a"]] * 3}, **ask)  # not even into an empty queue
+    assert never.status_code == 422 and "more than may ever wait" in never.json()["error"]
+    finish = threading.Event()
+    held(next(iter(server.models)).model, finish, monkeypatch)
+    answers: list[int] = []
+    waiting = [
+        threading.Thread(target=lambda: answers.append(httpx.post(json={"inputs": [["a"]]}, **ask).status_code))
+        for _ in range(2)
+    ]
+    for count, thread in enumerate(waiting):
+        thread.start()
+        until(lambda count=count: server.models.find(None).model.scheduler.state().running == 1)
+        until(lambda count=count: server.models.find(None).waiting == count)
+    full = httpx.post(json={"inputs": [["a"], ["b"]]}, **ask)
+    assert full.status_code == 429 and full.json()["error_type"] == "Overloaded"
+    assert int(full.headers["retry-after"]) >= 1 and int(full.headers["retry-after-ms"]) > 0
+    assert server.models.find(None).waiting == 1  # nothing of it was queued
+    finish.set()
+    for thread in waiting:
+        thread.join(60)
+    assert answers == [200, 200]
+
+
+def test_what_a_client_that_left_had_queued_is_not_run(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve("default", max_queue=3)
+    model, finish = server.models.find(None).model, threading.Event()
+    held(model, finish, monkeypatch)
+    first = threading.Thread(target=httpx.post, args=(server.url + "/predict",), kwargs={"json": {"inputs": "a"}})
+    first.start()
+    until(lambda: model.scheduler.state().running == 1)
+    body = b'{"inputs": "b"}'
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + body)
+        until(lambda: server.models.find(None).waiting == 1)
+    until(lambda: server.serving.running == 1)  # the request is over before the engine is
+    finish.set()
+    first.join(60)
+    ran = "te_batch_next_size_sum 1.0"
+    until(lambda: ran in httpx.get(server.url + "/metrics").text)
+    assert httpx.post(server.url + "/predict", json={"inputs": "c"}).status_code == 200
+    text = httpx.get(server.url + "/metrics").text
+    assert "te_batch_next_size_sum 2.0" in text and 'te_request_failure{err="dropped"} 1.0' in text
+
+
+def test_a_failing_engine_is_424_and_not_healthy_until_it_works_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nopad.runtime.errors import EngineError
+
+    server = serve("default", max_queue=4)
+    chain = server.models.find(None).model._inference.chain
+
+    def broken(batch: Any) -> Any:
+        raise EngineError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "run", broken)
+        answer = httpx.post(server.url + "/predict", json={"inputs": "a"})
+        assert answer.status_code == 424 and answer.json()["error_type"] == "Backend"
+        until(lambda: httpx.get(server.url + "/health").status_code == 503)
+        assert httpx.get(server.url + "/health/live").status_code == 200
+        assert httpx.get(server.url + "/v2/health/ready").status_code == 503
+    until(lambda: httpx.get(server.url + "/health").status_code == 200)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_a_deadline_is_408_in_the_header_and_in_the_settings(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve("default")
     model = next(iter(server.models)).model
-    real = model.results
-    monkeypatch.setattr(model, "results", lambda *texts, **options: time.sleep(0.5) or real(*texts, **options))
+    slow(model, 0.5, monkeypatch)
     late = httpx.post(server.url + "/predict", json={"inputs": "a"}, headers={"x-request-timeout-ms": "50"})
     assert late.status_code == 408 and late.json()["error_type"] == "Deadline"
     assert httpx.post(server.url + "/predict", json={"inputs": "a"}).status_code == 200
@@ -151,7 +231,7 @@ def test_nan_never_leaves_as_json(serve: Serve, monkeypatch: pytest.MonkeyPatch)
     (good,) = model.predict(["a"])
     for value in (float("nan"), float("inf")):
         bad = dataclasses.replace(good, scores={"negative": value, "positive": 1.0})
-        monkeypatch.setattr(model, "results", lambda *texts, bad=bad, **options: [bad])
+        answers_with(model, [bad], monkeypatch)
         answer = httpx.post(server.url + "/predict", json={"inputs": "a"})
         assert answer.status_code == 424 and "NaN" in answer.json()["error"]
 

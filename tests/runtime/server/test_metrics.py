@@ -21,7 +21,7 @@ HISTOGRAMS = {
     f"te_{kind}_{name}duration"
     for kind in ("request", "embed", "predict")
     for name in ("", "tokenization_", "queue_", "inference_")
-} | {"te_request_input_length"}
+} | {"te_request_input_length", "te_batch_next_size", "te_batch_next_tokens"}
 
 
 @pytest.fixture
@@ -78,6 +78,14 @@ def test_requests_texts_and_failures_are_counted(server: Running) -> None:
     assert value(families, "te_embed_count") == 0
     assert value(families, "te_request_duration", "te_request_duration_count") == 2
     assert value(families, "te_request_input_length", "te_request_input_length_count") == 4
+    for step in ("tokenization", "queue", "inference"):
+        for kind, count in (("request", 2), ("predict", 2), ("embed", 0)):
+            name = f"te_{kind}_{step}_duration"
+            assert value(families, name, f"{name}_count") == count
+    assert value(families, "te_request_inference_duration", "te_request_inference_duration_sum") > 0
+    assert value(families, "te_batch_next_size", "te_batch_next_size_sum") == 5  # and the good text of the bad batch
+    assert value(families, "te_batch_next_tokens", "te_batch_next_tokens_sum") > 1024
+    assert families["te_queue_size"].type == "gauge" and value(families, "te_queue_size") == 0
     assert value(families, "te_request_input_length", "te_request_input_length_sum") > 1024
     assert value(families, "nopad_truncated_count") == 1
     assert value(families, "nopad_requests_running") == 0

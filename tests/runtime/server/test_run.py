@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from running_server import held
+
 from nopad.runtime.errors import BundleError, UsageError
 from nopad.runtime.server.calls import Serving
 from nopad.runtime.server.models import Models
@@ -33,7 +35,7 @@ class Started:
 
     def _load(self) -> None:
         assert self.go.wait(60)
-        self.models.open({"default": None}, threads=1)
+        self.serving.open({"default": None}, threads=1)
 
     def close(self) -> None:
         self.thread.join(60)
@@ -61,8 +63,8 @@ def test_it_loads_drains_and_finishes_what_runs(monkeypatch: pytest.MonkeyPatch)
     until(lambda: started.serving.ready)
 
     model = next(iter(started.models)).model
-    real, finish = model.results, threading.Event()
-    monkeypatch.setattr(model, "results", lambda *texts, **options: finish.wait(60) and real(*texts, **options))
+    finish = threading.Event()
+    held(model, finish, monkeypatch)
     answers: list[httpx.Response] = []
     ask = threading.Thread(
         target=lambda: answers.append(httpx.post(started.url + "/predict", json={"inputs": "a"}, timeout=60))
@@ -88,7 +90,7 @@ def test_a_drain_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: started.serving.ready)
     model = next(iter(started.models)).model
     finish = threading.Event()
-    monkeypatch.setattr(model, "results", lambda *texts, **options: finish.wait(60) and [])
+    held(model, finish, monkeypatch)
 
     def ask() -> None:
         with pytest.raises(httpx.HTTPError):

@@ -148,7 +148,7 @@ def test_the_client_sees_what_is_wrong(client: Any) -> None:
         ([tensor(["a", " "])], {}, "400", "text 1"),
         ([tensor(["a"] * 33)], {}, "400", "batch size 33"),
         ([tensor(["a"])], {"outputs": [triton.InferRequestedOutput("logits")]}, "400", "unexpected inference output"),
-        ([tensor(["a"])], {"timeout": 1}, "408", "no answer within"),
+        ([tensor(["a"])], {"timeout": 1}, "408", "deadline"),
     ):
         with pytest.raises(InferenceServerException, match=words) as caught:
             default.infer(**{"model_name": "default", **options}, inputs=inputs)

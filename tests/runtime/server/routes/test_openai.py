@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from running_server import answers_with
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
@@ -131,6 +132,6 @@ def test_numbers_that_are_none_are_500_here(client: Any, serve: Serve, monkeypat
     model = next(iter(serve(EMBED).models)).model
     (good,) = model.results(["a"])
     bad = dataclasses.replace(good, vector=np.full_like(good.vector, np.nan))
-    monkeypatch.setattr(model, "results", lambda *texts, **options: [bad])
+    answers_with(model, [bad], monkeypatch)
     with pytest.raises(openai.InternalServerError, match="not a number"):
         client(EMBED).embeddings.create(model=EMBED, input="a")

@@ -177,6 +177,8 @@ async def _unless_gone(answering: Awaitable[None], receive: Receive, exchange: _
         if not answer.done() and not exchange.ended:
             answer.cancel()
             await asyncio.wait((answer,))
+            if not answer.cancelled():
+                answer.exception()  # else asyncio would log it, with its message
             raise _Gone
         await answer
     finally:

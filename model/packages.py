@@ -53,12 +53,18 @@ PACKAGES: Mapping[str, Package] = {
     "pyarrow": Package(name="pyarrow", extras=("tables",)),
     "openpyxl": Package(name="openpyxl", extras=("tables",)),
     "zstandard": Package(name="zstandard", extras=("tables",)),
+    "fastapi": Package(name="fastapi", extras=("serve",), purpose="serve"),
+    "uvicorn": Package(name="uvicorn", extras=("serve",), purpose="serve"),
+    "uvloop": Package(name="uvloop", extras=("serve",)),
+    "httptools": Package(name="httptools", extras=("serve",)),
+    "prometheus_client": Package(name="prometheus-client", extras=("serve",)),
 }
 # What the commands need. What engines need is in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
+    "serve": Need(modules=("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client"), extra="serve"),
 }
 # Competitors in `nopad bench`.
 COMPETITOR_NEEDS: Mapping[str, Need] = {

@@ -37,18 +37,20 @@ def windows(items: Iterable[T], text: Callable[[T], object]) -> Iterator[list[T]
     `text` returns an item's text (or pair of texts). `items` may be endless.
     """
     window: list[T] = []
-    characters = 0
+    held = 0
     for item in items:
         window.append(item)
-        parts = text(item)
-        characters += sum(
-            len(part) for part in (parts if isinstance(parts, tuple) else (parts,)) if isinstance(part, str)
-        )
-        if len(window) == WINDOW or characters >= WINDOW_CHARACTERS:
+        held += characters(text(item))
+        if len(window) == WINDOW or held >= WINDOW_CHARACTERS:
             yield window
-            window, characters = [], 0
+            window, held = [], 0
     if window:
         yield window
+
+
+def characters(text: object) -> int:
+    """Characters of a text or of a pair of texts; 0 for what is neither."""
+    return sum(len(part) for part in (text if isinstance(text, tuple) else (text,)) if isinstance(part, str))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("runtime", "Plan engine profiles from the lengths of real texts."),
     "tune": ("runtime", "Measure which engine answers your texts fastest here."),
     "predict": ("runtime", "Answer texts, or a file of them."),
+    "serve": ("runtime", "Serve bundles over HTTP, to clients of many libraries."),
     "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
     "inspect": ("runtime", "Show what a bundle holds and how it was verified."),
     "doctor": ("runtime", "Show what this machine can train, export and run."),

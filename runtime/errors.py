@@ -11,6 +11,9 @@ NopadError                       3
 +- InputFileError                3  a file of texts that cannot be read at all
 +- TextError                     3  one input text that cannot be answered
 +- EnvironmentProblem            4  a package or a device is missing, or memory or disk ran out
++- OverloadedError               4  too much waits already: try again later
++- DrainingError                 4  no new requests are taken, since the model will be closed
++- DeadlineError                 4  a deadline passed before the answer was there
 +- EngineError                   4  an engine failed on a batch, or answered NaN
 |  +- ShapeError                 4  a batch that fits none of an engine's profiles
 |  +- CudaError                  4  a CUDA call failed (nopad.runtime.engines.cuda)
@@ -66,6 +69,28 @@ class EnvironmentProblem(NopadError):
     exit_code = 4
 
 
+class OverloadedError(NopadError):
+    """Too much waits already. `retry_after`: seconds after which what waits now will have been answered."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DrainingError(NopadError):
+    """No new requests are taken: what waits is still answered, then the model will be closed."""
+
+    exit_code = 4
+
+
+class DeadlineError(NopadError):
+    """A deadline passed before the answer was there."""
+
+    exit_code = 4
+
+
 class EngineError(NopadError):
     """An engine failed on a batch, or answered NaN."""
 
@@ -79,6 +104,8 @@ class ShapeError(EngineError):
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "DeadlineError",
+    "DrainingError",
     "EngineError",
     "EnvironmentProblem",
     "InputFileError",
@@ -86,6 +113,7 @@ __all__ = [
     "NewerVersionError",
     "NopadError",
     "OutputError",
+    "OverloadedError",
     "ShapeError",
     "TextError",
     "UnverifiedError",

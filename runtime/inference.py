@@ -1,7 +1,8 @@
 """From texts to answers in three steps, over an opened bundle: encode, run, decode.
 
 Each step may be called on its own and from any thread, so that texts can be tokenized while a batch runs: an
-`Inference` does not change after it is opened. `Inference.answers` does all three in turn. Knows no queue and no file.
+`Inference` does not change after it is opened. `Inference.answers` does all three in turn, in the caller's thread; for
+many callers, `nopad.runtime.answering`. Knows no queue and no file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from nopad.runtime import decode
 from nopad.runtime.batching import BatchPlanner, windows
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.chain import Candidate, EngineChain
-from nopad.runtime.errors import BundleError, EngineError, TextError, UsageError
+from nopad.runtime.errors import BundleError, EngineError, NopadError, TextError, UsageError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import AnsweredBy, Failure, FloatArray, MaskFill, Text, Truncation
 
@@ -48,6 +49,7 @@ class Inference:
         (probe,) = encoder.encode([PROBE])
         if isinstance(probe, TextError):
             raise BundleError(f"the tokenizer of {bundle.path} cannot read {PROBE!r}: {probe}; export the bundle again")
+        self._probe = probe
         self.chain = EngineChain(candidates, self._pack([probe.input_ids], [probe.token_type_ids]), fallback=fallback)
         self.artifact = self.chain.chosen.artifact
         self.planner = BatchPlanner(
@@ -75,6 +77,10 @@ class Inference:
             [text.token_type_ids for text in texts],
             [text.prompt_length for text in texts],
         )
+
+    def probe(self) -> None:
+        """Run a short text. Raises as `run` does."""
+        self.run([self._probe])
 
     def run_ids(
         self,
@@ -127,32 +133,24 @@ class Inference:
 
         If every engine fails on a batch, only its texts fail.
         """
-        if isinstance(texts, str):  # would be read letter by letter
-            raise UsageError("give a list of texts; put a single one in brackets: [text]")
         start = 0
-        for window in windows(texts, lambda text: text):
+        for window in windows(listed(texts), lambda text: text):
             self.require_open()
-            yield from self._window(self.encode(window, prompt, truncation), start, decoder)
+            encoded = self.encode(window, prompt, truncation)
+            good = [text for text in encoded if not isinstance(text, TextError)]
+            yield from collect(encoded, self._run_all(good, decoder), start)
             start += len(window)
 
-    def _window(self, encoded: Sequence[Tokens | TextError], start: int, decoder: Decoder[R]) -> list[R | Failure]:
-        answers: dict[int, R | Failure] = {
-            i: Failure(index=start + i, error=text) for i, text in enumerate(encoded) if isinstance(text, TextError)
-        }
-        good = [(i, text) for i, text in enumerate(encoded) if not isinstance(text, TextError)]
-        for batch in self.planner.plan([text.used for _, text in good]):
-            members = [good[place] for place in batch]
+    def _run_all(self, texts: Sequence[Tokens], decoder: Decoder[R]) -> list[R | NopadError]:
+        outcomes: dict[int, R | NopadError] = {}
+        for batch in self.planner.plan([text.used for text in texts]):
             try:
-                logits, by = self.run([text for _, text in members])
+                logits, by = self.run([texts[i] for i in batch])
             except EngineError as error:
-                answers |= {i: Failure(index=start + i, error=error) for i, _ in members}
-                continue
-            for (i, text), row in zip(members, logits, strict=True):
-                try:
-                    answers[i] = decoder(row, text, by)
-                except TextError as error:
-                    answers[i] = Failure(index=start + i, error=error)
-        return [answers[i] for i in range(len(encoded))]
+                outcomes |= dict.fromkeys(batch, error)
+            else:
+                outcomes |= {i: decoded(decoder, row, texts[i], by) for i, row in zip(batch, logits, strict=True)}
+        return [outcomes[i] for i in range(len(texts))]
 
     def close(self) -> None:
         """Release the engines. Nothing runs afterwards."""
@@ -177,3 +175,31 @@ class Inference:
             filler_id=self.manifest.pad_token_id,
             prompt_lengths=prompt_lengths,
         )
+
+
+def listed(texts: Iterable[Text]) -> Iterable[Text]:
+    """The same texts. Raises `UsageError` for a single string, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise UsageError("give a list of texts; put a single one in brackets: [text]")
+    return texts
+
+
+def decoded(decoder: Decoder[R], logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> R | TextError:
+    """The answer, or the reason why the text has none."""
+    try:
+        return decoder(logits, tokens, by)
+    except TextError as error:
+        return error
+
+
+def collect(
+    encoded: Sequence[Tokens | TextError], outcomes: Iterable[R | NopadError], start: int
+) -> Iterator[R | Failure]:
+    """An answer or a `Failure` for each text of a window that begins with text number `start`.
+
+    `outcomes`: of the texts that could be read, in order.
+    """
+    rest = iter(outcomes)
+    for index, text in enumerate(encoded, start):
+        outcome = text if isinstance(text, TextError) else next(rest)
+        yield Failure(index=index, error=outcome) if isinstance(outcome, NopadError) else outcome

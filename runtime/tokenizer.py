@@ -88,17 +88,26 @@ class TextEncoder:
         self._max_length = max_length
         self._vocab_size = vocab_size
         settings = _read_config(config) if config else _Config()
+        self.truncation_side = settings.side
         self._typed = settings.typed
         self._tokenizer.encode_special_tokens = settings.split_special
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, direction=settings.side)
         added = self._tokenizer.get_added_tokens_decoder()
+        self._vocabulary = vocab_size or self._tokenizer.get_vocab_size()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """The text that token ids spell. Raises `TextError` for an id outside the vocabulary."""
+        outside = [token_id for token_id in ids if not 0 <= token_id < self._vocabulary]
+        if outside:
+            raise TextError(f"{outside[0]} is no token id of this model: its vocabulary ends at {self._vocabulary - 1}")
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     def decode_token(self, token_id: int) -> str:
         """One token as readable text."""

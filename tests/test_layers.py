@@ -135,6 +135,18 @@ def test_the_runtime_imports_nothing_heavy() -> None:
             assert imported.split(".")[0] not in HEAVY, f"{name} imports {imported}"
 
 
+def test_the_web_framework_is_imported_by_the_server_alone_and_the_server_by_its_command() -> None:
+    web = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
+    for path in modules():
+        where = path.relative_to(ROOT).as_posix()
+        if where.startswith("runtime/server/"):
+            continue
+        for name, top in imports(path):
+            assert name.split(".")[0] not in web, where
+            if name.startswith("nopad.runtime.server"):
+                assert where == "runtime/commands/serve.py" and not top, where
+
+
 def test_an_engines_library_is_imported_when_it_is_opened() -> None:
     for path in (ROOT / "runtime").rglob("*.py"):
         for name, top in imports(path):

@@ -1,0 +1,163 @@
+"""Texts -> answers for many callers at once: encoded and decoded in the caller's thread, run in the scheduler's.
+
+So one caller's texts are tokenized while another's micro-batch runs. Coroutines hand long texts to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+from nopad.runtime.batching import characters, windows
+from nopad.runtime.errors import NopadError, TextError
+from nopad.runtime.inference import Decoder, Inference, collect, decoded, listed
+from nopad.runtime.scheduler.events import Observer
+from nopad.runtime.scheduler.queue import Limits
+from nopad.runtime.scheduler.request import Done, Priority
+from nopad.runtime.scheduler.scheduler import Scheduler
+from nopad.runtime.tokenizer import Tokens
+from nopad.runtime.types import Failure, Text, Truncation
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+# Texts of so many characters in all are tokenized in the event loop: in less time than another thread needs to begin.
+INLINE_CHARACTERS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a call wants its texts answered."""
+
+    prompt: str = ""
+    truncation: Truncation = "truncate"
+    timeout: float | None = None  # seconds for the whole call; where texts come from an iterator, for each window
+    priority: Priority = "interactive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered(Generic[R]):
+    """The answers of a call, and where its time went: seconds, of its texts the mean."""
+
+    answers: list[R | Failure]
+    tokenizing: float
+    queued: float
+    running: float
+
+
+class _Job(NamedTuple):
+    """What the scheduler carries for a text."""
+
+    tokens: Tokens
+    decoder: Decoder[Any]
+
+
+class Answering:
+    """An `Inference` behind a scheduler. May be used from any thread and any event loop."""
+
+    def __init__(self, inference: Inference, limits: Limits | None = None, observer: Observer | None = None) -> None:
+        self.inference = inference
+        # Logits over a whole vocabulary must not pile up until a window is done: they are decoded as they come.
+        self._early = inference.manifest.task == "fill-mask"
+        # The scheduler's thread knows nothing of `self`, so that it ends when nobody else does.
+        self.scheduler: Scheduler[_Job, Any] = Scheduler(
+            _runner(inference, decode=self._early),
+            inference.planner.plan,
+            limits,
+            observer=observer,
+            probe=inference.probe,
+        )
+
+    def stream(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> Iterator[R | Failure]:
+        """Each text's answer in order, lazily, a window at a time; a `Failure` where there is none.
+
+        A window is admitted whatever the limits of the queue: who waits for it asks for nothing more meanwhile.
+        Raises `DeadlineError`, `DrainingError`, and `EngineError` if the scheduler's thread died over it.
+        """
+        if self.scheduler.in_worker():  # which would wait for itself
+            yield from self.inference.answers(texts, decoder, asking.prompt, asking.truncation)
+            return
+        started, start = time.monotonic(), 0
+        for window in windows(listed(texts), lambda text: text):
+            if not isinstance(texts, Sequence):
+                started = time.monotonic()
+            self.inference.require_open()
+            encoded = self.inference.encode(window, asking.prompt, asking.truncation)
+            jobs = _jobs(encoded, decoder)
+            call = self.scheduler.submit(
+                jobs,
+                [job.tokens.used for job in jobs],
+                priority=asking.priority,
+                timeout=_left(asking, started),
+                bounded=False,
+            )
+            yield from collect(encoded, self._decoded(jobs, self.scheduler.wait(call)), start)
+            start += len(window)
+
+    async def answer(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> Answered[R]:
+        """The texts' answers; all of them are admitted together, within the limits of the queue, or none.
+
+        Raises as `stream` does, and `OverloadedError`.
+        """
+        started = time.monotonic()
+        self.inference.require_open()
+        cut = list(windows(listed(texts), lambda text: text))
+        short = len(cut) <= 1 and sum(characters(text) for window in cut for text in window) <= INLINE_CHARACTERS
+        encoded: list[Tokens | TextError] = []
+        for window in cut:
+            encoded += await _elsewhere(short, self.inference.encode, window, asking.prompt, asking.truncation)
+        tokenized = time.monotonic()
+        jobs = _jobs(encoded, decoder)
+        call = self.scheduler.submit(
+            jobs, [job.tokens.used for job in jobs], priority=asking.priority, timeout=_left(asking, started)
+        )
+        outcomes = await self.scheduler.awaited(call)
+        answers = await _elsewhere(short, list, collect(encoded, self._decoded(jobs, outcomes), 0))
+        done = [outcome for outcome in outcomes if isinstance(outcome, Done)]
+        return Answered(
+            answers=answers,
+            tokenizing=tokenized - started,
+            queued=sum(each.queued for each in done) / max(1, len(done)),
+            running=sum(each.ran for each in done) / max(1, len(done)),
+        )
+
+    def close(self) -> None:
+        """Fail whoever waits, and release the engines."""
+        self.scheduler.close()
+        self.inference.close()
+
+    def _decoded(self, jobs: Sequence[_Job], outcomes: Iterable[Done[Any] | NopadError]) -> Iterator[Any]:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, NopadError) or self._early:
+                yield outcome.value if isinstance(outcome, Done) else outcome
+            else:
+                logits, by = outcome.value
+                yield decoded(job.decoder, logits, job.tokens, by)
+
+
+def _runner(inference: Inference, *, decode: bool) -> Callable[[list[_Job]], list[Any]]:
+    """What the scheduler runs: logits and whose they are for each job, or with `decode` its answer or `TextError`."""
+
+    def run(jobs: list[_Job]) -> list[Any]:
+        logits, by = inference.run([job.tokens for job in jobs])
+        if not decode:
+            return [(row, by) for row in logits]
+        return [decoded(job.decoder, row, job.tokens, by) for job, row in zip(jobs, logits, strict=True)]
+
+    return run
+
+
+def _jobs(encoded: Sequence[Tokens | TextError], decoder: Decoder[Any]) -> list[_Job]:
+    return [_Job(tokens, decoder) for tokens in encoded if not isinstance(tokens, TextError)]
+
+
+def _left(asking: Asking, started: float) -> float | None:
+    return None if asking.timeout is None else started + asking.timeout - time.monotonic()
+
+
+async def _elsewhere(here: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do the work in another thread, or here."""
+    return work(*args, **kwargs) if here else await asyncio.to_thread(work, *args, **kwargs)

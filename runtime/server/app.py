@@ -1,0 +1,69 @@
+"""The FastAPI application: the routes of all protocols behind one gate."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from nopad.model.packages import version_of
+from nopad.runtime.server.calls import Serving
+from nopad.runtime.server.errors import Fault, Kind
+from nopad.runtime.server.gate import Gate
+from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, tei
+
+DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
+NAME = re.compile(r"(?!(str|int|dict)$)\w+")
+KINDS: dict[int, Kind] = {400: "syntax", 404: "route", 405: "method", 413: "body"}
+
+
+def create_app(serving: Serving) -> FastAPI:
+    """The application over `serving`, whose models may still be loading: until then it answers 503."""
+    app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
+    app.state.serving = serving
+    for routes in (health, tei, hub, openai, rerank, classify, kserve):
+        app.include_router(routes.router)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_middleware(Gate, serving=serving)
+    if serving.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    return app
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """JSON that is broken, or not what the route takes. The client's values are not repeated: they may be texts."""
+    assert isinstance(error, RequestValidationError | ValidationError)
+    problems: list[Any] = list(error.errors())
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        raise Fault("syntax", "Failed to parse the request body as JSON")
+    first = max(problems, key=lambda problem: len(problem["loc"]))  # of a union, the branch that fits best
+    # ("body", "inputs", "list[str]", 3): names and positions, and the branches of unions, which say nothing.
+    loc = first["loc"][isinstance(error, RequestValidationError) :]
+    where = [str(part) for part in loc if isinstance(part, int) or NAME.fullmatch(part)]
+    places = ".".join(where) or "the body"
+    raise Fault("validation", f"Failed to deserialize the JSON body: {places}: {first['msg']}", field=places)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: an unknown route, a wrong method, a body that is no text."""
+    assert isinstance(error, HTTPException)
+    kind = KINDS.get(error.status_code, "internal")
+    said = {
+        "syntax": "Failed to parse the request body as JSON",
+        "route": f"no route {request.url.path}; /docs lists them",
+        "method": f"{request.url.path} does not take {request.method}",
+    }
+    raise Fault(kind, said.get(kind, "internal error"))

@@ -1,0 +1,162 @@
+"""One request on its way through a route: which model, its answers, and the reply with its headers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import Request, Response
+
+from nopad.model.head import Task
+from nopad.runtime.scheduler.queue import Limits
+from nopad.runtime.server.errors import Fault
+from nopad.runtime.server.metrics import Metrics
+from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
+from nopad.runtime.server.settings import Settings
+from nopad.runtime.types import Text
+
+DEFAULT_READING = Reading()
+TIMEOUT_HEADER = "x-request-timeout-ms"
+MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
+
+
+class Serving:
+    """What the requests of one server share."""
+
+    def __init__(self, settings: Settings, models: Models) -> None:
+        self.settings = settings
+        self.models = models
+        self.metrics = Metrics()
+        self.running = 0  # requests that are being answered
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered now."""
+        return len(self.models) > 0 and not self.draining
+
+    def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
+        """Load the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
+        limits = Limits(requests=self.settings.max_queue)
+        self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
+
+    def require_healthy(self) -> None:
+        """Raises the `Fault` of a server that is loading or draining, or whose engine fails."""
+        self.require_ready()
+        for served in self.models:
+            if not served.healthy:
+                raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
+
+    def require_ready(self) -> None:
+        """Raises the `Fault` of a server that is loading or draining."""
+        if self.draining:
+            raise Fault("unavailable", "the server is shutting down; ask another one")
+        if not self.models:
+            raise Fault("unavailable", "the model is still loading")
+
+
+class Texts(NamedTuple):
+    """The texts of a request, and whether it is a batch, whose faults name the text that is to blame."""
+
+    texts: Sequence[Text]
+    batch: bool
+
+
+class Call:
+    """A request, as the routes take it: `call: Annotated[Call, Depends()]`."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.serving: Serving = request.app.state.serving
+
+    def find(self, name: str | None, *tasks: Task) -> Served:
+        """The model to ask, as `Models.find` chooses it."""
+        return self.serving.models.find(name, *tasks)
+
+    async def answer(
+        self,
+        served: Served,
+        texts: Texts,
+        reading: Reading = DEFAULT_READING,
+        *,
+        logits: bool = False,
+        top_k: int | None = None,
+        timeout: float | None = None,
+        beside: int = 0,
+    ) -> Answered:
+        """The answers to all texts, or a `Fault`.
+
+        `timeout`: in seconds, where the protocol has a field for it. `beside`: texts that do not count as the batch.
+        """
+        self.request.state.batch = texts.batch
+        self.check_size(len(texts.texts) - beside)
+        self.serving.metrics.asked(served.model.task, len(texts.texts))
+        answered = await answer(
+            served,
+            texts.texts,
+            batch=texts.batch,
+            reading=reading,
+            logits=logits,
+            top_k=top_k,
+            timeout=timeout or self._timeout(),
+        )
+        self.request.state.answered = answered
+        return answered
+
+    def check_size(self, count: int) -> None:
+        """Raises a `Fault` for no texts, or more than one request may have."""
+        if count == 0:
+            raise Fault("empty", "`inputs` cannot be empty")
+        most = self.serving.settings.max_batch
+        if count > most:
+            raise Fault("batch_size", f"batch size {count} > maximum allowed batch size {most}")
+
+    def _timeout(self) -> float | None:
+        given = self.request.headers.get(TIMEOUT_HEADER)
+        if given is None:
+            return self.serving.settings.timeout
+        if not MILLISECONDS.fullmatch(given):
+            raise Fault("validation", f"{TIMEOUT_HEADER} must be a positive whole number of milliseconds")
+        return int(given) / 1000
+
+
+def to_json(body: Any) -> bytes:
+    """JSON as bytes. NaN and infinity, which JSON cannot say, are the engine's fault."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+            "utf-8", "backslashreplace"
+        )
+    except ValueError:
+        raise Fault("engine", "Backend error: score is NaN or infinite") from None
+
+
+def reply(body: Any, answered: Answered | None = None) -> Response:
+    """A body as JSON, with the headers of the answers in it."""
+    headers = {} if answered is None else headers_of(answered)
+    return Response(to_json(body), media_type="application/json", headers=headers)
+
+
+def headers_of(answered: Answered) -> dict[str, str]:
+    """TEI's headers, with the times of the mean text, and ours: who answered, and how many texts were cut."""
+    first = answered.answers[0]
+    milliseconds = _milliseconds(answered.seconds)
+    return {
+        "x-compute-type": "gpu+optimized",  # TEI's constant
+        "x-compute-time": milliseconds,
+        "x-total-time": milliseconds,
+        "x-tokenization-time": _milliseconds(answered.tokenizing),
+        "x-queue-time": _milliseconds(answered.queued),
+        "x-inference-time": _milliseconds(answered.running),
+        "x-compute-characters": str(answered.characters),
+        "x-compute-tokens": str(answered.tokens),
+        "x-nopad-engine": first.engine,
+        "x-nopad-precision": first.precision,
+        "x-nopad-truncated": str(answered.truncated),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))

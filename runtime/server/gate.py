@@ -1,0 +1,192 @@
+"""What every request passes before a route sees it: its id, its key, its size, and the server's state.
+
+Plain ASGI. It reads the whole body, so that limits hold for chunked and compressed ones, and it is the place where
+faults become bodies; nothing below it writes a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import traceback
+import uuid
+import zlib
+from collections.abc import Awaitable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nopad.runtime.server.calls import Serving, to_json
+from nopad.runtime.server.errors import Fault, body_of, fault_of, headers_of, shape_of, status_of
+from nopad.runtime.server.keys import Keys
+
+log = logging.getLogger("nopad.server")
+OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live"}) | {
+    "/v2/health/ready"
+}
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Gate:
+    """The server's outermost layer but CORS."""
+
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self.app = app
+        self.serving = serving
+        self._keys = Keys(serving.settings.keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; connections of other kinds go straight on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        asks, metrics, started = scope["method"] == "POST", self.serving.metrics, time.monotonic()
+        state = scope.setdefault("state", {})  # where a `Call` leaves `batch` and `answered`
+        self.serving.running += asks
+        try:
+            await self._pass(scope, receive, exchange, asks)
+            if "answered" in state:
+                metrics.answered(state["answered"], state["batch"], time.monotonic() - started)
+        except _Gone:  # nobody is there to be answered
+            metrics.failed("deadline", False)
+        except Exception as error:
+            fault = fault_of(error)
+            if asks:
+                metrics.failed(fault.kind, state.get("batch", False))
+            if fault.kind == "internal":
+                # The message of an error may quote a text, and no text goes into a log.
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                log.error("request %s: %s\n%s", exchange.request_id, type(error).__name__, frames)
+            await exchange.refuse(fault)
+        finally:
+            self.serving.running -= asks
+
+    async def _pass(self, scope: Scope, receive: Receive, exchange: _Exchange, asks: bool) -> None:
+        headers, serving = exchange.headers, self.serving
+        authorization = headers.get("authorization")
+        if scope["path"] not in OPEN and not self._keys.allow(authorization.encode() if authorization else None):
+            raise Fault(
+                "unauthorized", "this server asks for an API key: Authorization: Bearer KEY", code="invalid_api_key"
+            )
+        if asks:
+            serving.require_ready()
+            if serving.running > serving.settings.max_concurrent:
+                raise Fault("overloaded", "Model is overloaded")
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if shape_of(scope["path"]) != "kserve" and kind != "application/json" and not kind.endswith("+json"):
+                raise Fault("media", "Expected request with `Content-Type: application/json`")
+            body = await _read(receive, headers, serving.settings.max_body)
+            await _unless_gone(self.app(scope, _replay(body), exchange.send), receive, exchange)
+            return
+        await self.app(scope, receive, exchange.send)
+
+
+class _Gone(Exception):
+    """The client left before it had sent its request, or before it was answered."""
+
+
+class _Exchange:
+    """The answer to one request as it is sent: with its id, and refused in the shape of its route."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.headers = Headers(scope=scope)
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._path: str = scope["path"]
+        self._send = send
+        self._begun = self.ended = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        elif not message.get("more_body", False):
+            self.ended = True
+        await self._send(message)
+
+    async def refuse(self, fault: Fault) -> None:
+        if self._begun:
+            return
+        shape = shape_of(self._path)
+        body = to_json(body_of(fault, shape, self._path))
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(fault)}
+        if fault.kind == "body":
+            headers["connection"] = "close"  # the rest of the body is not read
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status_of(fault, shape), "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
+    """The whole body, decompressed. Raises `Fault` above `limit` bytes."""
+    too_large = Fault("body", f"the request body is larger than {limit} bytes")
+    length = headers.get("content-length", "0")
+    if len(length) > len(str(limit)) or (length.isdigit() and int(length) > limit):
+        raise too_large
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise too_large
+        if not message.get("more_body", False):
+            break
+    body = b"".join(parts)
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise Fault("media", f"Content-Encoding is gzip or deflate here, not {encoding!r}")
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip's header or zlib's
+    try:
+        plain = inflate.decompress(body, limit + 1)
+    except zlib.error:
+        raise Fault("syntax", f"the request body is not valid {encoding}") from None
+    if len(plain) > limit:
+        raise too_large
+    if not inflate.eof:
+        raise Fault("syntax", f"the request body is {encoding} that ends too early")
+    return plain
+
+
+def _replay(body: bytes) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:  # a route that waits for the end of the connection: the gate does
+            await asyncio.Event().wait()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _unless_gone(answering: Awaitable[None], receive: Receive, exchange: _Exchange) -> None:
+    """Answer, unless the client leaves: then what has not run of its request is not run. Raises `_Gone`."""
+    answer, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and not exchange.ended:
+            answer.cancel()
+            await asyncio.wait((answer,))
+            if not answer.cancelled():
+                answer.exception()  # else asyncio would log it, with its message
+            raise _Gone
+        await answer
+    finally:
+        leaving.cancel()
+        if not answer.done():  # this task itself is cancelled, at the end of a drain
+            answer.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

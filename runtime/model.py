@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
 
@@ -250,7 +250,7 @@ class Model:
         `options`: `CallOptions`, untyped so that a dictionary of prompts may be given.
         """
         decoder = self._decoder("embed", "embeddings")
-        asking = self._asking(options, prompt_name, prompt)
+        asking = self._asking(cast(CallOptions, options), prompt_name, prompt)
         return self._stacked(self._each(texts, decoder, asking))
 
     async def aembed(

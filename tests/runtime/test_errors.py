@@ -14,9 +14,11 @@ DRAWN = re.findall(r"^([| +-]*)([A-Z]\w+) +(\d)(.*)$", errors.__doc__ or "", fla
 
 
 def kinds() -> Iterator[type[Exception]]:
-    """Every exception that nopad defines for others to catch."""
+    """Every exception that nopad defines for others to catch: not the server's, which are answers over HTTP."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.is_relative_to(ROOT / "runtime" / "server"):
+                continue
             if re.search(r"^class \w+\(\w*(Error|Exception|Problem)\)", path.read_text("utf-8"), flags=re.MULTILINE):
                 name = ".".join(("nopad", *path.relative_to(ROOT).with_suffix("").parts))
                 for value in vars(importlib.import_module(name)).values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 
@@ -242,15 +242,14 @@ class Model:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        **options: Any,
+        **options: Unpack[CallOptions],
     ) -> FloatArray:
         """Embeddings, float32 [len(texts), embedding size].
 
         `prompt_name`, `prompt`: the prompt before each text; without them, the bundle's default prompt, if it has one.
-        `options`: `CallOptions`, untyped so that a dictionary of prompts may be given.
         """
         decoder = self._decoder("embed", "embeddings")
-        asking = self._asking(cast(CallOptions, options), prompt_name, prompt)
+        asking = self._asking(options, prompt_name, prompt)
         return self._stacked(self._each(texts, decoder, asking))
 
     async def aembed(

@@ -7,6 +7,7 @@ a prompt makes a difference.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def _embeddings(trial: Trial, embedder: Embedder) -> Iterator[Row]:
         note = "" if ours == theirs else f"bundle {ours!r}, sentence-transformers {theirs!r}"
         yield Row.at_most(check, "manifest", float(ours != theirs), 0.0, note)
     short = ["ok", "NO", SAMPLES[0], SAMPLES[0].upper()]
-    cases: list[tuple[str, Sequence[str], dict[str, str]]] = [("as it is", [*short, *SAMPLES], {})]
+    cases: list[tuple[str, Sequence[str], dict[str, Any]]] = [("as it is", [*short, *SAMPLES], {})]
     if embedder.max_length <= _LONGEST:  # alone: the library would pad all others to its length
         cases.append(("a text over the limit", [_long(embedder.max_length)], {}))
     cases.append((f"prompt {_FREE_PROMPT!r}", short, {"prompt": _FREE_PROMPT}))

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 import nopad.export.reference.plain
 from nopad.export.bundle import ExportOptions, export_checkpoint
-from nopad.export.commands.parity import parity
 from nopad.export.reference.plain import plain_folder
 from nopad.model.checkpoint.source import open_source
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import open_bundle
+from nopad.runtime.cli import cli
 from nopad.runtime.predictor import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # that peft brings about
@@ -174,12 +174,12 @@ def test_an_adapter_is_merged_and_both_are_named(adapter: tuple[Path, Path, Any]
     }
     assert source["base"]["sha256"]["model.safetensors"] == sha256_of(base / "model.safetensors")
 
-    asked = CliRunner().invoke(parity, [str(tmp_path / "bundle"), "--reference", str(folder)], standalone_mode=False)
+    arguments = ["parity", str(tmp_path / "bundle"), "--reference", str(folder)]
+    asked = CliRunner().invoke(cli, arguments, standalone_mode=False)
     assert asked.return_value == 0 and "is not the checkpoint" not in asked.output
     other = Path(shutil.copytree(base, tmp_path / "other"))
     rewrite(other, lambda w: {n: t * 1.5 for n, t in w.items()}, metadata={"format": "pt"})
-    arguments = [str(tmp_path / "bundle"), "--reference", str(folder), "--base", str(other)]
-    asked = CliRunner().invoke(parity, arguments, standalone_mode=False)
+    asked = CliRunner().invoke(cli, [*arguments, "--base", str(other)], standalone_mode=False)
     assert asked.return_value == 1 and "is not the checkpoint" in asked.output
 
 

@@ -16,7 +16,7 @@ from nopad.export import bundle as export_bundle
 from nopad.export.bundle import ExportOptions, export_checkpoint, write_bundle
 from nopad.export.reference.sentence_transformers import Library, Reading, _follows
 from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
-from nopad.runtime.commands.predict import predict
+from nopad.runtime.cli import cli
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.predictor import Model, load
@@ -161,7 +161,7 @@ def test_predict_takes_prompts(
 
     def run(*arguments: str) -> list[list[float]]:
         options = ["--engine", "torch", "--allow-unverified", "--input", str(tmp_path / "texts.jsonl"), *arguments]
-        result = CliRunner().invoke(predict, [bundle, *options], standalone_mode=False)
+        result = CliRunner().invoke(cli, ["predict", bundle, *options], standalone_mode=False)
         assert result.exception is None, result.exception
         return [json.loads(line)["vector"] for line in result.stdout.splitlines()]
 

@@ -56,6 +56,24 @@ def reading_options(command: F) -> F:
     return command
 
 
+def labelled_options(command: F) -> F:
+    """`--text-field`, `--label-field`, `--limit`: the columns and rows of --data that are held to the answers."""
+    options = [
+        click.option(
+            "--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]"
+        ),
+        click.option(
+            "--label-field",
+            help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
+            "[default: the usual names]",
+        ),
+        click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def emit(value: Any) -> None:
     """Print one JSON object on stdout."""
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")

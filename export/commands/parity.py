@@ -7,7 +7,16 @@ from typing import Any
 import click
 
 from nopad.export.commands.gate_report import print_report, set_threads, source_options, thorough_option
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.console import (
+    FILES,
+    common_options,
+    emit,
+    labelled_options,
+    messages,
+    reading_options,
+    status,
+    threads_option,
+)
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 
@@ -17,13 +26,7 @@ from nopad.runtime.engines.base import ENGINES
 @click.option("--reference", "-r", required=True, help="The checkpoint the bundle was exported from.")
 @click.option("--data", metavar="FILE", help=f"Texts, labelled or not: {FILES}.")
 @reading_options
-@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
-@click.option(
-    "--label-field",
-    help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
-    "[default: the usual names]",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
+@labelled_options
 @click.option("--engine", default="auto", help=f"Engine to check: auto, {', '.join(ENGINES)}.")
 @click.option("--precision", help="Check the file of this precision. [default: what suits the engine]")
 @click.option("--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine.")

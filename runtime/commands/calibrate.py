@@ -13,7 +13,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.console import (
+    FILES,
+    common_options,
+    emit,
+    labelled_options,
+    messages,
+    reading_options,
+    status,
+    threads_option,
+)
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import InputFileError, OutputError, UsageError
@@ -41,13 +50,7 @@ _NAMES = {
 @click.argument("bundle", required=False)
 @click.option("--data", "-d", metavar="FILE", help=f"Labelled texts that the model was not trained on: {FILES}.")
 @reading_options
-@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
-@click.option(
-    "--label-field",
-    help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "
-    "[default: the usual names]",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of --data.")
+@labelled_options
 @click.option(
     "--thresholds",
     type=click.Choice(["f1", "none"]),

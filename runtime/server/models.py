@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.head import Task
+from nopad.runtime.batching import characters
 from nopad.runtime.errors import UsageError
 from nopad.runtime.model import Model
 from nopad.runtime.predictor import load
@@ -191,7 +192,7 @@ async def answer(
     return Answered(
         served=served,
         answers=got.answers,
-        characters=sum(len(part) for text in texts for part in (text if isinstance(text, tuple) else (text,))),
+        characters=sum(map(characters, texts)),
         seconds=seconds,
         tokenizing=got.tokenizing,
         queued=got.queued,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,11 @@ def serve(
         urls = [url_of(each, job.settings.tls_cert is not None) for each in sockets]
 
         def ready(tasks: Mapping[str, str]) -> None:
-            if as_json:
-                emit({"url": urls[0], "models": dict(tasks)})
-            what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
-            console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
+            with suppress(OSError):  # a full disk behind stdout or stderr is no reason not to serve
+                if as_json:
+                    emit({"url": urls[0], "models": dict(tasks)})
+                what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
+                console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
 
         if job.settings.workers > 1:
             Supervisor(job, sockets, ready=ready).run()

@@ -31,7 +31,7 @@ class Started:
         self.listening = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.server = Server(self.serving, self._load)
-        self.thread = threading.Thread(target=self.server.run_until_stopped, args=(self.listening,))
+        self.thread = threading.Thread(target=self.server.run_until_stopped, args=(self.listening,), daemon=True)
         self.thread.start()
 
     def _load(self) -> None:
@@ -128,9 +128,9 @@ def test_an_engine_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> N
     held(next(iter(started.models)).model, finish, monkeypatch)
     ask = threading.Thread(target=httpx.post, args=(started.url + "/predict",), kwargs={"json": {"inputs": "a"}})
     ask.start()
-    until(lambda: httpx.get(started.url + "/health/ready").status_code == 503)
+    until(lambda: started.server.stuck() > 0.4)
+    assert httpx.get(started.url + "/health/ready").status_code == 503
     assert "hangs" in httpx.get(started.url + "/health").json()["error"]
-    assert started.server.stuck() > 0.3
     finish.set()
     ask.join(60)
     until(lambda: httpx.get(started.url + "/health/ready").status_code == 200)

@@ -122,7 +122,8 @@ class Connection(HttpToolsProtocol):
 
 class Acceptor:
     """Takes connections from listening sockets, `most` at once; the others wait in the kernel, or other processes take
-    them. One at a time, so that processes which share a socket share its connections.
+    them. At each turn of the loop it takes `at_once` of each socket: with one, clients of a busy loop would wait for
+    longer than their deadlines; with many, processes that share a socket would not share its connections evenly.
 
     The loop's own listener knows no bound, and can be shut only for good. While this one is shut, the sockets go on
     listening.
@@ -135,11 +136,13 @@ class Acceptor:
         state: ServerState,
         *,
         most: int,
+        at_once: int,
         context: ssl.SSLContext | None,
         handshake_seconds: float,
     ) -> None:
         self._sockets, self._make, self._connections = sockets, make, state.connections
-        self._most, self._context, self._handshake_seconds = most, context, handshake_seconds
+        self._most, self._at_once = most, at_once
+        self._context, self._handshake_seconds = context, handshake_seconds
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[None]] = set()  # connections before or in their TLS handshake
         self._open = self._starved = self._reading = False
@@ -174,10 +177,16 @@ class Acceptor:
                     self._loop.remove_reader(listening)
 
     def _accept(self, listening: socket.socket) -> None:
+        for _ in range(self._at_once):
+            if not (self._reading and self._take(listening)):
+                return
+
+    def _take(self, listening: socket.socket) -> bool:
+        """Take one connection; False if there is none."""
         try:
             taken, _ = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another process was faster, or the client has gone
+            return False  # another process was faster, or the client has gone
         except OSError as error:
             if error.errno not in STARVED:
                 raise
@@ -185,11 +194,12 @@ class Acceptor:
             self._starved = True
             self._loop.call_later(STARVED_SECONDS, self._fed)
             self.update()
-            return
+            return False
         task = self._loop.create_task(self._begin(taken))
         self._beginning.add(task)
         task.add_done_callback(self._begun)
         self.update()
+        return True
 
     async def _begin(self, taken: socket.socket) -> None:
         taken.setblocking(False)

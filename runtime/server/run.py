@@ -26,6 +26,7 @@ from nopad.runtime.server.tls import Tls
 
 KEEP_ALIVE_SECONDS = 65  # longer than the usual 60 of load balancers, which else find connections closed under them
 RETIRE_SECONDS = 2.0  # that a retired process leaves idle connections open: a client may just be asking on one
+TAKEN, TAKEN_SHARED = 16, 2  # connections that are taken at one turn of the loop, alone and beside other processes
 SPARE_FILES = 256  # file descriptors beside those of connections
 
 
@@ -116,6 +117,7 @@ class Server(uvicorn.Server):
             self._connection,
             self.server_state,
             most=settings.max_connections,
+            at_once=TAKEN_SHARED if self._supervised else TAKEN,
             context=self._tls.context if self._tls else None,
             handshake_seconds=settings.header_seconds,
         )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -51,6 +52,11 @@ def command_of(pid: int) -> str:
     return ""
 
 
+def sockets_of(pid: int) -> int:
+    folder = Path(f"/proc/{pid}/fd")
+    return sum(os.readlink(each).startswith("socket:") for each in folder.iterdir())
+
+
 def until(condition: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -83,6 +89,13 @@ def test_workers_share_an_address_and_their_counts_and_leave_no_orphans(served: 
     server = served()
     workers = server.workers()
     assert len(workers) == 2
+    before = {pid: sockets_of(pid) for pid in workers}
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        for _ in range(64):  # at once
+            stack.enter_context(socket.create_connection(address))
+        until(lambda: sum(sockets_of(pid) - before[pid] for pid in workers) == 64)
+        assert min(sockets_of(pid) - before[pid] for pid in workers) >= 8
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(httpx.Client()) for _ in range(16)]
         answers = [client.post(server.url + "/predict", **ASK) for client in clients]

@@ -27,6 +27,18 @@ from nopad.runtime.engines.base import ENGINES
     help="Seconds for a request; then it gets 408. [default: no limit, unless the request names one]",
 )
 @click.option(
+    "--body-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    help="A client may take so long to send its body, then it gets 408; and to read on in its answer.",
+)
+@click.option(
+    "--hang-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    help="A micro-batch that takes longer hangs: 503 until it comes back.",
+)
+@click.option(
     "--drain-seconds", type=click.FloatRange(min=0), default=30.0, help="After SIGTERM, wait so long for what runs."
 )
 @click.option("--api-key", "api_keys", multiple=True, help="Ask for this key; may be repeated.")

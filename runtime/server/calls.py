@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,9 @@ class Serving:
         self.settings = settings
         self.models = models
         self.metrics = Metrics()
-        self.running = 0  # requests that are being answered
+        self.running = 0  # requests that are being answered, those included whose bodies are on their way
+        self.arriving = 0  # of these, how many those are
+        self.arriving_bytes = 0  # which have been read of them
         self.draining = False
 
     @property
@@ -49,6 +52,13 @@ class Serving:
         for served in self.models:
             if not served.healthy:
                 raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
+            self.require_responsive(served)
+
+    def require_responsive(self, served: Served) -> None:
+        """Raises the `Fault` of an engine that has been in one micro-batch for too long."""
+        since = served.model.scheduler.state().running_since
+        if since is not None and time.monotonic() - since > self.settings.hang_seconds:
+            raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} hangs")
 
     def require_ready(self) -> None:
         """Raises the `Fault` of a server that is loading or draining."""
@@ -93,6 +103,7 @@ class Call:
         """
         self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
+        self.serving.require_responsive(served)
         self.serving.metrics.asked(served.model.task, len(texts.texts))
         answered = await answer(
             served,

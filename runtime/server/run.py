@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -53,6 +54,10 @@ class Server(uvicorn.Server):
 
     def run_until_stopped(self, listening: socket.socket) -> None:
         """Serve until a signal or `drain`. Raises what `load` raises."""
+        if hasattr(socket, "TCP_USER_TIMEOUT") and listening.family in (socket.AF_INET, socket.AF_INET6):
+            # The sockets that it accepts inherit this: a client that does not read on in its answer is cut off.
+            milliseconds = math.ceil(self._serving.settings.body_seconds * 1000)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.run(sockets=[listening])
         if self._loading is not None and self._loading.done() and not self._loading.cancelled():
             self._loading.result()

@@ -14,6 +14,8 @@ class Settings:
     max_queue: int = 8_192  # texts of all requests that may wait; more get 429
     max_concurrent: int = 512  # requests that are answered at once; more get 429
     timeout: float | None = None  # seconds for a request that names no x-request-timeout-ms; None: as long as it takes
+    body_seconds: float = 30.0  # that a client may take to send its body, and to read on in its answer
+    hang_seconds: float = 300.0  # a micro-batch that takes longer hangs: not ready
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
     keys: tuple[str, ...] = ()  # (): no key is asked for
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,10 @@ def serve(
                 allow_unverified=allow_unverified,
                 allow_host_code=allow_host_code,
             )
-            if as_json:
-                emit({"url": url, "models": {served.name: served.model.task for served in models}})
-            console.print(f"{url} serves {', '.join(f'{served.name} ({served.model.task})' for served in models)}")
+            with suppress(OSError):  # a full disk behind stdout or stderr is no reason not to serve
+                if as_json:
+                    emit({"url": url, "models": {served.name: served.model.task for served in models}})
+                console.print(f"{url} serves {', '.join(f'{served.name} ({served.model.task})' for served in models)}")
 
         try:
             Server(serving, load).run_until_stopped(listening)

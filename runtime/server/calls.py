@@ -21,6 +21,7 @@ from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
 TIMEOUT_HEADER = "x-request-timeout-ms"
+LONGEST_SECONDS = 1e9  # what timers of event loops can count
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
 
@@ -112,7 +113,7 @@ class Call:
             reading=reading,
             logits=logits,
             top_k=top_k,
-            timeout=timeout or self._timeout(),
+            timeout=self._left(timeout or self._timeout()),
         )
         self.request.state.answered = answered
         return answered
@@ -124,6 +125,12 @@ class Call:
         most = self.serving.settings.max_batch
         if count > most:
             raise Fault("batch_size", f"batch size {count} > maximum allowed batch size {most}")
+
+    def _left(self, timeout: float | None) -> float | None:
+        """Of a request's time, what its body and the server have left of it."""
+        if timeout is None:
+            return None
+        return min(timeout, LONGEST_SECONDS) - (time.monotonic() - self.request.state.arrived)
 
     def _timeout(self) -> float | None:
         given = self.request.headers.get(TIMEOUT_HEADER)

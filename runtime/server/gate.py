@@ -49,6 +49,7 @@ class Gate:
         exchange = _Exchange(scope, send)
         asks, metrics, started = scope["method"] == "POST", self.serving.metrics, time.monotonic()
         state = scope.setdefault("state", {})  # where a `Call` leaves `batch` and `answered`
+        state["arrived"] = started
         self.serving.running += asks
         try:
             await self._pass(scope, receive, exchange, asks)

@@ -129,7 +129,7 @@ def _timeout(asked: Infer) -> float | None:
         return None
     if not isinstance(given, int) or given < 1:
         raise Fault("validation", "the parameter timeout is a positive whole number of microseconds")
-    return given / 1e6
+    return min(given, 10**15) / 1e6
 
 
 def _outputs(served: Served, answered: Answered) -> list[Output]:

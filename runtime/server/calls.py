@@ -44,9 +44,11 @@ class Serving:
         self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
 
     def require_healthy(self) -> None:
-        """Raises the `Fault` of a server that is loading or draining, or whose engine fails."""
+        """Raises the `Fault` of a server that is loading or draining, or whose engine fails or hangs."""
         self.require_ready()
         for served in self.models:
+            if served.busy > self.settings.hang_seconds:
+                raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} hangs")
             if not served.healthy:
                 raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
 

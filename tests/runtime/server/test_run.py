@@ -16,8 +16,9 @@ from running_server import held
 
 from nopad.runtime.errors import BundleError, UsageError
 from nopad.runtime.server.calls import Serving
+from nopad.runtime.server.listen import bind
 from nopad.runtime.server.models import Models
-from nopad.runtime.server.run import Server, bind
+from nopad.runtime.server.run import Server
 from nopad.runtime.server.settings import Settings
 
 

@@ -121,10 +121,11 @@ class Connection(HttpToolsProtocol):
 
 
 class Acceptor:
-    """Takes connections from listening sockets, one at a time and `most` at once; the others wait in the kernel.
+    """Takes connections from listening sockets, `most` at once; the others wait in the kernel, or other processes take
+    them. One at a time, so that processes which share a socket share its connections.
 
-    One at a time, so that processes which share a socket share its connections: asyncio's listener takes all there are.
-    While it is shut, the sockets go on listening, for other processes or for later.
+    The loop's own listener knows no bound, and can be shut only for good. While this one is shut, the sockets go on
+    listening.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nopad.runtime.errors import UsageError
-from nopad.runtime.server.watch import Watch
+from nopad.runtime.server.file_changes import FileChanges
 
 log = logging.getLogger("nopad.server")
 
@@ -37,14 +37,14 @@ class Keys:
     def __init__(self, keys: Sequence[str], file: Path | None = None) -> None:
         self._given = [_digest(key.encode()) for key in keys]
         self._file = file
-        self._watch = Watch(*([file] if file else []))
+        self._changes = FileChanges(*([file] if file else []))
         self._read: list[bytes] = []
         if file is not None:
             self._read = [_digest(key.encode()) for key in read_keys(file)]
 
     def allow(self, authorization: bytes | None) -> bool:
         """Whether the value of an `Authorization` header carries one of the keys: `Bearer KEY`."""
-        if self._watch.changed():
+        if self._changes.seen():
             self._read_again()
         if not self._given and not self._read:
             return True

@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from nopad.runtime.errors import UsageError
-from nopad.runtime.server.watch import Watch
+from nopad.runtime.server.file_changes import FileChanges
 
 log = logging.getLogger("nopad.server")
 
@@ -20,12 +20,12 @@ class Tls:
 
     def __init__(self, cert: Path, key: Path | None = None) -> None:
         self._cert, self._key = cert, key
-        self._watch = Watch(*([cert, key] if key else [cert]))
+        self._changes = FileChanges(*([cert, key] if key else [cert]))
         self.context = _context(cert, key)
 
     def renew(self) -> None:
         """Take renewed files for the connections to come; files that do not fit leave the old certificate there."""
-        if not self._watch.changed():
+        if not self._changes.seen():
             return
         try:
             _context(self._cert, self._key)  # a context that is in use must not be left with half a pair

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from nopad.runtime.server.settings import Job
 if TYPE_CHECKING:
     from nopad.runtime.server.run import Server
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable in which prometheus_client looks for it, when it is imported
 BEAT_SECONDS = 0.2
 CLOSE_SECONDS = 6.0  # beyond a drain, for the end of a micro-batch and of the process
 Order = Literal["drain", "retire", "accept", "hold"]
@@ -90,7 +92,8 @@ class _Teller:
                 if self._line.poll(BEAT_SECONDS):
                     server.order(self._line.recv())
                 self._say(Beat(tasks=self._tasks, stuck=server.stuck()))
-        except (EOFError, OSError):  # nobody is there any more
+        except (EOFError, OSError):  # the supervisor was killed
+            shutil.rmtree(os.environ.get(METRICS_FOLDER, ""), ignore_errors=True)
             if self._tasks is not None:
                 server.order("retire")
                 time.sleep(drain_seconds + CLOSE_SECONDS)

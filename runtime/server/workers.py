@@ -26,7 +26,7 @@ from types import FrameType
 from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.server.settings import Job
-from nopad.runtime.server.worker import CLOSE_SECONDS, Beat, Failed, Order, work
+from nopad.runtime.server.worker import CLOSE_SECONDS, METRICS_FOLDER, Beat, Failed, Order, work
 
 TICK_SECONDS = 0.1
 MOST_FAILURES = 3  # deaths while loading, one after the other, after which a server without any other worker ends
@@ -142,7 +142,7 @@ class Supervisor:
         before = {number: signal.signal(number, self._note) for number in numbers}
         environment = dict(os.environ)
         self._folder = tempfile.mkdtemp(prefix="nopad-metrics-")
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._folder
+        os.environ[METRICS_FOLDER] = self._folder
         for name in THREAD_VARIABLES:
             os.environ.setdefault(name, str(self._threads))
         try:

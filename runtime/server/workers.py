@@ -220,7 +220,8 @@ class Supervisor:
             self._leaving.remove(worker)
         elif worker is self._coming:
             self._coming, self._replacing = None, []
-            log.error("a new worker could not be started, the old ones stay: %s", _cause(worker))
+            if not self._draining:
+                log.error("a new worker could not be started, the old ones stay: %s", _cause(worker))
         else:
             (slot,) = (slot for slot in self._slots if slot.worker is worker)
             slot.worker = None

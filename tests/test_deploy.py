@@ -70,6 +70,7 @@ def test_what_the_image_is_built_from_is_there_and_nothing_else_is_sent() -> Non
         assert extra in project["project"]["optional-dependencies"]
 
 
+@pytest.mark.slow
 def test_the_health_check_asks_a_server() -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     (check,) = [rest for name, rest in instructions() if name == "HEALTHCHECK"]

@@ -57,7 +57,6 @@ def test_what_is_wrong_with_the_flags_or_the_bundle_is_one_line(
         (["--tls-key", "key"], 2, "--tls-key is the key of a --tls-cert"),
         (["--tls-cert", str(tmp_path / "empty")], 2, "are no PEM files"),
         (["--uds", str(tmp_path / "empty")], 2, "is no socket"),
-        ([str(tmp_path / "nowhere"), "--workers", "2"], 3, "no bundle at"),
     ):
         assert run(["serve", "--port", "0", *arguments]) == code
         out, err = capsys.readouterr()
@@ -126,20 +125,21 @@ def test_every_setting_has_the_default_that_help_shows() -> None:
         assert shown[name] == getattr(Settings(), name)
 
 
-def test_a_unix_socket_is_served_alone_or_beside_a_port(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_unix_socket_is_served_alone_or_beside_a_port(beside: bool, tmp_path: Path) -> None:
     path = tmp_path / "nopad.sock"
     (tmp_path / "nopad.toml").write_text('uds = "nopad.sock"\nthreads = 1\njson = true\n')
     command = [sys.executable, "-m", "nopad.runtime.cli", "serve", "--config", str(tmp_path / "nopad.toml")]
-    for more, url in (([], f"unix:{path}"), (["--port", "0"], "http://127.0.0.1:")):
-        with subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None and process.stderr is not None
-            said = json.loads(process.stdout.readline())
-            assert said["url"].startswith(url)
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
-                answer = client.post("http://nopad/predict", json={"inputs": "splendid"}, timeout=60)
-            assert answer.json()[0]["label"] == "positive"
-            if more:
-                assert httpx.get(said["url"] + "/health").status_code == 200
-            process.terminate()
-            assert process.wait(60) == 0 and not path.exists()
-            assert f"unix:{path} serve" in process.stderr.read()
+    command += ["--port", "0"] if beside else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = json.loads(process.stdout.readline())
+        assert said["url"].startswith("http://127.0.0.1:" if beside else f"unix:{path}")
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            answer = client.post("http://nopad/predict", json={"inputs": "splendid"}, timeout=60)
+        assert answer.json()[0]["label"] == "positive"
+        if beside:
+            assert httpx.get(said["url"] + "/health").status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0 and not path.exists()
+        assert f"unix:{path} serve" in process.stderr.read()

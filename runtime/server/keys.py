@@ -23,7 +23,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
         raise UsageError(f"cannot read the API keys in {path}: {reason}") from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not keys:
-        raise UsageError(f"{path} holds no API key; write one a line, or leave --api-key-file out")
+        raise UsageError(f"{path} holds no API key; write one a line")
     return keys
 
 

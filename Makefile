@@ -40,6 +40,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p nopad
+	$(VENV)/bin/hadolint deploy/Dockerfile
 
 # The embedded model beside every competitor; or BENCH="bundle/ --reference checkpoint/ ...".
 BENCH ?=

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from nopad.runtime.config_file import as_toml, config_option
 from nopad.runtime.console import common_options, emit, messages, threads_option
 from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.server.settings import Job, Settings
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.argument("bundles", nargs=-1, metavar="[[NAME=]BUNDLE]...")
+@config_option
+@click.option("--print-config", is_flag=True, help="Print the options in force as such a file, and do nothing else.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for every network of the machine.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
-@click.option("--max-batch", type=click.IntRange(min=1), default=32, help="Texts of one request, at most.")
-@click.option("--max-body", type=click.IntRange(min=1), default=2_000_000, help="Bytes of one request, at most.")
-@click.option("--max-queue", type=click.IntRange(min=1), default=8_192, help="Texts that may wait; more get 429.")
+@click.option("--uds", type=FILE, help="Listen on this Unix socket; on --host and --port too only if you give them.")
 @click.option(
-    "--max-concurrent", type=click.IntRange(min=1), default=512, help="Requests answered at once; more get 429."
+    "--workers",
+    type=click.IntRange(min=1),
+    default=Settings.workers,
+    help="Processes that answer, each with its own copy of the models and its share of --threads.",
+)
+@click.option(
+    "--max-batch", type=click.IntRange(min=1), default=Settings.max_batch, help="Texts of one request, at most."
+)
+@click.option(
+    "--max-body", type=click.IntRange(min=1), default=Settings.max_body, help="Bytes of one request, at most."
+)
+@click.option(
+    "--max-queue", type=click.IntRange(min=1), default=Settings.max_queue, help="Texts that may wait; more get 429."
+)
+@click.option(
+    "--max-concurrent",
+    type=click.IntRange(min=1),
+    default=Settings.max_concurrent,
+    help="Requests answered at once; more get 429.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=Settings.max_connections,
+    help="Open connections; more wait until one is closed.",
+)
+@click.option(
+    "--header-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Settings.header_seconds,
+    help="For a request's headers, and for the TLS handshake; then the connection is closed.",
 )
 @click.option(
     "--timeout",
@@ -30,22 +66,27 @@ from nopad.runtime.engines.base import ENGINES
 @click.option(
     "--body-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=30.0,
+    default=Settings.body_seconds,
     help="A client may take so long to send its body, then it gets 408; and to read on in its answer.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=Settings.drain_seconds,
+    help="After SIGTERM, wait so long for what runs.",
 )
 @click.option(
     "--hang-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    help="A micro-batch that takes longer hangs: 503 until it comes back.",
+    default=Settings.hang_seconds,
+    help="A micro-batch that takes longer hangs: not ready; of several workers, this one is replaced.",
 )
+@click.option("--api-key", "keys", multiple=True, help="Ask for this key; may be repeated.")
 @click.option(
-    "--drain-seconds", type=click.FloatRange(min=0), default=30.0, help="After SIGTERM, wait so long for what runs."
+    "--api-key-file", "key_file", type=FILE, help="Ask for one of these keys, one a line; read again when it changes."
 )
-@click.option("--api-key", "api_keys", multiple=True, help="Ask for this key; may be repeated.")
-@click.option(
-    "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="Ask for one of these keys, one a line."
-)
+@click.option("--tls-cert", type=FILE, help="Certificate (chain) in PEM: serve https; read again when it changes.")
+@click.option("--tls-key", type=FILE, help="Its private key in PEM. [default: it is in --tls-cert]")
 @click.option(
     "--cors-origin",
     "cors_origins",
@@ -72,10 +113,11 @@ from nopad.runtime.engines.base import ENGINES
 @threads_option
 def serve(
     bundles: tuple[str, ...],
+    configured: tuple[str, ...],
+    print_config: bool,
     host: str,
     port: int,
-    api_keys: tuple[str, ...],
-    api_key_file: Path | None,
+    uds: Path | None,
     engine: str,
     precision: str | None,
     token_budget: int | None,
@@ -84,7 +126,7 @@ def serve(
     threads: int | None,
     as_json: bool,
     quiet: bool,
-    **limits: Any,
+    **settings: Any,
 ) -> None:
     """Serve BUNDLEs over HTTP (without one: the embedded sentiment model), for clients of many libraries.
 
@@ -92,40 +134,48 @@ def serve(
     nopad serve
     nopad serve bundle/ --port 8080
     nopad serve sentiment=bundle/ search=embedder/ --api-key-file keys.txt
+    nopad serve --config nopad.toml
 
     /docs on the server lists the routes. A model is called by NAME, which is else its folder's.
     SIGTERM or Ctrl-C ends it in order: new requests get 503, those that run are finished.
+    The command line goes before the environment, that before --config.
     """
-    from nopad.runtime.server.calls import Serving
-    from nopad.runtime.server.keys import read_keys
-    from nopad.runtime.server.models import Models, bundles_by_name
-    from nopad.runtime.server.run import Server, bind
-    from nopad.runtime.server.settings import Settings
+    from nopad.runtime.server.listen import listening_on, url_of
+    from nopad.runtime.server.models import bundles_by_name
+    from nopad.runtime.server.run import check, serve
+    from nopad.runtime.server.workers import Supervisor
 
-    named = bundles_by_name(bundles)
-    keys = (*api_keys, *(read_keys(api_key_file) if api_key_file else ()))
-    models = Models()
-    serving = Serving(Settings(keys=keys, **limits), models)
+    context = click.get_current_context()
+    named = bundles_by_name(bundles or configured)
+    if print_config:
+        click.echo(as_toml(context, named))
+        return
+    job = Job(
+        settings=Settings(**settings),
+        bundles=named,
+        options={
+            "engine": engine if "," not in engine else [name.strip() for name in engine.split(",")],
+            "precision": precision,
+            "token_budget": token_budget,
+            "threads": threads,
+            "allow_unverified": allow_unverified,
+            "allow_host_code": allow_host_code,
+        },
+    )
+    check(job.settings)
+    given = {name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     console = messages(quiet)
-    with bind(host, port) as listening:
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    with listening_on((host, port) if given or uds is None else None, uds) as sockets:
+        urls = [url_of(each, job.settings.tls_cert is not None) for each in sockets]
 
-        def load() -> None:
-            serving.open(
-                named,
-                engine=engine if "," not in engine else [name.strip() for name in engine.split(",")],
-                precision=precision,
-                token_budget=token_budget,
-                threads=threads,
-                allow_unverified=allow_unverified,
-                allow_host_code=allow_host_code,
-            )
+        def ready(tasks: Mapping[str, str]) -> None:
+            what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
             with suppress(OSError):  # a full disk behind stdout or stderr is no reason not to serve
                 if as_json:
-                    emit({"url": url, "models": {served.name: served.model.task for served in models}})
-                console.print(f"{url} serves {', '.join(f'{served.name} ({served.model.task})' for served in models)}")
+                    emit({"url": urls[0], "models": dict(tasks)})
+                console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
 
-        try:
-            Server(serving, load).run_until_stopped(listening)
-        finally:
-            models.close()
+        if job.settings.workers > 1:
+            Supervisor(job, sockets, ready=ready).run()
+        else:
+            serve(job, sockets, loaded=ready)

@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
 from nopad.model.head import Task
 from nopad.runtime.scheduler.queue import Limits
@@ -48,17 +48,16 @@ class Serving:
         self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
 
     def require_healthy(self) -> None:
-        """Raises the `Fault` of a server that is loading or draining, or whose engine fails."""
+        """Raises the `Fault` of a server that is loading or draining, or whose engine fails or hangs."""
         self.require_ready()
         for served in self.models:
+            self.require_responsive(served)
             if not served.healthy:
                 raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
-            self.require_responsive(served)
 
     def require_responsive(self, served: Served) -> None:
         """Raises the `Fault` of an engine that has been in one micro-batch for too long."""
-        since = served.model.scheduler.state().running_since
-        if since is not None and time.monotonic() - since > self.settings.hang_seconds:
+        if served.busy > self.settings.hang_seconds:
             raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} hangs")
 
     def require_ready(self) -> None:
@@ -77,7 +76,7 @@ class Texts(NamedTuple):
 
 
 class Call:
-    """A request, as the routes take it: `call: Annotated[Call, Depends()]`."""
+    """A request, as the routes take it: `call: Calling`."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -139,6 +138,14 @@ class Call:
         if not MILLISECONDS.fullmatch(given):
             raise Fault("validation", f"{TIMEOUT_HEADER} must be a positive whole number of milliseconds")
         return int(given) / 1000
+
+
+async def _call(request: Request) -> Call:
+    # FastAPI makes what is no coroutine in a thread, of which a busy server has none to spare.
+    return Call(request)
+
+
+Calling = Annotated[Call, Depends(_call)]
 
 
 def to_json(body: Any) -> bytes:

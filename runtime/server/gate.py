@@ -39,7 +39,7 @@ class Gate:
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app = app
         self.serving = serving
-        self._keys = Keys(serving.settings.keys)
+        self._keys = Keys(serving.settings.keys, serving.settings.key_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; connections of other kinds go straight on."""

@@ -49,6 +49,12 @@ class Served:
         return self.model.scheduler.state().ready
 
     @property
+    def busy(self) -> float:
+        """Seconds for which the micro-batch that runs has been running; 0 if none does."""
+        since = self.model.scheduler.state().running_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
     def waiting(self) -> int:
         """Texts in the queue."""
         return self.model.scheduler.state().requests

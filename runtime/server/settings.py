@@ -1,21 +1,42 @@
-"""How a server is set up: one frozen record, filled by `nopad serve` or by a test."""
+"""How a server is set up: frozen records, filled by `nopad serve` or by a test. Knows nothing of the web framework.
+
+The defaults of the command's options are those of `Settings`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits and permissions of a server. The defaults are those of TEI."""
+    """Limits and permissions of a server; of each of its processes, where there are several."""
 
-    max_batch: int = 32  # texts of one request
+    max_batch: int = 32  # texts of one request; this and the next are TEI's
     max_body: int = 2_000_000  # bytes of one request, after decompression
     max_queue: int = 8_192  # texts of all requests that may wait; more get 429
     max_concurrent: int = 512  # requests that are answered at once; more get 429
+    max_connections: int = 1_000  # open ones; more wait until one is closed
+    header_seconds: float = 10.0  # for a request's headers, and for the TLS handshake
     timeout: float | None = None  # seconds for a request that names no x-request-timeout-ms; None: as long as it takes
     body_seconds: float = 30.0  # that a client may take to send its body, and to read on in its answer
-    hang_seconds: float = 300.0  # a micro-batch that takes longer hangs: not ready
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
-    keys: tuple[str, ...] = ()  # (): no key is asked for
+    hang_seconds: float = 300.0  # a micro-batch that takes longer hangs: not ready, and a worker is replaced
+    keys: tuple[str, ...] = ()  # with no key here and no key_file, none is asked for
+    key_file: Path | None = None  # more keys, one a line; read again when it changes
+    tls_cert: Path | None = None  # PEM; a chain begins with the server's own
+    tls_key: Path | None = None  # None: it is in tls_cert
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
+    workers: int = 1  # processes that answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a process of the server is to do. It is pickled on its way to a worker."""
+
+    settings: Settings = field(default_factory=Settings)
+    bundles: Mapping[str, Path | None]  # by name; None: the embedded model
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `load`

@@ -13,8 +13,9 @@ class Running:
 
     def __init__(self, bundles: dict[str, Path | None], **settings: Any) -> None:
         from nopad.runtime.server.calls import Serving
+        from nopad.runtime.server.listen import bind
         from nopad.runtime.server.models import Models
-        from nopad.runtime.server.run import Server, bind
+        from nopad.runtime.server.run import Server
         from nopad.runtime.server.settings import Settings
 
         self.models = Models()

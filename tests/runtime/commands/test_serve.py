@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from nopad.runtime.cli import run
+from nopad.runtime.cli import cli, run
 
 COMMAND = [sys.executable, "-m", "nopad.runtime.cli", "serve", "--port", "0", "--threads", "1", "--json"]
 
@@ -52,6 +54,9 @@ def test_what_is_wrong_with_the_flags_or_the_bundle_is_one_line(
         (["--api-key-file", str(tmp_path / "empty")], 2, "holds no API key"),
         (["--host", "256.0.0.1"], 2, "cannot listen on"),
         (["--port", "99999"], 2, "99999"),
+        (["--tls-key", "key"], 2, "--tls-key is the key of a --tls-cert"),
+        (["--tls-cert", str(tmp_path / "empty")], 2, "are no PEM files"),
+        (["--uds", str(tmp_path / "empty")], 2, "is no socket"),
     ):
         assert run(["serve", "--port", "0", *arguments]) == code
         out, err = capsys.readouterr()
@@ -66,3 +71,75 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 4 and done.stdout == ""
     assert done.stderr == "nopad: this needs the package fastapi: pip install 'nopad[serve]'\n"
+
+
+def serve_command() -> click.Command:
+    command = cli.get_command(click.Context(cli), "serve")
+    assert command is not None
+    return command
+
+
+def sample(option: click.Option) -> tuple[str, Any]:
+    """A value that is not the default, as the environment writes it and as the command gets it."""
+    if option.is_flag:
+        return "true", True
+    if isinstance(option.type, click.Choice):
+        value = next(choice for choice in option.type.choices if choice != option.default)
+        return str(value), value
+    if isinstance(option.type, click.types.IntParamType):
+        return "4711", 4711
+    if isinstance(option.type, click.types.FloatParamType):
+        return "47.5", 47.5
+    if isinstance(option.type, click.Path):
+        place = str(Path(__file__).parent) if option.type.exists else "some/place"
+        value = Path(place)
+        return place, (value,) if option.multiple else value
+    return "word", ("word",) if option.multiple else "word"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        each
+        for each in serve_command().params
+        if isinstance(each, click.Option) and each.name not in ("help", "configured")
+    ],
+    ids=lambda option: option.name,
+)
+def test_every_option_is_set_by_its_variable(option: click.Option, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = max(option.opts, key=len).lstrip("-")
+    text, value = sample(option)
+    assert option.name is not None
+    with serve_command().make_context("serve", []) as context:
+        assert context.params[option.name] != value
+    monkeypatch.setenv(f"NOPAD_SERVE_{long}".replace("-", "_").upper(), text)
+    with serve_command().make_context("serve", []) as context:
+        assert context.params[option.name] == value
+
+
+def test_every_setting_has_the_default_that_help_shows() -> None:
+    from nopad.runtime.server.settings import Settings
+
+    shown = {each.name: each.default for each in serve_command().params}
+    for name in ("max_batch", "max_body", "max_connections", "drain_seconds", "hang_seconds", "workers"):
+        assert shown[name] == getattr(Settings(), name)
+
+
+@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_unix_socket_is_served_alone_or_beside_a_port(beside: bool, tmp_path: Path) -> None:
+    path = tmp_path / "nopad.sock"
+    (tmp_path / "nopad.toml").write_text('uds = "nopad.sock"\nthreads = 1\njson = true\n')
+    command = [sys.executable, "-m", "nopad.runtime.cli", "serve", "--config", str(tmp_path / "nopad.toml")]
+    command += ["--port", "0"] if beside else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = json.loads(process.stdout.readline())
+        assert said["url"].startswith("http://127.0.0.1:" if beside else f"unix:{path}")
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            answer = client.post("http://nopad/predict", json={"inputs": "splendid"}, timeout=60)
+        assert answer.json()[0]["label"] == "positive"
+        if beside:
+            assert httpx.get(said["url"] + "/health").status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0 and not path.exists()
+        assert f"unix:{path} serve" in process.stderr.read()

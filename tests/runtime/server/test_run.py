@@ -16,8 +16,9 @@ from running_server import held
 
 from nopad.runtime.errors import BundleError, UsageError
 from nopad.runtime.server.calls import Serving
+from nopad.runtime.server.listen import bind
 from nopad.runtime.server.models import Models
-from nopad.runtime.server.run import Server, bind
+from nopad.runtime.server.run import Server
 from nopad.runtime.server.settings import Settings
 
 
@@ -117,3 +118,34 @@ def test_a_bundle_that_cannot_be_loaded_ends_the_server_with_its_error(tmp_path:
 def test_a_port_that_is_taken_is_named() -> None:
     with bind("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="cannot listen on 127.0.0.1 port"):
         bind("127.0.0.1", taken.getsockname()[1]).close()
+
+
+def test_an_engine_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(hang_seconds=0.3)
+    started.go.set()
+    until(lambda: started.serving.ready)
+    finish = threading.Event()
+    held(next(iter(started.models)).model, finish, monkeypatch)
+    ask = threading.Thread(target=httpx.post, args=(started.url + "/predict",), kwargs={"json": {"inputs": "a"}})
+    ask.start()
+    until(lambda: httpx.get(started.url + "/health/ready").status_code == 503)
+    assert "hangs" in httpx.get(started.url + "/health").json()["error"]
+    assert started.server.stuck() > 0.3
+    finish.set()
+    ask.join(60)
+    until(lambda: httpx.get(started.url + "/health/ready").status_code == 200)
+    started.server.drain()
+    started.close()
+
+
+def test_a_retired_server_leaves_new_connections_and_answers_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started()
+    started.go.set()
+    until(lambda: started.serving.ready)
+    with httpx.Client() as client:
+        assert client.get(started.url + "/health").status_code == 200
+        started.server.order("retire")
+        until(lambda: started.server._retiring)
+        last = client.post(started.url + "/predict", json={"inputs": "a"})
+        assert last.status_code == 200 and last.headers["connection"] == "close"
+    started.close()

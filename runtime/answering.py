@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from nopad.runtime.batching import characters, windows
-from nopad.runtime.errors import NopadError, TextError
+from nopad.runtime.errors import DeadlineError, NopadError, TextError
 from nopad.runtime.inference import Decoder, Inference, collect, decoded, listed
 from nopad.runtime.scheduler.events import Observer
 from nopad.runtime.scheduler.queue import Limits
@@ -102,6 +102,14 @@ class Answering:
 
         Raises as `stream` does, and `OverloadedError`.
         """
+        try:
+            # The scheduler holds the deadline only while it has the texts: they also wait for threads.
+            async with asyncio.timeout(asking.timeout):
+                return await self._answer(texts, decoder, asking)
+        except TimeoutError:
+            raise DeadlineError("the deadline passed before the answer was there") from None
+
+    async def _answer(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> Answered[R]:
         started = time.monotonic()
         self.inference.require_open()
         cut = list(windows(listed(texts), lambda text: text))
@@ -115,7 +123,9 @@ class Answering:
             jobs, [job.tokens.used for job in jobs], priority=asking.priority, timeout=_left(asking, started)
         )
         outcomes = await self.scheduler.awaited(call)
-        answers = await _elsewhere(short, list, collect(encoded, self._decoded(jobs, outcomes), 0))
+        # A thread may be long in coming where others tokenize; only tags of many tokens are worth the wait.
+        here = short or self.inference.manifest.task != "token-classification"
+        answers = await _elsewhere(here, list, collect(encoded, self._decoded(jobs, outcomes), 0))
         done = [outcome for outcome in outcomes if isinstance(outcome, Done)]
         return Answered(
             answers=answers,

@@ -82,6 +82,18 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--tls-cert", type=FILE, help="Certificate (chain) in PEM: serve https; read again when it changes.")
 @click.option("--tls-key", type=FILE, help="Its private key in PEM. [default: it is in --tls-cert]")
 @click.option(
+    "--hang-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Settings.hang_seconds,
+    help="A micro-batch that takes longer hangs: not ready; of several workers, this one is replaced.",
+)
+@click.option("--api-key", "keys", multiple=True, help="Ask for this key; may be repeated.")
+@click.option(
+    "--api-key-file", "key_file", type=FILE, help="Ask for one of these keys, one a line; read again when it changes."
+)
+@click.option("--tls-cert", type=FILE, help="Certificate (chain) in PEM: serve https; read again when it changes.")
+@click.option("--tls-key", type=FILE, help="Its private key in PEM. [default: it is in --tls-cert]")
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
 from nopad.model.head import Task
 from nopad.runtime.scheduler.queue import Limits
@@ -20,6 +21,7 @@ from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
 TIMEOUT_HEADER = "x-request-timeout-ms"
+LONGEST_SECONDS = 1e9  # what timers of event loops can count
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
 
@@ -30,7 +32,9 @@ class Serving:
         self.settings = settings
         self.models = models
         self.metrics = Metrics()
-        self.running = 0  # requests that are being answered
+        self.running = 0  # requests that are being answered, those included whose bodies are on their way
+        self.arriving = 0  # of these, how many those are
+        self.arriving_bytes = 0  # which have been read of them
         self.draining = False
 
     @property
@@ -52,6 +56,11 @@ class Serving:
             if not served.healthy:
                 raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
 
+    def require_responsive(self, served: Served) -> None:
+        """Raises the `Fault` of an engine that has been in one micro-batch for too long."""
+        if served.busy > self.settings.hang_seconds:
+            raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} hangs")
+
     def require_ready(self) -> None:
         """Raises the `Fault` of a server that is loading or draining."""
         if self.draining:
@@ -68,7 +77,7 @@ class Texts(NamedTuple):
 
 
 class Call:
-    """A request, as the routes take it: `call: Annotated[Call, Depends()]`."""
+    """A request, as the routes take it: `call: Calling`."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -95,6 +104,7 @@ class Call:
         """
         self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
+        self.serving.require_responsive(served)
         self.serving.metrics.asked(served.model.task, len(texts.texts))
         answered = await answer(
             served,
@@ -103,7 +113,7 @@ class Call:
             reading=reading,
             logits=logits,
             top_k=top_k,
-            timeout=timeout or self._timeout(),
+            timeout=self._left(timeout or self._timeout()),
         )
         self.request.state.answered = answered
         return answered
@@ -116,6 +126,12 @@ class Call:
         if count > most:
             raise Fault("batch_size", f"batch size {count} > maximum allowed batch size {most}")
 
+    def _left(self, timeout: float | None) -> float | None:
+        """Of a request's time, what its body and the server have left of it."""
+        if timeout is None:
+            return None
+        return min(timeout, LONGEST_SECONDS) - (time.monotonic() - self.request.state.arrived)
+
     def _timeout(self) -> float | None:
         given = self.request.headers.get(TIMEOUT_HEADER)
         if given is None:
@@ -123,6 +139,14 @@ class Call:
         if not MILLISECONDS.fullmatch(given):
             raise Fault("validation", f"{TIMEOUT_HEADER} must be a positive whole number of milliseconds")
         return int(given) / 1000
+
+
+async def _call(request: Request) -> Call:
+    # FastAPI makes what is no coroutine in a thread, of which a busy server has none to spare.
+    return Call(request)
+
+
+Calling = Annotated[Call, Depends(_call)]
 
 
 def to_json(body: Any) -> bytes:

@@ -26,7 +26,7 @@ from nopad.runtime.types import Failure
 # fmt: off
 Kind = Literal[
     "empty", "validation", "batch_size", "text", "syntax", "media", "body", "route", "method", "model", "task",
-    "unauthorized", "deadline", "overloaded", "engine", "unavailable", "internal",
+    "unauthorized", "deadline", "slow", "overloaded", "engine", "unavailable", "internal",
 ]
 # fmt: on
 Shape = Literal["tei", "openai", "kserve"]
@@ -59,6 +59,7 @@ FAULTS: Mapping[Kind, Row] = {
     "task": Row(424, "Backend", "model_type", openai_status=400, kserve_status=400),
     "unauthorized": Row(401, "Unauthorized", None, "authentication_error"),
     "deadline": Row(408, "Deadline", "dropped", "timeout"),
+    "slow": Row(408, "Deadline", "dropped", "timeout"),  # a body that does not arrive
     "overloaded": Row(429, "Overloaded", "overloaded", "rate_limit_exceeded"),
     "engine": Row(424, "Backend", "inference", "server_error", openai_status=500, kserve_status=500),
     "unavailable": Row(503, "Unhealthy", "overloaded", "server_error"),

@@ -13,20 +13,23 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nopad.runtime.server.calls import Serving, to_json
-from nopad.runtime.server.errors import Fault, body_of, fault_of, headers_of, shape_of, status_of
+from nopad.runtime.server.errors import Fault, Kind, body_of, fault_of, headers_of, shape_of, status_of
 from nopad.runtime.server.keys import Keys
 
 log = logging.getLogger("nopad.server")
 OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live"}) | {
     "/v2/health/ready"
 }
+UNREAD: frozenset[Kind] = frozenset({"body", "slow"})  # faults after which the rest of the body is not read
+ARRIVING_BODIES = 64  # largest bodies' worth of bytes that may be on their way at once; more get 429
+LENGTH = re.compile("[0-9]+")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -46,6 +49,7 @@ class Gate:
         exchange = _Exchange(scope, send)
         asks, metrics, started = scope["method"] == "POST", self.serving.metrics, time.monotonic()
         state = scope.setdefault("state", {})  # where a `Call` leaves `batch` and `answered`
+        state["arrived"] = started
         self.serving.running += asks
         try:
             await self._pass(scope, receive, exchange, asks)
@@ -74,15 +78,49 @@ class Gate:
             )
         if asks:
             serving.require_ready()
-            if serving.running > serving.settings.max_concurrent:
-                raise Fault("overloaded", "Model is overloaded")
+            self._require_room()
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if shape_of(scope["path"]) != "kserve" and kind != "application/json" and not kind.endswith("+json"):
                 raise Fault("media", "Expected request with `Content-Type: application/json`")
-            body = await _read(receive, headers, serving.settings.max_body)
+            body = await self._read(receive, headers)
+            self._require_room()
             await _unless_gone(self.app(scope, _replay(body), exchange.send), receive, exchange)
             return
         await self.app(scope, receive, exchange.send)
+
+    def _require_room(self) -> None:
+        # Bodies on their way count by their bytes: slow clients would else take the places of those who are there.
+        serving, settings = self.serving, self.serving.settings
+        full = serving.running - serving.arriving > settings.max_concurrent
+        if full or serving.arriving_bytes > ARRIVING_BODIES * settings.max_body:
+            raise Fault("overloaded", "Model is overloaded")
+
+    async def _read(self, receive: Receive, headers: Headers) -> bytes:
+        """The whole body, decompressed. Raises `Fault` above the limit, and when it takes too long to come."""
+        settings, serving = self.serving.settings, self.serving
+        limit, size = settings.max_body, 0
+        too_large = Fault("body", f"the request body is larger than {limit} bytes")
+        length = headers.get("content-length", "0")
+        if len(length) > len(str(limit)) or (LENGTH.fullmatch(length) and int(length) > limit):
+            raise too_large
+        parts: list[bytes] = []
+        serving.arriving += 1
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                async for part in _parts(receive):
+                    parts.append(part)
+                    size += len(part)
+                    serving.arriving_bytes += len(part)
+                    if size > limit:
+                        raise too_large
+                    self._require_room()
+        except TimeoutError:
+            said = f"the request body did not arrive within {settings.body_seconds:g} s"
+            raise Fault("slow", said) from None
+        finally:
+            serving.arriving -= 1
+            serving.arriving_bytes -= size
+        return _plain(b"".join(parts), headers.get("content-encoding", "identity").strip().lower(), limit)
 
 
 class _Gone(Exception):
@@ -114,32 +152,26 @@ class _Exchange:
         shape = shape_of(self._path)
         body = to_json(body_of(fault, shape, self._path))
         headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(fault)}
-        if fault.kind == "body":
+        if fault.kind in UNREAD:
             headers["connection"] = "close"  # the rest of the body is not read
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": status_of(fault, shape), "headers": raw})
         await self.send({"type": "http.response.body", "body": body})
 
 
-async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
-    """The whole body, decompressed. Raises `Fault` above `limit` bytes."""
-    too_large = Fault("body", f"the request body is larger than {limit} bytes")
-    length = headers.get("content-length", "0")
-    if len(length) > len(str(limit)) or (length.isdigit() and int(length) > limit):
-        raise too_large
-    parts, size = [], 0
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises `_Gone`."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise too_large
+        yield message.get("body", b"")
         if not message.get("more_body", False):
-            break
-    body = b"".join(parts)
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+            return
+
+
+def _plain(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body, decompressed. Raises `Fault`, also above `limit` bytes."""
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "deflate"):
@@ -150,7 +182,7 @@ async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
     except zlib.error:
         raise Fault("syntax", f"the request body is not valid {encoding}") from None
     if len(plain) > limit:
-        raise too_large
+        raise Fault("body", f"the request body is larger than {limit} bytes")
     if not inflate.eof:
         raise Fault("syntax", f"the request body is {encoding} that ends too early")
     return plain

@@ -22,6 +22,7 @@ class Settings:
     max_connections: int = 1_000  # open ones; more wait until one is closed
     header_seconds: float = 10.0  # for a request's headers, and for the TLS handshake
     timeout: float | None = None  # seconds for a request that names no x-request-timeout-ms; None: as long as it takes
+    body_seconds: float = 30.0  # that a client may take to send its body, and to read on in its answer
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
     hang_seconds: float = 300.0  # a micro-batch that takes longer hangs: not ready, and a worker is replaced
     keys: tuple[str, ...] = ()  # with no key here and no key_file, none is asked for

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from nopad.model.packages import version_of
-from nopad.runtime.server.calls import Call, Texts, headers_of, reply
+from nopad.runtime.server.calls import Call, Calling, Texts, headers_of, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
 from nopad.runtime.server.tensors import Infer, Output, read_request, write_response
 from nopad.runtime.server.vectors import vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
-Calling = Annotated[Call, Depends()]
 VERSION = "1"  # a model has no other
 INPUTS = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
@@ -129,7 +128,7 @@ def _timeout(asked: Infer) -> float | None:
         return None
     if not isinstance(given, int) or given < 1:
         raise Fault("validation", "the parameter timeout is a positive whole number of microseconds")
-    return given / 1e6
+    return min(given, 10**15) / 1e6
 
 
 def _outputs(served: Served, answered: Answered) -> list[Output]:

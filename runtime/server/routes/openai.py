@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from nopad.runtime.server.calls import Call, reply
+from nopad.runtime.server.calls import Calling, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
 from nopad.runtime.server.routes.tei import InputIds, embed_texts
 from nopad.runtime.server.vectors import base64_of, vectors_of
 
 router = APIRouter(tags=["OpenAI"])
-Calling = Annotated[Call, Depends()]
 
 
 class Embeddings(BaseModel):

@@ -6,17 +6,16 @@ import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, Discriminator, Field, Tag
 
-from nopad.runtime.server.calls import Call, Texts, reply
+from nopad.runtime.server.calls import Calling, Texts, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Reading
 from nopad.runtime.server.routes import tei
 from nopad.runtime.server.routes.openai import usage
 
 router = APIRouter(tags=["Cohere, vLLM, Infinity"])
-Calling = Annotated[Call, Depends()]
 
 
 class Document(BaseModel):

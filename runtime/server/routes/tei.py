@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from nopad.model.packages import version_of
 from nopad.runtime.errors import TextError
-from nopad.runtime.server.calls import Call, Texts, reply
+from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.models import Answered, Reading, Served
 from nopad.runtime.server.vectors import vectors_of
@@ -21,7 +21,6 @@ from nopad.runtime.tokenizer import Tokens
 from nopad.runtime.types import Prediction, Text
 
 router = APIRouter(tags=["text-embeddings-inference"])
-Calling = Annotated[Call, Depends()]
 InputIds = list[int]
 
 

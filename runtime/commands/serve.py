@@ -64,23 +64,17 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Seconds for a request; then it gets 408. [default: no limit, unless the request names one]",
 )
 @click.option(
+    "--body-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Settings.body_seconds,
+    help="A client may take so long to send its body, then it gets 408; and to read on in its answer.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=Settings.drain_seconds,
     help="After SIGTERM, wait so long for what runs.",
 )
-@click.option(
-    "--hang-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=Settings.hang_seconds,
-    help="A micro-batch that takes longer hangs: not ready; of several workers, this one is replaced.",
-)
-@click.option("--api-key", "keys", multiple=True, help="Ask for this key; may be repeated.")
-@click.option(
-    "--api-key-file", "key_file", type=FILE, help="Ask for one of these keys, one a line; read again when it changes."
-)
-@click.option("--tls-cert", type=FILE, help="Certificate (chain) in PEM: serve https; read again when it changes.")
-@click.option("--tls-key", type=FILE, help="Its private key in PEM. [default: it is in --tls-cert]")
 @click.option(
     "--hang-seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -175,10 +169,10 @@ def serve(
         urls = [url_of(each, job.settings.tls_cert is not None) for each in sockets]
 
         def ready(tasks: Mapping[str, str]) -> None:
+            what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
             with suppress(OSError):  # a full disk behind stdout or stderr is no reason not to serve
                 if as_json:
                     emit({"url": urls[0], "models": dict(tasks)})
-                what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
                 console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
 
         if job.settings.workers > 1:

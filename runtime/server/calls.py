@@ -51,8 +51,7 @@ class Serving:
         """Raises the `Fault` of a server that is loading or draining, or whose engine fails or hangs."""
         self.require_ready()
         for served in self.models:
-            if served.busy > self.settings.hang_seconds:
-                raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} hangs")
+            self.require_responsive(served)
             if not served.healthy:
                 raise Fault("unavailable", f"unhealthy: the engine of {served.name!r} fails")
 

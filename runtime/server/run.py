@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import threading
@@ -67,6 +68,11 @@ class Server(uvicorn.Server):
     def run_until_stopped(self, *listening: socket.socket) -> None:
         """Serve until a signal or `drain`. Raises what `load` raises."""
         _allow_files(self._serving.settings.max_connections + SPARE_FILES)
+        for each in listening:
+            if hasattr(socket, "TCP_USER_TIMEOUT") and each.family in (socket.AF_INET, socket.AF_INET6):
+                # The sockets that it accepts inherit this: a client that does not read on in its answer is cut off.
+                milliseconds = math.ceil(self._serving.settings.body_seconds * 1000)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.run(sockets=list(listening))
         if self._loading is not None and self._loading.done() and not self._loading.cancelled():
             self._loading.result()

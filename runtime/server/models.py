@@ -74,11 +74,13 @@ class Answered:
     served: Served
     answers: list[Any]  # of the task's type
     characters: int
+    started: float  # by the monotonic clock
     seconds: float
     # Of these, for the mean text: tokenizing, in the queue, in the engine.
     tokenizing: float
     queued: float
     running: float
+    batch_tokens: int  # of the largest micro-batch that one of them ran in
 
     @property
     def tokens(self) -> int:
@@ -193,10 +195,12 @@ async def answer(
         served=served,
         answers=got.answers,
         characters=sum(map(characters, texts)),
+        started=started,
         seconds=seconds,
         tokenizing=got.tokenizing,
         queued=got.queued,
         running=got.running,
+        batch_tokens=got.batch_tokens,
     )
 
 

@@ -20,7 +20,9 @@ from nopad.runtime.types import Prediction
 
 Of = Literal["labels", "confidence", "length"]
 CONFIDENCE_BINS = 20  # of equal width from 0 to 1; each holds its upper end, as in a reliability diagram
-LENGTH_ENDS = tuple(2**k for k in range(1, 15))  # tokens of the whole text, ends included; one more bin for what is longer
+LENGTH_ENDS = tuple(
+    2**k for k in range(1, 15)
+)  # tokens of the whole text, ends included; one more bin for what is longer
 LEAST_SHARE = 1e-4  # what an empty bin counts as, so that it does not make the index infinite
 LEAST_ANSWERS = 500  # fewer say nothing: see `noise`
 
@@ -42,7 +44,7 @@ class Answers:
 
 
 def psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
-    """The population stability index of two histograms over the same bins: the sum of (a - e) ln(a / e) of their shares.
+    """The population stability index of two histograms over the same bins: the sum of (a - e) ln(a / e) over shares.
 
     0 for equal shares, the same in both directions, never negative. Shares below `LEAST_SHARE` count as that much.
     By Siddiqi's rule of thumb below 0.1 nothing has changed, and above 0.25 much has. Raises `ValueError` for
@@ -66,7 +68,7 @@ def noise(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
 
 
 def baseline(logits: FloatArray, lengths: Sequence[int], head: Head) -> Answers:
-    """What a calibrated `head` answers to texts: `logits` [rows, num_labels], `lengths` in tokens of the whole texts."""
+    """What `head` answers to texts: `logits` [rows, num_labels], `lengths` in tokens of the whole texts."""
     decided, p = head.decide(logits).astype(np.int64), head.probabilities(logits)
     best = logits.argmax(axis=1) if head.multi_label else head.best(logits)
     counted = _empty(len(head.labels))

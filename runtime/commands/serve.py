@@ -55,6 +55,33 @@ from nopad.runtime.engines.base import ENGINES
 @click.option(
     "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
 )
+@click.option(
+    "--metrics-names",
+    type=click.Choice(["nopad", "tei", "both"]),
+    default="both",
+    help="Names on /metrics: nopad_*, text-embeddings-inference's te_*, or both.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Answer /metrics on this port, too.")
+@click.option(
+    "--drift-window",
+    type=click.IntRange(min=500),
+    default=2_000,
+    help="Answers of a calibrated classifier that are held against its calibration.",
+)
+@click.option(
+    "--otlp-endpoint",
+    envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+    metavar="URL",
+    help="Send traces to this OpenTelemetry collector: http://localhost:4318. [default: no traces]",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines of the log, on stderr.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="The least that is logged.",
+)
+@click.option("--access-log", is_flag=True, help="Log a line for each POST request; never a text of it.")
 @common_options
 @threads_option
 def serve(
@@ -86,6 +113,7 @@ def serve(
     from nopad.runtime.server.calls import Serving
     from nopad.runtime.server.keys import read_keys
     from nopad.runtime.server.models import Models, bundles_by_name
+    from nopad.runtime.server.observed import observed
     from nopad.runtime.server.run import Server, bind
     from nopad.runtime.server.settings import Settings
 
@@ -94,7 +122,7 @@ def serve(
     models = Models()
     serving = Serving(Settings(keys=keys, **limits), models)
     console = messages(quiet)
-    with bind(host, port) as listening:
+    with observed(serving, host), bind(host, port) as listening:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
         def load() -> None:

@@ -71,6 +71,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second."""
+        if counter % 10 == 0:
+            self._serving.refresh_metrics()  # for scrapes that another worker process answers
         failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
         over = self._ends is not None and (not self._serving.running or time.monotonic() > self._ends)
         return await super().on_tick(counter) or failed or over

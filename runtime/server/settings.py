@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+MetricsNames = Literal["nopad", "tei", "both"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +21,10 @@ class Settings:
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
     keys: tuple[str, ...] = ()  # (): no key is asked for
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
+    metrics_names: MetricsNames = "both"  # under which names /metrics answers
+    metrics_port: int | None = None  # where /metrics answers, too
+    drift_window: int = 2_000  # answers of a classifier that are held against its calibration
+    log_format: LogFormat = "text"
+    log_level: str = "warning"  # the least that is logged
+    access_log: bool = False  # a line for each POST request
+    otlp_endpoint: str | None = None  # an OpenTelemetry collector that gets traces; None: nothing is traced

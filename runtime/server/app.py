@@ -19,13 +19,21 @@ from nopad.runtime.server.routes import classify, health, hub, kserve, openai, r
 from nopad.runtime.server.watch import Watch
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
+# FastAPI's own traces and logs, which send the messages of exceptions: those may quote a text.
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
 KINDS: dict[int, Kind] = {400: "syntax", 404: "route", 405: "method", 413: "body"}
 
 
 def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
-    app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="nopad",
+        version=version_of("nopad") or "",
+        description=DESCRIPTION,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.serving = serving
     routers = [each.router for each in (health, state, tei, hub, openai, rerank, classify, kserve)]
     for router in routers:

@@ -114,20 +114,18 @@ def logging_to_stderr(
     """
     handler = LineHandler(sys.stderr, on_error)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
-    loggers: dict[logging.Logger, int | str] = {
-        logging.getLogger(): logging.WARNING,
-        logging.getLogger("nopad"): level.upper(),
-    }
+    root = logging.getLogger()
+    loggers: dict[logging.Logger, int | str] = {root: logging.WARNING, logging.getLogger("nopad"): level.upper()}
     if access:
         loggers[logging.getLogger(ACCESS)] = logging.INFO
     before = {logger: logger.level for logger in loggers}
     for logger, least in loggers.items():
         logger.setLevel(least)
-    logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
         handler.close()
         for logger, least in before.items():
             logger.setLevel(least)

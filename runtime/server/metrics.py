@@ -34,7 +34,8 @@ class Metrics:
         self._lock = threading.Lock()
         self._tei = TeiMetrics(self._registry) if names != "nopad" else None
         self._own = OwnMetrics(self._registry, drift_window) if names != "tei" else None
-        if SHARED not in os.environ:
+        self.shared = SHARED in os.environ  # with other processes
+        if not self.shared:
             ProcessCollector(registry=self._registry)
 
     def asked(self, task: str, texts: int) -> None:
@@ -89,7 +90,7 @@ class Metrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format, of all processes that share a folder."""
         registry = self._registry
-        if SHARED in os.environ:
+        if self.shared:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
         return TOTAL.sub(rb"\1", UNWANTED.sub(b"", generate_latest(registry)))

@@ -22,6 +22,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 TEXTS = tuple(float(2**k) for k in range(11))
 TOKENS = tuple(float(2**k) for k in range(1, 17))
 CONFIDENCE = tuple((k + 1) / CONFIDENCE_BINS for k in range(CONFIDENCE_BINS))
+Mode = Literal["livemax", "livemin", "livesum"]
 MOST_LABELS = 500  # a model with more has no label mix: Prometheus keeps a series for each
 
 
@@ -194,13 +195,14 @@ class OwnMetrics:
         for each in status.engines:
             labels = (name, each.name, each.precision)
             key = f"{each.name} {each.file}"
-            batches, failures = seen.get(key, (0, 0))
+            before = seen.get(key, (0, 0))
+            batches, failures = max(0, each.batches - before[0]), max(0, each.failures - before[1])
             seen[key] = (each.batches, each.failures)
             self._engine_ready.labels(*labels).set(each.state == "ready")
-            self._engine_batches.labels(*labels).inc(each.batches - batches)
-            self._engine_failures.labels(*labels).inc(each.failures - failures)
+            self._engine_batches.labels(*labels).inc(batches)
+            self._engine_failures.labels(*labels).inc(failures)
             if (each.name, each.file) != (status.engine, served.model.artifact.file):
-                fallbacks += each.batches - batches
+                fallbacks += batches
         self._fallbacks.labels(name).inc(fallbacks)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -71,8 +72,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second."""
-        if counter % 10 == 0:
-            self._serving.refresh_metrics()  # for scrapes that another worker process answers
+        if counter % 10 == 0 and self._serving.metrics.shared:  # another worker process may answer the next scrape
+            with suppress(Exception):  # which must not end a server
+                self._serving.refresh_metrics()
         failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
         over = self._ends is not None and (not self._serving.running or time.monotonic() > self._ends)
         return await super().on_tick(counter) or failed or over

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,6 +22,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 TEXTS = tuple(float(2**k) for k in range(11))
 TOKENS = tuple(float(2**k) for k in range(1, 17))
 CONFIDENCE = tuple((k + 1) / CONFIDENCE_BINS for k in range(CONFIDENCE_BINS))
+M = TypeVar("M", Counter, Histogram)
 Mode = Literal["livemax", "livemin", "livesum"]
 MOST_LABELS = 500  # a model with more has no label mix: Prometheus keeps a series for each
 
@@ -31,6 +32,7 @@ class OwnMetrics:
 
     def __init__(self, registry: CollectorRegistry, drift_window: int) -> None:
         self._window = drift_window
+        self._children: dict[tuple[Any, ...], Any] = {}
         self._classifiers: dict[str, _Classifier] = {}
         # What of an engine's counts is in the counters already.
         self._seen: WeakKeyDictionary[Model, dict[str, tuple[int, int]]] = WeakKeyDictionary()
@@ -100,21 +102,28 @@ class OwnMetrics:
         self._psi = gauge("drift_psi", "Population stability index against the calibration", "model", "of")
         gauge("build_info", "The version of nopad", "version").labels(version_of("nopad")).set(1)
 
+    def _of(self, metric: M, *labels: str) -> M:
+        """The metric of these labels: `labels()` of the library takes a lock and ten times as long."""
+        child = self._children.get((metric, *labels))
+        if child is None:
+            child = self._children[metric, *labels] = metric.labels(*labels)
+        return child
+
     def requested(self, route: str, status: int, model: str, seconds: float) -> None:
         """A POST request is over. `route` is a template, `model` "" where none was asked."""
-        self._requests.labels(route, status, model).inc()
-        self._request_seconds.labels(route, model).observe(seconds)
+        self._of(self._requests, route, str(status), model).inc()
+        self._of(self._request_seconds, route, model).observe(seconds)
 
     def answered(self, answered: Answered) -> None:
         """A request was answered."""
         name, answers = answered.served.name, answered.answers
         for step, taken in zip(self._steps, (answered.tokenizing, answered.queued, answered.running), strict=True):
-            step.labels(name).observe(taken)
+            self._of(step, name).observe(taken)
         for by, count in Tally((each.engine, each.precision) for each in answers).items():
-            self._texts.labels(name, *by).inc(count)
+            self._of(self._texts, name, *by).inc(count)
         if answered.truncated:
-            self._truncated.labels(name).inc(answered.truncated)
-        tokens = self._text_tokens.labels(name)
+            self._of(self._truncated, name).inc(answered.truncated)
+        tokens = self._of(self._text_tokens, name)
         for each in answers:
             tokens.observe(each.tokens_used)
         if isinstance(answers[0], Prediction) and answered.served.model.manifest.head.has_labels:
@@ -124,33 +133,33 @@ class OwnMetrics:
         kept = self._classifiers.get(served.name)
         if kept is None or kept.model is not served.model:  # the first answer, or the first after a swap
             kept = self._classifiers[served.name] = _Classifier(served.model, self._window)
-        confidence = self._confidence.labels(served.name)
+        confidence = self._of(self._confidence, served.name)
         for each in answers:
             confidence.observe(each.score)
         if len(kept.index) <= MOST_LABELS:
             for label, count in Tally(label for each in answers for label in each.labels).items():
-                self._labels.labels(served.name, label).inc(count)
+                self._of(self._labels, served.name, label).inc(count)
         if kept.window is not None:
             for each in answers:
                 kept.window.add(place(each, kept.index))
 
     def failed(self, kind: Kind) -> None:
         """A request was refused."""
-        self._errors.labels(kind).inc()
+        self._of(self._errors, kind).inc()
 
     def scheduled(self, model: str, event: Event) -> None:
         """What a model's scheduler reports, from any thread."""
         if isinstance(event, BatchRun):
-            self._batch_texts.labels(model).observe(event.requests)
-            self._batch_tokens.labels(model).observe(event.tokens)
-            self._batch_seconds.labels(model).observe(event.seconds)
-            self._saved.labels(model).inc(event.padding_saved)
+            self._of(self._batch_texts, model).observe(event.requests)
+            self._of(self._batch_tokens, model).observe(event.tokens)
+            self._of(self._batch_seconds, model).observe(event.seconds)
+            self._of(self._saved, model).inc(event.padding_saved)
         elif isinstance(event, Refused):
-            self._dropped.labels(model, "full").inc(event.requests)
+            self._of(self._dropped, model, "full").inc(event.requests)
         elif isinstance(event, Dropped):
-            self._dropped.labels(model, event.reason).inc(event.requests)
+            self._of(self._dropped, model, event.reason).inc(event.requests)
         elif isinstance(event, WorkerDied):
-            self._deaths.labels(model).inc()
+            self._of(self._deaths, model).inc()
 
     def swapped(self, result: str) -> None:
         """A model was to be changed."""

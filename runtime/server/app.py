@@ -20,7 +20,7 @@ from nopad.runtime.server.watch import Watch
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
 # FastAPI's own traces and logs, which send the messages of exceptions: those may quote a text.
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
 KINDS: dict[int, Kind] = {400: "syntax", 404: "route", 405: "method", 413: "body"}
 

@@ -58,6 +58,8 @@ PACKAGES: Mapping[str, Package] = {
     "uvloop": Package(name="uvloop", extras=("serve",)),
     "httptools": Package(name="httptools", extras=("serve",)),
     "prometheus_client": Package(name="prometheus-client", extras=("serve",)),
+    "opentelemetry": Package(name="opentelemetry-sdk", extras=("otel",)),
+    "opentelemetry.exporter": Package(name="opentelemetry-exporter-otlp-proto-http", extras=("otel",)),
 }
 # What the commands need. What engines need is in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {

@@ -46,6 +46,7 @@ class Answered(Generic[R]):
     tokenizing: float
     queued: float
     running: float
+    batch_tokens: int = 0  # of the largest micro-batch that one of them ran in
 
 
 class _Job(NamedTuple):
@@ -132,6 +133,7 @@ class Answering:
             tokenizing=tokenized - started,
             queued=sum(each.queued for each in done) / max(1, len(done)),
             running=sum(each.ran for each in done) / max(1, len(done)),
+            batch_tokens=max((each.batch_tokens for each in done), default=0),
         )
 
     def close(self) -> None:

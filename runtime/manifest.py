@@ -76,6 +76,8 @@ class Calibration:
     thresholds: tuple[float, ...] | None = None
     abstain_below: float | None = None
     found: Mapping[str, Any] = field(default_factory=dict)  # data, rows, figures before and after, engine, date
+    # How the calibrated bundle answered those texts, for `nopad.runtime.drift`; None of older calibrations.
+    baseline: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity", "found"), dict),
     **dict.fromkeys(("prompts", "overrides"), dict),
     **dict.fromkeys(("default_prompt_name", "similarity_fn_name", "activation"), (str, type(None))),
-    **dict.fromkeys(("evaluation", "quantized", "calibration"), (dict, type(None))),
+    **dict.fromkeys(("evaluation", "quantized", "calibration", "baseline"), (dict, type(None))),
     "temperature": (int, float),
     "abstain_below": (int, float, type(None)),
     "thresholds": (list, type(None)),

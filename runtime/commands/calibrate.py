@@ -113,7 +113,7 @@ def calibrate(
         return
     source = DataSource(path=data, encoding=encoding, columns=columns)
     fields = {"text_field": text_field, "label_field": label_field, "limit": limit}
-    result, answered = _fit(opened, source, fields, thresholds, abstain_below, opening, console)
+    result, answered, baseline = _fit(opened, source, fields, thresholds, abstain_below, opening, console)
     found = {**_origin(source), **_report(result), **answered, **_today()}
     head = result.head
     if output is not None:
@@ -124,7 +124,11 @@ def calibrate(
         _record(
             opened,
             Calibration(
-                temperature=head.temperature, thresholds=head.thresholds, abstain_below=head.abstain_below, found=found
+                temperature=head.temperature,
+                thresholds=head.thresholds,
+                abstain_below=head.abstain_below,
+                found=found,
+                baseline=baseline,
             ),
         )
     if as_json:
@@ -204,11 +208,12 @@ def _fit(
     abstain_below: float | None,
     opening: Mapping[str, Any],
     console: Console,
-) -> tuple[Calibrated, dict[str, Any]]:
-    """The calibration, and who answered."""
+) -> tuple[Calibrated, dict[str, Any], dict[str, list[int]]]:
+    """The calibration, who answered, and how the calibrated bundle answers these texts (for the server's drift)."""
     from nopad.runtime.calibration import calibrate as fit
     from nopad.runtime.calibration import check_head
     from nopad.runtime.data.labelled import read_labelled
+    from nopad.runtime.drift import baseline
     from nopad.runtime.predictor import load
 
     head = bundle.manifest.head
@@ -219,13 +224,14 @@ def _fit(
         raise InputFileError(f"{source.path} has no labels: name their column with --label-field")
     with load(bundle.path, **opening) as model:
         logits = _logits(model, rows.texts, console)
+        lengths = _lengths(model, rows.texts)
         answered = {
             "engine": model.status().engine,
             "precision": model.artifact.precision,
             "file": model.artifact.file,
         }
     result = fit(logits, rows.targets, rows.texts, head, thresholds=with_thresholds, abstain_below=abstain_below)
-    return result, answered
+    return result, answered, baseline(logits, lengths, result.head).to_json()
 
 
 def _logits(model: Model, texts: Sequence[str], console: Console) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -237,6 +243,15 @@ def _logits(model: Model, texts: Sequence[str], console: Console) -> np.ndarray[
             answers.append(logits)
             show("answering the texts", done, len(texts))
     return np.stack(answers)
+
+
+def _lengths(model: Model, texts: Sequence[str]) -> list[int]:
+    """Tokens of each whole text, all of which have been answered."""
+    from nopad.runtime.batching import windows
+    from nopad.runtime.tokenizer import Tokens
+
+    encoded = (text for window in windows(texts, lambda text: text) for text in model.encode(window))
+    return [text.tokens for text in encoded if isinstance(text, Tokens)]
 
 
 def _origin(source: DataSource) -> dict[str, Any]:

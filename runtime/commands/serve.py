@@ -109,6 +109,33 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
 )
+@click.option(
+    "--metrics-names",
+    type=click.Choice(["nopad", "tei", "both"]),
+    default="both",
+    help="Names on /metrics: nopad_*, text-embeddings-inference's te_*, or both.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Answer /metrics on this port, too.")
+@click.option(
+    "--drift-window",
+    type=click.IntRange(min=500),
+    default=2_000,
+    help="Answers of a calibrated classifier that are held against its calibration.",
+)
+@click.option(
+    "--otlp-endpoint",
+    envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+    metavar="URL",
+    help="Send traces to this OpenTelemetry collector: http://localhost:4318. [default: no traces]",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines of the log, on stderr.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="The least that is logged.",
+)
+@click.option("--access-log", is_flag=True, help="Log a line for each POST request; never a text of it.")
 @common_options
 @threads_option
 def serve(
@@ -141,6 +168,7 @@ def serve(
     The command line goes before the environment, that before --config.
     """
     from nopad.runtime.server.listen import listening_on, url_of
+    from nopad.runtime.server.logs import logging_to_stderr
     from nopad.runtime.server.models import bundles_by_name
     from nopad.runtime.server.run import check, serve
     from nopad.runtime.server.workers import Supervisor
@@ -161,6 +189,7 @@ def serve(
             "allow_unverified": allow_unverified,
             "allow_host_code": allow_host_code,
         },
+        host=host,
     )
     check(job.settings)
     given = {name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -176,6 +205,7 @@ def serve(
                 console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
 
         if job.settings.workers > 1:
-            Supervisor(job, sockets, ready=ready).run()
+            with logging_to_stderr(job.settings.log_format, job.settings.log_level):
+                Supervisor(job, sockets, ready=ready).run()
         else:
             serve(job, sockets, loaded=ready)

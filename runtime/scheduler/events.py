@@ -47,8 +47,14 @@ class BatchRun:
     requests: int
     failed: int  # requests of it that were answered with an error
     tokens: int
+    longest: int  # tokens of the longest request
     seconds: float
     waited: tuple[float, ...]  # of each request, seconds in the queue
+
+    @property
+    def padding_saved(self) -> int:
+        """Tokens that a server would have computed for nothing, had it padded this micro-batch to its longest text."""
+        return self.requests * self.longest - self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)

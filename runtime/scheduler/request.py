@@ -22,6 +22,7 @@ class Done(Generic[R]):
     value: R
     queued: float  # seconds from admission until its micro-batch ran
     ran: float  # seconds until its micro-batch, or the part of it that succeeded, was done
+    batch_tokens: int  # of that micro-batch, or part
 
 
 class Call(Generic[R]):

@@ -159,9 +159,10 @@ class Worker:
                     request.call.answer(request.place, values)
             else:
                 answered += len(part)
+                tokens = sum(request.length for request in part)
                 for request, value in zip(part, values, strict=True):
                     queued = started - request.arrived
-                    request.call.answer(request.place, Done(value=value, queued=queued, ran=ran))
+                    request.call.answer(request.place, Done(value=value, queued=queued, ran=ran, batch_tokens=tokens))
         seconds = self._clock() - started
         ready = True if answered else self._sound() if failed else self.ready
         with self.lock:
@@ -169,7 +170,8 @@ class Worker:
             self.running, self.running_since = [], None
             if answered:
                 self.queue.note_run(sum(request.length for request in batch), seconds)
-        self._tell(BatchRun, batch, failed=failed, seconds=seconds, waited=waited)
+        longest = max(request.length for request in batch)
+        self._tell(BatchRun, batch, failed=failed, longest=longest, seconds=seconds, waited=waited)
 
     def _sound(self) -> bool:
         """Whether the probe runs; without a probe, what was known before."""

@@ -15,23 +15,34 @@ from nopad.model.packages import version_of
 from nopad.runtime.server.calls import Serving
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
-from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, tei
+from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, state, tei
+from nopad.runtime.server.watch import Watch
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
+# FastAPI's own traces and logs, which send the messages of exceptions: those may quote a text.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
 KINDS: dict[int, Kind] = {400: "syntax", 404: "route", 405: "method", 413: "body"}
 
 
 def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
-    app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="nopad",
+        version=version_of("nopad") or "",
+        description=DESCRIPTION,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.serving = serving
-    for routes in (health, tei, hub, openai, rerank, classify, kserve):
-        app.include_router(routes.router)
+    routers = [each.router for each in (health, state, tei, hub, openai, rerank, classify, kserve)]
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Gate, serving=serving)
+    app.add_middleware(Watch, serving=serving, routes=[route for router in routers for route in router.routes])
     if serving.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -14,9 +14,11 @@ from fastapi import Depends, Request, Response
 from nopad.model.head import Task
 from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.server.errors import Fault
+from nopad.runtime.server.forwards import Forwards
 from nopad.runtime.server.metrics import Metrics
 from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
 from nopad.runtime.server.settings import Settings
+from nopad.runtime.server.tracing import open_tracing
 from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
@@ -31,7 +33,9 @@ class Serving:
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings = settings
         self.models = models
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.metrics_names, settings.drift_window)
+        self.forwards = Forwards(models)
+        self.tracing = open_tracing(settings.otlp_endpoint)
         self.running = 0  # requests that are being answered, those included whose bodies are on their way
         self.arriving = 0  # of these, how many those are
         self.arriving_bytes = 0  # which have been read of them
@@ -46,6 +50,10 @@ class Serving:
         """Load the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
         limits = Limits(requests=self.settings.max_queue)
         self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
+
+    def refresh_metrics(self) -> None:
+        """Bring what is a state of now into the metrics."""
+        self.metrics.refresh(self.models, self.running, self.ready)
 
     def require_healthy(self) -> None:
         """Raises the `Fault` of a server that is loading or draining, or whose engine fails or hangs."""

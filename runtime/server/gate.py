@@ -64,7 +64,8 @@ class Gate:
             if fault.kind == "internal":
                 # The message of an error may quote a text, and no text goes into a log.
                 frames = "".join(traceback.format_tb(error.__traceback__))
-                log.error("request %s: %s\n%s", exchange.request_id, type(error).__name__, frames)
+                about = {"fields": {"request_id": exchange.request_id}}
+                log.error("request %s: %s\n%s", exchange.request_id, type(error).__name__, frames, extra=about)
             await exchange.refuse(fault)
         finally:
             self.serving.running -= asks

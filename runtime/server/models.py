@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nopad.runtime.errors import UsageError
 from nopad.runtime.model import Model
 from nopad.runtime.predictor import load
 from nopad.runtime.prompts import resolve_prompt
+from nopad.runtime.scheduler.events import Event
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
 from nopad.runtime.types import Failure, Text
@@ -80,11 +82,13 @@ class Answered:
     served: Served
     answers: list[Any]  # of the task's type
     characters: int
+    started: float  # by the monotonic clock
     seconds: float
     # Of these, for the mean text: tokenizing, in the queue, in the engine.
     tokenizing: float
     queued: float
     running: float
+    batch_tokens: int  # of the largest micro-batch that one of them ran in
 
     @property
     def tokens(self) -> int:
@@ -109,12 +113,21 @@ class Models:
     def __len__(self) -> int:
         return len(self._served)
 
-    def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
-        """Load all of them, or none; `options` are `load`'s. Raises its errors."""
+    def open(
+        self,
+        bundles: Mapping[str, Path | None],
+        *,
+        observer: Callable[[str, Event], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Load all of them, or none; `options` are `load`'s. Raises its errors.
+
+        `observer` is told the name of the model and what its scheduler does.
+        """
         opened: dict[str, Served] = {}
         try:
             for name, path in bundles.items():
-                model = load(path, **options)
+                model = load(path, observer=partial(observer, name) if observer else None, **options)
                 opened[name] = _served(name, model)
         except BaseException:
             for served in opened.values():
@@ -199,10 +212,12 @@ async def answer(
         served=served,
         answers=got.answers,
         characters=sum(map(characters, texts)),
+        started=started,
         seconds=seconds,
         tokenizing=got.tokenizing,
         queued=got.queued,
         running=got.running,
+        batch_tokens=got.batch_tokens,
     )
 
 

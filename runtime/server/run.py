@@ -22,6 +22,7 @@ from nopad.runtime.server.calls import Serving
 from nopad.runtime.server.connections import Acceptor, Connection
 from nopad.runtime.server.keys import Keys
 from nopad.runtime.server.models import Models
+from nopad.runtime.server.observed import observed
 from nopad.runtime.server.settings import Job, Settings
 from nopad.runtime.server.tls import Tls
 
@@ -149,6 +150,9 @@ class Server(uvicorn.Server):
             self._answered = now
         if self._tls is not None:
             self._tls.renew()
+        if counter % 10 == 0 and self._serving.metrics.shared:  # another worker process may answer the next scrape
+            with contextlib.suppress(Exception):  # which must not end a server
+                self._serving.refresh_metrics()
         failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
         return await super().on_tick(counter) or failed or self._over(now)
 
@@ -197,12 +201,13 @@ def serve(
         serving.open(job.bundles, **job.options)
         loaded({served.name: served.model.task for served in models})
 
-    server = Server(serving, load, supervised=supervised)
-    began(server)
-    try:
-        server.run_until_stopped(*sockets)
-    finally:
-        models.close()
+    with observed(serving, job.host):
+        server = Server(serving, load, supervised=supervised)
+        began(server)
+        try:
+            server.run_until_stopped(*sockets)
+        finally:
+            models.close()
 
 
 def check(settings: Settings) -> None:

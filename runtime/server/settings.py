@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+MetricsNames = Literal["nopad", "tei", "both"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,13 @@ class Settings:
     tls_key: Path | None = None  # None: it is in tls_cert
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
     workers: int = 1  # processes that answer
+    metrics_names: MetricsNames = "both"  # under which names /metrics answers
+    metrics_port: int | None = None  # where /metrics answers, too
+    drift_window: int = 2_000  # answers of a classifier that are held against its calibration
+    log_format: LogFormat = "text"
+    log_level: str = "warning"  # the least that is logged
+    access_log: bool = False  # a line for each POST request
+    otlp_endpoint: str | None = None  # an OpenTelemetry collector that gets traces; None: nothing is traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +50,4 @@ class Job:
     settings: Settings = field(default_factory=Settings)
     bundles: Mapping[str, Path | None]  # by name; None: the embedded model
     options: Mapping[str, Any] = field(default_factory=dict)  # of `load`
+    host: str = "127.0.0.1"  # of what listens beside the sockets: the port for metrics

@@ -21,13 +21,14 @@ async def live() -> Response:
 @router.get("/health")
 @router.get("/health/ready")
 async def ready(call: Calling) -> Response:
-    """200 if requests are answered now, 503 while the server loads or drains, or its engine fails."""
+    """200 if requests are answered now, 503 while the server loads or drains, or a model does not answer."""
     call.serving.require_healthy()
+    await call.serving.forwards.require()
     return Response(status_code=200)
 
 
 @router.get("/metrics")
 async def metrics(call: Calling) -> Response:
     """Counts and durations for Prometheus."""
-    serving = call.serving
-    return Response(serving.metrics.text(serving.models, serving.running), media_type=CONTENT_TYPE)
+    call.serving.refresh_metrics()
+    return Response(call.serving.metrics.text(), media_type=CONTENT_TYPE)

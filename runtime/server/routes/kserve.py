@@ -42,6 +42,7 @@ async def live() -> Response:
 async def ready(call: Calling) -> Response:
     """200 if requests are answered now."""
     call.serving.require_healthy()
+    await call.serving.forwards.require()
     return reply({"ready": True})
 
 

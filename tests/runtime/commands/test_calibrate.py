@@ -128,6 +128,13 @@ def test_the_manifest_tells_how_it_was_found_and_inspect_shows_it(
     found = recorded["found"]
     assert found == {name: shown[name] for name in found}
     assert {"data_sha256", "rows", "before", "after", "date", "engine", "precision", "nopad"} <= set(found)
+    counted = recorded["baseline"]  # how the calibrated bundle answers these texts
+    with load(embedded, threads=1) as model:
+        answers = model.predict(TEXTS)
+        labels = [*(sum(each.label == label for each in answers) for label in model.labels), 0]
+    assert counted["labels"] == labels and sum(counted["confidence"]) == len(TEXTS)
+    assert sum(counted["length"][:3]) == sum(each.tokens <= 8 for each in answers)
+    assert abs(sum(counted["confidence"][:14]) - sum(each.score <= 0.7 for each in answers)) <= 1
     manifest = open_bundle(embedded).manifest
     assert (manifest.head.temperature, manifest.head.abstain_below) == (shown["temperature"], 0.6)
     assert manifest.extra == {} and manifest.verdict == "verified"

@@ -221,10 +221,10 @@ def test_whoever_is_refused_is_told_when_to_come_again() -> None:
 
 def test_an_answer_given_twice_counts_once() -> None:
     first, second = requests_of([1, 1])
-    first.call.answer(0, Done(value="a", queued=0.0, ran=0.0))
-    first.call.answer(0, Done(value="b", queued=0.0, ran=0.0))
+    first.call.answer(0, Done(value="a", queued=0.0, ran=0.0, batch_tokens=1))
+    first.call.answer(0, Done(value="b", queued=0.0, ran=0.0, batch_tokens=1))
     assert not first.call.over
-    second.call.answer(1, Done(value="c", queued=0.0, ran=0.0))
+    second.call.answer(1, Done(value="c", queued=0.0, ran=0.0, batch_tokens=1))
     assert [outcome.value for outcome in first.call.future.result(0) if isinstance(outcome, Done)] == ["b", "c"]
 
 

@@ -70,7 +70,7 @@ def _answer(listening: Any, serving: threading.Event, stuck: list[float]) -> Non
 
 def main() -> int:
     workers.CLOSE_SECONDS = 0.2
-    settings = Settings(workers=int(sys.argv[2]), drain_seconds=0.3, hang_seconds=0.6)
+    settings = Settings(workers=int(sys.argv[2]), drain_seconds=0.3, hang_seconds=2)
     job = Job(settings=settings, bundles={}, options={"how": sys.argv[1]})
     with listening_on(("127.0.0.1", 0), None) as sockets:
         port = sockets[0].getsockname()[1]

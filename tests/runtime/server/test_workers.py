@@ -91,7 +91,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_while_the_others_answer(supervi
         before = after
     code, err = server.end()
     assert code == 0 and not any(alive(pid) for pid in before)
-    assert "ended by SIGKILL; another one is started" in err and "no progress for 0.6 s" in err
+    assert "ended by SIGKILL; another one is started" in err and "no progress for 2 s" in err
 
 
 @pytest.mark.slow
@@ -129,6 +129,7 @@ def test_a_crash_while_loading_is_tried_again(supervised: Any, tmp_path: Path) -
         assert time.monotonic() < end
         time.sleep(0.02)
     assert server.pids(2) == before
+    time.sleep(1)  # a drain would not speak of it
     code, err = server.end()
     assert code == 0 and "a new worker could not be started, the old ones stay" in err
 

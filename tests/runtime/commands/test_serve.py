@@ -26,6 +26,7 @@ def test_it_serves_until_a_signal_and_ends_in_order(number: signal.Signals, tmp_
     keys = tmp_path / "keys"
     keys.write_text("one\ntwo\n")
     environment = {**os.environ, "NOPAD_SERVE_MAX_BATCH": "2", "NOPAD_SERVE_API_KEY_FILE": str(keys)}
+    environment |= {"NOPAD_SERVE_ACCESS_LOG": "1", "NOPAD_SERVE_LOG_FORMAT": "json", "NOPAD_SERVE_METRICS_NAMES": "tei"}
     with subprocess.Popen(
         COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -38,9 +39,12 @@ def test_it_serves_until_a_signal_and_ends_in_order(number: signal.Signals, tmp_
         assert [rows[0]["label"] for rows in answer.json()] == ["positive", "negative"]
         three = httpx.post(said["url"] + "/predict", json={"inputs": [["a"]] * 3}, **ask)
         assert three.json()["error"] == "batch size 3 > maximum allowed batch size 2"
+        assert "nopad_" not in httpx.get(said["url"] + "/metrics").text
         process.send_signal(number)
         assert process.wait(60) == 0
-        assert "serves default (text-classification)" in process.stderr.read()
+        words, *lines = process.stderr.read().splitlines()
+        assert "serves default (text-classification)" in words
+        assert [json.loads(line)["status"] for line in lines] == [401, 200, 422]
 
 
 def test_what_is_wrong_with_the_flags_or_the_bundle_is_one_line(

@@ -149,14 +149,17 @@ def run_fuzz(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def make_bundle(name: str, folder: Path) -> Path:
-    """A small random checkpoint, exported."""
+    """A small random checkpoint's bundle, which no gate has judged: that would take longer than the fuzzing."""
     from checkpoints import make_checkpoint
     from reference_models import CASES
 
-    from nopad.export.bundle import ExportOptions, export_checkpoint
+    from nopad.export.bundle import write_bundle
+    from nopad.model.checkpoint.load import load_checkpoint
 
     make_checkpoint(name, folder / f"checkpoint-{name}")
-    export_checkpoint(folder / f"checkpoint-{name}", folder / name, ExportOptions(target="cpu", **CASES[name].load))
+    checkpoint = load_checkpoint(folder / f"checkpoint-{name}", **CASES[name].load)
+    (folder / name).mkdir()
+    write_bundle(checkpoint, folder / name, cpu=("fp32",))
     return folder / name
 
 
@@ -167,29 +170,36 @@ def fuzz_some(job: tuple[str, int, int, dict[str, Path | None], str]) -> Any:
     from running_server import Running
 
     from nopad.runtime.server.app import create_app
+    from nopad.runtime.server.calls import Serving
+    from nopad.runtime.server.models import Models
+    from nopad.runtime.server.settings import Settings
 
     kind, count, seed, bundles, first = job
+    if kind == "raw":
+        server = Running({"default": None}).start()
+        try:
+            return fuzz_raw(server.port, seed, count)
+        finally:
+            server.stop()
     names = [first, *(name for name in bundles if name != first)]
-    server = Running({name: bundles[name] for name in names}).start()
-    app = create_app(server.serving)
+    models = Models()
+    serving = Serving(Settings(), models)
+    serving.open({name: bundles[name] for name in names}, threads=1, allow_unverified=True)
+    app = create_app(serving)
+    seeds = [sent for sent in valid_requests(names[:1]) if sent.method == "POST"]
 
     async def answers() -> list[Any]:
         return [got and (got.status, strip(got.body)) for got in [await ask(app, sent) for sent in seeds]]
 
-    seeds = [sent for sent in valid_requests(names[:1]) if sent.method == "POST"]
     try:
         before = asyncio.run(answers())
-        if kind == "raw":
-            outcome: Outcome = fuzz_raw(server.port, seed, count)
-        elif kind == "openapi":
-            outcome = asyncio.run(fuzz(app, from_openapi(app, seed, count)))
-        else:
-            outcome = asyncio.run(fuzz(app, mutated(seed, count, names)))
+        sent = from_openapi(app, seed, count) if kind == "openapi" else mutated(seed, count, names)
+        outcome: Outcome = asyncio.run(fuzz(app, sent))
         if asyncio.run(answers()) != before:
             outcome.wrong += 1
             outcome.examples.append(f"the server answers otherwise after {kind} {seed}")
     finally:
-        server.stop()
+        models.close()
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Injected faults, row by row of "What happens when" in docs/http.md: what clients get, what health says, the way back."""
+"""Injected faults, as docs/http.md has them in "What happens when": what clients get, what health says, how it ends."""
 
 from __future__ import annotations
 

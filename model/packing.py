@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+MOST_PADDING = 1.5  # positions of attention for each token of a micro-batch that is large enough (docs/serving.md)
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -111,6 +112,7 @@ def plan_batches(
     max_sequences: int,
     padded: bool = False,
     square_budget: int | None = None,
+    close_tokens: int | None = None,
 ) -> list[list[int]]:
     """Group sequences into micro-batches, sorted by length.
 
@@ -118,17 +120,22 @@ def plan_batches(
     and `max_sequences` sequences. Global attention pads even a packed batch, so `sequences * longest ** 2` stays
     within `square_budget ** 2`, too (at most and by default `token_budget ** 2`): a long text is not batched with many
     short texts, and a large token budget does not lead to a large square. A sequence longer than the budget goes alone.
-    Returns indices into `lengths`, each exactly once, the longest first (so that memory peaks at the start, not at the
-    end of a long run).
+    A batch of `close_tokens` tokens (by default the budget) takes no sequence with which attention would be padded to
+    more than `MOST_PADDING` times the tokens. Returns indices into `lengths`, each exactly once, the longest first (so
+    that memory peaks at the start, not at the end of a long run).
     """
     if token_budget < 1 or max_sequences < 1:
         raise ValueError(f"token_budget and max_sequences must be positive, got {token_budget} and {max_sequences}")
     square = min(square_budget or token_budget, token_budget) ** 2
+    close_tokens = token_budget if close_tokens is None else close_tokens
     batches: list[list[int]] = []
     tokens = room = longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         cost = longest if padded else lengths[index]
-        if not batches or tokens + cost > token_budget or len(batches[-1]) >= room:
+        members = len(batches[-1]) if batches else 0
+        full = tokens + cost > token_budget or members >= room
+        uneven = tokens >= close_tokens and (members + 1) * longest > MOST_PADDING * (tokens + cost)
+        if not batches or full or uneven:
             batches.append([])
             tokens, longest = 0, lengths[index]
             cost = longest

@@ -24,6 +24,8 @@ GPU_TOKENS = 16_384
 # Micro-batches of this size stay in the cache and pad little; 2 threads gain nothing from more (docs/findings.md).
 TOKENS_PER_THREAD = 256
 LEAST_TOKENS = 512
+# A micro-batch with this part of its budget is not filled up with texts that are much shorter.
+CLOSE_SHARE = 4
 
 
 def cpu_token_budget(threads: int) -> int:
@@ -84,6 +86,7 @@ class BatchPlanner:
             max_sequences=WINDOW,
             padded=self.padded,
             square_budget=self.engine_tokens,
+            close_tokens=self.token_budget // CLOSE_SHARE,
         )
 
     def takes(self, lengths: Sequence[int]) -> bool:

@@ -120,6 +120,14 @@ def test_planning_counts_the_padding() -> None:
     assert plan_batches([100, *[1] * 9], token_budget=200, max_sequences=99) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
 
 
+def test_a_batch_that_is_large_enough_takes_no_text_that_is_much_shorter() -> None:
+    lengths = [40, 38, 36, 12, 12, 12, 11, 3]
+    alone = plan_batches(lengths, token_budget=512, max_sequences=99, close_tokens=100)
+    assert alone == [[0, 1, 2, 3, 4], [5, 6, 7]]  # 5 x 40 positions are 1.45 times 138 tokens, 6 x 40 1.6 times 150
+    assert plan_batches(lengths, token_budget=512, max_sequences=99, close_tokens=200) == [list(range(8))]
+    assert plan_batches(lengths, token_budget=512, max_sequences=99) == [list(range(8))]
+
+
 @pytest.mark.parametrize(("budget", "most"), [(0, 1), (-1, 1), (1, 0)])
 def test_plan_batches_refuses_nothing_as_budget(budget: int, most: int) -> None:
     with pytest.raises(ValueError, match="must be positive"):

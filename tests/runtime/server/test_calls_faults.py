@@ -1,4 +1,4 @@
-"""Injected faults, row by row of docs/http.md, "What happens when": what clients get, what health says, and the way back."""
+"""Injected faults, as docs/http.md has them in "What happens when": what clients get, what health says, how it ends."""
 
 from __future__ import annotations
 
@@ -122,6 +122,18 @@ def test_an_engine_that_hangs_is_408_at_the_deadline_503_after_the_bound_and_bac
         finish.set()
         assert patient.result().status_code == 200
     until(lambda: healthy(server), 5)
+    assert ask(server).status_code == 200
+
+
+def test_a_deadline_holds_for_a_text_that_waits_for_a_thread_too(server: Any) -> None:
+    encoder, finish = server.models.find(None).model._inference._encoder, threading.Event()
+    real = encoder.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(encoder), "encode", lambda self, *given: finish.wait(20) and real(*given))
+        started = time.monotonic()
+        late = ask(server, "a film " * 500, **{"x-request-timeout-ms": "300"})
+        assert late.status_code == 408 and time.monotonic() - started < 5
+        finish.set()
     assert ask(server).status_code == 200
 
 

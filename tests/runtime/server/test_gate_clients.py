@@ -6,7 +6,7 @@ import json
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from raw_client import PREDICT, connect, exchange, post, read_answer, until
+from raw_client import GARBAGE, PREDICT, broken, connect, exchange, post, read_answer, until
 
 Serve = Callable[..., Any]
 WORKS = {"inputs": "splendid"}
@@ -141,36 +141,6 @@ def read_all(client: socket.socket) -> bytes:
     return data
 
 
-GARBAGE = {
-    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00",
-    "no method": b"/predict HTTP/1.1\r\nhost: x\r\n\r\n",
-    "unknown method": b"FIRE /predict HTTP/1.1\r\nhost: x\r\n\r\n",
-    "no version": b"GET /health\r\n\r\n",
-    "version 9": b"GET /health HTTP/9.9\r\nhost: x\r\n\r\n",
-    "NUL in a header": b"GET /health HTTP/1.1\r\nhost: x\r\nx: a\0b\r\n\r\n",
-    "no colon": b"GET /health HTTP/1.1\r\nhost x\r\n\r\n",
-    "two lengths": b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-    "length and chunks": b"POST /predict HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "negative length": b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: -3\r\n\r\nabc",
-    "length in words": b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: \xb2\r\n\r\nabc",
-    "huge length": b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 400 + b"\r\n\r\nabc",
-    "bad chunk": b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n",
-    "chunk too long": b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabcde\r\n0\r\n\r\n",
-    "early end": post("/predict", b'{"inputs"', length=100),
-    "unknown coding": b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: zip\r\n\r\nabc",
-    "path beyond ASCII": b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
-    "path of percent signs": b"GET /%ff%00%zz HTTP/1.1\r\nhost: x\r\n\r\n",
-    "bad host": b"GET /nothing HTTP/1.1\r\nhost: [::\r\n\r\n",
-    "no host": b"GET /nothing HTTP/1.1\r\n\r\n",
-    "star": b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
-    "proxy": b"CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n",
-    "absolute": b"GET http://example.com/health HTTP/1.1\r\nhost: x\r\n\r\n",
-    "upgrade": b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-    "HTTP 2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "5,000 headers": b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 5000 + b"\r\n",
-    "garbage behind a request": PREDICT + b"\0\0\0\0",
-}
-
 # What is HTTP after all. 0: no answer, since nobody is there.
 OTHERS = {"early end": 0, "absolute": 200, "no version": 200, "upgrade": 200, "5,000 headers": 200} | dict.fromkeys(
     ("path of percent signs", "bad host", "no host", "star"), 404
@@ -192,19 +162,3 @@ def test_random_bytes_and_broken_requests_harm_nobody(serve: Serve) -> None:
         assert exchange(server.port, sent, end=True).status < 500, sent
     assert ask(server).status_code == 200
     until(lambda: server.serving.running == 0)
-
-
-def broken(draw: random.Random, count: int) -> Iterator[bytes]:
-    for _ in range(count):
-        sent = bytearray(draw.choice([PREDICT, *GARBAGE.values()])[:400])
-        for _ in range(draw.randrange(1, 6)):
-            place = draw.randrange(len(sent))
-            match draw.randrange(3):
-                case 0:
-                    sent[place] = draw.randrange(256)
-                case 1:
-                    del sent[place : place + draw.randrange(1, 20)]
-                    sent = sent or bytearray(b"x")
-                case _:
-                    sent[place:place] = sent[draw.randrange(len(sent)) :][: draw.randrange(1, 20)]
-        yield bytes(sent)

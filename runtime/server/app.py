@@ -13,9 +13,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nopad.model.packages import version_of
 from nopad.runtime.server.calls import Serving
+from nopad.runtime.server.compress import Compress
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
-from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, tei
+from nopad.runtime.server.routes import classify, health, hub, kserve, openai, pooling, rerank, sparse, tei, vertex
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
@@ -26,11 +27,13 @@ def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
     app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
     app.state.serving = serving
-    for routes in (health, tei, hub, openai, rerank, classify, kserve):
+    for routes in (health, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
+    if serving.settings.compress_from is not None:
+        app.add_middleware(Compress, least=serving.settings.compress_from)
     app.add_middleware(Gate, serving=serving)
     if serving.settings.cors_origins:
         app.add_middleware(

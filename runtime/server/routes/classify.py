@@ -7,16 +7,15 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from nopad.runtime.server.calls import Call, Texts, reply
+from nopad.runtime.server.calls import Calling, Texts, reply
 from nopad.runtime.server.models import Answered
 from nopad.runtime.server.routes import tei
 from nopad.runtime.server.routes.openai import usage
 
 router = APIRouter(tags=["classify"])
-Calling = Annotated[Call, Depends()]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter, Response
 
-from fastapi import APIRouter, Depends, Response
-
-from nopad.runtime.server.calls import Call
+from nopad.runtime.server.calls import Calling
 from nopad.runtime.server.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
@@ -22,14 +20,14 @@ async def live() -> Response:
 @router.get("/ping", include_in_schema=False)
 @router.get("/health")
 @router.get("/health/ready")
-async def ready(call: Annotated[Call, Depends()]) -> Response:
+async def ready(call: Calling) -> Response:
     """200 if requests are answered now, 503 while the server loads or drains, or its engine fails."""
     call.serving.require_healthy()
     return Response(status_code=200)
 
 
 @router.get("/metrics")
-async def metrics(call: Annotated[Call, Depends()]) -> Response:
+async def metrics(call: Calling) -> Response:
     """Counts and durations for Prometheus."""
     serving = call.serving
     return Response(serving.metrics.text(serving.models, serving.running), media_type=CONTENT_TYPE)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Body, Depends, Response
+from fastapi import APIRouter, Body, Response
 from pydantic import BaseModel
 
 from nopad.model.head import sigmoid, softmax
-from nopad.runtime.server.calls import Call, Texts, reply
+from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Served
 from nopad.runtime.server.routes import tei
@@ -61,7 +61,7 @@ class TaskInputs(BaseModel):
 
 @router.post("/")
 @router.post("/invocations", include_in_schema=False)
-async def main_task(body: Annotated[dict[str, Any], Body()], call: Annotated[Call, Depends()]) -> Response:
+async def main_task(body: Annotated[dict[str, Any], Body()], call: Calling) -> Response:
     """The (first) model's own task: with `parameters` as the hub's clients read it, without as TEI answers."""
     served = call.find(None)
     task, parameters = served.model.task, body.get("parameters")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from nopad.runtime.server.calls import Call, reply
+from nopad.runtime.server.calls import Calling, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
 from nopad.runtime.server.routes.tei import InputIds, embed_texts
 from nopad.runtime.server.vectors import base64_of, vectors_of
 
 router = APIRouter(tags=["OpenAI"])
-Calling = Annotated[Call, Depends()]
 
 
 class Embeddings(BaseModel):
@@ -33,7 +32,7 @@ async def embeddings(body: Embeddings, call: Calling) -> Response:
     served = call.find(body.model, "embeddings")
     answered = await call.answer(served, embed_texts(body.input, served))
     vectors = vectors_of(answered, normalize=True, dimensions=body.dimensions)
-    shown = map(base64_of, vectors) if body.encoding_format == "base64" else vectors.tolist()
+    shown = map(base64_of, vectors) if body.encoding_format == "base64" else vectors
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
     return reply({"object": "list", "data": data, "model": served.name, "usage": usage(answered)}, answered)
 

@@ -27,6 +27,7 @@ def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
     app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
     app.state.serving = serving
+    app.add_api_route("/api-doc/openapi.json", app.openapi, include_in_schema=False)  # TEI's place for it
     for routes in (health, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)

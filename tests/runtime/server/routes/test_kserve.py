@@ -186,13 +186,21 @@ def test_embeddings_and_entities(client: Any, serve: Serve) -> None:
     assert [(row["label"], row["start"]) for row in json.loads(found)] == wanted
 
 
-def test_the_asynchronous_client(serve: Serve) -> None:
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
+def test_the_asynchronous_client(serve: Serve, binary: bool, algorithm: str | None) -> None:
+    url = serve("default", compress_from=100).url.removeprefix("http://")
+    outputs = [triton_aio.InferRequestedOutput("scores", binary_data=binary)]
+
     async def ask() -> Any:
-        async with triton_aio.InferenceServerClient(serve("default").url.removeprefix("http://")) as client:
-            assert await client.is_server_ready()
+        async with triton_aio.InferenceServerClient(url) as client:
+            assert await client.is_server_ready() and await client.is_model_ready("default")
+            assert (await client.get_model_metadata("default"))["name"] == "default"
+            assert len((await client.get_inference_statistics())["model_stats"]) == 1
             given = triton_aio.InferInput("text", [3], "BYTES")
-            given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object))
-            return (await client.infer("default", [given])).as_numpy("scores")
+            given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object), binary)
+            options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+            return (await client.infer("default", [given], outputs=outputs, **options)).as_numpy("scores")
 
     assert np.allclose(asyncio.run(ask()), scores_of(serve, TEXTS), atol=1e-5)
 

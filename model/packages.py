@@ -57,16 +57,19 @@ PACKAGES: Mapping[str, Package] = {
     "uvicorn": Package(name="uvicorn", extras=("serve",), purpose="serve"),
     "uvloop": Package(name="uvloop", extras=("serve",)),
     "httptools": Package(name="httptools", extras=("serve",)),
+    "orjson": Package(name="orjson", extras=("serve",)),
     "prometheus_client": Package(name="prometheus-client", extras=("serve",)),
     "opentelemetry": Package(name="opentelemetry-sdk", extras=("otel",)),
     "opentelemetry.exporter": Package(name="opentelemetry-exporter-otlp-proto-http", extras=("otel",)),
+    "grpc": Package(name="grpcio", extras=("grpc",)),
+    "google.protobuf": Package(name="protobuf", extras=("grpc",)),
 }
 # What the commands need. What engines need is in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
-    "serve": Need(modules=("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client"), extra="serve"),
+    "serve": Need(modules=("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client"), extra="serve"),
 }
 # Competitors in `nopad bench`.
 COMPETITOR_NEEDS: Mapping[str, Need] = {

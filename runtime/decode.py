@@ -8,7 +8,7 @@ from nopad.model.head import Head
 from nopad.runtime.entities import entities, read_tags
 from nopad.runtime.errors import BundleError, TextError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
-from nopad.runtime.types import AnsweredBy, Embedding, FloatArray, MaskFill, Prediction, Tagging
+from nopad.runtime.types import AnsweredBy, Embedding, FloatArray, MaskFill, Prediction, Sparse, Tagging
 
 
 def _check_width(logits: FloatArray, head: Head) -> None:
@@ -85,4 +85,22 @@ def embedding(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> Embedding:
     """Answer of an embedding model."""
     return Embedding(
         vector=logits, tokens=tokens.tokens, tokens_used=tokens.used, engine=by.engine, precision=by.precision
+    )
+
+
+def splade(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> Sparse:
+    """A fill-mask model's logits, float32 [tokens_used, vocab_size], as a sparse embedding.
+
+    Of each entry of the vocabulary the greatest log(1 + max(0, logit)) of any token, special ones included: SPLADE v2
+    with max pooling (Formal et al., arXiv 2109.10086), as text-embeddings-inference and sentence-transformers have it.
+    """
+    weights = np.log1p(np.maximum(logits.max(axis=0), np.float32(0)))
+    indices = np.flatnonzero(weights)
+    return Sparse(
+        indices=indices,
+        values=weights[indices],
+        tokens=tokens.tokens,
+        tokens_used=tokens.used,
+        engine=by.engine,
+        precision=by.precision,
     )

@@ -313,12 +313,12 @@ class Model:
         return_logits: bool = False,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        decoder: Decoder[Any] | None = None,
         **options: Unpack[CallOptions],
-    ) -> Answered[Result]:
-        """`results` for coroutines: all answers at once, and the seconds that each step took."""
-        decoder: Decoder[Result] = self._inference.decoder(top_k, return_logits)
+    ) -> Answered[Any]:
+        """`results` for coroutines, with the seconds of each step. `decoder`: of the logits, instead of the task's."""
         asking = self._asking(options, prompt_name, prompt)
-        return await self._answering.answer(texts, decoder, asking)
+        return await self._answering.answer(texts, decoder or self._inference.decoder(top_k, return_logits), asking)
 
     def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Raw logits of each text: [num_labels], or [tokens_used, ...] for per-token tasks. For the parity gate.

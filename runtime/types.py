@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 # One text, or a pair (query, passage) for models trained on pairs.
 Text = str | tuple[str, str]
 Truncation = Literal["truncate", "error"]
@@ -89,6 +90,14 @@ class Embedding(Usage):
     """Answer of an embedding model: float32 [hidden_size]."""
 
     vector: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Usage):
+    """A text's weights over the vocabulary that are not zero."""
+
+    indices: IntArray  # int64 [n], ascending: token ids
+    values: FloatArray  # float32 [n]
 
 
 @dataclass(frozen=True, kw_only=True)

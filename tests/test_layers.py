@@ -136,7 +136,7 @@ def test_the_runtime_imports_nothing_heavy() -> None:
 
 
 def test_the_web_framework_is_imported_by_the_server_alone_and_the_server_by_its_command() -> None:
-    web = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
+    web = {"fastapi", "grpc", "prometheus_client", "pydantic", "starlette", "uvicorn"}
     for path in modules():
         where = path.relative_to(ROOT).as_posix()
         if where.startswith("runtime/server/"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--print-config", is_flag=True, help="Print the options in force as such a file, and do nothing else.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for every network of the machine.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Answer KServe's protocol over gRPC, too, on this port of the same address; 0 takes a free one.",
+)
+@click.option(
+    "--compress-from",
+    type=click.IntRange(min=1),
+    help="Compress answers of so many bytes, for clients that accept gzip or deflate. [default: none]",
+)
 @click.option("--uds", type=FILE, help="Listen on this Unix socket; on --host and --port too only if you give them.")
 @click.option(
     "--workers",
@@ -145,6 +156,7 @@ def serve(
     host: str,
     port: int,
     uds: Path | None,
+    grpc_port: int | None,
     engine: str,
     precision: str | None,
     token_budget: int | None,
@@ -167,7 +179,7 @@ def serve(
     SIGTERM or Ctrl-C ends it in order: new requests get 503, those that run are finished.
     The command line goes before the environment, that before --config.
     """
-    from nopad.runtime.server.listen import listening_on, url_of
+    from nopad.runtime.server.listen import address_of, listening_on, reserve, url_of
     from nopad.runtime.server.logs import logging_to_stderr
     from nopad.runtime.server.models import bundles_by_name
     from nopad.runtime.server.run import check, serve
@@ -178,6 +190,8 @@ def serve(
     if print_config:
         click.echo(as_toml(context, named))
         return
+    if grpc_port is not None:
+        import nopad.runtime.server.grpc.service  # noqa: F401  (whether its packages are there, before anything begins)
     job = Job(
         settings=Settings(**settings),
         bundles=named,
@@ -194,15 +208,22 @@ def serve(
     check(job.settings)
     given = {name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     console = messages(quiet)
-    with listening_on((host, port) if given or uds is None else None, uds) as sockets:
+    with ExitStack() as stack:
+        sockets = stack.enter_context(listening_on((host, port) if given or uds is None else None, uds))
+        grpc = None
+        if grpc_port is not None:
+            grpc = address_of(stack.enter_context(reserve(host, grpc_port)))
+            job = replace(job, settings=replace(job.settings, grpc_address=grpc))
         urls = [url_of(each, job.settings.tls_cert is not None) for each in sockets]
 
         def ready(tasks: Mapping[str, str]) -> None:
             what = ", ".join(f"{name} ({task})" for name, task in tasks.items())
             with suppress(OSError):  # a full disk behind stdout or stderr is no reason not to serve
                 if as_json:
-                    emit({"url": urls[0], "models": dict(tasks)})
+                    emit({"url": urls[0], "grpc": grpc, "models": dict(tasks)})
                 console.print(f"{' and '.join(urls)} serve{'s' * (len(urls) == 1)} {what}")
+                if grpc:
+                    console.print(f"{grpc} answers gRPC")
 
         if job.settings.workers > 1:
             with logging_to_stderr(job.settings.log_format, job.settings.log_level):

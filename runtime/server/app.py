@@ -13,9 +13,22 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nopad.model.packages import version_of
 from nopad.runtime.server.calls import Serving
+from nopad.runtime.server.compress import Compress
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
-from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, state, tei
+from nopad.runtime.server.routes import (
+    classify,
+    health,
+    hub,
+    kserve,
+    openai,
+    pooling,
+    rerank,
+    sparse,
+    state,
+    tei,
+    vertex,
+)
 from nopad.runtime.server.watch import Watch
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
@@ -35,12 +48,16 @@ def create_app(serving: Serving) -> FastAPI:
         telemetry=NO_TELEMETRY,
     )
     app.state.serving = serving
-    routers = [each.router for each in (health, state, tei, hub, openai, rerank, classify, kserve)]
+    app.add_api_route("/api-doc/openapi.json", app.openapi, include_in_schema=False)  # TEI's place for it
+    modules = (health, state, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve)
+    routers = [each.router for each in modules]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
+    if serving.settings.compress_from is not None:
+        app.add_middleware(Compress, least=serving.settings.compress_from)
     app.add_middleware(Gate, serving=serving)
     app.add_middleware(Watch, serving=serving, routes=[route for router in routers for route in router.routes])
     if serving.settings.cors_origins:

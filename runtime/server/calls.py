@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import orjson
 from fastapi import Depends, Request, Response
 
 from nopad.model.head import Task
+from nopad.runtime.inference import Decoder
 from nopad.runtime.scheduler.queue import Limits
+from nopad.runtime.scheduler.request import PRIORITIES, Priority
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.forwards import Forwards
 from nopad.runtime.server.metrics import Metrics
@@ -22,6 +25,7 @@ from nopad.runtime.server.tracing import open_tracing
 from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
+PRIORITY_HEADER = "x-nopad-priority"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 LONGEST_SECONDS = 1e9  # what timers of event loops can count
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
@@ -103,11 +107,14 @@ class Call:
         logits: bool = False,
         top_k: int | None = None,
         timeout: float | None = None,
+        priority: Priority | None = None,
         beside: int = 0,
+        decoder: Decoder[Any] | None = None,
     ) -> Answered:
         """The answers to all texts, or a `Fault`.
 
-        `timeout`: in seconds, where the protocol has a field for it. `beside`: texts that do not count as the batch.
+        `timeout` (seconds), `priority`: where the protocol has a field for them. `beside`: texts that do not count as
+        the batch. `decoder`: as `models.answer` takes it.
         """
         self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
@@ -121,6 +128,8 @@ class Call:
             logits=logits,
             top_k=top_k,
             timeout=self._left(timeout or self._timeout()),
+            priority=priority or self._priority(),
+            decoder=decoder,
         )
         self.request.state.answered = answered
         return answered
@@ -147,6 +156,20 @@ class Call:
             raise Fault("validation", f"{TIMEOUT_HEADER} must be a positive whole number of milliseconds")
         return int(given) / 1000
 
+    def _priority(self) -> Priority:
+        given = self.request.headers.get(PRIORITY_HEADER, PRIORITIES[0])
+        for priority in PRIORITIES:
+            if given == priority:
+                return priority
+        raise Fault("validation", f"{PRIORITY_HEADER} is {' or '.join(PRIORITIES)}")
+
+
+def priority_of(rank: int | None, highest: int) -> Priority | None:
+    """A number by which clients say who goes first, `highest` before larger ones; None and 0 say nothing of it."""
+    if not rank:
+        return None
+    return "interactive" if rank <= highest else "batch"
+
 
 async def _call(request: Request) -> Call:
     # FastAPI makes what is no coroutine in a thread, of which a busy server has none to spare.
@@ -157,13 +180,25 @@ Calling = Annotated[Call, Depends(_call)]
 
 
 def to_json(body: Any) -> bytes:
-    """JSON as bytes. NaN and infinity, which JSON cannot say, are the engine's fault."""
+    """JSON as bytes; arrays of float32 have as few digits as tell them apart.
+
+    NaN and infinity, which JSON cannot say, are the engine's fault.
+    """
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-            "utf-8", "backslashreplace"
-        )
+        text = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" not in text:
+            return text
+    except orjson.JSONEncodeError:  # half a surrogate pair, of a client's text
+        pass
+    try:  # orjson writes NaN as null
+        plain = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_listed)
     except ValueError:
         raise Fault("engine", "Backend error: score is NaN or infinite") from None
+    return plain.encode("utf-8", "backslashreplace")
+
+
+def _listed(array: Any) -> Any:
+    return array.tolist()
 
 
 def reply(body: Any, answered: Answered | None = None) -> Response:

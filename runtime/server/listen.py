@@ -15,14 +15,29 @@ BACKLOG = 2048  # connections that the kernel keeps until a process takes them
 MODE = 0o660  # of a Unix socket: its owner and group may connect
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one. Raises `UsageError`."""
+def bind(host: str, port: int, option: str = "--host or --port") -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises `UsageError`, which tells to choose another `option`."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from None
+        raise UsageError(f"cannot listen on {host} port {port}: {reason}; choose another {option}") from None
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds a port for the gRPC servers of this process and its workers; 0: any free one.
+
+    It does not listen: they do, and share the port. Raises `UsageError`.
+    """
+    with bind(host, port, "--host or --grpc-port") as probe:  # which fails where anybody listens
+        address = probe.getsockname()
+        family = probe.family
+    holding = socket.socket(family)
+    if hasattr(socket, "SO_REUSEPORT"):
+        holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holding.bind(address)
+    return holding
 
 
 def bind_unix(path: Path) -> socket.socket:
@@ -61,8 +76,13 @@ def url_of(listening: socket.socket, tls: bool) -> str:
     """How a user writes the socket's address."""
     if listening.family == getattr(socket, "AF_UNIX", None):
         return f"unix:{listening.getsockname()}"
-    host, port = listening.getsockname()[:2]
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if tls else 'http'}://{address_of(listening)}"
+
+
+def address_of(bound: socket.socket) -> str:
+    """HOST:PORT of a socket."""
+    host, port = bound.getsockname()[:2]
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _clear(path: Path) -> None:

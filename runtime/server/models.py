@@ -16,11 +16,14 @@ from typing import Any
 from nopad.model.head import Task
 from nopad.runtime.batching import characters
 from nopad.runtime.errors import UsageError
+from nopad.runtime.inference import Decoder
 from nopad.runtime.model import Model
 from nopad.runtime.predictor import load
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.scheduler.events import Event
+from nopad.runtime.scheduler.request import Priority
 from nopad.runtime.server.errors import Fault, fault_of
+from nopad.runtime.server.statistics import Statistics
 from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
 from nopad.runtime.types import Failure, Text
 
@@ -43,6 +46,7 @@ class Served:
     name: str
     model: Model
     encoder: TextEncoder  # for whole texts: /tokenize and /decode cut nothing
+    statistics: Statistics = field(default_factory=Statistics)
     created: int = field(default_factory=lambda: int(time.time()))  # when it was loaded, in seconds of Unix time
 
     @property
@@ -127,8 +131,9 @@ class Models:
         opened: dict[str, Served] = {}
         try:
             for name, path in bundles.items():
-                model = load(path, observer=partial(observer, name) if observer else None, **options)
-                opened[name] = _served(name, model)
+                statistics = Statistics()
+                told = statistics.observing(partial(observer, name) if observer else None)
+                opened[name] = _served(name, load(path, observer=told, **options), statistics)
         except BaseException:
             for served in opened.values():
                 served.model.close()
@@ -159,9 +164,9 @@ class Models:
         raise Fault("task", WRONG_TASK[tasks[0]])
 
 
-def _served(name: str, model: Model) -> Served:
+def _served(name: str, model: Model, statistics: Statistics) -> Served:
     whole = dataclasses.replace(model.bundle, manifest=dataclasses.replace(model.manifest, max_length=WHOLE))
-    return Served(name=name, model=model, encoder=open_bundle_encoder(whole))
+    return Served(name=name, model=model, encoder=open_bundle_encoder(whole), statistics=statistics)
 
 
 def bundles_by_name(paths: Sequence[str]) -> dict[str, Path | None]:
@@ -188,26 +193,40 @@ async def answer(
     logits: bool = False,
     top_k: int | None = None,
     timeout: float | None = None,
+    priority: Priority = "interactive",
+    decoder: Decoder[Any] | None = None,
 ) -> Answered:
-    """Every text's answer, in order, or a `Fault`: a request is answered whole or not at all.
+    """Every text's answer, in order, or a `Fault`: a request is answered whole or not at all. The model counts it.
 
     `batch`: faults name the text that is to blame. `logits`: the answers of a classifier or reranker carry them.
     `top_k`: of a fill-mask model, candidates for each mask. `timeout`: seconds until the fault `deadline`.
+    `decoder`: what makes an answer of a text's logits, where that is not the task's.
     """
     for index, text in enumerate(texts):
         if "" in (text if isinstance(text, tuple) else (text,)):
             raise Fault("empty", "Input validation error: `inputs` cannot be empty", index=index if batch else None)
     started = time.monotonic()
-    got = await served.model.aresults(
-        texts, top_k=top_k, return_logits=logits, prompt_name=reading.prompt_name, timeout=timeout
-    )
-    seconds = time.monotonic() - started
-    for index, one in enumerate(got.answers):
-        place = index if batch else None
-        if isinstance(one, Failure):
-            raise fault_of(one.error, place)
-        if one.truncated:
-            _check_cut(served, one.tokens, reading, place)
+    try:
+        got = await served.model.aresults(
+            texts,
+            top_k=top_k,
+            return_logits=logits,
+            prompt_name=reading.prompt_name,
+            timeout=timeout,
+            priority=priority,
+            decoder=decoder,
+        )
+        seconds = time.monotonic() - started
+        for index, one in enumerate(got.answers):
+            place = index if batch else None
+            if isinstance(one, Failure):
+                raise fault_of(one.error, place)
+            if one.truncated:
+                _check_cut(served, one.tokens, reading, place)
+    except Exception:
+        served.statistics.failed(time.monotonic() - started)
+        raise
+    served.statistics.answered(len(texts), seconds, tokenizing=got.tokenizing, queued=got.queued, running=got.running)
     return Answered(
         served=served,
         answers=got.answers,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,6 +26,7 @@ from nopad.runtime.server.observed import observed
 from nopad.runtime.server.settings import Job, Settings
 from nopad.runtime.server.tls import Tls
 
+GRPC_STOP_SECONDS = 1.0  # for calls that a drain did not wait for
 KEEP_ALIVE_SECONDS = 65  # longer than the usual 60 of load balancers, which else find connections closed under them
 RETIRE_SECONDS = 2.0  # that a retired process leaves idle connections open: a client may just be asking on one
 TAKEN, TAKEN_SHARED = 16, 2  # connections that are taken at one turn of the loop, alone and beside other processes
@@ -62,6 +63,9 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._acceptor: Acceptor | None = None
+        self._grpc: Any = None
+        self._grpc_ends: asyncio.Future[None] | None = None
+        self.grpc_port: int | None = None  # once it is served
         self._retiring = False
         self._ends: float | None = None  # when a drain is over at the latest
         self._ticked = self._answered = time.monotonic()
@@ -90,6 +94,8 @@ class Server(uvicorn.Server):
         if not self._retiring:
             self._retiring = True
             self.hold()
+            if self._grpc is not None:
+                self._grpc_ends = asyncio.ensure_future(self._grpc.stop(self._serving.settings.drain_seconds))
             self._answered = time.monotonic()
             self._ends = self._answered + self._serving.settings.drain_seconds
 
@@ -133,15 +139,33 @@ class Server(uvicorn.Server):
             self._loop.add_signal_handler(signal.SIGHUP, lambda: None)
         if not self._supervised:
             self.accept()
+            await self._start_grpc()
         self.started = True
-        self._loading = asyncio.create_task(asyncio.to_thread(self._load))
+        self._loading = asyncio.create_task(self._load_models())
         self._loading.add_done_callback(lambda task: None if task.cancelled() or task.exception() else self.accept())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the sockets and what is left of connections."""
         self._retiring = True
         self.hold()
+        if self._grpc is not None:
+            await self._grpc.stop(GRPC_STOP_SECONDS)
         await super().shutdown(sockets)
+
+    async def _load_models(self) -> None:
+        await asyncio.to_thread(self._load)
+        if self._supervised:
+            await self._start_grpc()
+
+    async def _start_grpc(self) -> None:
+        settings = self._serving.settings
+        if settings.grpc_address is None or self._retiring:
+            return
+        from nopad.runtime.server.grpc.service import start
+
+        app: Any = self.config.app
+        files = (settings.tls_cert, settings.tls_key) if settings.tls_cert is not None else None
+        self._grpc, self.grpc_port = await start(app, settings.grpc_address, most_bytes=settings.max_body, tls=files)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second."""

@@ -33,6 +33,8 @@ class Settings:
     tls_cert: Path | None = None  # PEM; a chain begins with the server's own
     tls_key: Path | None = None  # None: it is in tls_cert
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
+    grpc_address: str | None = None  # HOST:PORT of KServe's protocol over gRPC; port 0: any free one; None: no gRPC
+    compress_from: int | None = None  # answers of so many bytes are compressed for clients that accept it; None: none
     workers: int = 1  # processes that answer
     metrics_names: MetricsNames = "both"  # under which names /metrics answers
     metrics_port: int | None = None  # where /metrics answers, too

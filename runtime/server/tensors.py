@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from nopad.runtime.server.calls import to_json
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.types import FloatArray
 
+HEADER_LENGTH = "inference-header-content-length"  # of the JSON, where tensors follow it
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 SIZE_KEY = "binary_data_size"
 NUMBER = re.compile("[0-9]{1,12}")
@@ -123,7 +124,7 @@ def write_response(head: dict[str, Any], outputs: Sequence[Output], request: Inf
             output = _classified(output, classes, head["labels"])
         row: dict[str, Any] = {"name": output.name, "shape": list(output.shape), "datatype": output.datatype}
         if want.parameters.get("binary_data", request.parameters.get("binary_data_output", False)):
-            parts.append(_packed(output.values))
+            parts.append(_raw(output.values))
             row["parameters"] = {SIZE_KEY: len(parts[-1])}
         else:
             values = output.values
@@ -146,10 +147,15 @@ def _classified(output: Output, classes: Any, labels: Sequence[str]) -> Output:
     return Output(output.name, [output.values.shape[0], count], strings)
 
 
-def _packed(values: FloatArray | Sequence[str]) -> bytes:
+def packed(elements: Iterable[bytes]) -> bytes:
+    """The elements of a BYTES tensor, each after its length."""
+    return b"".join(LENGTH.pack(len(element)) + element for element in elements)
+
+
+def _raw(values: FloatArray | Sequence[str]) -> bytes:
     if isinstance(values, np.ndarray):
         return values.astype("<f4").tobytes()
-    return b"".join(LENGTH.pack(len(element)) + element for element in (value.encode() for value in values))
+    return packed(value.encode() for value in values)
 
 
 def _elements(name: str, raw: bytes) -> Iterator[bytes]:

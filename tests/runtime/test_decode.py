@@ -144,3 +144,19 @@ def test_entities_follow_iob2() -> None:
         ("LOC", "New York"),
     ]
     assert answer.labels == tuple(said) and answer.tokens_text[0] == "Ada"
+
+
+def test_splade_keeps_the_greatest_weight_of_each_entry_and_no_zero() -> None:
+    tokens = Tokens(
+        text="a",
+        input_ids=[1, 5, 2],
+        token_type_ids=[0] * 3,
+        tokens=4,
+        offsets=[(0, 0), (0, 1), (0, 0)],
+        special=[1, 0, 1],
+        pieces=["", "a", ""],
+    )
+    logits = np.array([[-1, 0, 2, 1e-4], [-2, 0, 1, -1], [-1, 0, 3, -1]], dtype=np.float32)
+    answer = decode.splade(logits, tokens, FAKE)
+    assert answer.indices.tolist() == [2, 3] and answer.truncated
+    assert answer.values == pytest.approx([np.log(4), np.log1p(1e-4)], rel=1e-6)

@@ -29,9 +29,12 @@ class Classify(tei.Cut):
 
 
 class Labels(BaseModel):
-    """vLLM's and Infinity's request. With `raw_scores` it is Infinity's, and answered as Infinity does."""
+    """vLLM's and Infinity's request. With `raw_scores` it is Infinity's, and answered as Infinity does.
 
-    input: str | list[str]
+    Texts, or token ids of texts, which are decoded first.
+    """
+
+    input: str | tei.InputIds | list[str | tei.InputIds]
     model: str | None = None
     raw_scores: bool | None = None
     use_activation: bool | None = None
@@ -62,7 +65,7 @@ async def of_others(body: Labels, call: Calling) -> Response:
     """VLLM's answer; Infinity's, where `raw_scores` is given."""
     served = call.find(body.model, "text-classification", "rerank")
     raw = body.raw_scores or body.use_activation is False
-    answered = await call.answer(served, _texts(body.input), logits=True)
+    answered = await call.answer(served, tei.embed_texts(body.input, served), logits=True)
     scores = [tei.label_scores(answer, served, raw=raw) for answer in answered.answers]
     if body.raw_scores is not None:
         return reply(_envelope("classify", scores, answered), answered)

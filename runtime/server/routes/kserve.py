@@ -9,26 +9,28 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from nopad.model.packages import version_of
-from nopad.runtime.server.calls import Call, Calling, Texts, headers_of, reply
+from nopad.runtime.scheduler.request import Priority
+from nopad.runtime.server.calls import Call, Calling, Texts, headers_of, priority_of, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
-from nopad.runtime.server.tensors import Infer, Output, read_request, write_response
+from nopad.runtime.server.tensors import HEADER_LENGTH, Infer, Output, read_request, write_response
 from nopad.runtime.server.vectors import vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
 VERSION = "1"  # a model has no other
-INPUTS = [
+DATA_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}  # Triton's names in a configuration
+INPUTS: list[dict[str, Any]] = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
     {"name": "text_pair", "datatype": "BYTES", "shape": [-1]},
 ]
-HEADER_LENGTH = "inference-header-content-length"
 INFER_BODY = {"requestBody": {"content": {"application/json": {"schema": Infer.model_json_schema()}}}}
 
 
 @router.get("")
 async def server() -> Response:
     """What this server is."""
-    extensions = ["binary_tensor_data", "classification", "model_repository(index)"]
+    extensions = ["binary_tensor_data", "classification", "model_configuration", "model_repository(index)"]
+    extensions += ["schedule_policy", "statistics"]
     return reply({"name": "nopad", "version": version_of("nopad"), "extensions": extensions})
 
 
@@ -54,6 +56,39 @@ async def model_ready(name: str, call: Calling, version: str = VERSION) -> Respo
     return reply({"name": _find(call, name, version).name, "ready": True})
 
 
+@router.get("/models/stats")
+async def all_statistics(call: Calling) -> Response:
+    """What every model has answered so far."""
+    call.serving.require_ready()
+    return reply({"model_stats": [served.statistics.row(served.name, VERSION) for served in call.serving.models]})
+
+
+@router.get("/models/{name}/stats")
+@router.get("/models/{name}/versions/{version}/stats", include_in_schema=False)
+async def statistics(name: str, call: Calling, version: str = VERSION) -> Response:
+    """What the model has answered so far: requests, texts, micro-batches, and nanoseconds of each step."""
+    served = _find(call, name, version)
+    return reply({"model_stats": [served.statistics.row(served.name, VERSION)]})
+
+
+@router.get("/models/{name}/config")
+@router.get("/models/{name}/versions/{version}/config", include_in_schema=False)
+async def config(name: str, call: Calling, version: str = VERSION) -> Response:
+    """The model's configuration in Triton's form. Texts of a request are the first dimension of its tensors."""
+    served = _find(call, name, version)
+    engine = served.model.status().engine
+    return reply(
+        {
+            "name": served.name,
+            "platform": f"nopad_{engine}",
+            "backend": "nopad",
+            "max_batch_size": 0,  # no other dimension of a batch than that of the tensors
+            "input": [{**_configured(tensor), "optional": tensor["name"] != "text"} for tensor in _inputs(served)],
+            "output": [_configured(tensor) for tensor in _described(served)],
+        }
+    )
+
+
 @router.get("/models/{name}")
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
 async def metadata(name: str, call: Calling, version: str = VERSION) -> Response:
@@ -64,7 +99,7 @@ async def metadata(name: str, call: Calling, version: str = VERSION) -> Response
             "name": served.name,
             "versions": [VERSION],
             "platform": f"nopad_{served.model.status().engine}",
-            "inputs": INPUTS if served.model.task in ("text-classification", "rerank") else INPUTS[:1],
+            "inputs": _inputs(served),
             "outputs": _described(served),
         }
     )
@@ -82,7 +117,9 @@ async def infer(name: str, call: Calling, request: Request, version: str = VERSI
     """Answer the texts of `text`, paired with those of `text_pair` if there are any."""
     served = _find(call, name, version)
     asked, strings = read_request(await request.body(), request.headers.get(HEADER_LENGTH))
-    answered = await call.answer(served, _texts(strings, served), timeout=_timeout(asked))
+    answered = await call.answer(
+        served, _texts(strings, served), timeout=min(_microseconds(asked), 10**15) / 1e6, priority=_priority(asked)
+    )
     head: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
     if asked.id is not None:
         head["id"] = asked.id
@@ -109,7 +146,7 @@ def _find(call: Call, name: str, version: str) -> Served:
 
 
 def _texts(strings: dict[str, list[str]], served: Served) -> Texts:
-    known = {"text", "text_pair"} if served.model.task in ("text-classification", "rerank") else {"text"}
+    known = {tensor["name"] for tensor in _inputs(served)}
     for name in strings:
         if name not in known:
             raise Fault("validation", f"unexpected inference input '{name}' for model '{served.name}'")
@@ -123,13 +160,20 @@ def _texts(strings: dict[str, list[str]], served: Served) -> Texts:
     return Texts(list(zip(first, second, strict=True)), True)
 
 
-def _timeout(asked: Infer) -> float | None:
-    given = asked.parameters.get("timeout")
-    if given is None:
-        return None
-    if not isinstance(given, int) or given < 1:
-        raise Fault("validation", "the parameter timeout is a positive whole number of microseconds")
-    return min(given, 10**15) / 1e6
+def _microseconds(asked: Infer) -> int:
+    return _whole(asked, "timeout", "a whole number of microseconds")
+
+
+def _priority(asked: Infer) -> Priority | None:
+    """Triton's: 1 goes first, larger numbers later; 0 is the model's default."""
+    return priority_of(_whole(asked, "priority", "a whole number, 1 for the first"), highest=1)
+
+
+def _whole(asked: Infer, name: str, what: str) -> int:
+    given = asked.parameters.get(name, 0)
+    if type(given) is not int or given < 0:
+        raise Fault("validation", f"the parameter {name} is {what}")
+    return given
 
 
 def _outputs(served: Served, answered: Answered) -> list[Output]:
@@ -170,3 +214,11 @@ def _described(served: Served) -> list[dict[str, Any]]:
         {"name": "label", "datatype": "BYTES", "shape": [-1]},
     ]
     return outputs.get(served.model.task, scores)
+
+
+def _inputs(served: Served) -> list[dict[str, Any]]:
+    return INPUTS if served.model.task in ("text-classification", "rerank") else INPUTS[:1]
+
+
+def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
+    return {"name": tensor["name"], "data_type": DATA_TYPES[tensor["datatype"]], "dims": tensor["shape"]}

@@ -32,7 +32,7 @@ async def embeddings(body: Embeddings, call: Calling) -> Response:
     served = call.find(body.model, "embeddings")
     answered = await call.answer(served, embed_texts(body.input, served))
     vectors = vectors_of(answered, normalize=True, dimensions=body.dimensions)
-    shown = map(base64_of, vectors) if body.encoding_format == "base64" else vectors.tolist()
+    shown = map(base64_of, vectors) if body.encoding_format == "base64" else vectors
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
     return reply({"object": "list", "data": data, "model": served.name, "usage": usage(answered)}, answered)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, Discriminator, Field, Tag
 
-from nopad.runtime.server.calls import Calling, Texts, reply
+from nopad.runtime.server.calls import Calling, Texts, priority_of, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Reading
 from nopad.runtime.server.routes import tei
@@ -34,6 +34,7 @@ class Documents(BaseModel):
     return_documents: bool | None = None
     raw_scores: bool = False
     use_activation: bool | None = None  # vLLM's: false gives logits, as raw_scores does
+    priority: int | None = None  # Cohere's and vLLM's: 0, the default, goes before larger numbers
 
 
 class Score(BaseModel):
@@ -68,7 +69,9 @@ async def documents(body: Documents, call: Calling) -> Response:
     """Documents by relevance to the query, the best first."""
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     raw = body.raw_scores or body.use_activation is False
-    answered, order, scores = await tei.ranked(call, body.model, body.query, texts, Reading(), raw=raw)
+    answered, order, scores = await tei.ranked(
+        call, body.model, body.query, texts, Reading(), raw=raw, priority=priority_of(body.priority, highest=0)
+    )
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": scores[index]} for index in order[: body.top_n or None]
     ]
@@ -90,6 +93,7 @@ async def documents(body: Documents, call: Calling) -> Response:
 
 
 @router.post("/score")
+@router.post("/v1/score")
 async def score(body: Score, call: Calling) -> Response:
     """VLLM's scores of pairs, in their order."""
     first = [body.first] if isinstance(body.first, str) else body.first

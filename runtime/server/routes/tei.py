@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from nopad.model.packages import version_of
 from nopad.runtime.errors import TextError
+from nopad.runtime.scheduler.request import Priority
 from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.models import Answered, Reading, Served
@@ -121,7 +122,7 @@ async def embed(body: Embed, call: Calling) -> Response:
     """Embeddings, a list of one for a single text, too."""
     served = call.find(None, "embeddings")
     answered = await call.answer(served, embed_texts(body.inputs, served), body.reading(body.prompt_name))
-    return reply(vectors_of(answered, normalize=body.normalize, dimensions=body.dimensions).tolist(), answered)
+    return reply(vectors_of(answered, normalize=body.normalize, dimensions=body.dimensions), answered)
 
 
 @router.post("/similarity")
@@ -249,14 +250,22 @@ def label_scores(answer: Prediction, served: Served, *, raw: bool) -> list[dict[
 
 
 async def ranked(
-    call: Call, name: str | None, query: str, texts: Sequence[str], reading: Reading, *, raw: bool = False
+    call: Call,
+    name: str | None,
+    query: str,
+    texts: Sequence[str],
+    reading: Reading,
+    *,
+    raw: bool = False,
+    priority: Priority | None = None,
 ) -> tuple[Answered, list[int], list[float]]:
     """The answers of a reranker, the order of the texts from the best, and each text's score."""
     call.check_size(len(texts))
     served = call.find(name, "rerank")
     if not query:
         raise Fault("empty", "Input validation error: `query` cannot be empty", field="query")
-    answered = await call.answer(served, Texts([(query, text) for text in texts], True), reading, logits=True)
+    pairs = Texts([(query, text) for text in texts], True)
+    answered = await call.answer(served, pairs, reading, logits=True, priority=priority)
     logits = [float(answer.logits[0]) for answer in answered.answers]
     # By logit, which still orders scores that a sigmoid rounds to 1.0.
     order = sorted(range(len(texts)), key=lambda index: -logits[index])

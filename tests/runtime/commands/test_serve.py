@@ -77,6 +77,31 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert done.stderr == "nopad: this needs the package fastapi: pip install 'nopad[serve]'\n"
 
 
+def test_without_grpc_its_extra_is_named_before_anything_is_loaded() -> None:
+    program = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "from nopad.runtime.cli import run; sys.exit(run(['serve', '--port', '0', '--grpc-port', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "nopad: this needs the package grpc: pip install 'nopad[grpc]'\n"
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_it_says_where_it_answers_grpc(workers: int) -> None:
+    grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
+    command = [*COMMAND, "--grpc-port", "0", "--compress-from", "1000", "--workers", str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = json.loads(process.stdout.readline())
+        with grpc.insecure_channel(said["grpc"]) as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"", timeout=60) == b"\x08\x01"  # field 1 is true
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert f"{said['grpc']} answers gRPC" in process.stderr.read()
+
+
 def serve_command() -> click.Command:
     command = cli.get_command(click.Context(cli), "serve")
     assert command is not None

@@ -90,14 +90,78 @@ def test_pairs_mixed_tensors_and_columns(client: Any, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compressed_requests(client: Any, serve: Serve, algorithm: str) -> None:
-    answer = client("default").infer(
-        "default",
-        [tensor(TEXTS)],
-        request_compression_algorithm=algorithm,
-        response_compression_algorithm=algorithm,
-    )
+@pytest.mark.parametrize("compress_from", [None, 100])
+@pytest.mark.parametrize("binary", [True, False])
+def test_compressed_requests_and_answers(serve: Serve, algorithm: str, compress_from: int | None, binary: bool) -> None:
+    server = serve("default", compress_from=compress_from)
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("label", "scores")]
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        answer = client.infer(
+            "default",
+            [tensor(TEXTS)],
+            outputs=outputs,
+            request_compression_algorithm=algorithm,
+            response_compression_algorithm=algorithm,
+        )
     assert np.allclose(answer.as_numpy("scores"), scores_of(serve, TEXTS), atol=1e-5)
+    assert answer.as_numpy("label").shape == (3,)
+
+
+def test_configuration_and_statistics(client: Any, serve: Serve) -> None:
+    default = client("default")
+    config = default.get_model_config("default")
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("default", "nopad", 0)
+    assert config["input"][0] == {"name": "text", "data_type": "TYPE_STRING", "dims": [-1], "optional": False}
+    assert config["output"][0] == {"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, 2]}
+
+    def counts() -> tuple[int, int, int, int]:
+        (row,) = default.get_inference_statistics("default", "1")["model_stats"]
+        stats = row["inference_stats"]
+        steps = sum(stats[step]["ns"] for step in ("queue", "compute_input", "compute_infer", "compute_output"))
+        assert steps == pytest.approx(stats["success"]["ns"], rel=1e-6)
+        assert sum(each["compute_infer"]["count"] for each in row["batch_stats"]) == row["execution_count"]
+        return row["inference_count"], row["execution_count"], stats["success"]["count"], stats["fail"]["count"]
+
+    before = counts()
+    default.infer("default", [tensor(TEXTS)])
+    with pytest.raises(InferenceServerException):
+        default.infer("default", [tensor([" "])])
+    assert counts() == (before[0] + 3, before[1] + 1, before[2] + 1, before[3] + 1)
+    assert [row["name"] for row in default.get_inference_statistics()["model_stats"]] == ["default"]
+    for ask in (default.get_model_config, default.get_inference_statistics):
+        with pytest.raises(InferenceServerException, match="unknown model"):
+            ask("other")
+
+
+@pytest.mark.parametrize(
+    ("options", "header", "priority"),
+    [
+        ({}, None, "interactive"),
+        ({"priority": 0}, "batch", "batch"),
+        ({"priority": 1}, "batch", "interactive"),
+        ({"priority": 2}, None, "batch"),
+        ({}, "batch", "batch"),
+    ],
+)
+def test_the_priority_reaches_the_scheduler(
+    client: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, options: Any, header: str | None, priority: str
+) -> None:
+    scheduler = next(iter(serve("default").models)).model.scheduler
+    real, seen = scheduler.submit, []
+    monkeypatch.setattr(scheduler, "submit", lambda *texts, **how: seen.append(how["priority"]) or real(*texts, **how))
+    headers = {"x-nopad-priority": header} if header else None
+    client("default").infer("default", [tensor(TEXTS)], headers=headers, **options)
+    assert seen == [priority]
+
+
+def test_a_priority_that_is_none_is_refused(client: Any, serve: Serve) -> None:
+    with pytest.raises(InferenceServerException, match="x-nopad-priority is interactive or batch"):
+        client("default").infer("default", [tensor(TEXTS)], headers={"x-nopad-priority": "first"})
+    url = serve("default").url + "/v2/models/default/infer"
+    tensors = [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]
+    for parameters in ({"priority": -1}, {"priority": "1"}, {"timeout": True}, {"timeout": 1.5}):
+        answer = httpx.post(url, json={"inputs": tensors, "parameters": parameters})
+        assert answer.status_code == 400 and next(iter(parameters)) in answer.json()["error"]
 
 
 def test_the_best_classes_as_strings(client: Any, serve: Serve) -> None:
@@ -122,13 +186,21 @@ def test_embeddings_and_entities(client: Any, serve: Serve) -> None:
     assert [(row["label"], row["start"]) for row in json.loads(found)] == wanted
 
 
-def test_the_asynchronous_client(serve: Serve) -> None:
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
+def test_the_asynchronous_client(serve: Serve, binary: bool, algorithm: str | None) -> None:
+    url = serve("default", compress_from=100).url.removeprefix("http://")
+    outputs = [triton_aio.InferRequestedOutput("scores", binary_data=binary)]
+
     async def ask() -> Any:
-        async with triton_aio.InferenceServerClient(serve("default").url.removeprefix("http://")) as client:
-            assert await client.is_server_ready()
+        async with triton_aio.InferenceServerClient(url) as client:
+            assert await client.is_server_ready() and await client.is_model_ready("default")
+            assert (await client.get_model_metadata("default"))["name"] == "default"
+            assert len((await client.get_inference_statistics())["model_stats"]) == 1
             given = triton_aio.InferInput("text", [3], "BYTES")
-            given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object))
-            return (await client.infer("default", [given])).as_numpy("scores")
+            given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object), binary)
+            options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+            return (await client.infer("default", [given], outputs=outputs, **options)).as_numpy("scores")
 
     assert np.allclose(asyncio.run(ask()), scores_of(serve, TEXTS), atol=1e-5)
 

@@ -40,6 +40,20 @@ def test_both_clients_of_cohere(serve: Serve, wanted: Any, session: httpx.Client
     assert [row.document.text for row in v1.results] == [TEXTS[index] for index, _ in wanted[:2]]
 
 
+def test_coheres_priority_reaches_the_scheduler(
+    serve: Serve, session: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(RERANK)
+    scheduler = next(iter(server.models)).model.scheduler
+    real, seen = scheduler.submit, []
+    monkeypatch.setattr(scheduler, "submit", lambda *texts, **how: seen.append(how["priority"]) or real(*texts, **how))
+    client = cohere.ClientV2(api_key="key", base_url=server.url, httpx_client=session)
+    for priority in (None, 0, 5):
+        given = {} if priority is None else {"priority": priority}
+        client.rerank(model=RERANK, query=QUERY, documents=TEXTS, **given)
+    assert seen == ["interactive", "interactive", "batch"]
+
+
 def test_coheres_clients_show_what_is_wrong(serve: Serve, session: httpx.Client) -> None:
     for make in (cohere.ClientV2, cohere.Client):
         client = make(api_key="key", base_url=serve(RERANK).url, httpx_client=session)
@@ -87,5 +101,7 @@ def test_scores_of_pairs(serve: Serve, wanted: Any) -> None:
         answer = httpx.post(url, json=body).json()
         assert [row["score"] for row in answer["data"]] == by_index
     assert len(httpx.post(url, json={"text_1": QUERY, "text_2": "a"}).json()["data"]) == 1
+    same = httpx.post(serve(RERANK).url + "/v1/score", json={"text_1": QUERY, "text_2": TEXTS}).json()
+    assert [row["score"] for row in same["data"]] == by_index
     uneven = httpx.post(url, json={"text_1": [QUERY] * 2, "text_2": TEXTS})
     assert uneven.status_code == 422 and "2 with 3" in uneven.json()["error"]

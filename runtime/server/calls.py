@@ -104,10 +104,12 @@ class Call:
         top_k: int | None = None,
         timeout: float | None = None,
         beside: int = 0,
+        **wanted: Any,
     ) -> Answered:
         """The answers to all texts, or a `Fault`.
 
         `timeout`: in seconds, where the protocol has a field for it. `beside`: texts that do not count as the batch.
+        `wanted`: what else `Model.aresults` takes of a task.
         """
         self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
@@ -121,6 +123,7 @@ class Call:
             logits=logits,
             top_k=top_k,
             timeout=self._left(timeout or self._timeout()),
+            **wanted,
         )
         self.request.state.answered = answered
         return answered

@@ -134,8 +134,8 @@ class Inference:
 
         `strategy`, `ignore_labels`: of entities, as transformers' pipeline has them; None groups as
         `nopad.runtime.entities` does. `targets`: the only tokens that may fill a mask.
-        That function raises `TextError` for a text that it cannot answer (no mask, a pair for a tagger). This method raises
-        `UsageError` for a `top_k` below 1, an unknown strategy, and targets that are not a token each.
+        That function raises `TextError` for a text that it cannot answer (no mask, a pair for a tagger). This method
+        raises `UsageError` for a `top_k` below 1, an unknown strategy, and targets that are not a token each.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")

@@ -155,14 +155,16 @@ async def _fill(call: Call, served: Served, body: dict[str, Any], options: FillM
     if sum(len(text) * sum(map(len, answer.masks)) for text, answer in pairs) > MOST_CHARACTERS:
         said = f"the filled texts would have more than {MOST_CHARACTERS} characters; lower top_k, or send fewer masks"
         raise Fault("validation", said, field="top_k")
-    rows = [_fillings(text, mask, answer) for text, answer in pairs]
+    side = (options.truncation_direction or served.encoder.truncation_side).lower()
+    rows = [_fillings(text, mask, answer, side) for text, answer in pairs]
     return reply(rows if texts.batch else rows[0], answered)
 
 
-def _fillings(text: str, mask: str, answer: MaskFill) -> list[Any]:
-    """The candidates of the one mask, or a list of them for each of several masks."""
+def _fillings(text: str, mask: str, answer: MaskFill, side: str) -> list[Any]:
+    """The candidates of the one mask, or a list of them for each of several masks that were not cut off at `side`."""
     parts, lists = text.split(mask), []
-    for place, (candidates, ids) in enumerate(zip(answer.masks, answer.token_ids, strict=True)):
+    first = len(parts) - 1 - len(answer.masks) if side == "left" else 0
+    for place, (candidates, ids) in enumerate(zip(answer.masks, answer.token_ids, strict=True), first):
         before, after = mask.join(parts[: place + 1]), mask.join(parts[place + 1 :])
         lists.append(
             [

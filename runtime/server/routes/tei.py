@@ -27,8 +27,8 @@ InputIds = list[int]
 class Cut(BaseModel):
     """What becomes of a text over the model's max length.
 
-    TEI's `truncate` (false refuses it) and `truncation_direction`; or nopad's own: `truncation`, of which "window" reads
-    all of it in windows that share `stride` tokens, and `merge` makes their answers one.
+    TEI's `truncate` (false refuses it) and `truncation_direction`; or nopad's own: `truncation`, where "window" reads
+    all of it in windows that share `stride` tokens, and `merge` says how their answers become one.
     """
 
     truncate: bool | None = None

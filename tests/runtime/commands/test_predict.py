@@ -145,7 +145,7 @@ def test_many_bad_lines_do_not_wait_for_each_other() -> None:
             yield Row(line=n, error="bad")
 
     with load() as model:
-        assert next(answers(model, rows(), None)) == {"line": 1, "error": "bad"} and len(read) == WINDOW
+        assert next(answers(model, rows(), {})) == {"line": 1, "error": "bad"} and len(read) == WINDOW
 
 
 def test_a_terminal_that_knows_no_unicode_and_a_closed_stdin(bundle: Bundles) -> None:

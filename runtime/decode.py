@@ -70,22 +70,25 @@ def prediction(
     )
 
 
+def _own_entities(head: Head, tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> tuple[Entity, ...]:
+    """By the model's own tag scheme."""
+    tags, kept = read_tags(head.labels), [i for i, special in enumerate(tokens.special) if not special]
+    values = [float(scores[i, best[i]]) for i in kept]
+    return entities([tags[best[i]] for i in kept], values, [tokens.offsets[i] for i in kept], str(tokens.text))
+
+
 def grouping(encoder: TextEncoder, head: Head, strategy: Strategy | None, ignore_labels: Iterable[str]) -> Grouping:
     """How tagged tokens become entities; those of `ignore_labels` are left out. Raises `UsageError`."""
     if isinstance(ignore_labels, str):
         raise UsageError("ignore_labels is a list of labels; put a single one in brackets")
     if strategy not in (None, *STRATEGIES):
         raise UsageError(f"a strategy for entities is one of {', '.join(STRATEGIES)}, not {strategy!r}")
-    ignored, tags = frozenset(ignore_labels), read_tags(head.labels)
-
-    def own(tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> Iterable[Entity]:
-        kept = [i for i, special in enumerate(tokens.special) if not special]
-        values = [float(scores[i, best[i]]) for i in kept]
-        return entities([tags[best[i]] for i in kept], values, [tokens.offsets[i] for i in kept], str(tokens.text))
+    ignored = frozenset(ignore_labels)
 
     def group(tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> tuple[Entity, ...]:
+        found: Iterable[Entity]
         if strategy is None:
-            found = own(tokens, scores, best)
+            found = _own_entities(head, tokens, scores, best)
         else:
             found = aggregate(tokens, scores, head.labels, strategy, encoder.words, encoder.spelled)
         return tuple(entity for entity in found if entity.label not in ignored)
@@ -94,9 +97,9 @@ def grouping(encoder: TextEncoder, head: Head, strategy: Strategy | None, ignore
 
 
 def tagging(
-    logits: FloatArray, tokens: Tokens, head: Head, by: AnsweredBy, keep_logits: bool, group: Grouping
+    logits: FloatArray, tokens: Tokens, head: Head, by: AnsweredBy, keep_logits: bool, group: Grouping | None = None
 ) -> Tagging:
-    """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]."""
+    """Answer of a token-classification model; `logits` float32 [tokens_used, num_labels]. `group` None: by its tags."""
     _check_width(logits, head)
     if not isinstance(tokens.text, str):
         raise TextError("a tagger reads single texts, and this is a pair; give its two texts separately")
@@ -107,7 +110,7 @@ def tagging(
         tokens_text=tuple(tokens.pieces[i] for i in kept),
         labels=tuple(labels),
         scores=tuple(float(scores[i, best[i]]) for i in kept),
-        entities=group(tokens, scores, best),
+        entities=group(tokens, scores, best) if group else _own_entities(head, tokens, scores, best),
         logits=logits if keep_logits else None,
         **_usage(tokens, by),
     )

@@ -67,10 +67,9 @@ def divide(tokens: Tokens, max_length: int, long: LongTexts) -> Tokens | TextErr
 def _part(whole: Tokens, start: int, stop: int) -> Tokens:
     """What the model reads of a window: the whole text without what the body has before and after it."""
     before, after = whole.body
-    kept = [slice(0, before), slice(start, stop), slice(after, None)]
 
     def of(values: list[T]) -> list[T]:
-        return [value for part in kept for value in values[part]]
+        return values[:before] + values[start:stop] + values[after:]
 
     ids = of(whole.input_ids)
     return Tokens(
@@ -99,8 +98,9 @@ def merged(
     rows = np.stack(logits)
     if head.task == "embeddings":
         mean = np.average(rows, axis=0, weights=[window.tokens.used for window in text.windows])
-        length = np.linalg.norm(mean)
+        length = float(np.linalg.norm(mean))
         return np.asarray(mean / length if unit and length > 0 else mean, dtype=np.float32)
+    # Of logits, not of probabilities: as right, and better calibrated on long reviews (docs/long-texts.md).
     if (merge or ("max" if head.task == "rerank" else "mean")) == "mean":
         return np.asarray(rows.mean(axis=0), dtype=np.float32)
     if head.one_label:

@@ -146,10 +146,9 @@ class TextEncoder:
     def words(self) -> Words:
         """What tells pieces of words apart, as transformers reads it from the tokenizer."""
         model = self._tokenizer.model
-        unknown = getattr(model, "unk_token", None)
-        if unknown is None:  # Unigram's has an id alone, which the library does not show
-            raw = json.loads(self._tokenizer.to_str())["model"]
-            unknown = None if raw.get("unk_id") is None else raw["vocab"][raw["unk_id"]][0]
+        # A model that needs none may have one by name, which a text can spell.
+        named = (name for name in ("[UNK]", "<unk>") if self.token_id(name) is not None)
+        unknown = getattr(model, "unk_token", None) or next(named, None)
         return Words(bool(getattr(model, "continuing_subword_prefix", None)), unknown)
 
     def spelled(self, pieces: Sequence[str]) -> str:

@@ -38,7 +38,9 @@ def aggregate(
     """Entities of one text, those outside (`O`) included; `scores` are probabilities [tokens, labels]."""
     text = str(tokens.text)
     kept = [i for i, special in enumerate(tokens.special) if not special]
-    spelled = {i: _reference(tokens, i, text) if tokens.pieces[i] == words.unknown else tokens.pieces[i] for i in kept}
+    spelled = {
+        i: _reference(tokens, i, text) if tokens.input_ids[i] == words.unknown else tokens.pieces[i] for i in kept
+    }
 
     def unit(members: list[int], chosen: FloatArray, word: str) -> _Unit:
         best = int(chosen.argmax())
@@ -78,7 +80,7 @@ def _words(tokens: Tokens, kept: Sequence[int], text: str, words: Words) -> list
     found: list[list[int]] = []
     for i in kept:
         start, piece = tokens.offsets[i][0], tokens.pieces[i]
-        if piece == words.unknown:
+        if tokens.input_ids[i] == words.unknown:
             inside = False
         elif words.marked:
             inside = len(piece) != len(_reference(tokens, i, text))

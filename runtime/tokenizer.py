@@ -52,7 +52,7 @@ class Words(NamedTuple):
     """What tells the pieces of a word apart from the beginning of the next (`TextEncoder.words`)."""
 
     marked: bool  # pieces inside a word bear a prefix, as WordPiece's ##
-    unknown: str | None  # the token of what the vocabulary cannot spell
+    unknown: int | None  # id of what the vocabulary cannot spell
 
 
 def open_encoder(tokenizer: Path, max_length: int, *, vocab_size: int | None = None) -> TextEncoder:
@@ -146,9 +146,9 @@ class TextEncoder:
     def words(self) -> Words:
         """What tells pieces of words apart, as transformers reads it from the tokenizer."""
         model = self._tokenizer.model
-        # A model that needs none may have one by name, which a text can spell.
-        named = (name for name in ("[UNK]", "<unk>") if self.token_id(name) is not None)
-        unknown = getattr(model, "unk_token", None) or next(named, None)
+        # A model may have one by name alone, or need none, while a text can spell it.
+        names = (getattr(model, "unk_token", None), "[UNK]", "<unk>")
+        unknown = next((self.token_id(name) for name in names if name and self.token_id(name) is not None), None)
         return Words(bool(getattr(model, "continuing_subword_prefix", None)), unknown)
 
     def spelled(self, pieces: Sequence[str]) -> str:

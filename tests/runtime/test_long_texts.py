@@ -363,3 +363,26 @@ def test_pairs_are_ranked_by_their_best_window(bundle: Bundles) -> None:
         rows, _ = model._inference.run([window.tokens for window in tokens.windows])
         scores = model.manifest.head.probabilities(np.stack(rows))
         assert best.score == pytest.approx(float(scores.max()), abs=1e-5)
+
+
+def test_odd_texts_are_refused_alone() -> None:
+    texts = ["half a pair \ud83d", "  \n ", "", "\ufffe\uffff and \x00 a film", "a\u0301\u200d 👩‍👩‍👧 \U0010ffff"]
+    with load(threads=1) as model:
+        for long in ("truncate", "window", "error"):
+            answers = model.predict(texts, on_error="return", truncation=long)  # type: ignore[call-overload]
+            errors = [str(answer.error) if isinstance(answer, Failure) else "" for answer in answers]
+            assert "not valid Unicode" in errors[0] and errors[3:] == ["", ""]
+            assert all("empty or only spaces" in error for error in errors[1:3])
+
+
+@pytest.mark.slow
+def test_a_text_of_1_mb_is_cut_or_refused_or_read() -> None:
+    with load(threads=1) as model:
+        words, one = "a dull film " * 80_000, "a" * 1_000_000
+        for text in (words, one):
+            (answer,) = model.predict([text])
+            assert answer.truncated and answer.tokens_used == 1024
+        (read,) = model.predict([words], truncation="window")
+        assert read.windows > 200 and not read.truncated
+        with pytest.raises(TextError, match="over the limit of 512"):
+            model.predict([one], truncation="window")

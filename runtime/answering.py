@@ -9,17 +9,17 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from nopad.runtime.batching import characters, windows
 from nopad.runtime.errors import DeadlineError, NopadError, TextError
-from nopad.runtime.inference import Decoder, Inference, collect, decoded, listed
+from nopad.runtime.inference import TRUNCATED, Decoder, Inference, Piece, collect, listed, pieces
 from nopad.runtime.scheduler.events import Observer
 from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.scheduler.request import Done, Priority
 from nopad.runtime.scheduler.scheduler import Scheduler
 from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import Failure, Text, Truncation
+from nopad.runtime.types import Failure, LongTexts, Text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Asking:
     """How a call wants its texts answered."""
 
     prompt: str = ""
-    truncation: Truncation = "truncate"
+    long: LongTexts = TRUNCATED
     timeout: float | None = None  # seconds for the whole call; where texts come from an iterator, for each window
     priority: Priority = "interactive"
 
@@ -49,23 +49,14 @@ class Answered(Generic[R]):
     batch_tokens: int = 0  # of the largest micro-batch that one of them ran in
 
 
-class _Job(NamedTuple):
-    """What the scheduler carries for a text."""
-
-    tokens: Tokens
-    decoder: Decoder[Any]
-
-
 class Answering:
     """An `Inference` behind a scheduler. May be used from any thread and any event loop."""
 
     def __init__(self, inference: Inference, limits: Limits | None = None, observer: Observer | None = None) -> None:
         self.inference = inference
-        # Logits over a whole vocabulary must not pile up until a window is done: they are decoded as they come.
-        self._early = inference.manifest.task == "fill-mask"
         # The scheduler's thread knows nothing of `self`, so that it ends when nobody else does.
-        self.scheduler: Scheduler[_Job, Any] = Scheduler(
-            _runner(inference, decode=self._early),
+        self.scheduler: Scheduler[Piece, Any] = Scheduler(
+            inference.run_pieces,
             inference.planner.plan,
             limits,
             observer=observer,
@@ -79,54 +70,62 @@ class Answering:
         Raises `DeadlineError`, `DrainingError`, and `EngineError` if the scheduler's thread died over it.
         """
         if self.scheduler.in_worker():  # which would wait for itself
-            yield from self.inference.answers(texts, decoder, asking.prompt, asking.truncation)
+            yield from self.inference.answers(texts, decoder, asking.prompt, asking.long)
             return
         started, start = time.monotonic(), 0
         for window in windows(listed(texts), lambda text: text):
             if not isinstance(texts, Sequence):
                 started = time.monotonic()
             self.inference.require_open()
-            encoded = self.inference.encode(window, asking.prompt, asking.truncation)
-            jobs = _jobs(encoded, decoder)
+            encoded = self.inference.encode(window, asking.prompt, asking.long)
+            parts = pieces(encoded, decoder)
             call = self.scheduler.submit(
-                jobs,
-                [job.tokens.used for job in jobs],
+                parts,
+                [part.tokens.used for part in parts],
                 priority=asking.priority,
                 timeout=_left(asking, started),
                 bounded=False,
             )
-            yield from collect(encoded, self._decoded(jobs, self.scheduler.wait(call)), start)
+            results = map(_result, self.scheduler.wait(call))
+            yield from collect(encoded, self.inference.finish(encoded, results, decoder, asking.long.merge), start)
             start += len(window)
 
-    async def answer(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> Answered[R]:
+    async def answer(
+        self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking, *, whole: bool = False
+    ) -> Answered[R]:
         """The texts' answers; all of them are admitted together, within the limits of the queue, or none.
 
+        `whole`: where a text cannot be read, nothing is queued, and the answers are its `Failure` and those like it.
         Raises as `stream` does, and `OverloadedError`.
         """
         try:
             # The scheduler holds the deadline only while it has the texts: they also wait for threads.
             async with asyncio.timeout(asking.timeout):
-                return await self._answer(texts, decoder, asking)
+                return await self._answer(texts, decoder, asking, whole)
         except TimeoutError:
             raise DeadlineError("the deadline passed before the answer was there") from None
 
-    async def _answer(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> Answered[R]:
+    async def _answer(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking, whole: bool) -> Answered[R]:
         started = time.monotonic()
         self.inference.require_open()
         cut = list(windows(listed(texts), lambda text: text))
         short = len(cut) <= 1 and sum(characters(text) for window in cut for text in window) <= INLINE_CHARACTERS
         encoded: list[Tokens | TextError] = []
         for window in cut:
-            encoded += await _elsewhere(short, self.inference.encode, window, asking.prompt, asking.truncation)
+            encoded += await _elsewhere(short, self.inference.encode, window, asking.prompt, asking.long)
         tokenized = time.monotonic()
-        jobs = _jobs(encoded, decoder)
+        bad = [Failure(index=i, error=text) for i, text in enumerate(encoded) if isinstance(text, TextError)]
+        if whole and bad:
+            return Answered(answers=[*bad], tokenizing=tokenized - started, queued=0.0, running=0.0)
+        parts = pieces(encoded, decoder)
         call = self.scheduler.submit(
-            jobs, [job.tokens.used for job in jobs], priority=asking.priority, timeout=_left(asking, started)
+            parts, [part.tokens.used for part in parts], priority=asking.priority, timeout=_left(asking, started)
         )
         outcomes = await self.scheduler.awaited(call)
+        finished = self.inference.finish(encoded, map(_result, outcomes), decoder, asking.long.merge)
         # A thread may be long in coming where others tokenize; only tags of many tokens are worth the wait.
         here = short or self.inference.manifest.task != "token-classification"
-        answers = await _elsewhere(here, list, collect(encoded, self._decoded(jobs, outcomes), 0))
+        answers = await _elsewhere(here, list, collect(encoded, finished, 0))
         done = [outcome for outcome in outcomes if isinstance(outcome, Done)]
         return Answered(
             answers=answers,
@@ -141,29 +140,9 @@ class Answering:
         self.scheduler.close()
         self.inference.close()
 
-    def _decoded(self, jobs: Sequence[_Job], outcomes: Iterable[Done[Any] | NopadError]) -> Iterator[Any]:
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, NopadError) or self._early:
-                yield outcome.value if isinstance(outcome, Done) else outcome
-            else:
-                logits, by = outcome.value
-                yield decoded(job.decoder, logits, job.tokens, by)
 
-
-def _runner(inference: Inference, *, decode: bool) -> Callable[[list[_Job]], list[Any]]:
-    """What the scheduler runs: logits and whose they are for each job, or with `decode` its answer or `TextError`."""
-
-    def run(jobs: list[_Job]) -> list[Any]:
-        logits, by = inference.run([job.tokens for job in jobs])
-        if not decode:
-            return [(row, by) for row in logits]
-        return [decoded(job.decoder, row, job.tokens, by) for job, row in zip(jobs, logits, strict=True)]
-
-    return run
-
-
-def _jobs(encoded: Sequence[Tokens | TextError], decoder: Decoder[Any]) -> list[_Job]:
-    return [_Job(tokens, decoder) for tokens in encoded if not isinstance(tokens, TextError)]
+def _result(outcome: Done[Any] | NopadError) -> Any:
+    return outcome.value if isinstance(outcome, Done) else outcome
 
 
 def _left(asking: Asking, started: float) -> float | None:

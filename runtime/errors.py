@@ -10,6 +10,7 @@ NopadError                       3
 |  +- UnverifiedError            3  the bundle has not passed the parity gate
 +- InputFileError                3  a file of texts that cannot be read at all
 +- TextError                     3  one input text that cannot be answered
+|  +- TooLongError               3  a text over the model's max length, where texts may not be cut
 +- EnvironmentProblem            4  a package or a device is missing, or memory or disk ran out
 +- OverloadedError               4  too much waits already: try again later
 +- DrainingError                 4  no new requests are taken, since the model will be closed
@@ -61,6 +62,14 @@ class InputFileError(NopadError):
 
 class TextError(NopadError):
     """One input text that cannot be answered; the others can."""
+
+
+class TooLongError(TextError):
+    """A text over the model's max length, where texts may not be cut. `tokens`: of the whole text."""
+
+    def __init__(self, message: str, *, tokens: int) -> None:
+        super().__init__(message)
+        self.tokens = tokens
 
 
 class EnvironmentProblem(NopadError):
@@ -116,6 +125,7 @@ __all__ = [
     "OverloadedError",
     "ShapeError",
     "TextError",
+    "TooLongError",
     "UnverifiedError",
     "UsageError",
 ]

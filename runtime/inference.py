@@ -1,5 +1,7 @@
 """From texts to answers in three steps, over an opened bundle: encode, run, decode.
 
+A text that is read in windows is run as several, of which `Inference.finish` makes one answer.
+
 Each step may be called on its own and from any thread, so that texts can be tokenized while a batch runs: an
 `Inference` does not change after it is opened. `Inference.answers` does all three in turn, in the caller's thread; for
 many callers, `nopad.runtime.answering`. Knows no queue and no file.
@@ -8,21 +10,40 @@ many callers, `nopad.runtime.answering`. Knows no queue and no file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar, cast
 
 from nopad.model.packing import PackedBatch, pack
-from nopad.runtime import decode
+from nopad.runtime import decode, long_texts
 from nopad.runtime.batching import BatchPlanner, windows
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.chain import Candidate, EngineChain
 from nopad.runtime.errors import BundleError, EngineError, NopadError, TextError, UsageError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
-from nopad.runtime.types import AnsweredBy, Failure, FloatArray, MaskFill, Text, Truncation
+from nopad.runtime.types import (
+    IGNORED_LABELS,
+    AnsweredBy,
+    Failure,
+    FloatArray,
+    LongTexts,
+    MaskFill,
+    Merge,
+    Strategy,
+    Text,
+)
 
+TRUNCATED = LongTexts()  # long texts are cut as the tokenizer cuts them
 PROBE = "a film"  # the text of an engine's self-check
 MASKS_TOP_K = 5  # candidates for each mask, unless the caller says otherwise
 R = TypeVar("R")
 Decoder = Callable[[FloatArray, Tokens, AnsweredBy], R]  # logits of one text, its tokens, whose they are -> the answer
+
+
+class Piece(NamedTuple):
+    """What is run of a text: all of it, or one of its windows."""
+
+    tokens: Tokens
+    decoder: Decoder[Any]
 
 
 class Inference:
@@ -60,11 +81,13 @@ class Inference:
             padded=self.artifact.layout == "padded",
         )
 
-    def encode(
-        self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
-    ) -> list[Tokens | TextError]:
+    def encode(self, texts: Sequence[Text], prompt: str = "", long: LongTexts = TRUNCATED) -> list[Tokens | TextError]:
         """Tokens of each text, with `prompt` before it; for a text that cannot be read, the error in its place."""
-        return self._encoder.encode(texts, prompt, truncation)
+        found = self._encoder.encode(texts, prompt, long.truncation, side=long.side)
+        if long.truncation != "window":
+            return found
+        longest = self._encoder.max_length
+        return [text if isinstance(text, TextError) else long_texts.divide(text, longest, long) for text in found]
 
     def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], AnsweredBy]:
         """Logits of texts, run as a single micro-batch, and what answered.
@@ -98,36 +121,59 @@ class Inference:
             return [logits[start:end] for start, end in zip(ends, ends[1:], strict=False)], answer.by
         return list(logits), answer.by
 
-    def decoder(self, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
+    def decoder(
+        self,
+        top_k: int | None = None,
+        return_logits: bool = False,
+        *,
+        strategy: Strategy | None = None,
+        ignore_labels: Sequence[str] = IGNORED_LABELS,
+        targets: Sequence[str] | None = None,
+    ) -> Decoder[Any]:
         """The function that turns one text's logits into the answer of the bundle's task.
 
+        `strategy`, `ignore_labels`: of entities, as transformers' pipeline has them; None groups as
+        `nopad.runtime.entities` does. `targets`: the only tokens that may fill a mask.
         That function raises `TextError` for a text that it cannot answer (no mask, a pair for a tagger). This method
-        raises `UsageError` for a `top_k` below 1.
+        raises `UsageError` for a `top_k` below 1, an unknown strategy, and targets that are not a token each.
         """
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
         head = self.manifest.head
         if head.task == "token-classification":
-            return lambda logits, tokens, by: decode.tagging(logits, tokens, head, by, return_logits)
+            grouping = decode.grouping(self._encoder, head, strategy, ignore_labels)
+            return lambda logits, tokens, by: decode.tagging(logits, tokens, head, by, return_logits, grouping)
+        if strategy is not None:
+            raise UsageError(f"entities are for token-classification, this bundle does {head.task}")
         if head.task == "fill-mask":
-            return self._mask_decoder(top_k or MASKS_TOP_K)
+            return self._mask_decoder(top_k or MASKS_TOP_K, targets)
+        if targets is not None:
+            raise UsageError(f"targets are for fill-mask, this bundle does {head.task}")
         if head.task == "embeddings":
             return decode.embedding
         return lambda logits, tokens, by: decode.prediction(logits, tokens, head, by, top_k, return_logits)
 
-    def _mask_decoder(self, top_k: int) -> Decoder[MaskFill]:
-        mask = self.manifest.mask_token or "[MASK]"
-        mask_id = self._encoder.token_id(mask)
+    def _mask_decoder(self, top_k: int, targets: Sequence[str] | None) -> Decoder[MaskFill]:
+        head, encoder, mask_id = self.manifest.head, self._encoder, self._mask_id
+        among = None if targets is None else decode.target_ids(targets, encoder)
 
         def fill(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> MaskFill:
             if mask_id is None or mask_id not in tokens.input_ids:
-                raise TextError(f"the text has no {mask} to fill (within max length)")
-            return decode.mask_fill(logits, tokens, self.manifest.head, self._encoder, mask_id, by, top_k)
+                raise TextError(f"the text has no {self._mask} to fill (within max length)")
+            return decode.mask_fill(logits, tokens, head, encoder, mask_id, by, top_k, among)
 
         return fill
 
+    @property
+    def _mask(self) -> str:
+        return self.manifest.mask_token or "[MASK]"
+
+    @property
+    def _mask_id(self) -> int | None:
+        return self._encoder.token_id(self._mask)
+
     def answers(
-        self, texts: Iterable[Text], decoder: Decoder[R], prompt: str = "", truncation: Truncation = "truncate"
+        self, texts: Iterable[Text], decoder: Decoder[R], prompt: str = "", long: LongTexts = TRUNCATED
     ) -> Iterator[R | Failure]:
         """Each text's answer in order, lazily, a window at a time; a `Failure` where there is none.
 
@@ -136,21 +182,58 @@ class Inference:
         start = 0
         for window in windows(listed(texts), lambda text: text):
             self.require_open()
-            encoded = self.encode(window, prompt, truncation)
-            good = [text for text in encoded if not isinstance(text, TextError)]
-            yield from collect(encoded, self._run_all(good, decoder), start)
+            encoded = self.encode(window, prompt, long)
+            results = self._run_all(pieces(encoded, decoder))
+            yield from collect(encoded, self.finish(encoded, results, decoder, long.merge), start)
             start += len(window)
 
-    def _run_all(self, texts: Sequence[Tokens], decoder: Decoder[R]) -> list[R | NopadError]:
-        outcomes: dict[int, R | NopadError] = {}
-        for batch in self.planner.plan([text.used for text in texts]):
+    def _run_all(self, parts: Sequence[Piece]) -> list[Any]:
+        results: dict[int, Any] = {}
+        for batch in self.planner.plan([part.tokens.used for part in parts]):
             try:
-                logits, by = self.run([texts[i] for i in batch])
+                got = self.run_pieces([parts[i] for i in batch])
             except EngineError as error:
-                outcomes |= dict.fromkeys(batch, error)
+                results |= dict.fromkeys(batch, error)
             else:
-                outcomes |= {i: decoded(decoder, row, texts[i], by) for i, row in zip(batch, logits, strict=True)}
-        return [outcomes[i] for i in range(len(texts))]
+                results |= dict(zip(batch, got, strict=True))
+        return [results[i] for i in range(len(parts))]
+
+    def run_pieces(self, parts: Sequence[Piece]) -> list[Any]:
+        """What `finish` takes of each, run as a single micro-batch: its logits and whose they are.
+
+        Of a fill-mask model its answer: logits over a whole vocabulary must not pile up. Raises as `run` does.
+        """
+        logits, by = self.run([part.tokens for part in parts])
+        if self.manifest.task != "fill-mask":
+            return [(row, by) for row in logits]
+        return [decoded(part.decoder, row, part.tokens, by) for part, row in zip(parts, logits, strict=True)]
+
+    def finish(
+        self, encoded: Iterable[Tokens | TextError], results: Iterable[Any], decoder: Decoder[R], merge: Merge | None
+    ) -> Iterator[R | NopadError]:
+        """The answer of each text that could be read, from the results of its pieces, or the reason why it has none."""
+        rest = iter(results)
+        for text in encoded:
+            if not isinstance(text, TextError):
+                yield self._finished(text, list(islice(rest, len(text.windows) or 1)), decoder, merge)
+
+    def _finished(
+        self, text: Tokens, results: Sequence[Any], decoder: Decoder[R], merge: Merge | None
+    ) -> R | NopadError:
+        bad = [each for each in results if isinstance(each, NopadError)]
+        # That a window has no mask to fill matters only where none has one.
+        if len(bad) == len(results) or not all(isinstance(error, TextError) for error in bad):
+            return next((error for error in bad if not isinstance(error, TextError)), bad[0])
+        first = next(each for each in results if not isinstance(each, NopadError))
+        if isinstance(first, MaskFill):
+            return cast(R, long_texts.merged_masks(text, results, self._mask_id) if text.windows else first)
+        if not isinstance(first, tuple):  # a decoder of the caller's own, early
+            return cast(R, first)
+        logits, by = first
+        if text.windows:
+            unit = self.manifest.normalize
+            logits = long_texts.merged(text, [rows for rows, _ in results], self.manifest.head, merge, unit=unit)
+        return decoded(decoder, logits, text, by)
 
     def close(self) -> None:
         """Release the engines. Nothing runs afterwards."""
@@ -182,6 +265,16 @@ def listed(texts: Iterable[Text]) -> Iterable[Text]:
     if isinstance(texts, str):
         raise UsageError("give a list of texts; put a single one in brackets: [text]")
     return texts
+
+
+def pieces(encoded: Iterable[Tokens | TextError], decoder: Decoder[Any]) -> list[Piece]:
+    """Every text that could be read, or in its place its windows."""
+    return [
+        Piece(part, decoder)
+        for text in encoded
+        if not isinstance(text, TextError)
+        for part in ([window.tokens for window in text.windows] or [text])
+    ]
 
 
 def decoded(decoder: Decoder[R], logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> R | TextError:

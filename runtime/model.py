@@ -6,30 +6,32 @@ callers, run, and answered in the caller's order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 
-from nopad.runtime.answering import Answered, Answering, Asking
-from nopad.runtime.engines.chain import ChainStatus
-from nopad.runtime.errors import TextError, UsageError
-from nopad.runtime.inference import MASKS_TOP_K, Decoder, Inference
-from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.answering import Answered, Asking
+from nopad.runtime.errors import UsageError
+from nopad.runtime.inference import MASKS_TOP_K, Decoder
+from nopad.runtime.long_texts import check_merge
+from nopad.runtime.opened import OpenedBundle, raise_failures
 from nopad.runtime.prompts import resolve_prompt
-from nopad.runtime.scheduler.events import Observer
-from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.scheduler.request import Priority
-from nopad.runtime.tokenizer import Tokens
 from nopad.runtime.types import (
+    IGNORED_LABELS,
     Embedding,
     Failure,
     FloatArray,
+    LongTexts,
     MaskFill,
+    Merge,
     Prediction,
     Ranked,
     Result,
+    Side,
+    Strategy,
     Tagging,
     Text,
     Truncation,
@@ -45,9 +47,17 @@ class CallOptions(TypedDict, total=False):
 
     timeout: float | None
     priority: Priority
+    truncation: Truncation | None
+    truncation_side: Side | None
+    stride: int | None
+    merge: Merge | None
 
 
-class Model:
+# What a call may say about long texts, by the names of `LongTexts`.
+_LONG = {"truncation": "truncation", "truncation_side": "side", "stride": "stride", "merge": "merge"}
+
+
+class Model(OpenedBundle):
     """An opened bundle, as `load` returns it. A context manager. May be used from any threads and event loops.
 
     All calls share one scheduler, which packs the texts of concurrent callers into common micro-batches
@@ -56,75 +66,9 @@ class Model:
 
     `timeout`: seconds after which a call raises `DeadlineError`, and what of it has not run is dropped.
     `priority`: "interactive", or "batch" for what can wait until interactive calls are answered.
+    `truncation`, `truncation_side`, `stride`, `merge`: what becomes of texts over the model's max length, where it is
+    not what `load` was told (docs/long-texts.md).
     """
-
-    def __init__(
-        self,
-        inference: Inference,
-        *,
-        prompt: str = "",
-        truncation: Truncation = "truncate",
-        limits: Limits | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        self.bundle = inference.bundle
-        self.manifest = inference.manifest
-        self.artifact = inference.artifact
-        self.token_multiple = inference.token_multiple
-        self._inference = inference
-        self._answering = Answering(inference, limits, observer)
-        self.scheduler = self._answering.scheduler  # for a server: its state, and `drain`
-        self._prompt = prompt
-        self._truncation = truncation
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the engines; whoever still waits gets a `UsageError`. The model cannot be used afterwards."""
-        self._answering.close()
-
-    def status(self) -> ChainStatus:
-        """Which engine was chosen, whether the model is degraded, and the state of each engine."""
-        return self._inference.chain.status()
-
-    @property
-    def task(self) -> str:
-        """What the bundle does: text-classification, token-classification, fill-mask, embeddings or rerank."""
-        return self.manifest.task
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names, in the order of the logits."""
-        return self.manifest.labels
-
-    @property
-    def profiles(self) -> tuple[ShapeProfile, ...]:
-        """The shapes that the chosen engine accepts; () for any."""
-        return self._inference.planner.profiles
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens of a micro-batch: `load`'s `token_budget`, else what suits the chosen engine."""
-        return self._inference.planner.token_budget
-
-    @property
-    def threads(self) -> int | None:
-        """CPU threads that the chosen engine's library reports now; None if it reports none."""
-        return self._inference.chain.threads
-
-    def takes(self, lengths: Sequence[int]) -> bool:
-        """Whether the chosen engine can run texts with these token lengths in one micro-batch."""
-        return self._inference.planner.takes(lengths)
-
-    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches for the chosen engine: indices into `lengths`, each once, longest first."""
-        return self._inference.planner.plan(lengths)
 
     @overload
     def predict(
@@ -173,7 +117,7 @@ class Model:
         decoder = self._predicting(top_k, return_logits, on_error)
         answers = self._answering.stream(texts, decoder, self._asking(options))
         if on_error == "raise":
-            answers = _raise_failures(answers)
+            answers = raise_failures(answers)
         return answers if isinstance(texts, Iterator) else list(answers)
 
     @overload
@@ -208,33 +152,62 @@ class Model:
         alone = isinstance(texts, str | tuple)
         listed: Any = [texts] if alone else texts
         answered = await self._answering.answer(listed, decoder, self._asking(options))
-        answers = list(_raise_failures(answered.answers)) if on_error == "raise" else answered.answers
+        answers = list(raise_failures(answered.answers)) if on_error == "raise" else answered.answers
         return answers[0] if alone else answers
 
     def tag(
-        self, texts: Sequence[str], *, return_logits: bool = False, **options: Unpack[CallOptions]
+        self,
+        texts: Sequence[str],
+        *,
+        strategy: Strategy | None = None,
+        ignore_labels: Sequence[str] = IGNORED_LABELS,
+        return_logits: bool = False,
+        **options: Unpack[CallOptions],
     ) -> list[Tagging]:
-        """Label every token of each text, and group them into entities."""
-        decoder = self._decoder("tag", "token-classification", return_logits=return_logits)
+        """Label every token of each text, and group them into entities.
+
+        `strategy`: none, simple, first, average or max, as transformers' pipeline groups (`aggregation_strategy`);
+        None: by the model's own tag scheme. `ignore_labels`: of entities that are left out.
+        """
+        decoder = self._tagger(strategy, ignore_labels, return_logits)
         return self._each(texts, decoder, self._asking(options))
 
     async def atag(
-        self, texts: Sequence[str], *, return_logits: bool = False, **options: Unpack[CallOptions]
+        self,
+        texts: Sequence[str],
+        *,
+        strategy: Strategy | None = None,
+        ignore_labels: Sequence[str] = IGNORED_LABELS,
+        return_logits: bool = False,
+        **options: Unpack[CallOptions],
     ) -> list[Tagging]:
         """`tag` for coroutines."""
-        decoder = self._decoder("tag", "token-classification", return_logits=return_logits)
+        decoder = self._tagger(strategy, ignore_labels, return_logits)
         return await self._all(texts, decoder, self._asking(options))
 
-    def fill(self, texts: Sequence[str], *, top_k: int = MASKS_TOP_K, **options: Unpack[CallOptions]) -> list[MaskFill]:
-        """The best tokens for every mask in each text (the mask token is `manifest.mask_token`)."""
-        decoder = self._decoder("fill", "fill-mask", top_k=top_k)
+    def fill(
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = MASKS_TOP_K,
+        targets: Sequence[str] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[MaskFill]:
+        """The best tokens for every mask in each text (the mask token is `manifest.mask_token`), or of `targets`."""
+        decoder = self._decoder("fill", "fill-mask", top_k=top_k, targets=targets)
         return self._each(texts, decoder, self._asking(options))
 
     async def afill(
-        self, texts: Sequence[str], *, top_k: int = MASKS_TOP_K, **options: Unpack[CallOptions]
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = MASKS_TOP_K,
+        targets: Sequence[str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> list[MaskFill]:
         """`fill` for coroutines."""
-        return await self._all(texts, self._decoder("fill", "fill-mask", top_k=top_k), self._asking(options))
+        decoder = self._decoder("fill", "fill-mask", top_k=top_k, targets=targets)
+        return await self._all(texts, decoder, self._asking(options))
 
     def embed(
         self,
@@ -297,12 +270,17 @@ class Model:
         texts: Iterable[Text],
         *,
         top_k: int | None = None,
+        strategy: Strategy | None = None,
+        ignore_labels: Sequence[str] = IGNORED_LABELS,
         prompt_name: str | None = None,
         prompt: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Iterator[Result | Failure]:
-        """Answers for any task, lazily and in order; a `Failure` in the place of a bad text."""
-        decoder: Decoder[Result] = self._inference.decoder(top_k)
+        """Answers for any task, lazily and in order; a `Failure` in the place of a bad text.
+
+        `strategy`, `ignore_labels`: as of `tag`.
+        """
+        decoder: Decoder[Result] = self._inference.decoder(top_k, strategy=strategy, ignore_labels=ignore_labels)
         return self._answering.stream(texts, decoder, self._asking(options, prompt_name, prompt))
 
     async def aresults(
@@ -311,50 +289,50 @@ class Model:
         *,
         top_k: int | None = None,
         return_logits: bool = False,
+        strategy: Strategy | None = None,
+        ignore_labels: Sequence[str] = IGNORED_LABELS,
+        targets: Sequence[str] | None = None,
+        all_or_none: bool = False,
         prompt_name: str | None = None,
         prompt: str | None = None,
         decoder: Decoder[Any] | None = None,
         **options: Unpack[CallOptions],
     ) -> Answered[Any]:
-        """`results` for coroutines, with the seconds of each step. `decoder`: of the logits, instead of the task's."""
-        asking = self._asking(options, prompt_name, prompt)
-        return await self._answering.answer(texts, decoder or self._inference.decoder(top_k, return_logits), asking)
+        """`results` for coroutines: all answers at once, and the seconds that each step took.
 
-    def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
-        """Raw logits of each text: [num_labels], or [tokens_used, ...] for per-token tasks. For the parity gate.
-
-        Run in the caller's thread, past the scheduler: an engine's failure on a micro-batch is not mended.
+        `targets`: as of `fill`. `all_or_none`: where a text cannot be read (or is too long for truncation "error"),
+        nothing is computed, and the answers are the `Failure`s of such texts alone. `decoder`: what makes an answer of
+        a text's logits, instead of the task's.
         """
-        return list(self.iter_logits(texts))
-
-    def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
-        """Like `logits`, lazily."""
-        own: Decoder[FloatArray] = lambda logits, tokens, by: logits  # noqa: E731
-        return _raise_failures(self._inference.answers(texts, own, self._prompt, self._truncation))
-
-    def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
-        """Tokens of each text, with the default prompt if there is one; the `TextError` in the place of a bad text."""
-        return self._inference.encode(texts, self._prompt, self._truncation)
-
-    def run_ids(
-        self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
-    ) -> list[FloatArray]:
-        """Logits of token id sequences, run as one micro-batch in the caller's order (`predict` would sort them)."""
-        return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
+        decoder = decoder or self._inference.decoder(
+            top_k, return_logits, strategy=strategy, ignore_labels=ignore_labels, targets=targets
+        )
+        asking = self._asking(options, prompt_name, prompt)
+        return await self._answering.answer(texts, decoder, asking, whole=all_or_none)
 
     def _asking(self, options: CallOptions, prompt_name: str | None = None, prompt: str | None = None) -> Asking:
         own = prompt_name is prompt is None
+        timing: Any = {name: value for name, value in options.items() if name not in _LONG}
         return Asking(
             prompt=self._prompt if own else resolve_prompt(self.manifest, prompt_name, prompt),
-            truncation=self._truncation,
-            **options,
+            long=self._long(options),
+            **timing,
         )
 
+    def _long(self, options: Mapping[str, Any]) -> LongTexts:
+        """What becomes of long texts in a call: as loaded, but for what it says itself."""
+        given = {field: options[name] for name, field in _LONG.items() if options.get(name) is not None}
+        if not given:
+            return self._long_texts
+        same = given.get("truncation") in (None, self._long_texts.truncation)
+        check_merge(given.get("merge"), self.task)
+        return dataclasses.replace(self._long_texts if same else LongTexts(), **given)
+
     def _each(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> list[R]:
-        return list(_raise_failures(self._answering.stream(texts, decoder, asking)))
+        return list(raise_failures(self._answering.stream(texts, decoder, asking)))
 
     async def _all(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> list[R]:
-        return list(_raise_failures((await self._answering.answer(texts, decoder, asking)).answers))
+        return list(raise_failures((await self._answering.answer(texts, decoder, asking)).answers))
 
     def _predicting(self, top_k: int | None, return_logits: bool, on_error: OnError) -> Decoder[Prediction]:
         if on_error not in ("raise", "return"):
@@ -374,22 +352,17 @@ class Model:
             raise UsageError("give a list of passages; put a single one in brackets: [passage]")
         return [(query, passage) for passage in passages], decoder
 
-    def _decoder(self, method: str, *tasks: str, top_k: int | None = None, return_logits: bool = False) -> Decoder[Any]:
+    def _tagger(self, strategy: Strategy | None, ignore_labels: Sequence[str], return_logits: bool) -> Decoder[Tagging]:
+        options = {"strategy": strategy, "ignore_labels": ignore_labels, "return_logits": return_logits}
+        return self._decoder("tag", "token-classification", **options)
+
+    def _decoder(self, method: str, *tasks: str, **options: Any) -> Decoder[Any]:
         if self.task not in tasks:
             other = {"embeddings": "embed", "token-classification": "tag", "fill-mask": "fill"}.get(
                 self.task, "predict"
             )
             raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
-        return self._inference.decoder(top_k, return_logits)
-
-
-def _raise_failures(answers: Iterable[R | Failure]) -> Iterator[R]:
-    for answer in answers:
-        if isinstance(answer, Failure):
-            if isinstance(answer.error, TextError):
-                raise TextError(f"text {answer.index}: {answer.error}") from None
-            raise answer.error
-        yield answer
+        return self._inference.decoder(**options)
 
 
 def _ranked(passages: Sequence[str], answers: Sequence[Prediction]) -> list[Ranked]:

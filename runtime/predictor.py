@@ -14,13 +14,14 @@ from nopad.runtime.engines.hardware import PRECISIONS
 from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import UsageError
 from nopad.runtime.inference import Inference
+from nopad.runtime.long_texts import check_merge
 from nopad.runtime.model import Model
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.scheduler.events import Observer
 from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.tokenizer import open_bundle_encoder
 from nopad.runtime.tune_file import tuned_here
-from nopad.runtime.types import Truncation
+from nopad.runtime.types import LongTexts, Merge, Truncation
 
 __all__ = ["Model", "load"]
 log = logging.getLogger("nopad")
@@ -35,6 +36,8 @@ def load(
     fallback: bool = True,
     threads: int | None = None,
     truncation: Truncation = "truncate",
+    stride: int | None = None,
+    merge: Merge | None = None,
     token_budget: int | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
@@ -59,8 +62,9 @@ def load(
     with those that are given, and then also `token_budget` and `threads`.
     `fallback`: False raises an error where another engine would answer instead of the chosen engine.
     `threads`: of the engine on the CPU; None: the engine library's own choice.
-    `truncation`: `truncate` reads the first tokens of a text that is too long and says so in the answer
-    (`tokens`, `tokens_used`); `error` refuses it.
+    `truncation`: of a text that is too long, `truncate` reads the first tokens and says so in the answer (`tokens`,
+    `tokens_used`), `window` reads all of it in windows that share `stride` tokens, whose answers `merge` (mean, max,
+    first) makes one (docs/long-texts.md), and `error` refuses it. Each call may say otherwise.
     `token_budget`: tokens of one micro-batch; a longer text runs alone. None: what suits the engine.
     `prompt_name`, `prompt`: the prompt that is put before every text, by its name in the manifest's `prompts` or as a
     string; None: the bundle's default prompt.
@@ -77,9 +81,9 @@ def load(
     """
     if any(number is not None and number < 1 for number in (token_budget, threads)):
         raise UsageError(f"token_budget and threads must be positive, got {token_budget} and {threads}")
-    if truncation not in ("truncate", "error"):
-        raise UsageError(f"truncation is 'truncate' or 'error', not {truncation!r}")
+    long_texts = LongTexts(truncation=truncation, stride=stride, merge=merge)
     bundle = open_bundle(path, verify=False)
+    check_merge(merge, bundle.manifest.task)
     if verify:
         bundle.check(bundle.common_files())
     sm = functools.cache(gpu_at_hand)
@@ -113,7 +117,7 @@ def load(
         fallback=fallback,
     )
     _say_if_lowered(candidates[0].artifact.precision, inference.chain)
-    return Model(inference, prompt=before, truncation=truncation, limits=limits, observer=observer)
+    return Model(inference, prompt=before, long_texts=long_texts, limits=limits, observer=observer)
 
 
 def _say_if_lowered(wanted: str, chain: EngineChain) -> None:

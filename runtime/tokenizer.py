@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.errors import BundleError, TextError
-from nopad.runtime.types import Text, Truncation
+from nopad.runtime.errors import BundleError, TextError, TooLongError
+from nopad.runtime.types import Side, Text, Truncation
 
 CONFIG = "tokenizer_config.json"
 
@@ -28,11 +30,29 @@ class Tokens:
     special: list[int]  # 1 for [CLS], [SEP] and the like
     pieces: list[str]  # the tokens as text
     prompt_length: int = 0  # tokens of the prompt at the beginning
+    # Of a text that is left whole though it is too long:
+    body: tuple[int, int] = (0, 0)  # its tokens from here to there are divided, the rest is in every window
+    windows: tuple[Window, ...] = ()  # what the model reads instead
 
     @property
     def used(self) -> int:
         """Tokens that reach the model."""
         return len(self.input_ids)
+
+
+class Window(NamedTuple):
+    """A part of a text that the model reads at once."""
+
+    tokens: Tokens
+    start: int  # of the whole text's body, its tokens from here
+    stop: int  # to there
+
+
+class Words(NamedTuple):
+    """What tells the pieces of a word apart from the beginning of the next (`TextEncoder.words`)."""
+
+    marked: bool  # pieces inside a word bear a prefix, as WordPiece's ##
+    unknown: int | None  # id of what the vocabulary cannot spell
 
 
 def open_encoder(tokenizer: Path, max_length: int, *, vocab_size: int | None = None) -> TextEncoder:
@@ -61,7 +81,7 @@ def open_bundle_encoder(bundle: Bundle) -> TextEncoder:
 class _Config:
     """Settings of `tokenizer_config.json` that `tokenizer.json` lacks."""
 
-    side: str = "right"  # which end of a long text is cut
+    side: Side = "right"  # which end of a long text is cut
     typed: bool = True  # the second text of a pair has token type 1
     split_special: bool = False  # a special token spelled out in a text is ordinary text
 
@@ -85,7 +105,8 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from None
-        self._max_length = max_length
+        self.max_length = max_length
+        self._otherwise: dict[Side | None, Tokenizer] = {}  # that cut at the other end, or nowhere; opened when asked
         self._vocab_size = vocab_size
         settings = _read_config(config) if config else _Config()
         self.truncation_side = settings.side
@@ -102,6 +123,14 @@ class TextEncoder:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def single_token(self, text: str) -> int | None:
+        """Id of the token that the vocabulary spells so, else of the only token of this text; None if it has more."""
+        if self._check(text):
+            return None
+        spelled = self.token_id(text)
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids if spelled is None else [spelled]
+        return ids[0] if len(ids) == 1 and ids[0] < self._vocabulary else None
+
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """The text that token ids spell. Raises `TextError` for an id outside the vocabulary."""
         outside = [token_id for token_id in ids if not 0 <= token_id < self._vocabulary]
@@ -113,21 +142,55 @@ class TextEncoder:
         """One token as readable text."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).strip()
 
+    @cached_property
+    def words(self) -> Words:
+        """What tells pieces of words apart, as transformers reads it from the tokenizer."""
+        model = self._tokenizer.model
+        # A model may have one by name alone, or need none, while a text can spell it.
+        names = (getattr(model, "unk_token", None), "[UNK]", "<unk>")
+        unknown = next((self.token_id(name) for name in names if name and self.token_id(name) is not None), None)
+        return Words(bool(getattr(model, "continuing_subword_prefix", None)), unknown)
+
+    def spelled(self, pieces: Sequence[str]) -> str:
+        """Tokens as one text, as transformers' `convert_tokens_to_string`."""
+        decoder = self._tokenizer.decoder
+        return " ".join(pieces) if decoder is None else str(decoder.decode(list(pieces)))
+
     def encode(
-        self, texts: Sequence[Text], prompt: str = "", truncation: Truncation = "truncate"
+        self,
+        texts: Sequence[Text],
+        prompt: str = "",
+        truncation: Truncation = "truncate",
+        *,
+        side: Side | None = None,
     ) -> list[Tokens | TextError]:
         """Tokens of each text, in order; for a text that has none, the error that says why.
 
-        `prompt` is put before each text, and before the first of a pair. A text over the max length is cut, or
-        refused if `truncation` is "error".
+        `prompt` is put before each text, and before the first of a pair. A text over the max length is cut at the end
+        `side` (None: the tokenizer's own), refused if `truncation` is "error", or left whole if it is "window", for
+        `nopad.runtime.long_texts` to divide.
         """
         out: list[Tokens | TextError | None] = [self._check(text) for text in texts]
         good = [index for index, error in enumerate(out) if error is None]
         whole = [_with_prompt(texts[index], prompt) for index in good]
         length = self.prompt_length(prompt)
-        for index, text, encoding in zip(good, whole, self._tokenizer.encode_batch(whole), strict=True):
+        tokenizer = self._cutting(None if truncation == "window" else side or self.truncation_side)
+        for index, text, encoding in zip(good, whole, tokenizer.encode_batch(whole), strict=True):
             out[index] = self._tokens(text, encoding, length, truncation)
         return [item for item in out if item is not None]
+
+    def _cutting(self, side: Side | None) -> Tokenizer:
+        """The tokenizer that cuts long texts at that end, or nowhere."""
+        if side == self.truncation_side:
+            return self._tokenizer
+        if side not in self._otherwise:
+            other = Tokenizer.from_str(self._tokenizer.to_str())
+            other.encode_special_tokens = self._tokenizer.encode_special_tokens
+            other.no_truncation()
+            if side is not None:
+                other.enable_truncation(self.max_length, direction=side)
+            self._otherwise[side] = other  # of two threads that came at once, either will do
+        return self._otherwise[side]
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt as sentence-transformers counts them: a special token at its end is not the prompt's.
@@ -159,10 +222,11 @@ class TextEncoder:
         total = len(ids)
         if not ids:
             return TextError("the tokenizer finds no token in the text (only control characters, perhaps)")
-        if total > self._max_length:  # the library returns more where the special tokens alone exceed it
+        # The library returns more where the special tokens alone exceed it.
+        if total > self.max_length and truncation != "window":
             special = sum(encoding.special_tokens_mask)
             return TextError(
-                f"the model's max length of {self._max_length} tokens has no room for this text beside its {special} "
+                f"the model's max length of {self.max_length} tokens has no room for this text beside its {special} "
                 "special tokens; export the bundle with a larger --max-length"
             )
         if self._vocab_size is not None and max(ids) >= self._vocab_size:
@@ -171,9 +235,10 @@ class TextEncoder:
         if encoding.overflowing:
             total = self._count(text) + sum(encoding.special_tokens_mask)
             if truncation == "error":
-                return TextError(
-                    f"the text has {total} tokens, over the model's max length of {self._max_length}: shorten it, "
-                    "or let it be truncated (truncation='truncate')"
+                return TooLongError(
+                    f"the text has {total} tokens, over the model's max length of {self.max_length}: shorten it, "
+                    "or let it be truncated (truncation='truncate') or read in windows (truncation='window')",
+                    tokens=total,
                 )
         return Tokens(
             text=text,
@@ -184,6 +249,7 @@ class TextEncoder:
             special=encoding.special_tokens_mask,
             pieces=encoding.tokens,
             prompt_length=prompt_length,
+            body=_body(encoding, prompt_length) if total > self.max_length and truncation == "window" else (0, 0),
         )
 
     def _count(self, text: Text) -> int:
@@ -194,6 +260,14 @@ class TextEncoder:
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
             total += len(encoding.ids) + sum(len(rest.ids) for rest in encoding.overflowing)
         return total
+
+
+def _body(encoding: Encoding, prompt_length: int) -> tuple[int, int]:
+    """Where the text itself stands in its tokens, without special tokens and prompt; of a pair, the second text."""
+    parts = encoding.sequence_ids
+    last = max(part for part in parts if part is not None)
+    start = parts.index(last)
+    return (start if last else max(start, prompt_length)), len(parts) - parts[::-1].index(last)
 
 
 def _with_prompt(text: Text, prompt: str) -> Text:

@@ -4,16 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from nopad.runtime.errors import UsageError
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 # One text, or a pair (query, passage) for models trained on pairs.
 Text = str | tuple[str, str]
-Truncation = Literal["truncate", "error"]
+Truncation = Literal["truncate", "error", "window"]
+Side = Literal["left", "right"]
+Merge = Literal["mean", "max", "first"]
+# How tokens become entities, by the names of transformers' pipeline.
+Strategy = Literal["none", "simple", "first", "average", "max"]
+TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
+MERGES: tuple[Merge, ...] = get_args(Merge)
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+IGNORED_LABELS = ("O",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongTexts:
+    """What becomes of a text over the model's max length. Raises `UsageError` for what makes no sense.
+
+    `truncation`: "truncate" cuts it, "error" refuses it, "window" reads all of it in overlapping windows.
+    """
+
+    truncation: Truncation = "truncate"
+    side: Side | None = None  # the end that "truncate" cuts off; None: the tokenizer's own
+    stride: int | None = None  # tokens that neighbouring windows share; None: 128, at most a quarter of a window
+    merge: Merge | None = None  # how the windows' answers become one; None: "max" for rerank, else "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        for name, value, known in (
+            ("truncation", self.truncation, TRUNCATIONS),
+            ("truncation_side", self.side, (None, "left", "right")),
+            ("merge", self.merge, (None, *MERGES)),
+        ):
+            if value not in known:
+                choice = ", ".join(repr(each) for each in known if each)
+                raise UsageError(f"{name} is one of {choice}, not {value!r}")
+        if self.truncation != "window" and (self.stride is not None or self.merge is not None):
+            raise UsageError("stride and merge are of windows: ask for truncation='window'")
+        if self.side is not None and self.truncation != "truncate":
+            raise UsageError("truncation_side is of texts that are cut: truncation='truncate'")
+        if self.stride is not None and self.stride < 0:
+            raise UsageError(f"stride must be at least 0 tokens, got {self.stride}")
 
 
 class AnsweredBy(NamedTuple):
@@ -31,6 +71,7 @@ class Usage:
     tokens_used: int  # after truncation to the model's max length
     engine: str
     precision: str  # of the file that the engine ran
+    windows: int = 1  # that the text was read in
 
     @property
     def truncated(self) -> bool:
@@ -58,13 +99,18 @@ class Prediction(Usage):
 
 @dataclass(frozen=True, kw_only=True)
 class Entity:
-    """A run of tokens with one label; `start` and `end` are character positions in the text."""
+    """A run of tokens with one label; `start` and `end` are character positions in the text.
+
+    With the strategy "none" it is a single token, with its whole label ("B-PER").
+    """
 
     label: str
     score: float  # mean probability of its tokens
     start: int
     end: int
     text: str
+    word: str | None = None  # where a strategy was asked for: its tokens as transformers' pipeline spells them
+    index: int | None = None  # with the strategy "none": the token's position, [CLS] being 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +129,7 @@ class MaskFill(Usage):
     """Answer of a fill-mask model: for each mask in the text, its best tokens with probabilities, best first."""
 
     masks: tuple[tuple[tuple[str, float], ...], ...]
+    token_ids: tuple[tuple[int, ...], ...]  # of the same tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nopad.runtime.predictor import Model
 
 # The options of `load` that answers depend on: an interrupted job is resumed only with the same values.
-_DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name", "prompt")
+_DECIDING = ("engine", "precision", "truncation", "stride", "merge", "token_budget", "prompt_name", "prompt")
 
 
 @click.command()
@@ -60,10 +60,26 @@ _DECIDING = ("engine", "precision", "truncation", "token_budget", "prompt_name",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the best K labels (or tokens, for fill-mask).")
 @click.option(
+    "--entities",
+    type=click.Choice(["none", "simple", "first", "average", "max"]),
+    help="Group the tokens of entities as transformers' pipeline does. [default: by the model's own tags]",
+)
+@click.option("--ignore-labels", metavar="NAME,..", help="Labels of entities to leave out. [default: O]")
+@click.option(
     "--truncation",
-    type=click.Choice(["truncate", "error"]),
+    type=click.Choice(["truncate", "error", "window"]),
     default="truncate",
-    help="A text over the model's max length: read its beginning (and say so), or refuse it.",
+    help="A text over the model's max length: read its beginning (and say so), refuse it, or read it in windows.",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=0),
+    help="Tokens that neighbouring windows share. [default: 128, at most a quarter of a window]",
+)
+@click.option(
+    "--merge",
+    type=click.Choice(["mean", "max", "first"]),
+    help="How the answers of a text's windows become one. [default: mean; max for rerank]",
 )
 @click.option(
     "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
@@ -88,6 +104,8 @@ def predict(
     encoding: str | None,
     columns: tuple[str, ...],
     top_k: int | None,
+    entities: str | None,
+    ignore_labels: str | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -109,8 +127,9 @@ def predict(
     _check_usage(texts, source, output, keep=keep, scores=scores, resume=resume)
     console = messages(quiet)
     with _load(bundle, **opening) as model:
+        wanted = {"top_k": top_k, **_entity_options(model, entities, ignore_labels)}
         if source is None:
-            code = _print(model, texts, top_k, as_json, console)
+            code = _print(model, texts, wanted, as_json, console)
             _say_if_degraded(model, console)
             return code
         outcome = answer_file(
@@ -121,7 +140,7 @@ def predict(
             second_field=second_field,
             keep=[name.strip() for name in keep.split(",")] if keep else (),
             scores=scores,
-            top_k=top_k,
+            wanted=wanted,
             options={name: opening[name] for name in _DECIDING},
             resume=resume,
             console=console,
@@ -141,6 +160,16 @@ def _load(bundle: str | None, engine: str, **options: Any) -> Model:
 
     engines = tuple(name.strip() for name in engine.split(","))
     return load(bundle, engine=engines if len(engines) > 1 else engine, **options)
+
+
+def _entity_options(model: Model, strategy: str | None, ignore_labels: str | None) -> dict[str, Any]:
+    """`--entities` and `--ignore-labels` as `Model.results` takes them."""
+    if strategy is None and ignore_labels is None:
+        return {}
+    if model.task != "token-classification":
+        raise UsageError(f"--entities and --ignore-labels are for token-classification, this bundle does {model.task}")
+    names = {} if ignore_labels is None else {"ignore_labels": [name.strip() for name in ignore_labels.split(",")]}
+    return {"strategy": strategy, **names}
 
 
 def _check_usage(
@@ -182,13 +211,13 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     return None, arguments
 
 
-def _print(model: Model, texts: tuple[str, ...], top_k: int | None, as_json: bool, console: Console) -> int:
+def _print(model: Model, texts: tuple[str, ...], wanted: Mapping[str, Any], as_json: bool, console: Console) -> int:
     from nopad.runtime.offline.answers import as_object
     from nopad.runtime.types import Failure
 
     failed = 0
     table = Table(box=None, pad_edge=False)
-    for text, answer in zip(texts, model.results(iter(texts), top_k=top_k), strict=True):
+    for text, answer in zip(texts, model.results(iter(texts), **wanted), strict=True):
         if isinstance(answer, Failure):
             failed += 1
             if as_json:
@@ -204,7 +233,7 @@ def _print(model: Model, texts: tuple[str, ...], top_k: int | None, as_json: boo
             if not table.columns:
                 for name in ("answer", "score", "text"):
                     table.add_column(name, overflow="fold", no_wrap=name != "text")
-            for first, second in _cells(answer, top_k):
+            for first, second in _cells(answer, wanted["top_k"]):
                 table.add_row(first, second, text if len(text) <= 60 else text[:57] + "...")
     if table.rows:
         Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(table)

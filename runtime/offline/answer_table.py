@@ -19,7 +19,7 @@ _REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
 # Names of an answer's own fields: a kept column with one of these names is written as `input_NAME`.
 ANSWER_FIELDS = (
     "line", "label", "score", "labels", "scores", "abstained", "entities", "masks", "vector", "tokens", "tokens_used",
-    "engine", "error",
+    "windows", "engine", "error",
 )  # fmt: skip
 _OF_TASK = {
     "token-classification": ("entities", "labels"),
@@ -44,6 +44,7 @@ class AnswerTable:
     multi_label: bool  # several labels may be right at once
     abstains: bool = False  # some answers are too uncertain
     scores: bool  # a column `score_LABEL` for each label
+    windows: bool = False  # how many windows a text was read in
     kept: tuple[str, ...] | None = ()  # None: every column that the rows have
 
     def write(self, answers: Path, output: Path) -> None:
@@ -70,7 +71,8 @@ class AnswerTable:
             labels = ("labels",) if self.multi_label else ()
             abstained = ("abstained",) if self.abstains else ()
             names = ("label", "score", *labels, *abstained, *(f"score_{label}" for label in self.labels if self.scores))
-        return (*names, "tokens", "tokens_used", "engine")
+        windows = ("windows",) if self.windows else ()
+        return (*names, "tokens", "tokens_used", *windows, "engine")
 
     def _rows(self, answers: Path) -> Iterator[dict[str, Any]]:
         for row in _lines(answers):
@@ -81,6 +83,8 @@ class AnswerTable:
                 row.setdefault("labels", [row["label"]])  # JSON omits `labels` where `label` is the only label
             if self.abstains and "label" in row:
                 row.setdefault("abstained", False)
+            if self.windows and "tokens" in row:
+                row.setdefault("windows", 1)  # JSON omits it then
             yield row
 
     def _write_parquet(self, answers: Path, output: Path) -> None:
@@ -104,7 +108,7 @@ class AnswerTable:
         text, number = arrow.string(), arrow.float32()
         entity = [("label", text), ("score", number), ("start", arrow.int64()), ("end", arrow.int64()), ("text", text)]
         types = {
-            **dict.fromkeys(("line", "tokens", "tokens_used"), arrow.int64()),
+            **dict.fromkeys(("line", "tokens", "tokens_used", "windows"), arrow.int64()),
             **dict.fromkeys(("label", "engine", "error"), text),
             **dict.fromkeys(("score", *(f"score_{label}" for label in self.labels)), number),
             "labels": arrow.list_(text),

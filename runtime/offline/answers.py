@@ -46,11 +46,14 @@ class Outcome:
         )
 
 
-def answers(model: Model, rows: Iterable[Row], top_k: int | None) -> Iterator[dict[str, Any]]:
-    """Each row's answer, or the reason why it has none, as JSON objects; lazily and in order."""
+def answers(model: Model, rows: Iterable[Row], wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each row's answer, or the reason why it has none, as JSON objects; lazily and in order.
+
+    `wanted`: options of `Model.results`.
+    """
     for window in windows(rows, _text):
         good = (row.text for row in window if row.error is None)
-        results = iter(list(model.results(good, top_k=top_k)))
+        results = iter(list(model.results(good, **wanted)))
         for row in window:
             answer = next(results) if row.error is None else None
             kept = {kept_name(name): _plain(value) for name, value in row.kept.items()}
@@ -86,7 +89,7 @@ def answer_file(
     second_field: str | None = None,
     keep: Sequence[str] = (),
     scores: bool = False,
-    top_k: int | None,
+    wanted: Mapping[str, Any],
     options: Mapping[str, Any],
     resume: bool,
     console: Console,
@@ -97,8 +100,8 @@ def answer_file(
     `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes a table;
     `scores` gives it a column for each label. Answers go to `OUTPUT.partial` as JSON lines, which become `output` at
     the end. After an interruption the partial file stays, and `resume` continues after its last whole window of texts,
-    so that the result is the same as without the interruption. `options` are the other settings that answers depend
-    on: a job with different options is not resumed.
+    so that the result is the same as without the interruption. `wanted` are options of `Model.results`, `options` the
+    other settings that answers depend on: a job with different ones is not resumed.
     Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
     """
     if scores and output is None:
@@ -108,7 +111,8 @@ def answer_file(
     if output is not None:
         kind = table_kind(output, task=model.task, scores=scores)
         output = output_file(output, [0] if source.path == "-" else source_files(source))
-        table = _table(model, kind, keep, scores, source, field) if kind else None
+        windows_too = options.get("truncation") == "window"
+        table = _table(model, kind, keep, scores, source, field, windows_too) if kind else None
     read = functools.partial(read_rows, source, field, second_field, keep=keep)
     rows = read(remark=console.print)
     rows = chain(list(islice(rows, 1)), rows)  # raises for an unreadable file before anything is written
@@ -117,7 +121,7 @@ def answer_file(
         write, outcome = emit, Outcome()
         if output is not None:
             fields = [name for name in (field, second_field) if name]
-            job = {"fields": fields, "keep": list(keep), "top_k": top_k, **options, **_inputs(model, source)}
+            job = {"fields": fields, "keep": list(keep), **wanted, **options, **_inputs(model, source)}
             convert = table.write if table else None
             file = stack.enter_context(resumable_file(output, job=job, resume=resume, hint=hint, convert=convert))
             if resume:
@@ -127,7 +131,7 @@ def answer_file(
             write = functools.partial(_write, file)
         advance = stack.enter_context(_progress(console, shown=output is not None or not sys.stdout.isatty()))
         try:
-            for answer in answers(model, rows, top_k):
+            for answer in answers(model, rows, wanted):
                 write(answer)
                 outcome = outcome.plus(answer)
                 advance()
@@ -139,7 +143,7 @@ def answer_file(
 
 
 def _table(
-    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None
+    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None, windows_too: bool
 ) -> AnswerTable:
     columns = None
     if "*" in keep and source.path != "-":
@@ -151,6 +155,7 @@ def _table(
         multi_label=model.manifest.head.multi_label,
         abstains=model.manifest.head.abstain_below is not None,
         scores=scores,
+        windows=windows_too,
         kept=kept_columns(keep, columns),
     )
 
@@ -219,7 +224,9 @@ def _answer(line: bytes) -> dict[str, Any]:
 
 def as_object(answer: Result) -> dict[str, Any]:
     """An answer as a JSON object."""
-    usage = {"tokens": answer.tokens, "tokens_used": answer.tokens_used, "engine": answer.engine}
+    usage: dict[str, Any] = {"tokens": answer.tokens, "tokens_used": answer.tokens_used, "engine": answer.engine}
+    if answer.windows != 1:
+        usage["windows"] = answer.windows
     if isinstance(answer, Prediction):
         value: dict[str, Any] = {"label": answer.label, "score": answer.score, "scores": dict(answer.scores)}
         if len(answer.labels) != 1:

@@ -13,7 +13,6 @@ import orjson
 from fastapi import Depends, Request, Response
 
 from nopad.model.head import Task
-from nopad.runtime.inference import Decoder
 from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.scheduler.request import PRIORITIES, Priority
 from nopad.runtime.server.errors import Fault
@@ -109,12 +108,12 @@ class Call:
         timeout: float | None = None,
         priority: Priority | None = None,
         beside: int = 0,
-        decoder: Decoder[Any] | None = None,
+        **wanted: Any,
     ) -> Answered:
         """The answers to all texts, or a `Fault`.
 
         `timeout` (seconds), `priority`: where the protocol has a field for them. `beside`: texts that do not count as
-        the batch. `decoder`: as `models.answer` takes it.
+        the batch. `wanted`: what else `Model.aresults` takes.
         """
         self.request.state.batch = texts.batch
         self.check_size(len(texts.texts) - beside)
@@ -129,7 +128,7 @@ class Call:
             top_k=top_k,
             timeout=self._left(timeout or self._timeout()),
             priority=priority or self._priority(),
-            decoder=decoder,
+            **wanted,
         )
         self.request.state.answered = answered
         return answered

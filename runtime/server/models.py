@@ -15,17 +15,15 @@ from typing import Any
 
 from nopad.model.head import Task
 from nopad.runtime.batching import characters
-from nopad.runtime.errors import UsageError
-from nopad.runtime.inference import Decoder
+from nopad.runtime.errors import TooLongError, UsageError
 from nopad.runtime.model import Model
 from nopad.runtime.predictor import load
 from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.scheduler.events import Event
-from nopad.runtime.scheduler.request import Priority
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.statistics import Statistics
 from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
-from nopad.runtime.types import Failure, Text
+from nopad.runtime.types import Failure, Merge, Text, Truncation
 
 EMBEDDED = "default"  # the name of the embedded model
 WHOLE = 2**31 - 1  # a max length that no text reaches
@@ -74,9 +72,23 @@ class Served:
 class Reading:
     """How a request wants its texts read."""
 
-    truncate: bool = True  # False refuses a text that is too long
-    direction: str | None = None  # "left" or "right": the end that may be cut; None: the model's own
+    truncate: bool = True  # False refuses a text that is too long, unless `truncation` says what becomes of it
+    direction: str | None = None  # "left" or "right", in any case: the end that may be cut; None: the model's own
     prompt_name: str | None = None
+    truncation: Truncation | None = None
+    stride: int | None = None  # of windows, as `merge`
+    merge: Merge | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The same for `Model.aresults`."""
+        truncation = self.truncation or (None if self.truncate else "error")
+        return {
+            "prompt_name": self.prompt_name,
+            "truncation": truncation,
+            "truncation_side": self.direction.lower() if self.direction and truncation in (None, "truncate") else None,
+            "stride": self.stride,
+            "merge": self.merge,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,14 +205,13 @@ async def answer(
     logits: bool = False,
     top_k: int | None = None,
     timeout: float | None = None,
-    priority: Priority = "interactive",
-    decoder: Decoder[Any] | None = None,
+    **wanted: Any,
 ) -> Answered:
     """Every text's answer, in order, or a `Fault`: a request is answered whole or not at all. The model counts it.
 
     `batch`: faults name the text that is to blame. `logits`: the answers of a classifier or reranker carry them.
     `top_k`: of a fill-mask model, candidates for each mask. `timeout`: seconds until the fault `deadline`.
-    `decoder`: what makes an answer of a text's logits, where that is not the task's.
+    `wanted`: what else `Model.aresults` takes.
     """
     for index, text in enumerate(texts):
         if "" in (text if isinstance(text, tuple) else (text,)):
@@ -208,21 +219,12 @@ async def answer(
     started = time.monotonic()
     try:
         got = await served.model.aresults(
-            texts,
-            top_k=top_k,
-            return_logits=logits,
-            prompt_name=reading.prompt_name,
-            timeout=timeout,
-            priority=priority,
-            decoder=decoder,
+            texts, top_k=top_k, return_logits=logits, timeout=timeout, all_or_none=True, **reading.options(), **wanted
         )
         seconds = time.monotonic() - started
-        for index, one in enumerate(got.answers):
-            place = index if batch else None
+        for one in got.answers:
             if isinstance(one, Failure):
-                raise fault_of(one.error, place)
-            if one.truncated:
-                _check_cut(served, one.tokens, reading, place)
+                raise _fault_of_text(one.error, one.index if batch else None, served.model.manifest.max_length)
     except Exception:
         served.statistics.failed(time.monotonic() - started)
         raise
@@ -240,12 +242,8 @@ async def answer(
     )
 
 
-def _check_cut(served: Served, tokens: int, reading: Reading, index: int | None) -> None:
-    """Refuse an answer to a text that was cut where the request forbids that, or wants it cut at the other end."""
-    limit, side = served.model.manifest.max_length, served.encoder.truncation_side
-    if not reading.truncate:
-        said = f"Input validation error: `inputs` must have less than {limit + 1} tokens. Given: {tokens}"
-        raise Fault("validation", said, index=index)
-    if reading.direction is not None and reading.direction.lower() != side:
-        said = f"this model cuts texts that are too long on the {side}; shorten the text, or leave truncation_direction"
-        raise Fault("validation", said, index=index)
+def _fault_of_text(error: Exception, index: int | None, limit: int) -> Fault:
+    if not isinstance(error, TooLongError):
+        return fault_of(error, index)
+    said = f"Input validation error: `inputs` must have less than {limit + 1} tokens. Given: {error.tokens}"
+    return Fault("validation", said, index=index)

@@ -22,7 +22,7 @@ from nopad.runtime.engines.selection import EngineChoice, find_candidates
 from nopad.runtime.errors import EngineError, TextError, UsageError
 from nopad.runtime.inference import Inference
 from nopad.runtime.tokenizer import Tokens, open_bundle_encoder
-from nopad.runtime.types import AnsweredBy, FloatArray, Text
+from nopad.runtime.types import AnsweredBy, FloatArray, LongTexts, Text
 
 NAME = "modernbert-single-mean"
 POOL = [*SAMPLES, "x", " ".join(SAMPLES), "again and " * 150, ""]
@@ -159,7 +159,8 @@ def test_the_prompt_and_the_truncation_are_the_callers(inference: Inference) -> 
     (prompted,) = inference.encode(["a film"], "query: ")
     assert isinstance(prompted, Tokens) and prompted.input_ids == tokens_of(inference, "query: a film")[0].input_ids
     assert plain.prompt_length == 0 < prompted.prompt_length < prompted.used
-    cut, refused = (inference.encode(["again and " * 3000], truncation=how)[0] for how in ("truncate", "error"))  # type: ignore[arg-type]
+    (cut,) = inference.encode(["again and " * 3000])
+    (refused,) = inference.encode(["again and " * 3000], long=LongTexts(truncation="error"))
     assert isinstance(cut, Tokens) and cut.used == inference.manifest.max_length < cut.tokens
     assert isinstance(refused, TextError) and f"{cut.tokens} tokens" in str(refused)
 

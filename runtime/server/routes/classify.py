@@ -54,6 +54,7 @@ async def classify(body: Classify, call: Calling) -> Response:
             "scores": tei.label_scores(answer, served, raw=body.raw_scores)[: body.top_k],
             "tokens": answer.tokens,
             "tokens_used": answer.tokens_used,
+            "windows": answer.windows,
         }
         for index, answer in enumerate(answered.answers)
     ]

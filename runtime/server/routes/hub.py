@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,18 +13,16 @@ from pydantic import BaseModel
 from nopad.model.head import sigmoid, softmax
 from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault
-from nopad.runtime.server.models import Served
+from nopad.runtime.server.models import Reading, Served
 from nopad.runtime.server.routes import tei
-from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import FloatArray, MaskFill, Tagging
+from nopad.runtime.types import IGNORED_LABELS, Entity, FloatArray, MaskFill, Strategy
 
 router = APIRouter(tags=["huggingface_hub"])
 ENTAILMENT, CONTRADICTION = "entail", "contra"  # how the labels of models for inference begin, in any case
 MOST_CHARACTERS = 10_000_000  # of the texts that fill_mask answers: each candidate of each mask repeats the whole text
-OUTSIDE = "O"  # the tag of a token of no entity
 
 
-class Classification(BaseModel):
+class Classification(tei.Cut):
     """`text_classification`."""
 
     top_k: int | None = None
@@ -38,19 +37,24 @@ class ZeroShot(BaseModel):
     hypothesis_template: str | None = None
 
 
-class TokenClassification(BaseModel):
-    """`token_classification`. The other strategies of transformers join words, and nopad joins tokens."""
+class TokenClassification(tei.Cut):
+    """`token_classification`. With a `stride` long texts are read in windows, as transformers' pipeline does then."""
 
-    aggregation_strategy: Literal["none", "simple"] | None = None
+    aggregation_strategy: Strategy | None = None  # None: by the model's own tag scheme
     ignore_labels: list[str] | None = None
-    stride: None = None  # no windows over long texts
+
+    def reading(self, prompt_name: str | None = None) -> Reading:
+        """The same for `Call.answer`."""
+        plain = super().reading(prompt_name)
+        windows = self.stride is not None and self.truncation is None
+        return dataclasses.replace(plain, truncation="window") if windows else plain
 
 
-class FillMask(BaseModel):
+class FillMask(tei.Cut):
     """`fill_mask`."""
 
     top_k: int | None = None
-    targets: None = None  # the runtime gives the best tokens only
+    targets: list[str] | None = None  # the only tokens that may fill a mask
 
 
 class TaskInputs(BaseModel):
@@ -86,7 +90,7 @@ async def _classify(call: Call, served: Served, body: dict[str, Any], options: C
     """A list of lists, of one list for one text: the client takes the first."""
     texts = tei.predict_texts(tei.Predict.model_validate({"inputs": body.get("inputs")}).inputs)
     best = _top_k(options.top_k)
-    answered = await call.answer(served, texts, logits=options.function_to_apply is not None)
+    answered = await call.answer(served, texts, options.reading(), logits=options.function_to_apply is not None)
     if options.function_to_apply is None:
         rows = [tei.label_scores(answer, served, raw=False) for answer in answered.answers]
     else:
@@ -122,61 +126,51 @@ async def _zero_shot(call: Call, served: Served, body: dict[str, Any], options: 
 
 
 async def _tag(call: Call, served: Served, body: dict[str, Any], options: TokenClassification) -> Response:
-    texts = _texts(body)
-    answered = await call.answer(served, texts)
-    ignored = {OUTSIDE} if options.ignore_labels is None else set(options.ignore_labels)
-    rows = []
-    for text, tagging in zip(texts.texts, answered.answers, strict=True):
-        if options.aggregation_strategy == "none":
-            found = _tagged_tokens(served, str(text), tagging)
-            rows.append([row for row in found if row["entity"] not in ignored])
-        else:
-            found = [
-                {
-                    "entity_group": entity.label,
-                    "score": entity.score,
-                    "word": entity.text,
-                    "start": entity.start,
-                    "end": entity.end,
-                }
-                for entity in tagging.entities
-            ]
-            rows.append([row for row in found if row["entity_group"] not in ignored])
+    texts, ignored = _texts(body), options.ignore_labels
+    answered = await call.answer(
+        served,
+        texts,
+        options.reading(),
+        strategy=options.aggregation_strategy,
+        ignore_labels=IGNORED_LABELS if ignored is None else ignored,
+    )
+    rows = [[_entity_row(entity) for entity in tagging.entities] for tagging in answered.answers]
     return reply(rows if texts.batch else rows[0], answered)
 
 
-def _tagged_tokens(served: Served, text: str, tagging: Tagging) -> list[dict[str, Any]]:
-    prompt = served.prompt(None)
-    (tokens,) = served.encoder.encode([text], prompt)
-    assert isinstance(tokens, Tokens)
-    places = [place for place, special in zip(tokens.offsets, tokens.special, strict=True) if not special]
-    used = len(tagging.labels)
-    kept = places[-used:] if served.encoder.truncation_side == "left" else places[:used]
-    read = zip(tagging.tokens_text, tagging.labels, tagging.scores, kept, strict=True)
-    return [
-        {"entity": label, "score": score, "index": i, "word": word, "start": start, "end": end}
-        for i, (word, label, score, (start, end)) in enumerate(read, start=1)
-    ]
+def _entity_row(entity: Entity) -> dict[str, Any]:
+    """A token (which has its `index`) or an entity, with the keys of transformers' pipeline."""
+    kind = "entity_group" if entity.index is None else "entity"
+    row: dict[str, Any] = {kind: entity.label, "score": entity.score}
+    if entity.index is not None:
+        row["index"] = entity.index
+    word = entity.text if entity.word is None else entity.word
+    return {**row, "word": word, "start": entity.start, "end": entity.end}
 
 
 async def _fill(call: Call, served: Served, body: dict[str, Any], options: FillMask) -> Response:
     texts, mask = _texts(body), served.model.manifest.mask_token or "[MASK]"
-    answered = await call.answer(served, texts, top_k=_top_k(options.top_k))
+    answered = await call.answer(served, texts, options.reading(), top_k=_top_k(options.top_k), targets=options.targets)
     pairs = list(zip(map(str, texts.texts), answered.answers, strict=True))
     if sum(len(text) * sum(map(len, answer.masks)) for text, answer in pairs) > MOST_CHARACTERS:
         said = f"the filled texts would have more than {MOST_CHARACTERS} characters; lower top_k, or send fewer masks"
         raise Fault("validation", said, field="top_k")
-    rows = [_fillings(text, mask, answer) for text, answer in pairs]
+    side = (options.truncation_direction or served.encoder.truncation_side).lower()
+    rows = [_fillings(text, mask, answer, side) for text, answer in pairs]
     return reply(rows if texts.batch else rows[0], answered)
 
 
-def _fillings(text: str, mask: str, answer: MaskFill) -> list[Any]:
-    """The candidates of the one mask, or a list of them for each of several masks."""
+def _fillings(text: str, mask: str, answer: MaskFill, side: str) -> list[Any]:
+    """The candidates of the one mask, or a list of them for each of several masks that were not cut off at `side`."""
     parts, lists = text.split(mask), []
-    for place, candidates in enumerate(answer.masks):
+    first = len(parts) - 1 - len(answer.masks) if side == "left" else 0
+    for place, (candidates, ids) in enumerate(zip(answer.masks, answer.token_ids, strict=True), first):
         before, after = mask.join(parts[: place + 1]), mask.join(parts[place + 1 :])
         lists.append(
-            [{"score": score, "token_str": token, "sequence": before + token + after} for token, score in candidates]
+            [
+                {"score": score, "token": token_id, "token_str": token, "sequence": before + token + after}
+                for (token, score), token_id in zip(candidates, ids, strict=True)
+            ]
         )
     return lists[0] if len(lists) == 1 else lists
 

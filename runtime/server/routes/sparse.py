@@ -33,6 +33,10 @@ async def embed_sparse(body: EmbedTokens, call: Calling) -> Response:
         served = call.find(None, "fill-mask")
     except Fault as fault:
         raise Fault("task", NOT_SPARSE) if fault.kind == "task" else fault from None
+    if body.truncation == "window":
+        raise Fault(
+            "validation", "truncation: /embed_sparse does not read windows; it cuts, or refuses", field="truncation"
+        )
     texts = embed_texts(body.inputs, served)
     # Decoded as they come: the logits of a text are a row of the vocabulary for each token.
     answered = await call.answer(served, texts, body.reading(body.prompt_name), decoder=splade)

@@ -19,22 +19,34 @@ from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.models import Answered, Reading, Served
 from nopad.runtime.server.vectors import vectors_of
 from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import Prediction, Text
+from nopad.runtime.types import Merge, Prediction, Text, Truncation
 
 router = APIRouter(tags=["text-embeddings-inference"])
 InputIds = list[int]
 
 
 class Cut(BaseModel):
-    """What becomes of a text over the model's max length."""
+    """What becomes of a text over the model's max length.
+
+    TEI's `truncate` (false refuses it) and `truncation_direction`; or nopad's own: `truncation`, where "window" reads
+    all of it in windows that share `stride` tokens, and `merge` says how their answers become one.
+    """
 
     truncate: bool | None = None
     truncation_direction: Literal["right", "left", "Right", "Left"] | None = None
+    truncation: Truncation | None = None
+    stride: int | None = None
+    merge: Merge | None = None
 
     def reading(self, prompt_name: str | None = None) -> Reading:
         """The same for `Call.answer`."""
         return Reading(
-            truncate=self.truncate is not False, direction=self.truncation_direction, prompt_name=prompt_name
+            truncate=self.truncate is not False,
+            direction=self.truncation_direction,
+            prompt_name=prompt_name,
+            truncation=self.truncation,
+            stride=self.stride,
+            merge=self.merge,
         )
 
 

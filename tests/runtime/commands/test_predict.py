@@ -145,7 +145,7 @@ def test_many_bad_lines_do_not_wait_for_each_other() -> None:
             yield Row(line=n, error="bad")
 
     with load() as model:
-        assert next(answers(model, rows(), None)) == {"line": 1, "error": "bad"} and len(read) == WINDOW
+        assert next(answers(model, rows(), {})) == {"line": 1, "error": "bad"} and len(read) == WINDOW
 
 
 def test_a_terminal_that_knows_no_unicode_and_a_closed_stdin(bundle: Bundles) -> None:
@@ -234,6 +234,43 @@ def test_a_long_text_is_cut_and_counted_or_refused(predict: Predict) -> None:
     assert code == 0 and row["tokens_used"] == 1024 < row["tokens"] and f"1024 of {row['tokens']} tokens" in err
     code, (short, refused), _ = predict("short", long, "--truncation", "error")
     assert code == 3 and "label" in short and set(refused) == {"text", "error"} and "1024" in refused["error"]
+
+
+def test_a_long_text_is_read_in_windows(predict: Predict, tmp_path: Path) -> None:
+    long = "again and " * 1500
+    code, (row, short), err = predict(long, "short", "--truncation", "window", "--stride", "64", "--merge", "max")
+    assert code == 0 and row["tokens_used"] == row["tokens"] > 1024 and row["windows"] > 1 and "tokens of" not in err
+    assert "windows" not in short
+    (tmp_path / "t.txt").write_text(f"{long}\nshort\n")
+    options = (
+        "--input",
+        tmp_path / "t.txt",
+        "--truncation",
+        "window",
+        "--stride",
+        "64",
+        "--output",
+        tmp_path / "t.csv",
+    )
+    code, _, err = predict(*options)
+    rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert code == 0 and rows[0].split(",")[-3:-1] == ["windows", "engine"] and "cut" not in err
+    assert [line.split(",")[-3] for line in rows[1:]] == [str(row["windows"]), "1"]
+    code, _, err = predict("short", "--stride", "3")
+    assert code == 2 and "ask for truncation='window'" in err
+    code, _, err = predict("short", "--entities", "max")
+    assert code == 2 and "are for token-classification" in err
+
+
+def test_entities_by_strategy(predict: Predict) -> None:
+    text = "Alice works in Paris"
+    for strategy in ("none", "simple", "first", "average", "max"):
+        _, (row,), _ = predict(text, "--entities", strategy, "--ignore-labels", "", name="modernbert-token")
+        assert row["entities"] and all(text[each["start"] : each["end"]] == each["text"] for each in row["entities"])
+        assert strategy != "none" or [each["label"] for each in row["entities"]] == row["labels"]
+    label = row["entities"][0]["label"]
+    _, (fewer,), _ = predict(text, "--ignore-labels", f"O, {label}", name="modernbert-token")
+    assert label not in {each["label"] for each in fewer["entities"]}
 
 
 def test_options_reach_the_model_from_the_line_and_the_environment(

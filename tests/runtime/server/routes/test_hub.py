@@ -68,14 +68,22 @@ def test_token_classification(client: Any, serve: Serve) -> None:
     assert [(row.entity_group, row.start, row.end, row.word) for row in groups] == [
         (entity.label, entity.start, entity.end, entity.text) for entity in wanted.entities
     ]
-    assert groups == client("modernbert-token").token_classification(TEXT, aggregation_strategy="simple")
-    tokens = client("modernbert-token").token_classification(TEXT, aggregation_strategy="none")
+    for strategy in ("none", "simple", "first", "average", "max"):
+        rows = client("modernbert-token").token_classification(TEXT, aggregation_strategy=strategy, ignore_labels=[])
+        (tagged,) = model_of(serve, "modernbert-token").tag([TEXT], strategy=strategy, ignore_labels=[])
+        assert [(row.entity or row.entity_group, row.word, row.start, row.end) for row in rows] == [
+            (entity.label, entity.word, entity.start, entity.end) for entity in tagged.entities
+        ]
+        assert [row.score for row in rows] == pytest.approx([entity.score for entity in tagged.entities], abs=1e-5)
+    tokens = client("modernbert-token").token_classification(TEXT, aggregation_strategy="none", ignore_labels=[])
     assert [row.entity for row in tokens] == list(wanted.labels)
-    assert "".join(TEXT[row.start : row.end] for row in tokens).replace(" ", "") == TEXT.replace(" ", "")
     ignored = client("modernbert-token").token_classification(TEXT, ignore_labels=[wanted.entities[0].label])
     assert len(ignored) < len(groups)
+    long = f"{TEXT} " * 150
+    all_of_it = client("modernbert-token").token_classification(long, stride=32)
+    assert all_of_it[-1].end > client("modernbert-token").token_classification(long)[-1].end + 1000
     with pytest.raises(HfHubHTTPError, match="aggregation_strategy"):
-        client("modernbert-token").token_classification(TEXT, aggregation_strategy="max")
+        client("modernbert-token").token_classification(TEXT, aggregation_strategy="most")
 
 
 def test_fill_mask(client: Any, serve: Serve) -> None:
@@ -84,6 +92,14 @@ def test_fill_mask(client: Any, serve: Serve) -> None:
     rows = client("modernbert-mlm").fill_mask(f"a {mask} film")
     assert [(row.token_str, row.score) for row in rows] == list(wanted.masks[0])
     assert rows[0].sequence == f"a {rows[0].token_str} film"
+    encoder = next(iter(serve("modernbert-mlm").models)).encoder
+    assert [encoder.decode([row.token], skip_special=False).strip() for row in rows] == [row.token_str for row in rows]
+    all_rows = client("modernbert-mlm").fill_mask(f"a {mask} film", top_k=1000)
+    chosen = client("modernbert-mlm").fill_mask(f"a {mask} film", targets=["e", "o", "e"])
+    want = [row for row in all_rows if row.token in {encoder.token_id("e"), encoder.token_id("o")}]
+    assert [(row.token, row.score) for row in chosen] == [(row.token, row.score) for row in want] and len(want) == 2
+    with pytest.raises(HfHubHTTPError, match="the target 'unheardof' is not one token"):
+        client("modernbert-mlm").fill_mask(f"a {mask} film", targets=["unheardof"])
     assert len(client("modernbert-mlm").fill_mask(f"a {mask} film", top_k=2)) == 2
     several = httpx.post(serve("modernbert-mlm").url, json={"inputs": f"{mask} {mask}", "parameters": {}}).json()
     assert [len(each) for each in several] == [5, 5] and several[1][0]["sequence"].startswith(mask)

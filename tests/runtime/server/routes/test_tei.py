@@ -100,8 +100,9 @@ def test_a_long_text_is_cut_and_counted_or_refused_with_its_place(post: Post) ->
     assert "must have less than 1025 tokens. Given: 3002" in refused.json()["error"] and "index" not in refused.json()
     batch = post("/predict", {"inputs": [["short"], [long]], "truncate": False})
     assert batch.status_code == 422 and batch.json()["index"] == 1
-    left = post("/predict", {"inputs": long, "truncation_direction": "Left"})
-    assert left.status_code == 422 and "cuts texts that are too long on the right" in left.json()["error"]
+    sides = [post("/predict", {"inputs": long + " superb", "truncation_direction": end}) for end in ("Left", "right")]
+    assert [each.headers["x-nopad-truncated"] for each in sides] == ["1", "1"]
+    assert sides[0].json() != sides[1].json() == post("/predict", {"inputs": long + " superb"}).json()
     assert post("/predict", {"inputs": "short", "truncation_direction": "left"}).status_code == 200
 
 

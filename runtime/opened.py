@@ -1,0 +1,125 @@
+"""`OpenedBundle`: what an opened bundle is, how it is closed, and its raw logits; knows no answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from nopad.runtime.answering import Answering
+from nopad.runtime.engines.chain import ChainStatus
+from nopad.runtime.errors import TextError
+from nopad.runtime.inference import TRUNCATED, Decoder, Inference
+from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.scheduler.events import Observer
+from nopad.runtime.scheduler.queue import Limits
+from nopad.runtime.tokenizer import Tokens
+from nopad.runtime.types import Failure, FloatArray, LongTexts, Text
+
+R = TypeVar("R")
+
+
+class OpenedBundle:
+    """A bundle with its engines and its scheduler. A context manager."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        *,
+        prompt: str = "",
+        long_texts: LongTexts = TRUNCATED,
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.bundle = inference.bundle
+        self.manifest = inference.manifest
+        self.artifact = inference.artifact
+        self.token_multiple = inference.token_multiple
+        self._inference = inference
+        self._answering = Answering(inference, limits, observer)
+        self.scheduler = self._answering.scheduler  # for a server: its state, and `drain`
+        self._prompt = prompt
+        self._long_texts = long_texts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the engines; whoever still waits gets a `UsageError`. The model cannot be used afterwards."""
+        self._answering.close()
+
+    def status(self) -> ChainStatus:
+        """Which engine was chosen, whether the model is degraded, and the state of each engine."""
+        return self._inference.chain.status()
+
+    @property
+    def task(self) -> str:
+        """What the bundle does: text-classification, token-classification, fill-mask, embeddings or rerank."""
+        return self.manifest.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, in the order of the logits."""
+        return self.manifest.labels
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The shapes that the chosen engine accepts; () for any."""
+        return self._inference.planner.profiles
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: `load`'s `token_budget`, else what suits the chosen engine."""
+        return self._inference.planner.token_budget
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that the chosen engine's library reports now; None if it reports none."""
+        return self._inference.chain.threads
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether the chosen engine can run texts with these token lengths in one micro-batch."""
+        return self._inference.planner.takes(lengths)
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Micro-batches for the chosen engine: indices into `lengths`, each once, longest first."""
+        return self._inference.planner.plan(lengths)
+
+    def logits(self, texts: Sequence[Text]) -> list[FloatArray]:
+        """Raw logits of each text: [num_labels], or [tokens_used, ...] for per-token tasks. For the parity gate.
+
+        Run in the caller's thread, past the scheduler: an engine's failure on a micro-batch is not mended. No windows:
+        a text that `load` has read in windows is cut.
+        """
+        return list(self.iter_logits(texts))
+
+    def iter_logits(self, texts: Iterable[Text]) -> Iterator[FloatArray]:
+        """Like `logits`, lazily."""
+        own: Decoder[FloatArray] = lambda logits, tokens, by: logits  # noqa: E731
+        long = TRUNCATED if self._long_texts.truncation == "window" else self._long_texts
+        return raise_failures(self._inference.answers(texts, own, self._prompt, long))
+
+    def encode(self, texts: Sequence[Text]) -> list[Tokens | TextError]:
+        """Tokens of each text, with the default prompt if there is one; the `TextError` in the place of a bad text."""
+        return self._inference.encode(texts, self._prompt, self._long_texts)
+
+    def run_ids(
+        self, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
+    ) -> list[FloatArray]:
+        """Logits of token id sequences, run as one micro-batch in the caller's order (`predict` would sort them)."""
+        return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
+
+
+def raise_failures(answers: Iterable[R | Failure]) -> Iterator[R]:
+    """The answers, up to a failure, which is raised; a `TextError` names its text."""
+    for answer in answers:
+        if isinstance(answer, Failure):
+            if isinstance(answer.error, TextError):
+                raise TextError(f"text {answer.index}: {answer.error}") from None
+            raise answer.error
+        yield answer

@@ -34,6 +34,23 @@ from nopad.runtime.engines.base import ENGINES
     "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="Ask for one of these keys, one a line."
 )
 @click.option(
+    "--admin-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Let whoever has one of these keys, one a line, change models: /admin/models. [default: nobody]",
+)
+@click.option(
+    "--model-dir",
+    "model_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Bundles below this folder may be loaded while the server runs; may be repeated.",
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(min=1),
+    help="Megabytes of the process, beyond which no model is loaded beside the others. [default: what is free]",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
@@ -63,6 +80,8 @@ def serve(
     port: int,
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
+    admin_key_file: Path | None,
+    max_memory: int | None,
     engine: str,
     precision: str | None,
     token_budget: int | None,
@@ -92,7 +111,13 @@ def serve(
     named = bundles_by_name(bundles)
     keys = (*api_keys, *(read_keys(api_key_file) if api_key_file else ()))
     models = Models()
-    serving = Serving(Settings(keys=keys, **limits), models)
+    settings = Settings(
+        keys=keys,
+        admin_keys=read_keys(admin_key_file) if admin_key_file else (),
+        max_memory=max_memory * 1_000_000 if max_memory else None,
+        **limits,
+    )
+    serving = Serving(settings, models)
     console = messages(quiet)
     with bind(host, port) as listening:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

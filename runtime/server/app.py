@@ -15,7 +15,7 @@ from nopad.model.packages import version_of
 from nopad.runtime.server.calls import Serving
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
-from nopad.runtime.server.routes import classify, health, hub, kserve, openai, rerank, tei
+from nopad.runtime.server.routes import admin, classify, health, hub, kserve, openai, repository, rerank, tei
 
 DESCRIPTION = "A packed encoder behind the protocols of text-embeddings-inference and others: docs/http.md."
 NAME = re.compile(r"(?!(str|int|dict)$)\w+")
@@ -26,7 +26,7 @@ def create_app(serving: Serving) -> FastAPI:
     """The application over `serving`, whose models may still be loading: until then it answers 503."""
     app = FastAPI(title="nopad", version=version_of("nopad") or "", description=DESCRIPTION, redoc_url=None)
     app.state.serving = serving
-    for routes in (health, tei, hub, openai, rerank, classify, kserve):
+    for routes in (health, tei, hub, openai, rerank, classify, kserve, repository, admin):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ValidationError, _invalid)

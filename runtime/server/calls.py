@@ -16,6 +16,7 @@ from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.metrics import Metrics
 from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
 from nopad.runtime.server.settings import Settings
+from nopad.runtime.server.swap import Swaps
 from nopad.runtime.types import Text
 
 DEFAULT_READING = Reading()
@@ -32,6 +33,14 @@ class Serving:
         self.metrics = Metrics()
         self.running = 0  # requests that are being answered
         self.draining = False
+        self.swaps = Swaps(
+            models,
+            folders=settings.model_dirs,
+            max_memory=settings.max_memory,
+            drain_seconds=settings.drain_seconds,
+            stop=lambda: self.draining,
+            observe=lambda result: self.metrics.swaps.labels(result).inc(),
+        )
 
     @property
     def ready(self) -> bool:
@@ -39,9 +48,9 @@ class Serving:
         return len(self.models) > 0 and not self.draining
 
     def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
-        """Load the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
-        limits = Limits(requests=self.settings.max_queue)
-        self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
+        """Load and warm the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
+        limits, stop = Limits(requests=self.settings.max_queue), lambda: self.draining
+        self.models.open(bundles, stop=stop, limits=limits, observer=self.metrics.scheduled, **options)
 
     def require_healthy(self) -> None:
         """Raises the `Fault` of a server that is loading or draining, or whose engine fails."""
@@ -55,7 +64,8 @@ class Serving:
         if self.draining:
             raise Fault("unavailable", "the server is shutting down; ask another one")
         if not self.models:
-            raise Fault("unavailable", "the model is still loading")
+            said = "no model is loaded" if self.models.loaded else "the model is still loading"
+            raise Fault("unavailable", said)
 
 
 class Texts(NamedTuple):
@@ -154,6 +164,7 @@ def headers_of(answered: Answered) -> dict[str, str]:
         "x-compute-tokens": str(answered.tokens),
         "x-nopad-engine": first.engine,
         "x-nopad-precision": first.precision,
+        "x-nopad-version": str(answered.served.version),
         "x-nopad-truncated": str(answered.truncated),
     }
 

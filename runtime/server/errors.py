@@ -26,7 +26,7 @@ from nopad.runtime.types import Failure
 # fmt: off
 Kind = Literal[
     "empty", "validation", "batch_size", "text", "syntax", "media", "body", "route", "method", "model", "task",
-    "unauthorized", "deadline", "overloaded", "engine", "unavailable", "internal",
+    "unauthorized", "deadline", "overloaded", "engine", "unavailable", "internal", "forbidden", "conflict", "memory",
 ]
 # fmt: on
 Shape = Literal["tei", "openai", "kserve"]
@@ -63,6 +63,10 @@ FAULTS: Mapping[Kind, Row] = {
     "engine": Row(424, "Backend", "inference", "server_error", openai_status=500, kserve_status=500),
     "unavailable": Row(503, "Unhealthy", "overloaded", "server_error"),
     "internal": Row(500, "Internal", "inference", "server_error"),
+    # Of changing models.
+    "forbidden": Row(403, "Forbidden", None, "permission_error"),
+    "conflict": Row(409, "Conflict", None),
+    "memory": Row(507, "Memory", None, "server_error"),
 }
 RETRY_SECONDS = 1.0  # where nothing says better when to come back
 

@@ -27,6 +27,7 @@ log = logging.getLogger("nopad.server")
 OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live"}) | {
     "/v2/health/ready"
 }
+ADMIN = re.compile("/admin(/.*)?|/v2/repository/models/.*")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -37,6 +38,7 @@ class Gate:
         self.app = app
         self.serving = serving
         self._keys = Keys(serving.settings.keys)
+        self._admin_keys = Keys(serving.settings.admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; connections of other kinds go straight on."""
@@ -67,14 +69,12 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, exchange: _Exchange, asks: bool) -> None:
         headers, serving = exchange.headers, self.serving
-        authorization = headers.get("authorization")
-        if scope["path"] not in OPEN and not self._keys.allow(authorization.encode() if authorization else None):
-            raise Fault(
-                "unauthorized", "this server asks for an API key: Authorization: Bearer KEY", code="invalid_api_key"
-            )
+        changes = ADMIN.fullmatch(scope["path"]) is not None  # models; then the server need not have any
+        self._require_key(scope["path"], headers.get("authorization"), changes)
         if asks:
-            serving.require_ready()
-            if serving.running > serving.settings.max_concurrent:
+            if serving.draining or not changes:
+                serving.require_ready()
+            if not changes and serving.running > serving.settings.max_concurrent:
                 raise Fault("overloaded", "Model is overloaded")
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if shape_of(scope["path"]) != "kserve" and kind != "application/json" and not kind.endswith("+json"):
@@ -83,6 +83,17 @@ class Gate:
             await _unless_gone(self.app(scope, _replay(body), exchange.send), receive, exchange)
             return
         await self.app(scope, receive, exchange.send)
+
+    def _require_key(self, path: str, authorization: str | None, changes: bool) -> None:
+        if path in OPEN:
+            return
+        if changes and not self.serving.settings.admin_keys:
+            raise Fault("forbidden", "models can be changed only where the server was started with --admin-key-file")
+        if not (self._admin_keys if changes else self._keys).allow(authorization.encode() if authorization else None):
+            kind = "the admin key" if changes else "an API key"
+            raise Fault(
+                "unauthorized", f"this server asks for {kind}: Authorization: Bearer KEY", code="invalid_api_key"
+            )
 
 
 class _Gone(Exception):

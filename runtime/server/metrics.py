@@ -52,6 +52,7 @@ class Metrics:
         self._lengths = Histogram("te_request_input_length", "Tokens of a text", buckets=SIZES, registry=registry)
         self._truncated = Counter("nopad_truncated_count", "Texts that were cut", registry=registry)
         self._running = Gauge("nopad_requests_running", "Requests that are being answered", registry=registry)
+        self.swaps = Counter("nopad_model_changes_count", "Changes of models", ["result"], registry=registry)
         self._models = Gauge(
             "nopad_model_info", "Served models", ["model", "task", "engine", "precision"], registry=registry
         )

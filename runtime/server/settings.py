@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +18,6 @@ class Settings:
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
     keys: tuple[str, ...] = ()  # (): no key is asked for
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
+    admin_keys: tuple[str, ...] = ()  # for changing models; (): nobody may
+    model_dirs: tuple[Path, ...] = ()  # folders below which bundles may be loaded while the server runs
+    max_memory: int | None = None  # bytes of the process beyond which no model is loaded beside the others

@@ -17,7 +17,7 @@ from nopad.runtime.server.vectors import vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
 Calling = Annotated[Call, Depends()]
-VERSION = "1"  # a model has no other
+LATEST = ""  # the version that answers
 INPUTS = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
     {"name": "text_pair", "datatype": "BYTES", "shape": [-1]},
@@ -29,7 +29,7 @@ INFER_BODY = {"requestBody": {"content": {"application/json": {"schema": Infer.m
 @router.get("")
 async def server() -> Response:
     """What this server is."""
-    extensions = ["binary_tensor_data", "classification", "model_repository(index)"]
+    extensions = ["binary_tensor_data", "classification", "model_repository"]
     return reply({"name": "nopad", "version": version_of("nopad"), "extensions": extensions})
 
 
@@ -48,7 +48,7 @@ async def ready(call: Calling) -> Response:
 
 @router.get("/models/{name}/ready")
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(name: str, call: Calling, version: str = VERSION) -> Response:
+async def model_ready(name: str, call: Calling, version: str = LATEST) -> Response:
     """200 if this model answers now."""
     call.serving.require_ready()
     return reply({"name": _find(call, name, version).name, "ready": True})
@@ -56,13 +56,13 @@ async def model_ready(name: str, call: Calling, version: str = VERSION) -> Respo
 
 @router.get("/models/{name}")
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
-async def metadata(name: str, call: Calling, version: str = VERSION) -> Response:
+async def metadata(name: str, call: Calling, version: str = LATEST) -> Response:
     """The model's inputs and outputs."""
     served = _find(call, name, version)
     return reply(
         {
             "name": served.name,
-            "versions": [VERSION],
+            "versions": [str(served.version)],
             "platform": f"nopad_{served.model.status().engine}",
             "inputs": INPUTS if served.model.task in ("text-classification", "rerank") else INPUTS[:1],
             "outputs": _described(served),
@@ -70,20 +70,14 @@ async def metadata(name: str, call: Calling, version: str = VERSION) -> Response
     )
 
 
-@router.post("/repository/index")
-async def index(call: Calling) -> Response:
-    """The served models, for Triton's clients."""
-    return reply([{"name": each.name, "version": VERSION, "state": "READY"} for each in call.serving.models])
-
-
 @router.post("/models/{name}/infer", openapi_extra=INFER_BODY)
 @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
-async def infer(name: str, call: Calling, request: Request, version: str = VERSION) -> Response:
+async def infer(name: str, call: Calling, request: Request, version: str = LATEST) -> Response:
     """Answer the texts of `text`, paired with those of `text_pair` if there are any."""
     served = _find(call, name, version)
     asked, strings = read_request(await request.body(), request.headers.get(HEADER_LENGTH))
     answered = await call.answer(served, _texts(strings, served), timeout=_timeout(asked))
-    head: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
+    head: dict[str, Any] = {"model_name": served.name, "model_version": str(served.version)}
     if asked.id is not None:
         head["id"] = asked.id
     head["parameters"] = {
@@ -103,9 +97,10 @@ async def infer(name: str, call: Calling, request: Request, version: str = VERSI
 def _find(call: Call, name: str, version: str) -> Served:
     call.serving.require_ready()
     for served in call.serving.models:
-        if served.name == name and version == VERSION:
+        if served.name == name and version in (LATEST, str(served.version)):
             return served
-    raise Fault("model", f"Request for unknown model: '{name}' version {version} is not found")
+    wanted = f"'{name}' version {version}" if version else f"'{name}'"
+    raise Fault("model", f"Request for unknown model: {wanted} is not found")
 
 
 def _texts(strings: dict[str, list[str]], served: Served) -> Texts:

@@ -30,8 +30,8 @@ class Warmed:
 def warm_up(model: Model, *, seconds: float = WARM_SECONDS, stop: Callable[[], bool] = lambda: False) -> Warmed:
     """Run each of `shapes` once, the short ones first, past the scheduler.
 
-    A shape is left out if, by the time that the others took, it would exceed `seconds` in all; `stop` is asked before
-    each. Raises `EngineError` if no engine can run one of them.
+    The first is always run; a later one is left out if, by the time that the others took, it would exceed `seconds` in
+    all. `stop` is asked before each. Raises `EngineError` if no engine can run one of them.
     """
     started = time.monotonic()
     batches = list(shapes(model))
@@ -41,7 +41,7 @@ def warm_up(model: Model, *, seconds: float = WARM_SECONDS, stop: Callable[[], b
         began = time.monotonic()
         if stop():
             break
-        if began - started + per_token * sum(lengths) > seconds:
+        if runs and began - started + per_token * sum(lengths) > seconds:
             continue
         model.run_ids([_ids(frame, length) for length in lengths])
         runs += 1

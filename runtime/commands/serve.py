@@ -80,8 +80,6 @@ def serve(
     port: int,
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
-    admin_key_file: Path | None,
-    max_memory: int | None,
     engine: str,
     precision: str | None,
     token_budget: int | None,
@@ -111,13 +109,7 @@ def serve(
     named = bundles_by_name(bundles)
     keys = (*api_keys, *(read_keys(api_key_file) if api_key_file else ()))
     models = Models()
-    settings = Settings(
-        keys=keys,
-        admin_keys=read_keys(admin_key_file) if admin_key_file else (),
-        max_memory=max_memory * 1_000_000 if max_memory else None,
-        **limits,
-    )
-    serving = Serving(settings, models)
+    serving = Serving(Settings(keys=keys, **limits), models)
     console = messages(quiet)
     with bind(host, port) as listening:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -36,7 +36,8 @@ class Serving:
         self.swaps = Swaps(
             models,
             folders=settings.model_dirs,
-            max_memory=settings.max_memory,
+            max_memory=settings.max_memory * 1_000_000 if settings.max_memory else None,
+            workers=settings.workers,
             drain_seconds=settings.drain_seconds,
             stop=lambda: self.draining,
             observe=lambda result: self.metrics.swaps.labels(result).inc(),

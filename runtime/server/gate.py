@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nopad.runtime.server.calls import Serving, to_json
 from nopad.runtime.server.errors import Fault, body_of, fault_of, headers_of, shape_of, status_of
-from nopad.runtime.server.keys import Keys
+from nopad.runtime.server.keys import Keys, read_keys
 
 log = logging.getLogger("nopad.server")
 OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live"}) | {
@@ -38,7 +38,9 @@ class Gate:
         self.app = app
         self.serving = serving
         self._keys = Keys(serving.settings.keys)
-        self._admin_keys = Keys(serving.settings.admin_keys)
+        file = serving.settings.admin_key_file
+        admin_keys = (*serving.settings.admin_keys, *(read_keys(file) if file else ()))
+        self._admin_keys = Keys(admin_keys) if admin_keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; connections of other kinds go straight on."""
@@ -87,9 +89,10 @@ class Gate:
     def _require_key(self, path: str, authorization: str | None, changes: bool) -> None:
         if path in OPEN:
             return
-        if changes and not self.serving.settings.admin_keys:
+        keys = self._admin_keys if changes else self._keys
+        if keys is None:
             raise Fault("forbidden", "models can be changed only where the server was started with --admin-key-file")
-        if not (self._admin_keys if changes else self._keys).allow(authorization.encode() if authorization else None):
+        if not keys.allow(authorization.encode() if authorization else None):
             kind = "the admin key" if changes else "an API key"
             raise Fault(
                 "unauthorized", f"this server asks for {kind}: Authorization: Bearer KEY", code="invalid_api_key"

@@ -18,6 +18,8 @@ class Settings:
     drain_seconds: float = 30.0  # from SIGTERM to the end, at most
     keys: tuple[str, ...] = ()  # (): no key is asked for
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
-    admin_keys: tuple[str, ...] = ()  # for changing models; (): nobody may
+    workers: int = 1  # processes that answer
+    admin_keys: tuple[str, ...] = ()  # for changing models; with no key here and no admin_key_file, nobody may
+    admin_key_file: Path | None = None  # more of them, one a line
     model_dirs: tuple[Path, ...] = ()  # folders below which bundles may be loaded while the server runs
-    max_memory: int | None = None  # bytes of the process beyond which no model is loaded beside the others
+    max_memory: int | None = None  # megabytes of the process, beyond which no model is loaded beside the others

@@ -72,6 +72,7 @@ class Swaps:
 
     `folders`: bundles are loaded only from below these; without any, a name keeps its bundle, which can be loaded
     again. `max_memory`: bytes that the process may have. `drain_seconds`: time for the requests of a replaced model.
+    `workers`: processes that share the server's port; more than one cannot be changed through it.
     `stop`: whether the server is ending. `observe` is called with the result of each change: done, failed or refused.
     """
 
@@ -82,6 +83,7 @@ class Swaps:
         folders: Sequence[Path] = (),
         max_memory: int | None = None,
         drain_seconds: float = 30.0,
+        workers: int = 1,
         stop: Callable[[], bool] = lambda: False,
         observe: Callable[[str], None] = lambda result: None,
     ) -> None:
@@ -89,6 +91,7 @@ class Swaps:
         self._folders = [folder.resolve() for folder in folders]
         self._max_memory = max_memory
         self._drain_seconds = drain_seconds
+        self._workers = workers
         self._stop = stop
         self._observe = observe
         self._one = threading.Lock()  # held by the change that runs
@@ -135,6 +138,12 @@ class Swaps:
             raise Fault("unavailable", "the server is shutting down; ask another one")
         if not self._models.loaded:
             raise Fault("unavailable", "the server is still loading its models")
+        if self._workers > 1:
+            raise Fault(
+                "conflict",
+                f"{self._workers} worker processes share this port, and a change would reach one of them: put the new "
+                "bundle in the place of the old one and restart the workers in turn, or serve with one",
+            )
         if not self._one.acquire(blocking=False):
             self._observe("refused")
             raise Fault("conflict", f"{self._running!r} is being changed; one change at a time: try again later")

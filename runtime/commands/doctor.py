@@ -34,7 +34,7 @@ class Check:
 
 
 def run_checks(bundle: str | None = None) -> list[Check]:
-    """Everything that `doctor` reports, also about `bundle`. Only the tried engine is imported of the heavy packages."""
+    """Everything that `doctor` reports, also about `bundle`. Heavy packages are imported only to run an engine."""
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         *_cpu(cpu_at_hand()),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anyio
 from fastapi import Request, Response
 
 from nopad.model.head import Task
@@ -51,6 +52,7 @@ class Serving:
     def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
         """Load and warm the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
         limits, stop = Limits(requests=self.settings.max_queue), lambda: self.draining
+        anyio.run(anyio.lowlevel.checkpoint)  # its backend is imported when it is first used: not by the first request
         self.models.open(bundles, stop=stop, limits=limits, observer=self.metrics.scheduled, **options)
 
     def require_healthy(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nopad.runtime.errors import (
+    ClosedError,
     DeadlineError,
     DrainingError,
     EngineError,
@@ -97,6 +98,8 @@ def fault_of(error: Exception, index: int | None = None) -> Fault:
     if isinstance(error, TextError):
         place = "" if index is None else f"text {index}: "
         return Fault("text", f"{place}{error}", index=index)
+    if isinstance(error, ClosedError):  # replaced or unloaded, and its time to drain was over
+        return Fault("unavailable", "the model was closed before it answered; ask again")
     if isinstance(error, UsageError):
         return Fault("validation", str(error))
     if isinstance(error, OverloadedError):

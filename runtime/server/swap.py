@@ -64,7 +64,8 @@ class Progress:
     state: State
     bundle: str | None
     since: int  # seconds of Unix time
-    why: str | None = None
+    failed: str | None = None  # the step that failed: loading, warming, checking
+    why: str | None = None  # it did
 
 
 class Swaps:
@@ -248,7 +249,7 @@ class Swaps:
         """The fault of a change that did not come about, which `progress` shows until the next one."""
         state = self.progress[name].state
         why = str(error) if isinstance(error, NopadError | Fault) else type(error).__name__
-        self._note(name, "failed", folder, f"{state}: {why}")
+        self._note(name, "failed", folder, failed=state, why=why)
         version = self._version(name)
         goes_on = "nothing is served under this name" if version is None else f"version {version} goes on answering"
         said = f"{name!r} was not changed, {state} failed: {why}; {goes_on}"
@@ -262,8 +263,8 @@ class Swaps:
         present = self._models.get(name)
         return present.version if present is not None else None
 
-    def _note(self, name: str, state: Any, folder: Path | None, why: str | None = None) -> None:
-        progress = Progress(state=state, bundle=_shown(folder), since=int(time.time()), why=why)
+    def _note(self, name: str, state: Any, folder: Path | None, **reason: str) -> None:
+        progress = Progress(state=state, bundle=_shown(folder), since=int(time.time()), **reason)
         self.progress = {**self.progress, name: progress}
 
     def _over(self, name: str) -> None:

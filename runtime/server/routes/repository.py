@@ -38,7 +38,8 @@ async def index(call: Calling) -> Response:
         else:
             row["state"] = "UNAVAILABLE" if each["state"] == "failed" else "LOADING"
         if change is not None:
-            row["reason"] = change["why"] or change["state"]
+            # Whoever has an API key may ask; why it failed may name files, and is for the admin key.
+            row["reason"] = f"{change['failed']} failed" if change["failed"] else change["state"]
         rows.append(row)
     return reply(rows)
 

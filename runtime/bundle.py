@@ -11,6 +11,7 @@ from typing import Any
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.errors import BundleError, IntegrityError
 from nopad.runtime.manifest import Artifact, Calibration, FileRecord, Manifest, from_json, to_json
+from nopad.runtime.probes import Probe
 
 MANIFEST = "manifest.json"
 TUNING = "tuning.json"  # of `nopad tune`, about machines: no part of the bundle, so the manifest does not list it
@@ -118,6 +119,14 @@ def record_calibration(bundle: Bundle, calibration: Calibration | None) -> Bundl
     Raises `BundleError` if the bundle was replaced since it was opened.
     """
     return write_manifest(bundle.path, dataclasses.replace(_reopened(bundle).manifest, calibration=calibration))
+
+
+def record_probes(bundle: Bundle, probes: Iterable[Probe]) -> Bundle:
+    """Write probes into the manifest, in the place of those that it has; returns the updated bundle.
+
+    Raises `BundleError` if the bundle was replaced since it was opened.
+    """
+    return write_manifest(bundle.path, dataclasses.replace(_reopened(bundle).manifest, probes=tuple(probes)))
 
 
 def _reopened(bundle: Bundle) -> Bundle:

@@ -3,6 +3,7 @@
 NopadError                       3
 +- CheckpointError               3  a checkpoint folder that cannot be used (nopad.model.errors, like the root)
 +- UsageError                    2  an option or argument that makes no sense here
+|  +- ClosedError                2  the model has been closed
 +- OutputError                   3  an output that must not be written
 +- BundleError                   3  a bundle that is missing, incomplete or malformed
 |  +- IntegrityError             3  a file of the bundle is not the one that was written
@@ -34,6 +35,10 @@ class UsageError(NopadError):
     """An option or argument that makes no sense here."""
 
     exit_code = 2
+
+
+class ClosedError(UsageError):
+    """The model has been closed, perhaps while this text waited."""
 
 
 class OutputError(NopadError):
@@ -113,6 +118,7 @@ class ShapeError(EngineError):
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "ClosedError",
     "DeadlineError",
     "DrainingError",
     "EngineError",

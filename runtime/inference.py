@@ -18,7 +18,7 @@ from nopad.runtime import decode, long_texts
 from nopad.runtime.batching import BatchPlanner, windows
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.chain import Candidate, EngineChain
-from nopad.runtime.errors import BundleError, EngineError, NopadError, TextError, UsageError
+from nopad.runtime.errors import BundleError, ClosedError, EngineError, NopadError, TextError, UsageError
 from nopad.runtime.tokenizer import TextEncoder, Tokens
 from nopad.runtime.types import (
     IGNORED_LABELS,
@@ -241,9 +241,9 @@ class Inference:
         self.chain.close()
 
     def require_open(self) -> None:
-        """Raises `UsageError` once closed."""
+        """Raises `ClosedError` once closed."""
         if self._closed:
-            raise UsageError(f"the model of {self.bundle.path} is closed: load it again, or use it inside its `with`")
+            raise ClosedError(f"the model of {self.bundle.path} is closed: load it again, or use it inside its `with`")
 
     def _pack(
         self,

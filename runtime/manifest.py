@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 from nopad.model.config import Pooling, half_window_of
 from nopad.model.head import PROBLEM_TYPES, SCORE_ACTIVATIONS, TASKS, Head, ProblemType, Task
 from nopad.runtime.errors import BundleError, IntegrityError, NewerVersionError
+from nopad.runtime.probes import Probe, probe_from_json
 from nopad.runtime.profiles import ShapeProfile, profile_from_json
 
 FORMAT_VERSION = 2  # the newest that is read
@@ -107,6 +108,7 @@ class Manifest:
     created: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     calibration: Calibration | None = None
+    probes: tuple[Probe, ...] = ()  # texts with the reference's answers; () in bundles of older versions
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys that this version does not know
 
     @cached_property
@@ -149,6 +151,8 @@ def to_json(manifest: Manifest) -> bytes:
     extra = raw.pop("extra")
     if raw["calibration"] is None:
         del raw["calibration"]
+    if not raw["probes"]:
+        del raw["probes"]
     raw["format_version"] = manifest.format_version
     raw.update(extra)
     raw["verdict"] = manifest.verdict
@@ -206,7 +210,7 @@ def _digest(raw: Mapping[str, Any]) -> str:
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("file", "target", "precision", "layout", "exporter", "tokenizer", "sha256"), str),
     **dict.fromkeys(("max_length", "pad_token_id", "token_multiple", "bytes"), int),
-    **dict.fromkeys(("artifacts", "labels"), list),
+    **dict.fromkeys(("artifacts", "labels", "probes"), list),
     **dict.fromkeys(("inputs", "outputs", "files", "architecture", "source", "created", "parity", "found"), dict),
     **dict.fromkeys(("prompts", "overrides"), dict),
     **dict.fromkeys(("default_prompt_name", "similarity_fn_name", "activation"), (str, type(None))),
@@ -273,6 +277,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         raise ValueError(f"max_length is {fields['max_length']}")
     if (calibration := fields.get("calibration")) is not None:
         fields["calibration"] = _calibration(calibration)
+    fields["probes"] = tuple(map(probe_from_json, fields.get("probes", ())))
     manifest = Manifest(**fields, extra=cast(Mapping[str, Any], extra))
     _ = manifest.head  # raises `ValueError` for a calibration that cannot be
     return manifest

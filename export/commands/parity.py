@@ -56,11 +56,12 @@ def parity(
     The verdict is written into the bundle's manifest, unless the checkpoint is another one (its files' digests are in
     the manifest). Exit code 1 if it fails.
     """
+    from nopad.export.parity.probes import make_probes
     from nopad.export.parity.run import gate_bundle, open_reference
     from nopad.export.provenance import is_source
     from nopad.model.checkpoint.hub import resolve_checkpoint
     from nopad.model.checkpoint.source import open_source
-    from nopad.runtime.bundle import open_bundle, record_parity
+    from nopad.runtime.bundle import open_bundle, record_parity, record_probes
     from nopad.runtime.data.labelled import read_labelled
 
     set_threads(threads)
@@ -83,8 +84,9 @@ def parity(
         open_reference(source, opened.manifest, allow_pickle=allow_pickle, progress=progress) as judge,
     ):
         report = gate_bundle(opened, judge, threads=threads, data=rows, progress=progress, **options)
+        probes = opened.manifest.probes or (make_probes(opened, judge) if exported_from else ())
     if exported_from:
-        record_parity(opened, report["file"], report["engine"], report, report["evaluation"])
+        record_probes(record_parity(opened, report["file"], report["engine"], report, report["evaluation"]), probes)
     if as_json:
         emit({"bundle": bundle, **report})
     else:

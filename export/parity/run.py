@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nopad.export.parity.gate import run_gate
+from nopad.export.parity.probes import make_probes
 from nopad.export.progress import Progress, silent
 from nopad.export.reference.plain import plain_folder
 from nopad.export.reference.setfit import SetFitReference
@@ -14,7 +15,7 @@ from nopad.export.reference.transformers import Reference
 from nopad.model.checkpoint.setfit import classifier_of, is_setfit
 from nopad.model.checkpoint.source import Source
 from nopad.model.head import Task
-from nopad.runtime.bundle import Bundle, record_parity
+from nopad.runtime.bundle import Bundle, record_parity, record_probes
 from nopad.runtime.errors import BundleError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact, Manifest
 from nopad.runtime.predictor import load
@@ -82,10 +83,11 @@ def gate_bundle(
 def gate_every_file(
     bundle: Bundle, reference: Reference, *, threads: int | None, thorough: bool, progress: Progress
 ) -> tuple[Bundle, dict[str, Report], tuple[str, ...]]:
-    """Gate every artifact on its target's own engine, where that runs here, and record the verdicts.
+    """Gate every artifact on its target's own engine, where that runs here, and record the verdicts and probes.
 
     Returns the bundle with the verdicts, the reports by "file on engine", and why other files were not gated.
     """
+    bundle = record_probes(bundle, make_probes(bundle, reference))
     reports: dict[str, Report] = {}
     ungated = []
     for artifact in bundle.manifest.artifacts:

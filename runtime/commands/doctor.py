@@ -19,6 +19,9 @@ from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.onnx_gpu import PROVIDERS
 from nopad.runtime.engines.selection import engine_order
+from nopad.runtime.errors import NopadError
+
+BUNDLE = "self-check"  # of the bundle that was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class Check:
     detail: str
 
 
-def run_checks() -> list[Check]:
-    """Everything that `doctor` reports. Of the heavy packages, only the tried engine's is imported."""
+def run_checks(bundle: str | None = None) -> list[Check]:
+    """Everything that `doctor` reports, also about `bundle`. Heavy packages are imported only to run an engine."""
     checks = [
         Check(name="python", ok=True, detail=f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         *_cpu(cpu_at_hand()),
@@ -44,6 +47,8 @@ def run_checks() -> list[Check]:
     checks += [_command(name, need) for name, need in COMMAND_NEEDS.items()]
     checks += [_engine(place, name) for place, name in enumerate(engine_order(devices[0].sm if devices else None), 1)]
     checks.append(_embedded())
+    if bundle is not None:
+        checks.append(_bundle(bundle))
     return checks
 
 
@@ -129,11 +134,29 @@ def _embedded() -> Check:
     )
 
 
+def _bundle(path: str) -> Check:
+    """Whether a bundle answers here as it was verified."""
+    from nopad.runtime.predictor import load
+    from nopad.runtime.selfcheck import self_check
+
+    try:
+        with load(path) as model:
+            found = self_check(model)
+    except NopadError as error:
+        return Check(name=BUNDLE, ok=False, detail=str(error))
+    return Check(name=BUNDLE, ok=True, detail=found.note)
+
+
 @click.command()
+@click.argument("bundle", required=False)
 @common_options
-def doctor(as_json: bool, quiet: bool) -> int:
-    """Show what this machine can train, export and run. Exit code 4 if it cannot predict."""
-    checks = run_checks()
+def doctor(bundle: str | None, as_json: bool, quiet: bool) -> int:
+    """Show what this machine can train, export and run, and whether BUNDLE answers here as transformers did.
+
+    The answers to the probes in its manifest are compared under the parity gate's bounds. Exit code 4 if this machine
+    cannot predict, or BUNDLE does not answer so.
+    """
+    checks = run_checks(bundle)
     if as_json:
         for check in checks:
             emit(asdict(check))
@@ -144,4 +167,4 @@ def doctor(as_json: bool, quiet: bool) -> int:
         for check in checks:
             table.add_row("[green]ok[/]" if check.ok else "[yellow]--[/]", check.name, check.detail.replace("[", r"\["))
         Console(highlight=False).print(table)
-    return 0 if all(check.ok for check in checks if check.name in ("can predict", "embedded model")) else 4
+    return 0 if all(check.ok for check in checks if check.name in ("can predict", "embedded model", BUNDLE)) else 4

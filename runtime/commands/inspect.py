@@ -72,6 +72,7 @@ def _overview(bundle: Bundle, checked: bool) -> Table:
     if manifest.calibration is not None:
         table.add_row("calibrated", _calibration(manifest.calibration, manifest.labels))
         table.add_row("  found", _figures(manifest.calibration.found))
+    table.add_row("probes", f"{len(manifest.probes)} texts" if manifest.probes else "none: run nopad parity")
     for entry in read_entries(bundle):
         table.add_row("tuned", _tuned(entry, bundle))
     return table

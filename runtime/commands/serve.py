@@ -99,6 +99,23 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--tls-cert", type=FILE, help="Certificate (chain) in PEM: serve https; read again when it changes.")
 @click.option("--tls-key", type=FILE, help="Its private key in PEM. [default: it is in --tls-cert]")
 @click.option(
+    "--admin-key-file",
+    type=FILE,
+    help="Let whoever has one of these keys, one a line, change models: /admin/models; read again when it changes.",
+)
+@click.option(
+    "--model-dir",
+    "model_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Bundles below this folder may be loaded while the server runs; may be repeated.",
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(min=1),
+    help="Megabytes of the process, beyond which no model is loaded beside the others. [default: what is free]",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,

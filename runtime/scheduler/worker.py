@@ -16,7 +16,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
-from nopad.runtime.errors import DeadlineError, DrainingError, EngineError, NopadError, OverloadedError, UsageError
+from nopad.runtime.errors import ClosedError, DeadlineError, DrainingError, EngineError, NopadError, OverloadedError
 from nopad.runtime.scheduler.attempt import Run, attempt
 from nopad.runtime.scheduler.events import (
     Admitted,
@@ -70,7 +70,7 @@ class Worker:
         try:
             with self.lock:
                 if self.closed:
-                    raise UsageError("closed: nothing runs any more, load the model again")
+                    raise ClosedError("closed: nothing runs any more, load the model again")
                 if self.draining:
                     raise DrainingError("draining: what waits is answered, but nothing new is taken")
                 if bounded and not self.queue.has_room(requests) and now - self._swept >= SWEEP_SECONDS:
@@ -94,7 +94,7 @@ class Worker:
             waiting = self.queue.clear()
             self.idle.notify_all()
         self.wake.put(None)
-        _fail(waiting, UsageError("closed while this text waited: load the model again"))
+        _fail(waiting, ClosedError("closed while this text waited: load the model again"))
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread; what still runs after `timeout` seconds fails."""
@@ -103,7 +103,7 @@ class Worker:
             thread.join(timeout)
             with self.lock:
                 running = list(self.running)
-            _fail(running, UsageError(f"closed, and the engine did not come back within {timeout:g} s"))
+            _fail(running, ClosedError(f"closed, and the engine did not come back within {timeout:g} s"))
 
     def forget(self) -> None:
         """In a forked child: start anew. Neither the thread nor those who wait have come along."""

@@ -17,12 +17,14 @@ from nopad.runtime.server.compress import Compress
 from nopad.runtime.server.errors import Fault, Kind
 from nopad.runtime.server.gate import Gate
 from nopad.runtime.server.routes import (
+    admin,
     classify,
     health,
     hub,
     kserve,
     openai,
     pooling,
+    repository,
     rerank,
     sparse,
     state,
@@ -49,7 +51,7 @@ def create_app(serving: Serving) -> FastAPI:
     )
     app.state.serving = serving
     app.add_api_route("/api-doc/openapi.json", app.openapi, include_in_schema=False)  # TEI's place for it
-    modules = (health, state, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve)
+    modules = (health, state, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve, repository, admin)
     routers = [each.router for each in modules]
     for router in routers:
         app.include_router(router)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import anyio
 import orjson
 from fastapi import Depends, Request, Response
 
@@ -20,6 +21,7 @@ from nopad.runtime.server.forwards import Forwards
 from nopad.runtime.server.metrics import Metrics
 from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
 from nopad.runtime.server.settings import Settings
+from nopad.runtime.server.swap import Swaps
 from nopad.runtime.server.tracing import open_tracing
 from nopad.runtime.types import Text
 
@@ -43,6 +45,15 @@ class Serving:
         self.arriving = 0  # of these, how many those are
         self.arriving_bytes = 0  # which have been read of them
         self.draining = False
+        self.swaps = Swaps(
+            models,
+            folders=settings.model_dirs,
+            max_memory=settings.max_memory * 1_000_000 if settings.max_memory else None,
+            workers=settings.workers,
+            drain_seconds=settings.drain_seconds,
+            stop=lambda: self.draining,
+            observe=self.metrics.swapped,
+        )
 
     @property
     def ready(self) -> bool:
@@ -50,9 +61,10 @@ class Serving:
         return len(self.models) > 0 and not self.draining
 
     def open(self, bundles: Mapping[str, Path | None], **options: Any) -> None:
-        """Load the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
-        limits = Limits(requests=self.settings.max_queue)
-        self.models.open(bundles, limits=limits, observer=self.metrics.scheduled, **options)
+        """Load and warm the models, with a bounded queue each, of which the metrics hear; `options` are `load`'s."""
+        limits, stop = Limits(requests=self.settings.max_queue), lambda: self.draining
+        anyio.run(anyio.lowlevel.checkpoint)  # its backend is imported when it is first used: not by the first request
+        self.models.open(bundles, stop=stop, limits=limits, observer=self.metrics.scheduled, **options)
 
     def refresh_metrics(self) -> None:
         """Bring what is a state of now into the metrics."""
@@ -76,7 +88,8 @@ class Serving:
         if self.draining:
             raise Fault("unavailable", "the server is shutting down; ask another one")
         if not self.models:
-            raise Fault("unavailable", "the model is still loading")
+            said = "no model is loaded" if self.models.loaded else "the model is still loading"
+            raise Fault("unavailable", said)
 
 
 class Texts(NamedTuple):
@@ -221,6 +234,7 @@ def headers_of(answered: Answered) -> dict[str, str]:
         "x-compute-tokens": str(answered.tokens),
         "x-nopad-engine": first.engine,
         "x-nopad-precision": first.precision,
+        "x-nopad-version": str(answered.served.version),
         "x-nopad-truncated": str(answered.truncated),
     }
 

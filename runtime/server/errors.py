@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nopad.runtime.errors import (
+    ClosedError,
     DeadlineError,
     DrainingError,
     EngineError,
@@ -26,7 +27,8 @@ from nopad.runtime.types import Failure
 # fmt: off
 Kind = Literal[
     "empty", "validation", "batch_size", "text", "syntax", "media", "body", "route", "method", "model", "task",
-    "unauthorized", "deadline", "slow", "overloaded", "engine", "unavailable", "internal",
+    "unauthorized", "deadline", "slow", "overloaded", "engine", "unavailable", "internal", "forbidden", "conflict",
+    "memory",
 ]
 # fmt: on
 Shape = Literal["tei", "openai", "kserve"]
@@ -64,6 +66,10 @@ FAULTS: Mapping[Kind, Row] = {
     "engine": Row(424, "Backend", "inference", "server_error", openai_status=500, kserve_status=500),
     "unavailable": Row(503, "Unhealthy", "overloaded", "server_error"),
     "internal": Row(500, "Internal", "inference", "server_error"),
+    # Of changing models.
+    "forbidden": Row(403, "Forbidden", None, "permission_error"),
+    "conflict": Row(409, "Conflict", None),
+    "memory": Row(507, "Memory", None, "server_error"),
 }
 RETRY_SECONDS = 1.0  # where nothing says better when to come back
 
@@ -94,6 +100,8 @@ def fault_of(error: Exception, index: int | None = None) -> Fault:
     if isinstance(error, TextError):
         place = "" if index is None else f"text {index}: "
         return Fault("text", f"{place}{error}", index=index)
+    if isinstance(error, ClosedError):  # replaced or unloaded, and its time to drain was over
+        return Fault("unavailable", "the model was closed before it answered; ask again")
     if isinstance(error, UsageError):
         return Fault("validation", str(error))
     if isinstance(error, OverloadedError):

@@ -30,6 +30,7 @@ OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/me
 UNREAD: frozenset[Kind] = frozenset({"body", "slow"})  # faults after which the rest of the body is not read
 ARRIVING_BODIES = 64  # largest bodies' worth of bytes that may be on their way at once; more get 429
 LENGTH = re.compile("[0-9]+")
+ADMIN = re.compile("/admin(/.*)?|/v2/repository/models/.*")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -40,6 +41,8 @@ class Gate:
         self.app = app
         self.serving = serving
         self._keys = Keys(serving.settings.keys, serving.settings.key_file)
+        admin = serving.settings.admin_keys, serving.settings.admin_key_file
+        self._admin_keys = Keys(*admin) if any(admin) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; connections of other kinds go straight on."""
@@ -72,14 +75,13 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, exchange: _Exchange, asks: bool) -> None:
         headers, serving = exchange.headers, self.serving
-        authorization = headers.get("authorization")
-        if scope["path"] not in OPEN and not self._keys.allow(authorization.encode() if authorization else None):
-            raise Fault(
-                "unauthorized", "this server asks for an API key: Authorization: Bearer KEY", code="invalid_api_key"
-            )
+        changes = ADMIN.fullmatch(scope["path"]) is not None  # models; then the server need not have any
+        self._require_key(scope["path"], headers.get("authorization"), changes)
         if asks:
-            serving.require_ready()
-            self._require_room()
+            if serving.draining or not changes:
+                serving.require_ready()
+            if not changes:
+                self._require_room()
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if shape_of(scope["path"]) != "kserve" and kind != "application/json" and not kind.endswith("+json"):
                 raise Fault("media", "Expected request with `Content-Type: application/json`")
@@ -122,6 +124,18 @@ class Gate:
             serving.arriving -= 1
             serving.arriving_bytes -= size
         return _plain(b"".join(parts), headers.get("content-encoding", "identity").strip().lower(), limit)
+
+    def _require_key(self, path: str, authorization: str | None, changes: bool) -> None:
+        if path in OPEN:
+            return
+        keys = self._admin_keys if changes else self._keys
+        if keys is None:
+            raise Fault("forbidden", "models can be changed only where the server was started with --admin-key-file")
+        if not keys.allow(authorization.encode() if authorization else None):
+            kind = "the admin key" if changes else "an API key"
+            raise Fault(
+                "unauthorized", f"this server asks for {kind}: Authorization: Bearer KEY", code="invalid_api_key"
+            )
 
 
 class _Gone(Exception):

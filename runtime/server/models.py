@@ -1,71 +1,19 @@
-"""The served models, and every call into them.
-
-The one file of the server that knows how a `Model` is asked.
-"""
+"""Every call into a served model: the one file of the server that knows how a `Model` is asked."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from nopad.model.head import Task
 from nopad.runtime.batching import characters
-from nopad.runtime.errors import TooLongError, UsageError
-from nopad.runtime.model import Model
-from nopad.runtime.predictor import load
-from nopad.runtime.prompts import resolve_prompt
-from nopad.runtime.scheduler.events import Event
+from nopad.runtime.errors import TooLongError
 from nopad.runtime.server.errors import Fault, fault_of
-from nopad.runtime.server.statistics import Statistics
-from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
+from nopad.runtime.server.registry import Models, Served, bundles_by_name
 from nopad.runtime.types import Failure, Merge, Text, Truncation
 
-EMBEDDED = "default"  # the name of the embedded model
-WHOLE = 2**31 - 1  # a max length that no text reaches
-# For clients that were sent to the wrong model, in TEI's words where it has some.
-WRONG_TASK: Mapping[Task, str] = {
-    "text-classification": "Model is not a classifier model",
-    "rerank": "model is not a re-ranker model",
-    "embeddings": "Model is not an embedding model",
-    "token-classification": "Model is not a token classification model",
-    "fill-mask": "Model is not a fill-mask model",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """A model under its name."""
-
-    name: str
-    model: Model
-    encoder: TextEncoder  # for whole texts: /tokenize and /decode cut nothing
-    statistics: Statistics = field(default_factory=Statistics)
-    created: int = field(default_factory=lambda: int(time.time()))  # when it was loaded, in seconds of Unix time
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the engine can be expected to answer."""
-        return self.model.scheduler.state().ready
-
-    @property
-    def busy(self) -> float:
-        """Seconds for which the micro-batch that runs has been running; 0 if none does."""
-        since = self.model.scheduler.state().running_since
-        return 0.0 if since is None else time.monotonic() - since
-
-    @property
-    def waiting(self) -> int:
-        """Texts in the queue."""
-        return self.model.scheduler.state().requests
-
-    def prompt(self, name: str | None) -> str:
-        """The prompt before each text: the bundle's default without a name. Raises `UsageError`."""
-        return resolve_prompt(self.model.manifest, name, None)
+__all__ = ["Answered", "Models", "Reading", "Served", "answer", "bundles_by_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,85 +63,6 @@ class Answered:
     def truncated(self) -> int:
         """How many texts were cut."""
         return sum(answer.truncated for answer in self.answers)
-
-
-class Models:
-    """Served models by name, the first one first. Empty until they are loaded."""
-
-    def __init__(self) -> None:
-        self._served: dict[str, Served] = {}
-
-    def __iter__(self) -> Iterator[Served]:
-        return iter(self._served.values())
-
-    def __len__(self) -> int:
-        return len(self._served)
-
-    def open(
-        self,
-        bundles: Mapping[str, Path | None],
-        *,
-        observer: Callable[[str, Event], None] | None = None,
-        **options: Any,
-    ) -> None:
-        """Load all of them, or none; `options` are `load`'s. Raises its errors.
-
-        `observer` is told the name of the model and what its scheduler does.
-        """
-        opened: dict[str, Served] = {}
-        try:
-            for name, path in bundles.items():
-                statistics = Statistics()
-                told = statistics.observing(partial(observer, name) if observer else None)
-                opened[name] = _served(name, load(path, observer=told, **options), statistics)
-        except BaseException:
-            for served in opened.values():
-                served.model.close()
-            raise
-        self._served = opened
-
-    def close(self) -> None:
-        """Release the engines."""
-        for served in self._served.values():
-            served.model.close()
-
-    def find(self, name: str | None, *tasks: Task) -> Served:
-        """The model of that name, else the first one for one of the tasks; without `tasks`, whatever its task is.
-
-        Where one model is served, the name is not looked at: clients of other servers name theirs.
-        Raises `Fault`: an unknown name of several (`model`), a model for another task (`task`).
-        """
-        if not self._served:
-            raise Fault("unavailable", "the model is still loading")
-        named = self._served.get(name) if name is not None else None
-        if named is None and name is not None and len(self._served) > 1:
-            known = ", ".join(self._served)
-            raise Fault("model", f"no model named {name!r} is served here; there are {known}", code="model_not_found")
-        choice = [named] if named else list(self._served.values())
-        for served in choice:
-            if not tasks or served.model.task in tasks:
-                return served
-        raise Fault("task", WRONG_TASK[tasks[0]])
-
-
-def _served(name: str, model: Model, statistics: Statistics) -> Served:
-    whole = dataclasses.replace(model.bundle, manifest=dataclasses.replace(model.manifest, max_length=WHOLE))
-    return Served(name=name, model=model, encoder=open_bundle_encoder(whole), statistics=statistics)
-
-
-def bundles_by_name(paths: Sequence[str]) -> dict[str, Path | None]:
-    """`NAME=FOLDER` or `FOLDER` -> folders by name, which is else the folder's own; none: the embedded model."""
-    if not paths:
-        return {EMBEDDED: None}
-    found: dict[str, Path | None] = {}
-    for given in paths:
-        name, sign, folder = given.partition("=")
-        if not sign or not folder or Path(given).is_dir():
-            name, folder = Path(given).resolve().name, given
-        if not name or name in found:
-            raise UsageError(f"two models would be named {name!r}; name them yourself: NAME={folder}")
-        found[name] = Path(folder)
-    return found
 
 
 async def answer(

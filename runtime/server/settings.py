@@ -33,6 +33,10 @@ class Settings:
     tls_cert: Path | None = None  # PEM; a chain begins with the server's own
     tls_key: Path | None = None  # None: it is in tls_cert
     cors_origins: tuple[str, ...] = ()  # (): browsers of other origins are refused
+    admin_keys: tuple[str, ...] = ()  # for changing models; with no key here and no admin_key_file, nobody may
+    admin_key_file: Path | None = None  # more of them, one a line
+    model_dirs: tuple[Path, ...] = ()  # folders below which bundles may be loaded while the server runs
+    max_memory: int | None = None  # megabytes of the process, beyond which no model is loaded beside the others
     grpc_address: str | None = None  # HOST:PORT of KServe's protocol over gRPC; port 0: any free one; None: no gRPC
     compress_from: int | None = None  # answers of so many bytes are compressed for clients that accept it; None: none
     workers: int = 1  # processes that answer

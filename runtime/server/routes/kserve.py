@@ -17,7 +17,7 @@ from nopad.runtime.server.tensors import HEADER_LENGTH, Infer, Output, read_requ
 from nopad.runtime.server.vectors import vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
-VERSION = "1"  # a model has no other
+LATEST = ""  # the version that answers
 DATA_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}  # Triton's names in a configuration
 INPUTS: list[dict[str, Any]] = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
@@ -29,7 +29,7 @@ INFER_BODY = {"requestBody": {"content": {"application/json": {"schema": Infer.m
 @router.get("")
 async def server() -> Response:
     """What this server is."""
-    extensions = ["binary_tensor_data", "classification", "model_configuration", "model_repository(index)"]
+    extensions = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
     extensions += ["schedule_policy", "statistics"]
     return reply({"name": "nopad", "version": version_of("nopad"), "extensions": extensions})
 
@@ -50,7 +50,7 @@ async def ready(call: Calling) -> Response:
 
 @router.get("/models/{name}/ready")
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(name: str, call: Calling, version: str = VERSION) -> Response:
+async def model_ready(name: str, call: Calling, version: str = LATEST) -> Response:
     """200 if this model answers now."""
     call.serving.require_ready()
     return reply({"name": _find(call, name, version).name, "ready": True})
@@ -60,20 +60,22 @@ async def model_ready(name: str, call: Calling, version: str = VERSION) -> Respo
 async def all_statistics(call: Calling) -> Response:
     """What every model has answered so far."""
     call.serving.require_ready()
-    return reply({"model_stats": [served.statistics.row(served.name, VERSION) for served in call.serving.models]})
+    return reply(
+        {"model_stats": [served.statistics.row(served.name, str(served.version)) for served in call.serving.models]}
+    )
 
 
 @router.get("/models/{name}/stats")
 @router.get("/models/{name}/versions/{version}/stats", include_in_schema=False)
-async def statistics(name: str, call: Calling, version: str = VERSION) -> Response:
+async def statistics(name: str, call: Calling, version: str = LATEST) -> Response:
     """What the model has answered so far: requests, texts, micro-batches, and nanoseconds of each step."""
     served = _find(call, name, version)
-    return reply({"model_stats": [served.statistics.row(served.name, VERSION)]})
+    return reply({"model_stats": [_statistics(served)]})
 
 
 @router.get("/models/{name}/config")
 @router.get("/models/{name}/versions/{version}/config", include_in_schema=False)
-async def config(name: str, call: Calling, version: str = VERSION) -> Response:
+async def config(name: str, call: Calling, version: str = LATEST) -> Response:
     """The model's configuration in Triton's form. Texts of a request are the first dimension of its tensors."""
     served = _find(call, name, version)
     engine = served.model.status().engine
@@ -91,13 +93,13 @@ async def config(name: str, call: Calling, version: str = VERSION) -> Response:
 
 @router.get("/models/{name}")
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
-async def metadata(name: str, call: Calling, version: str = VERSION) -> Response:
+async def metadata(name: str, call: Calling, version: str = LATEST) -> Response:
     """The model's inputs and outputs."""
     served = _find(call, name, version)
     return reply(
         {
             "name": served.name,
-            "versions": [VERSION],
+            "versions": [str(served.version)],
             "platform": f"nopad_{served.model.status().engine}",
             "inputs": _inputs(served),
             "outputs": _described(served),
@@ -105,22 +107,16 @@ async def metadata(name: str, call: Calling, version: str = VERSION) -> Response
     )
 
 
-@router.post("/repository/index")
-async def index(call: Calling) -> Response:
-    """The served models, for Triton's clients."""
-    return reply([{"name": each.name, "version": VERSION, "state": "READY"} for each in call.serving.models])
-
-
 @router.post("/models/{name}/infer", openapi_extra=INFER_BODY)
 @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
-async def infer(name: str, call: Calling, request: Request, version: str = VERSION) -> Response:
+async def infer(name: str, call: Calling, request: Request, version: str = LATEST) -> Response:
     """Answer the texts of `text`, paired with those of `text_pair` if there are any."""
     served = _find(call, name, version)
     asked, strings = read_request(await request.body(), request.headers.get(HEADER_LENGTH))
     answered = await call.answer(
         served, _texts(strings, served), timeout=min(_microseconds(asked), 10**15) / 1e6, priority=_priority(asked)
     )
-    head: dict[str, Any] = {"model_name": served.name, "model_version": VERSION}
+    head: dict[str, Any] = {"model_name": served.name, "model_version": str(served.version)}
     if asked.id is not None:
         head["id"] = asked.id
     head["parameters"] = {
@@ -137,12 +133,17 @@ async def infer(name: str, call: Calling, request: Request, version: str = VERSI
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 
+def _statistics(served: Served) -> dict[str, Any]:
+    return served.statistics.row(served.name, str(served.version))
+
+
 def _find(call: Call, name: str, version: str) -> Served:
     call.serving.require_ready()
     for served in call.serving.models:
-        if served.name == name and version == VERSION:
+        if served.name == name and version in (LATEST, str(served.version)):
             return served
-    raise Fault("model", f"Request for unknown model: '{name}' version {version} is not found")
+    wanted = f"'{name}' version {version}" if version else f"'{name}'"
+    raise Fault("model", f"Request for unknown model: {wanted} is not found")
 
 
 def _texts(strings: dict[str, list[str]], served: Served) -> Texts:

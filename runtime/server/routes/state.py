@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from nopad.model.packages import version_of
-from nopad.runtime.server.calls import Call, Serving, reply
+from nopad.runtime.server.calls import Serving, reply
 from nopad.runtime.server.models import Served
 
 router = APIRouter(tags=["health"])
@@ -18,7 +18,7 @@ VERSIONS = ("nopad", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "
 
 
 @router.get("/health/state")
-async def state(call: Annotated[Call, Depends()]) -> Response:
+async def state(call: Calling) -> Response:
     """Always 200: what `status` is, and why. Asks for a key where the server does, since reasons may name files."""
     serving = call.serving
     models = {served.name: _model(served) for served in serving.models}

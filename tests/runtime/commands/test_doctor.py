@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from changed_bundles import tampered, warmer
 from several_files import AMD, OLD, on_cpu
 
 from nopad.runtime.cli import run
@@ -21,9 +22,9 @@ from nopad.runtime.engines.selection import engine_order
 Capture = pytest.CaptureFixture[str]
 
 
-def doctor(capsys: Capture) -> tuple[int, dict[str, dict[str, Any]]]:
+def doctor(capsys: Capture, *bundle: str) -> tuple[int, dict[str, dict[str, Any]]]:
     capsys.readouterr()
-    code = run(["doctor", "--json"])
+    code = run(["doctor", "--json", *bundle])
     checks = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(set(check) == {"name", "ok", "detail"} for check in checks)
     return code, {check["name"]: check for check in checks}
@@ -107,3 +108,14 @@ def test_doctor_shows_the_cpu_its_speeds_and_what_a_faster_engine_lacks(
     on_cpu(monkeypatch, OLD)
     _, checks = doctor(capsys)
     assert checks["bf16"]["detail"].startswith("no instructions") and "not measured" in checks["cpu speeds"]["detail"]
+
+
+def test_a_bundle_that_is_given_is_checked_by_its_probes(capsys: Capture, tmp_path: Path) -> None:
+    for folder, ok, words in (
+        (warmer(tmp_path / "good"), True, "probes answered as transformers does"),
+        (tampered(tmp_path / "bad"), False, "does not answer here as it was verified"),
+        (tmp_path / "missing", False, "no bundle at"),
+    ):
+        code, checks = doctor(capsys, str(folder))
+        assert checks["self-check"]["ok"] is ok and words in checks["self-check"]["detail"]
+        assert (code == 0) is ok or not checks["can predict"]["ok"]

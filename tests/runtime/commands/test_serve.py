@@ -13,6 +13,7 @@ from typing import Any
 import click
 import httpx
 import pytest
+from changed_bundles import warmer
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -45,6 +46,29 @@ def test_it_serves_until_a_signal_and_ends_in_order(number: signal.Signals, tmp_
         words, *lines = process.stderr.read().splitlines()
         assert "serves default (text-classification)" in words
         assert [json.loads(line)["status"] for line in lines] == [401, 200, 422]
+
+
+def test_a_model_is_changed_by_who_has_the_admin_key_from_a_folder_that_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("secret\n")
+    models = tmp_path / "models"
+    warmer(models / "soft")
+    options = ["--admin-key-file", str(tmp_path / "keys"), "--max-memory", "16000"]
+    environment = {**os.environ, "NOPAD_SERVE_MODEL_DIR": str(models)}
+    with subprocess.Popen(
+        [*COMMAND, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        try:
+            before = httpx.post(url + "/predict", json={"inputs": "splendid"})
+            admin = {"headers": {"authorization": "Bearer secret"}, "timeout": 60}
+            changed = httpx.post(url + "/admin/models/default", json={"bundle": "soft"}, **admin)
+            assert (changed.status_code, changed.json()["version"]) == (200, 2), changed.text
+            after = httpx.post(url + "/predict", json={"inputs": "splendid"})
+            assert before.json()[0]["score"] > after.json()[0]["score"] + 0.01
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_what_is_wrong_with_the_flags_or_the_bundle_is_one_line(

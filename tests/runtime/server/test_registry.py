@@ -8,7 +8,7 @@ import pytest
 
 from nopad.runtime.errors import UsageError
 from nopad.runtime.server.errors import Fault
-from nopad.runtime.server.models import Models, bundles_by_name
+from nopad.runtime.server.registry import Models, bundles_by_name
 
 
 def test_a_model_has_the_name_it_is_given_or_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

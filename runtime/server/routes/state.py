@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from nopad.model.packages import version_of
-from nopad.runtime.server.calls import Serving, reply
+from nopad.runtime.server.calls import Calling, Serving, reply
 from nopad.runtime.server.models import Served
 
 router = APIRouter(tags=["health"])

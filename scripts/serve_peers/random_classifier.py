@@ -1,8 +1,6 @@
 """A ModernBERT classifier with random weights, for comparisons of speed where no trained one is at hand.
 
-    python scripts/serve_peers/random_classifier.py TOKENIZER_FOLDER OUTPUT [--layers 12 --hidden 384]
-
-The head is drawn large enough for the scores of two texts to differ visibly, so that wrong answers are found.
+python scripts/serve_peers/random_classifier.py TOKENIZER_FOLDER OUTPUT [--layers 12 --hidden 384]
 """
 
 import argparse
@@ -31,7 +29,6 @@ def main() -> None:
         label2id={"negative": 0, "positive": 1},
     )
     model = ModernBertForSequenceClassification(config).eval()
-    torch.nn.init.normal_(model.classifier.weight, std=4 * options.hidden**-0.5)
     model.save_pretrained(options.output)
     for file in options.tokenizer.glob("*.json"):
         shutil.copyfile(file, options.output / file.name)

@@ -1,0 +1,180 @@
+"""nopad's server beside others: the same model, machine, threads, texts and client, in turns, in one run.
+
+    python scripts/compare_servers.py CHECKPOINT BUNDLE --work OUT --infinity infinity-env/bin/infinity_emb \\
+        --peers peers-env/bin/python --data sst2/train.tsv --data imdb/test.jsonl --target-p99-ms 500
+
+The environments, each of its own: `pip install 'infinity-emb[server,torch,optimum]==0.0.78'`, and for the services below
+scripts/serve_peers/ `pip install litserve==0.2.19 fastapi uvicorn uvloop httptools transformers sentence-transformers`. All
+servers run at once on the same cores, with the same number of threads and at a lower priority than the client; whoever
+is not asked idles. Each server's answers are checked against the bundle's offline ones, before and while times are taken.
+Options after `--` go to `nopad bench --serve`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+READY_SECONDS = 300
+NICE = 10  # of the servers: the client is never kept waiting by them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How a server is started, and how it is asked."""
+
+    command: list[str]
+    path: str = ""  # appended to its URL
+    protocol: str | None = None
+    template: str | None = None
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def servers(options: argparse.Namespace, task: str) -> dict[str, tuple[Server, int]]:
+    """Every server that takes part, and its port."""
+    embed, threads = task == "embeddings", str(options.threads)
+    ports = {name: free_port() for name in (*options.nopad, "infinity", "fastapi", "litserve")}
+    own = {
+        name: Server(
+            command=[sys.executable, "-m", "nopad.runtime.cli", "serve", str(options.bundle), "--threads", threads,
+                     "--port", str(ports[name]), "--precision", precision],
+            protocol="openai" if embed else "tei-predict",
+        )
+        for name, precision in (("nopad", options.precision), ("nopad-fp32", "fp32")) if name in ports
+    }  # fmt: skip
+    service = [str(options.checkpoint), "--threads", threads, "--dtype", options.dtype, *(["--embed"] if embed else [])]
+    others: dict[str, Server] = {}
+    if options.infinity is not None:
+        others["infinity"] = Server(
+            command=[
+                str(options.infinity), "v2", "--model-id", str(options.checkpoint.resolve()), "--engine", options.infinity_engine,
+                "--device", "cpu", "--dtype", options.infinity_dtype, "--port", str(ports["infinity"]), "--host", "127.0.0.1",
+                "--no-bettertransformer", "--compile" if options.infinity_compile else "--no-compile", "--log-level", "error",
+            ],
+            protocol="openai" if embed else "infinity-classify",
+        )  # fmt: skip
+    if options.peers is not None:
+        for name in ("fastapi", "litserve"):
+            script = str(HERE / "serve_peers" / f"{name}_service.py")
+            others[name] = Server(
+                command=[str(options.peers), script, *service, "--port", str(ports[name])],
+                path="/predict" if name == "litserve" else "/",
+                template='{"text": TEXT}',
+            )
+    chosen = {**own, **others}
+    if options.only:
+        chosen = {name: server for name, server in chosen.items() if name in options.only.split(",")}
+    return {name: (server, ports[name]) for name, server in chosen.items()}
+
+
+@contextlib.contextmanager
+def running(found: dict[str, tuple[Server, int]], options: argparse.Namespace) -> Iterator[None]:
+    """All servers, ready; ended afterwards."""
+    threads = str(options.threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
+                   "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}  # fmt: skip
+    environment.pop("NOPAD_DATA", None)
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, (server, port) in found.items():
+            log = (options.work / f"{name}.log").open("wb")
+            command = ["nice", "-n", str(NICE), "taskset", "-c", options.cores, *server.command]
+            print(f"{name}: {shlex.join(command)}", file=sys.stderr)
+            started[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            wait_until_ready(name, port, started[name], options.work / f"{name}.log")
+        yield
+    finally:
+        for process in started.values():
+            process.terminate()
+        for process in started.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_ready(name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        for path in ("/health", "/openapi.json"):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as got,
+            ):
+                if got.status == 200:
+                    return
+        time.sleep(0.3)
+    raise SystemExit(f"{name} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def bench(
+    found: dict[str, tuple[Server, int]], options: argparse.Namespace, output: Path, *more: str
+) -> dict[str, object]:
+    """`nopad bench --serve` on all of them; its report."""
+    command = [sys.executable, "-m", "nopad.runtime.cli", "bench", "--check", str(options.bundle),
+               "--tolerance", str(options.tolerance), "--output", str(output), *more]  # fmt: skip
+    for path in options.data:
+        command += ["--data", str(path)]
+    for name, (server, port) in found.items():
+        command += ["--serve", f"{name}=http://127.0.0.1:{port}{server.path}"]
+        command += ["--protocol", f"{name}={server.protocol}"] if server.protocol else []
+        command += ["--template", f"{name}={server.template}"] if server.template else []
+    subprocess.run(["taskset", "-c", options.cores, *command], check=True)
+    report: dict[str, object] = json.loads((output / "load.json").read_text("utf-8"))
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the report and the servers' logs")
+    parser.add_argument("--infinity", type=Path, help="the command infinity_emb of its environment")
+    parser.add_argument("--peers", type=Path, help="the python of the environment with litserve, fastapi, transformers")
+    parser.add_argument("--data", type=Path, action="append", default=[])
+    parser.add_argument("--target-p99-ms", type=float, default=500.0)
+    parser.add_argument("--tolerance", type=float, default=0.05, help="of a score, for libraries that compute in bf16")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--cores", default=f"0-{(os.cpu_count() or 1) - 1}")
+    parser.add_argument("--nopad", nargs="*", default=["nopad", "nopad-fp32"])
+    parser.add_argument("--precision", default="auto", help="of the server nopad")
+    parser.add_argument("--dtype", default="bfloat16", help="of FastAPI's and LitServe's model")
+    parser.add_argument("--infinity-engine", default="torch")
+    parser.add_argument("--infinity-dtype", default="bfloat16")
+    parser.add_argument("--infinity-compile", action="store_true")
+    parser.add_argument("--only", help="names, comma-separated")
+    arguments, extra = sys.argv[1:], []
+    if "--" in arguments:
+        extra = arguments[arguments.index("--") + 1 :]
+        arguments = arguments[: arguments.index("--")]
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    task = json.loads((options.bundle / "manifest.json").read_text("utf-8"))["task"]
+    found = servers(options, task)
+    with running(found, options):
+        first = bench(found, options, options.work / "check", "--concurrency", "2", "--duration", "4", "--rounds", "1")
+        wrong = {step["endpoint"]: step["errors"] for step in first["steps"] if step["errors"]}  # type: ignore[attr-defined]
+        if wrong:
+            raise SystemExit(f"answers that are not the bundle's, or none at all: {wrong}")
+        bench(found, options, options.work / "load", "--target-p99-ms", str(options.target_p99_ms), *extra)
+
+
+if __name__ == "__main__":
+    main()

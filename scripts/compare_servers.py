@@ -1,13 +1,11 @@
 """nopad's server beside others: the same model, machine, threads, texts and client, in turns, in one run.
 
     python scripts/compare_servers.py CHECKPOINT BUNDLE --work OUT --infinity infinity-env/bin/infinity_emb \\
-        --peers peers-env/bin/python --data sst2/train.tsv --data imdb/test.jsonl --target-p99-ms 500
+        --peers peers-env/bin/python --data sst2/train.tsv --data imdb/test.jsonl -- --rounds 3
 
-The environments, each of its own: `pip install 'infinity-emb[server,torch,optimum]==0.0.78'`, and for the services below
-scripts/serve_peers/ `pip install litserve==0.2.19 fastapi uvicorn uvloop httptools transformers sentence-transformers`. All
-servers run at once on the same cores, with the same number of threads and at a lower priority than the client; whoever
-is not asked idles. Each server's answers are checked against the bundle's offline ones, before and while times are taken.
-Options after `--` go to `nopad bench --serve`.
+docs/load.md says what the two environments hold. All servers run at once on the same cores, with the same number of
+threads and at a lower priority than the client; whoever is not asked idles. Each server's answers are checked against
+the bundle's offline ones, before and while times are taken. Options after `--` go to `nopad bench --serve`.
 """
 
 import argparse
@@ -23,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 READY_SECONDS = 300
@@ -62,9 +61,10 @@ def servers(options: argparse.Namespace, task: str) -> dict[str, tuple[Server, i
     if options.infinity is not None:
         others["infinity"] = Server(
             command=[
-                str(options.infinity), "v2", "--model-id", str(options.checkpoint.resolve()), "--engine", options.infinity_engine,
-                "--device", "cpu", "--dtype", options.infinity_dtype, "--port", str(ports["infinity"]), "--host", "127.0.0.1",
-                "--no-bettertransformer", "--compile" if options.infinity_compile else "--no-compile", "--log-level", "error",
+                str(options.infinity), "v2", "--model-id", str(options.checkpoint.resolve()), "--device", "cpu",
+                "--engine", options.infinity_engine, "--dtype", options.infinity_dtype, "--no-bettertransformer",
+                "--compile" if options.infinity_compile else "--no-compile", "--log-level", "error",
+                "--host", "127.0.0.1", "--port", str(ports["infinity"]),
             ],
             protocol="openai" if embed else "infinity-classify",
         )  # fmt: skip
@@ -114,11 +114,9 @@ def wait_until_ready(name: str, port: int, process: subprocess.Popen[bytes], log
         if process.poll() is not None:
             break
         for path in ("/health", "/openapi.json"):
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as got,
-            ):
-                if got.status == 200:
+            url = f"http://127.0.0.1:{port}{path}"
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
                     return
         time.sleep(0.3)
     raise SystemExit(f"{name} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
@@ -137,7 +135,7 @@ def bench(
         command += ["--protocol", f"{name}={server.protocol}"] if server.protocol else []
         command += ["--template", f"{name}={server.template}"] if server.template else []
     subprocess.run(["taskset", "-c", options.cores, *command], check=True)
-    report: dict[str, object] = json.loads((output / "load.json").read_text("utf-8"))
+    report: dict[str, Any] = json.loads((output / "load.json").read_text("utf-8"))
     return report
 
 
@@ -170,7 +168,7 @@ def main() -> None:
     found = servers(options, task)
     with running(found, options):
         first = bench(found, options, options.work / "check", "--concurrency", "2", "--duration", "4", "--rounds", "1")
-        wrong = {step["endpoint"]: step["errors"] for step in first["steps"] if step["errors"]}  # type: ignore[attr-defined]
+        wrong = {step["endpoint"]: step["errors"] for step in first["steps"] if step["errors"]}
         if wrong:
             raise SystemExit(f"answers that are not the bundle's, or none at all: {wrong}")
         bench(found, options, options.work / "load", "--target-p99-ms", str(options.target_p99_ms), *extra)

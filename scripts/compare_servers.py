@@ -85,9 +85,9 @@ def servers(options: argparse.Namespace, task: str) -> dict[str, tuple[Server, i
 @contextlib.contextmanager
 def running(found: dict[str, tuple[Server, int]], options: argparse.Namespace) -> Iterator[None]:
     """All servers, ready; ended afterwards."""
-    threads = str(options.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
-                   "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}  # fmt: skip
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(options.threads))
+    offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    environment = {**os.environ, **numbers, **offline, "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("NOPAD_DATA", None)
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:

@@ -26,9 +26,10 @@ _FOLDER = click.Path(path_type=Path)
 _PROTOCOLS = "tei-predict, tei-embed, hub, openai, infinity-classify, nopad-classify, kserve"  # those of protocols.py
 
 
-def _rates(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+def _rates(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """None if nothing was said, () for auto."""
     if value is None or value.strip() == "auto":
-        return ()
+        return None if value is None else ()
     try:
         rates = tuple(dict.fromkeys(float(part) for part in value.split(",") if part.strip()))
     except ValueError:
@@ -39,7 +40,7 @@ def _rates(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def _callers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    numbers = _rates(context, parameter, value)
+    numbers = _rates(context, parameter, value) or ()
     if not all(number.is_integer() for number in numbers):
         raise click.BadParameter(f"{value!r} is not a list of numbers like 1,8,32")
     return tuple(map(int, numbers))
@@ -233,7 +234,8 @@ def _plan(options: dict[str, Any]) -> Plan:
             raise UsageError(f"--header {line!r}: as 'NAME: VALUE'")
         headers[name.strip()] = value.strip()
     return Plan(
-        rates=options["rate"],
+        rates=options["rate"] or (),
+        sweep=options["rate"] == () or (options["rate"] is None and not options["concurrency"]),
         callers=options["concurrency"],
         arrivals=parse(options["arrivals"]),
         rounds=options["rounds"],

@@ -20,6 +20,7 @@ from nopad.bench.load.texts import Pool, asks_of
 # Without rates: shares of what the server answers to callers who wait for their answers.
 LADDER = (0.25, 0.5, 0.7, 0.85, 1.0, 1.2)
 CAPACITY_CALLERS = 32
+AROUND = 3  # rates on either side of the place where the target is first missed
 REFINED = 2  # loads more, between the highest that was carried and the next
 CLOSED_ASKS = 4096
 DEADLINE = "x-request-timeout-ms"
@@ -29,7 +30,8 @@ DEADLINE = "x-request-timeout-ms"
 class Plan:
     """What is measured."""
 
-    rates: tuple[float, ...] = ()  # requests/s; (): each server's own, from its capacity
+    rates: tuple[float, ...] = ()  # requests/s
+    sweep: bool = True  # without rates: each server's own, from its capacity
     callers: tuple[int, ...] = ()  # closed loops of so many callers
     arrivals: Arrivals = field(default_factory=Arrivals)
     rounds: int = 3
@@ -82,7 +84,7 @@ class Run:
                     rates = self._rates[target.endpoint.name]
                     if rung < len(rates):
                         await self._open(target, rates[rung], number)
-            if number == 0 and not plan.rates and plan.target is not None:
+            if number == 0 and plan.sweep and not plan.rates and plan.target is not None:
                 await self._refine(order)
         self.report = dataclasses.replace(self.report, complete=True)
         self._publish(self.report)
@@ -90,7 +92,7 @@ class Run:
     async def _settle(self, target: Target) -> None:
         """Warm the server up, and find its rates."""
         name, plan = target.endpoint.name, self._plan
-        if plan.rates or plan.callers:
+        if plan.rates or not plan.sweep:
             self._rates[name] = list(plan.rates)
             return
         self._show(f"{name}: {CAPACITY_CALLERS} callers, to find its capacity")
@@ -102,7 +104,7 @@ class Run:
         self._rates[name] = [_rounded(share * step.answered) for share in LADDER] if step.answered > 0 else []
 
     async def _refine(self, order: random.Random) -> None:
-        """More rates where each server's target is missed first; later rounds have them, too."""
+        """More rates where each server's target is missed first. Later rounds repeat the rates around that place."""
         for target in order.sample(self._targets, len(self._targets)):
             name = target.endpoint.name
             steps = [step for step in self.report.steps if step.endpoint == name and step.mode == "open"]
@@ -116,7 +118,9 @@ class Run:
                 step = await self._open(target, middle, 0)
                 low, high = (middle, high) if passes(step) else (low, middle)
                 self._rates[name].append(middle)
-            self._rates[name].sort()
+            rates = sorted(set(self._rates[name]))
+            best = sum(rate <= low for rate in rates)
+            self._rates[name] = rates[max(0, best - AROUND) : best + AROUND]
 
     async def _open(self, target: Target, rate: float, number: int) -> Step:
         plan, name = self._plan, target.endpoint.name

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -107,13 +108,13 @@ def running(found: dict[str, tuple[Server, int]], options: argparse.Namespace) -
             wait_until_ready(name, port, started[name], options.work / f"{name}.log")
         yield
     finally:
-        for process in started.values():
-            process.terminate()
-        for process in started.values():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        for number in (signal.SIGTERM, signal.SIGKILL):  # to whole groups: LitServe's workers outlive its server
+            for process in started.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process in started.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
 
 
 def wait_until_ready(name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -176,6 +177,7 @@ def main() -> None:
         extra = arguments[arguments.index("--") + 1 :]
         arguments = arguments[: arguments.index("--")]
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended in any case
     options.work.mkdir(parents=True, exist_ok=True)
     task = json.loads((options.bundle / "manifest.json").read_text("utf-8"))["task"]
     found = servers(options, task)

@@ -113,6 +113,8 @@ def remarks(report: LoadReport) -> list[str]:
         if bad:
             loads = ", ".join(f"{step.load:g} (round {step.round + 1}: {step.note})" for step in bad)
             found.append(f"{endpoint.name}: not counted, since the client was the bottleneck: {loads}")
+        if not most_answered(report, endpoint.name):
+            found.append(f"{endpoint.name}: no right answer came in during any step")
         if endpoint.note:
             found.append(f"{endpoint.name}: {endpoint.note}")
     lag = max((step.lag_p99 for step in report.steps), default=0.0)

@@ -96,7 +96,7 @@ class Run:
             self._rates[name] = list(plan.rates)
             return
         self._show(f"{name}: {CAPACITY_CALLERS} callers, to find its capacity")
-        window = Window(warmup=plan.warmup, seconds=max(plan.seconds / 2, 1.0))
+        window = plan.window
         start, outcomes, cpu = await self._ask_closed(target, CAPACITY_CALLERS, window, seed=plan.seed)
         about = {"mode": "closed", "load": CAPACITY_CALLERS, "round": 0}
         step = self._step(target, outcomes, start=start, window=window, client_cpu=cpu, **about)

@@ -1,4 +1,4 @@
-"""`nopad bench BUNDLE`, and the way to `nopad bench compare`. Heavy modules are imported when they are needed."""
+"""`nopad bench BUNDLE`, and the way to `bench compare` and `bench --serve`. Heavy modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ PUBLISH_SECONDS = 1.0  # at least this long between two writes of the file
 _FOLDER = click.Path(path_type=Path)
 
 
-class _WithCompare(click.Command):
-    """`bench`, whose first argument may be the subcommand `compare`."""
+class _WithOthers(click.Command):
+    """`bench`: by its first argument the subcommand `compare`, by its option --serve load on servers."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
-        """The context of `bench compare` if that is the first argument."""
+        """The context of the command that the arguments ask for."""
         if args[:1] == ["compare"]:
             from nopad.bench.commands.compare import compare
 
             return compare.make_context(f"{info_name} compare", args[1:], parent=parent, **extra)
+        if any(argument == "--serve" or argument.startswith("--serve=") for argument in args):
+            from nopad.bench.commands.load import load
+
+            args = ["--help"] if "--help" in args or "-h" in args else args
+            return load.make_context(info_name, args, parent=parent, auto_envvar_prefix="NOPAD_BENCH", **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
 
 
@@ -53,7 +58,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
     return tuple(map(int, names))
 
 
-@click.command(cls=_WithCompare, epilog="Two results are compared by: nopad bench compare OLD NEW [--help]")
+@click.command(
+    cls=_WithOthers,
+    epilog="Two results are compared by: nopad bench compare OLD NEW [--help]. Running servers are put under load by: "
+    "nopad bench --serve URL [--help]",
+)
 @click.argument("bundle", required=False)
 @click.option(
     "--reference",

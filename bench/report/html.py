@@ -1,24 +1,21 @@
 """The report of `nopad bench` as one HTML file that asks the network for nothing. Knows the page, measures nothing.
 
-Texts, file names and notes come from elsewhere: all are escaped, and the page's policy allows no request and no script
-but its own, by digest.
+Texts, file names and notes come from elsewhere: all are escaped.
 """
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from nopad.bench.report import html_tables
 from nopad.bench.report.best import duel, peers, precisions_of
 from nopad.bench.report.derived import Table, tabulate
+from nopad.bench.report.html_page import Section, document, figure, legend, verdict
 from nopad.bench.report.html_plots import Panel, latency, memory, quality, speed, throughput
 from nopad.bench.report.markdown import LEGEND, peak_words
 from nopad.bench.schema import Report
-from nopad.charts.svg import escaped, key, style_sheet
+from nopad.charts.svg import escaped
 from nopad.charts.units import number, ratio, share
 
 
@@ -29,50 +26,16 @@ def write_html(report: Report, path: Path) -> None:
 
 def page(report: Report) -> str:
     """The page of `report`."""
-    own, script = (
-        files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
-        for name in ("report.css", "report.js")
-    )
-    style = style_sheet() + own
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
     table = tabulate(report)
-    sections = _sections(table)
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
     machine = ", ".join(str(report.machine[name]) for name in ("cpu", "gpu") if report.machine.get(name))
-    about = " · ".join(escaped(part) for part in (report.created, machine, _threads(report)) if part)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>nopad bench: {escaped(machine or report.created)}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>nopad bench <span>· {about}</span></h1>
-<p class="result">{escaped(result(table))}</p>
-{_verdicts(report)}
-{_tiles(table)}
-<nav aria-label="Sections">{links}</nav>
-</header>
-<main>
-{body}
-</main>
-<footer><p>Written by nopad bench, result schema {report.schema_version}. It asks the network for nothing.</p></footer>
-<script>{script}</script>
-</body>
-</html>
-"""
+    header = [f'<p class="result">{escaped(result(table))}</p>', _verdicts(report), _tiles(table)]
+    return document(
+        title=f"nopad bench: {machine or report.created}",
+        heading=" · ".join(part for part in (report.created, machine, _threads(report)) if part),
+        header="\n".join(header),
+        sections=_sections(table),
+        footer=f"Written by nopad bench, result schema {report.schema_version}. It asks the network for nothing.",
+    )
 
 
 def result(table: Table) -> str:
@@ -124,16 +87,13 @@ def _verdicts(report: Report) -> str:
     """What to know before believing a figure: loud where the run is incomplete or the machine was noisy."""
     noise, verdicts = report.noise, []
     if not report.complete:
-        verdicts.append(
-            '<p class="verdict warn" role="note"><strong>Incomplete.</strong> The run was interrupted: what is here is '
-            "all there is.</p>"
-        )
-    verdict = escaped(f"{noise.verdict[:1].upper()}{noise.verdict[1:].rstrip('.')}." if noise.verdict else "")
+        verdicts.append(verdict("The run was interrupted: what is here is all there is.", loud="Incomplete."))
+    words = f"{noise.verdict[:1].upper()}{noise.verdict[1:].rstrip('.')}." if noise.verdict else ""
     if not noise.conclusive:
-        why = verdict or "The machine was too noisy to conclude from these times."
-        verdicts.append(f'<p class="verdict warn" role="note"><strong>Inconclusive.</strong> {why}</p>')
-    elif verdict:
-        verdicts.append(f'<p class="verdict">{verdict}</p>')
+        why = words or "The machine was too noisy to conclude from these times."
+        verdicts.append(verdict(why, loud="Inconclusive."))
+    elif words:
+        verdicts.append(verdict(words))
     return "".join(verdicts)
 
 
@@ -160,8 +120,8 @@ def _tiles(table: Table) -> str:
     return f'<ul class="tiles{doubtful}" aria-label="nopad, times the reference">{"".join(tiles)}</ul>' if tiles else ""
 
 
-def _sections(table: Table) -> list[tuple[str, str, str]]:
-    """Id, title and content of every section that has something to say, in reading order."""
+def _sections(table: Table) -> list[Section]:
+    """Every section that has something to say, in reading order."""
     report, sections = table.report, []
     if report.cells:
         plots = (
@@ -196,19 +156,10 @@ def _sections(table: Table) -> list[tuple[str, str, str]]:
 
 
 def _panels(table: Table, panels: Sequence[Panel], remark: str) -> str:
-    legend = "".join(
-        f'<li><button type="button" aria-pressed="false" data-s="{style}">{key(style)}{escaped(subject.name)}</button>'
-        "</li>"
-        for style, subject in enumerate(table.report.subjects)
-    )
-    figures = "".join(
-        f"<figure><figcaption>{escaped(panel.title)}<small>{escaped(panel.remark)}</small></figcaption>"
-        f'<div class="fit">{panel.svg}</div></figure>'
-        for panel in panels
-    )
+    figures = "".join(figure(panel.title, panel.remark, panel.svg) for panel in panels)
     wide = "" if panels[0].small else " wide"
-    about = f'<p class="about">{escaped(remark)}</p>'
-    return f'{about}<ul class="legend" aria-label="Subjects">{legend}</ul><div class="panels{wide}">{figures}</div>'
+    names = legend([subject.name for subject in table.report.subjects])
+    return f'<p class="about">{escaped(remark)}</p>{names}<div class="panels{wide}">{figures}</div>'
 
 
 def _speed_remark(table: Table) -> str:
@@ -240,7 +191,3 @@ def _how(report: Report) -> str:
 
 def _threads(report: Report) -> str:
     return f"{report.threads} thread{'' if report.threads == 1 else 's'}"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()

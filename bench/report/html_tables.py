@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nopad.bench.report.derived import Figures, Table
+from nopad.bench.report.html_page import heads
+from nopad.bench.report.html_page import table as table_of
 from nopad.bench.report.html_plots import about
 from nopad.bench.report.intervals import Interval, wide
 from nopad.bench.report.markdown import BEST, BEST_LEGEND, agreement, best_rows
@@ -46,20 +48,20 @@ def summary(table: Table) -> str:
         f"In each cell: median time of one pass over the texts; real tokens per second; {compared}accuracy, where the "
         "texts have labels. Shaded: the fastest of the row."
     )
-    return _table(caption, f'<th scope="col">workload</th>{head}', ["".join(rows)])
+    return table_of(caption, f'<th scope="col">workload</th>{head}', ["".join(rows)])
 
 
 def best(table: Table) -> str | None:
     """The fastest of nopad in each precision beside the best peer; None where nothing was compared."""
     rows = best_rows(table)
     body = "".join(f'<tr><th scope="row">{escaped(row[0])}</th>{_cells(map(escaped, row[1:]))}</tr>' for row in rows)
-    return _table(BEST_LEGEND, _heads(BEST), [body]) if rows else None
+    return table_of(BEST_LEGEND, heads(BEST), [body]) if rows else None
 
 
 def details(table: Table) -> str:
     """Every measured cell with all its figures, grouped by workload."""
     titles = ("subject", "p50", "p90", "p99", "real tokens/s", "× reference", "padding", "of limit", "peak memory")
-    head = _heads((*titles, "agreement", "logits", "accuracy", "passes"))
+    head = heads((*titles, "agreement", "logits", "accuracy", "passes"))
     groups = []
     for workload in table.report.workloads:
         text = f"{escaped(workload.name)}<small>{escaped(about(workload))}</small>"
@@ -81,13 +83,13 @@ def details(table: Table) -> str:
         "intervals, * too wide to "
         "conclude from."
     )
-    return _table(caption, head, groups)
+    return table_of(caption, head, groups)
 
 
 def subjects(table: Table) -> str:
     """What each subject is, and what it costs before the first answer."""
     titles = ("subject", "model", "precision", "engine", "pads", "threads", "version", "build", "import", "load")
-    head = _heads((*titles, "cold first call", "memory after load", "file"))
+    head = heads((*titles, "cold first call", "memory after load", "file"))
     rows = []
     for style, subject in enumerate(table.report.subjects):
         what = (
@@ -104,7 +106,7 @@ def subjects(table: Table) -> str:
         cells = "".join(f"<td>{escaped(value)}</td>" for value in values)
         rows.append(f'<tr><th scope="row">{key(style)} {escaped(subject.name)}</th>{cells}</tr>')
     caption = "Build: from the checkpoint to the subject's file. Import, load and cold first call: in a fresh process."
-    return _table(caption, head, ["".join(rows)])
+    return table_of(caption, head, ["".join(rows)])
 
 
 def remarks(table: Table) -> str | None:
@@ -126,8 +128,8 @@ def remarks(table: Table) -> str | None:
         + "</tr>"
         for (name, status, note), on in rows.items()
     )
-    head = _heads(("subject", "workload", "status", "reason"), text=True)
-    return _table("Figures that this report lacks and why, and remarks on the others.", head, [body])
+    head = heads(("subject", "workload", "status", "reason"), text=True)
+    return table_of("Figures that this report lacks and why, and remarks on the others.", head, [body])
 
 
 def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -148,9 +150,9 @@ def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
             name = f"{FORECAST} {escaped(str(row.get('workload', '')))}"
             lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
         bodies.append("".join(lines))
-    head = _heads(("workload", *(name.replace("_per_second", "/s").replace("_", " ") for name in columns)))
+    head = heads(("workload", *(name.replace("_per_second", "/s").replace("_", " ") for name in columns)))
     caption = "Computed from the model's work and the data sheets' peaks. Nothing in this table was measured."
-    return _table(caption, head, bodies)
+    return table_of(caption, head, bodies)
 
 
 def pairs(caption: str, values: Mapping[str, Any]) -> str:
@@ -160,7 +162,7 @@ def pairs(caption: str, values: Mapping[str, Any]) -> str:
         f"<td>{escaped(_plain(name, value))}</td></tr>"
         for name, value in values.items()
     )
-    return _table(caption, "", [rows], name="pairs")
+    return table_of(caption, "", [rows], name="pairs")
 
 
 def ends(interval: Interval) -> str:
@@ -168,22 +170,6 @@ def ends(interval: Interval) -> str:
     low, _, high = interval
     star = ' <abbr title="too wide to conclude from">*</abbr>' if wide(interval) else ""
     return f"{low:.2f} to {high:.2f}{star}" if math.isfinite(high) else f"one round{star}"
-
-
-def _table(caption: str, head: str, bodies: Iterable[str], *, name: str = "") -> str:
-    attribute = f' class="{name}"' if name else ""
-    top = f"<thead><tr>{head}</tr></thead>" if head else ""
-    body = "".join(f"<tbody>{rows}</tbody>" for rows in bodies)
-    # A scrolling region must be reachable by keyboard, and so needs a name.
-    return (
-        f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{attribute}>'
-        f"<caption><span>{escaped(caption)}</span></caption>{top}{body}</table></div>"
-    )
-
-
-def _heads(titles: Iterable[str], *, text: bool = False) -> str:
-    attribute = ' class="text"' if text else ""
-    return "".join(f'<th scope="col"{attribute}>{escaped(title)}</th>' for title in titles)
 
 
 def _subject_head(style: int, subject: Subject, reference: str | None) -> str:

@@ -1,0 +1,1 @@
+"""Load on servers: requests at planned times, and what became of them."""

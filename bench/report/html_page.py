@@ -1,0 +1,104 @@
+"""What pages of results share: the document, its tables, its legends. One file that asks the network for nothing.
+
+Texts, file names and notes come from elsewhere: whoever calls escapes what is to be HTML, and the page's policy allows
+no request and no script but its own, by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+from nopad.charts.svg import escaped, key, style_sheet
+
+Section = tuple[str, str, str]  # id, title, content
+
+
+def document(*, title: str, heading: str, header: str, sections: Sequence[Section], footer: str) -> str:
+    """A page. `title`, `heading` and `footer` are text, `header` and the sections' contents are HTML."""
+    own, script = (
+        files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
+        for name in ("report.css", "report.js")
+    )
+    style = style_sheet() + own
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
+        for name, title, content in sections
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{escaped(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>nopad bench <span>· {escaped(heading)}</span></h1>
+{header}
+<nav aria-label="Sections">{links}</nav>
+</header>
+<main>
+{body}
+</main>
+<footer><p>{escaped(footer)}</p></footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def verdict(text: str, *, loud: str = "") -> str:
+    """A line below the result; with a word in `loud`, a warning."""
+    if not loud:
+        return f'<p class="verdict">{escaped(text)}</p>'
+    return f'<p class="verdict warn" role="note"><strong>{escaped(loud)}</strong> {escaped(text)}</p>'
+
+
+def table(caption: str, head: str, bodies: Iterable[str], *, name: str = "") -> str:
+    """A table of HTML rows, which scrolls by itself where it is too wide."""
+    attribute = f' class="{name}"' if name else ""
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    body = "".join(f"<tbody>{rows}</tbody>" for rows in bodies)
+    # A scrolling region must be reachable by keyboard, and so needs a name.
+    return (
+        f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{attribute}>'
+        f"<caption><span>{escaped(caption)}</span></caption>{top}{body}</table></div>"
+    )
+
+
+def heads(titles: Iterable[str], *, text: bool = False) -> str:
+    """The heads of columns."""
+    attribute = ' class="text"' if text else ""
+    return "".join(f'<th scope="col"{attribute}>{escaped(title)}</th>' for title in titles)
+
+
+def legend(names: Sequence[str]) -> str:
+    """The series of the plots below, in the order of their styles; pressing one dims the others."""
+    items = "".join(
+        f'<li><button type="button" aria-pressed="false" data-s="{style}">{key(style)}{escaped(name)}</button></li>'
+        for style, name in enumerate(names)
+    )
+    return f'<ul class="legend" aria-label="Subjects">{items}</ul>'
+
+
+def figure(title: str, remark: str, svg: str) -> str:
+    """A plot with its heading."""
+    return (
+        f"<figure><figcaption>{escaped(title)}<small>{escaped(remark)}</small></figcaption>"
+        f'<div class="fit">{svg}</div></figure>'
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()

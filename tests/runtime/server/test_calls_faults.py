@@ -129,7 +129,7 @@ def test_a_deadline_holds_for_a_text_that_waits_for_a_thread_too(server: Any) ->
     encoder, finish = server.models.find(None).model._inference._encoder, threading.Event()
     real = encoder.encode
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(encoder), "encode", lambda self, *given: finish.wait(20) and real(*given))
+        patch.setattr(type(encoder), "encode", lambda self, *given, **how: finish.wait(20) and real(*given, **how))
         started = time.monotonic()
         late = ask(server, "a film " * 500, **{"x-request-timeout-ms": "300"})
         assert late.status_code == 408 and time.monotonic() - started < 5

@@ -146,7 +146,7 @@ def test_two_swaps_under_load_fail_no_request(fresh: Callable[..., Swapping], mo
     swap_under_load(server, models, 2)
     assert server.version() == 3 and schedulers() == before + 1
     metrics = httpx.get(server.url + "/metrics").text
-    assert 'nopad_model_changes_count{result="done"} 2.0' in metrics
+    assert 'nopad_swaps_total{result="done"} 2.0' in metrics
 
 
 @pytest.mark.slow

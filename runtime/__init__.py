@@ -3,6 +3,7 @@
 `load` and `Model` are imported on first access, so that commands which need no model do not import the engines.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from nopad.runtime.types import (
@@ -14,6 +15,10 @@ from nopad.runtime.types import (
     Ranked,
     Tagging,
 )
+
+# ONNX Runtime from 1.31 on writes a device id below the home folder and reports its use, unless it is told not to before
+# it is loaded, which may happen in any folder of nopad.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Embedding", "Entity", "Failure", "MaskFill", "Model", "Prediction", "Ranked", "Tagging", "load"]
 

@@ -1,5 +1,7 @@
 """Fixtures that several folders of tests share."""
 
+import fcntl
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,21 @@ def _ctrl_c_works() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of the test processes makes, for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, partial = root / name, root / f"{name}.making"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial.mkdir(exist_ok=True)
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def imdb() -> Path:
     """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""
@@ -44,8 +61,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if name not in made:
             from checkpoints import make_checkpoint
 
-            made[name] = tmp_path_factory.mktemp(f"checkpoint-{name}")
-            make_checkpoint(name, made[name])
+            def make(folder: Path) -> None:
+                make_checkpoint(name, folder)
+
+            made[name] = once(tmp_path_factory, f"checkpoint-{name}", make)
         return made[name]
 
     return get
@@ -70,9 +89,10 @@ def openvino_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nopad.model.checkpoint.load import load_checkpoint
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
-    folder = tmp_path_factory.mktemp("openvino-bundle")
-    write_bundle(load_checkpoint(DEFAULT_CHECKPOINT), folder, cpu=(), openvino=("fp32", "bf16", "int8"))
-    return folder
+    def make(folder: Path) -> None:
+        write_bundle(load_checkpoint(DEFAULT_CHECKPOINT), folder / "bundle", cpu=(), openvino=("fp32", "bf16", "int8"))
+
+    return once(tmp_path_factory, "openvino-bundle", make) / "bundle"
 
 
 def _bundles(
@@ -86,10 +106,12 @@ def _bundles(
 
             from nopad.export.bundle import ExportOptions, export_checkpoint
 
-            output = tmp_path_factory.mktemp(f"bundle-{target}-{name}") / "bundle"
-            result = export_checkpoint(checkpoint(name), output, ExportOptions(target=target, **CASES[name].load))
-            assert result.report is not None and result.report["passed"], result.report
-            made[name] = output
+            def make(folder: Path) -> None:
+                options = ExportOptions(target=target, **CASES[name].load)
+                result = export_checkpoint(checkpoint(name), folder / "bundle", options)
+                assert result.report is not None and result.report["passed"], result.report
+
+            made[name] = once(tmp_path_factory, f"bundle-{target}-{name}", make) / "bundle"
         return made[name]
 
     return get

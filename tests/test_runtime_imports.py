@@ -1,5 +1,6 @@
 """Serving needs neither torch nor transformers, and says what it needs where that is missing."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,3 +93,13 @@ def test_planning_opens_no_engine(tmp_path: Path) -> None:
     )
     done = python(program, HEAVY, tmp_path / "texts.txt")
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+def test_predicting_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    # ONNX Runtime's telemetry writes a device id there.
+    program = "from nopad.runtime import load\nwith load() as model: model.predict(['a film'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ class Connections:
 
     async def ask(self, sent: bytes) -> tuple[int, bytes, bytes]:
         """Status, head in lower case, body."""
-        pair = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
+        pair = self._kept() or await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
         reader, writer = pair
         try:
             writer.write(sent)
@@ -140,6 +140,15 @@ class Connections:
         else:
             self._idle.append(pair)
         return int(head[9:12]), head, body
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection that the server has not closed meanwhile, as it does with those that are idle for long."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
 
 def mixed_texts(data: Path, count: int, seed: int) -> list[str]:

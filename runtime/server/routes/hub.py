@@ -69,6 +69,8 @@ async def main_task(body: Annotated[dict[str, Any], Body()], call: Calling) -> R
     """The (first) model's own task: with `parameters` as the hub's clients read it, without as TEI answers."""
     served = call.find(None)
     task, parameters = served.model.task, body.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise Fault("validation", "parameters must be an object", field="parameters")
     if task == "token-classification":
         return await _tag(call, served, body, TokenClassification.model_validate(parameters or {}))
     if task == "fill-mask":
@@ -81,7 +83,7 @@ async def main_task(body: Annotated[dict[str, Any], Body()], call: Calling) -> R
         return await tei.rerank(tei.Rerank.model_validate(body), call)
     if parameters is None:
         return await tei.predict(tei.Predict.model_validate(body), call)
-    if isinstance(parameters, dict) and "candidate_labels" in parameters:
+    if "candidate_labels" in parameters:
         return await _zero_shot(call, served, body, ZeroShot.model_validate(parameters))
     return await _classify(call, served, body, Classification.model_validate(parameters))
 

@@ -136,6 +136,13 @@ def test_zero_shot(bundle: Any, serve: Serve, tmp_path: Path) -> None:
         InferenceClient(model=serve("default").url, token="t").zero_shot_classification(TEXT, candidates)
 
 
+def test_parameters_are_an_object(serve: Serve) -> None:
+    for name in ("default", EMBED):
+        for parameters in ("top_k", 3, [], True):
+            answer = httpx.post(serve(name).url, json={"inputs": TEXT, "parameters": parameters})
+            assert answer.status_code == 422 and "parameters must be an object" in answer.json()["error"]
+
+
 def test_an_errors_text_reaches_the_caller(client: Any) -> None:
     with pytest.raises(HfHubHTTPError, match="empty or only spaces") as caught:
         client("default").text_classification("  ")

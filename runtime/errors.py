@@ -72,7 +72,7 @@ class TextError(NopadError):
 class TooLongError(TextError):
     """A text over the model's max length, where texts may not be cut. `tokens`: of the whole text."""
 
-    def __init__(self, message: str, *, tokens: int) -> None:
+    def __init__(self, message: str, *, tokens: int = 0) -> None:
         super().__init__(message)
         self.tokens = tokens
 

@@ -198,9 +198,10 @@ def fuzz_some(job: tuple[str, int, int, dict[str, Path | None], str]) -> Any:
         sent = list(from_openapi(app, seed, count)) if kind == "openapi" else []
         sent += mutated(seed, count - len(sent), names)  # some routes have no wrong requests
         outcome: Outcome = asyncio.run(fuzz(app, sent))
-        if asyncio.run(answers()) != before:
-            outcome.wrong += 1
-            outcome.examples.append(f"the server answers otherwise after {kind} {seed}")
+        for request, was, now in zip(seeds, before, asyncio.run(answers()), strict=True):
+            if now != was:
+                outcome.wrong += 1
+                outcome.examples.append(f"after {kind} {seed}, {request.path} answers {now}, before {was}")
     finally:
         models.close()
     return outcome

@@ -90,6 +90,7 @@ def openvino_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
     def make(folder: Path) -> None:
+        (folder / "bundle").mkdir(exist_ok=True)
         write_bundle(load_checkpoint(DEFAULT_CHECKPOINT), folder / "bundle", cpu=(), openvino=("fp32", "bf16", "int8"))
 
     return once(tmp_path_factory, "openvino-bundle", make) / "bundle"

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nopad.bench.load.protocols import NotUnderstood, Row, rows_of
+from nopad.bench.load.protocols import Row, rows_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -71,7 +71,7 @@ class Client:
     def _judge(self, ask: Ask, raw: bytes) -> str:
         try:
             rows = rows_of(json.loads(raw))
-        except (NotUnderstood, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return "unreadable answer"
         if len(rows) != len(ask.texts) or (self._check is not None and not self._check(ask.texts, rows)):
             return "wrong answer"

@@ -21,10 +21,6 @@ TEMPLATE = "template"
 _WRAPPERS = ("data", "predictions", "outputs", "results", "embeddings", "embedding", "output", "scores")
 
 
-class NotUnderstood(ValueError):
-    """An answer without rows."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Where a request goes, below the server's URL, and its JSON body by texts and model."""
@@ -86,7 +82,7 @@ def from_template(template: str) -> Protocol:
 
 
 def rows_of(answer: Any) -> list[Row]:
-    """The answer to each text, from any protocol's JSON. Raises `NotUnderstood`."""
+    """The answer to each text, from any protocol's JSON. Raises `ValueError` for an answer without rows."""
     if isinstance(answer, dict) and "outputs" in answer and isinstance(answer["outputs"], list):
         tensors = [tensor for tensor in answer["outputs"] if isinstance(tensor, dict) and _is_float(tensor)]
         if tensors:  # KServe's
@@ -98,9 +94,9 @@ def rows_of(answer: Any) -> list[Row]:
         for key in _WRAPPERS:
             if key in answer:
                 return rows_of(answer[key])
-        raise NotUnderstood(f"an answer with the keys {', '.join(map(str, answer))[:100]}")
+        raise ValueError(f"an answer with the keys {', '.join(map(str, answer))[:100]}")
     if not isinstance(answer, list) or not answer:
-        raise NotUnderstood(f"an answer of {type(answer).__name__}, not a list of rows")
+        raise ValueError(f"an answer of {type(answer).__name__}, not a list of rows")
     if (row := _row(answer)) is not None:
         return [row]
     return [_one(item) for item in answer]
@@ -111,7 +107,7 @@ def _one(item: Any) -> Row:
         return row
     rows = rows_of(item)
     if len(rows) != 1:
-        raise NotUnderstood(f"an item of {len(rows)} rows")
+        raise ValueError(f"an item of {len(rows)} rows")
     return rows[0]
 
 

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-from nopad.bench.load.protocols import PROTOCOLS, NotUnderstood, from_template, rows_of
+from nopad.bench.load.protocols import PROTOCOLS, from_template, rows_of
 from nopad.runtime.errors import UsageError
 
 SCORES = [{"label": "a", "score": 0.75}, {"label": "b", "score": 0.25}]
@@ -49,7 +49,7 @@ def test_a_batch_has_a_row_for_each_text() -> None:
 
 @pytest.mark.parametrize("answer", [{}, [], "", 3, None, {"error": "x"}, [[]], [None]])
 def test_what_has_no_rows_is_not_understood(answer: object) -> None:
-    with pytest.raises(NotUnderstood):
+    with pytest.raises(ValueError):
         rows_of(answer)
 
 

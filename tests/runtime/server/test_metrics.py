@@ -67,6 +67,8 @@ def test_requests_texts_and_failures_are_counted(server: Running) -> None:
     def ask(body: Any, route: str = "/predict") -> None:
         httpx.post(server.url + route, json=body, headers={"authorization": "Bearer k"})
 
+    by = {"model": "default", "engine": "onnx-cpu", "precision": "fp32"}
+    warmed = value(read(server), "nopad_engine_batches", **by)
     ask({"inputs": "a"})
     ask({"inputs": [["a"], ["b"], ["film " * 3000]]})
     ask({"inputs": [["a"], [" "]]})
@@ -109,9 +111,8 @@ def test_requests_texts_and_failures_are_counted(server: Running) -> None:
         assert value(families, "nopad_requests", route=route, status=status, model=model) == count, (route, status)
     for kind in ("text", "batch_size", "validation", "task", "unauthorized", "media"):
         assert value(families, "nopad_errors", kind=kind) == 1, kind
-    by = {"model": "default", "engine": "onnx-cpu", "precision": "fp32"}
     assert value(families, "nopad_texts", **by) == 4
-    assert value(families, "nopad_engine_batches", **by) == value(
+    assert value(families, "nopad_engine_batches", **by) - warmed == value(
         families, "nopad_batch_texts", "nopad_batch_texts_count", model="default"
     )
     assert value(families, "nopad_engine_ready", **by) == value(families, "nopad_ready") == 1

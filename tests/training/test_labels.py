@@ -428,6 +428,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 # --- through the commands
 
 
+@pytest.mark.slow
 def test_codes_go_through_training_export_and_answers(
     scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

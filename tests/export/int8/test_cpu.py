@@ -156,6 +156,7 @@ def _with_outliers(source: Path, output: Path, layers: Iterable[int]) -> None:
     onnx.save(model, str(output))
 
 
+@pytest.mark.slow
 def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path: Path) -> None:
     odd, texts = tmp_path / "odd.onnx", batches(256, 8192)
     _with_outliers(graph("embedded"), odd, (1, 2))
@@ -173,6 +174,7 @@ def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path
     assert {f"{module}/Gemm" for module in made.kept} <= plain
 
 
+@pytest.mark.slow
 def test_labels_decide_where_there_are_enough(graph: Graphs, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
     many, few = batches(256, 8192), batches(64, 8192)

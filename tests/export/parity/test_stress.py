@@ -112,6 +112,7 @@ def gated(
 
 # The fast suite has similar faults; make test-full has all.
 SLOW = {
+    "batches of 100 texts or more",
     "the 400th text of a batch",
     "full length, last token",
     "the third call with a batch",
@@ -261,6 +262,7 @@ def test_where_the_reference_is_slow_full_length_is_a_repeated_token(gated: Any)
     assert row["case"] == "1,024 tokens, against transformers" and not row["passed"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_reference")
 def test_a_repeated_token_proves_nothing_where_positions_are_embedded(
     gated: Any, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +293,7 @@ def test_the_packed_encoder_judges_only_if_it_answers_as_transformers(
     assert row["case"] == "1,024 tokens, against transformers" and row["passed"]
 
 
+@pytest.mark.slow
 def test_logits_of_every_token_are_bounded_in_memory(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, reference = gated("modernbert-mlm")
     vocabulary = bundle.manifest.architecture["vocab_size"]

@@ -26,6 +26,8 @@ def test_the_admin_key_opens_these_routes_and_no_others(server: Swapping) -> Non
     for method, path in (
         ("GET", "/admin/models"),
         ("POST", "/admin/models/m"),
+        ("POST", "/admin/models/m%0A"),  # a line break, at which a pattern may end
+        ("POST", "/v2/repository/models/m%0A/load"),
         ("DELETE", "/admin/models/m"),
         ("POST", "/v2/repository/models/m/load"),
         ("POST", "/v2/repository/models/m/unload"),

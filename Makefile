@@ -34,7 +34,7 @@ test-full: setup $(VENV4)/.done
 
 # What depends on transformers, against its line 4.57, and optimum-onnx.
 test-transformers4: $(VENV4)/.done
-	$(VENV4)/bin/$(PYTEST) tests/model tests/export/test_bundle.py tests/export/commands/test_parity.py tests/runtime/test_decode.py
+	$(VENV4)/bin/$(PYTEST) tests/model/checkpoint tests/model/test_encoder.py tests/export/test_bundle.py tests/export/commands/test_parity.py tests/runtime/test_decode.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

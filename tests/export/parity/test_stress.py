@@ -111,6 +111,8 @@ def gated(
 
 
 # The fast suite has similar faults; make test-full has all.
+pytestmark = pytest.mark.slow  # minutes; test_gate_faults.py holds the gate to its first half
+
 SLOW = {
     "batches of 100 texts or more",
     "the 400th text of a batch",

@@ -17,11 +17,10 @@ from nopad.runtime.scheduler.events import BatchRun, Event
 from nopad.runtime.server.errors import Kind
 from nopad.runtime.server.models import Answered, Models
 from nopad.runtime.server.own_metrics import OwnMetrics
-from nopad.runtime.server.settings import MetricsNames
+from nopad.runtime.server.settings import METRICS_FOLDER, MetricsNames
 from nopad.runtime.server.tei_metrics import TOTAL, TeiMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
 # When each series was created: the library says so, and nobody asks.
 UNWANTED = re.compile(rb"^(?:# (?:HELP|TYPE) )?\w+_created\b.*\n", re.MULTILINE)
 
@@ -34,7 +33,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._tei = TeiMetrics(self._registry) if names != "nopad" else None
         self._own = OwnMetrics(self._registry, drift_window) if names != "tei" else None
-        self.shared = SHARED in os.environ  # with other processes
+        self.shared = METRICS_FOLDER in os.environ  # with other processes
         if not self.shared:
             ProcessCollector(registry=self._registry)
 

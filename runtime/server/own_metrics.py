@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter as Tally
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -83,9 +82,7 @@ class OwnMetrics:
         self._open_gauges(registry)
 
     def _open_gauges(self, registry: CollectorRegistry) -> None:
-        def gauge(
-            name: str, said: str, *labels: str, of: Literal["livemax", "livemin", "livesum"] = "livemax"
-        ) -> Gauge:
+        def gauge(name: str, said: str, *labels: str, of: Mode = "livemax") -> Gauge:
             return Gauge(f"nopad_{name}", said, labels, registry=registry, multiprocess_mode=of)  # of several workers
 
         self._running = gauge("requests_running", "Requests that are being answered", of="livesum")
@@ -178,8 +175,7 @@ class OwnMetrics:
             state, model = served.model.scheduler.state(), served.model
             self._queue_texts.labels(served.name).set(state.requests)
             self._queue_tokens.labels(served.name).set(state.tokens)
-            since = state.running_since
-            self._batch_running.labels(served.name).set(0.0 if since is None else max(0.0, time.monotonic() - since))
+            self._batch_running.labels(served.name).set(served.busy)
             self._model_ready.labels(served.name).set(state.ready)
             for reason in ("full", "gone", "deadline"):
                 self._dropped.labels(served.name, reason)

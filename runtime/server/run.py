@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,7 +23,7 @@ from nopad.runtime.server.connections import Acceptor, Connection
 from nopad.runtime.server.keys import Keys
 from nopad.runtime.server.models import Models
 from nopad.runtime.server.observed import observed
-from nopad.runtime.server.settings import Job, Settings
+from nopad.runtime.server.settings import Job, Order, Settings
 from nopad.runtime.server.tls import Tls
 
 GRPC_STOP_SECONDS = 1.0  # for calls that a drain did not wait for
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
         if self._acceptor is not None and (self._retiring or not self._serving.ready):
             self._acceptor.shut()
 
-    def order(self, name: Literal["drain", "retire", "accept", "hold"]) -> None:
+    def order(self, name: Order) -> None:
         """Do one of these, from another thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed already
@@ -237,6 +237,7 @@ def serve(
 def check(settings: Settings) -> None:
     """Read the files of keys and certificates, before anything is started. Raises `UsageError`."""
     Keys(settings.keys, settings.key_file)
+    Keys(settings.admin_keys, settings.admin_key_file)
     if settings.tls_cert is not None:
         Tls(settings.tls_cert, settings.tls_key)
     elif settings.tls_key is not None:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 MetricsNames = Literal["nopad", "tei", "both"]
 LogFormat = Literal["text", "json"]
+Order = Literal["drain", "retire", "accept", "hold"]  # what a process of the server can be told
+# The variable in which prometheus_client looks for the folder of counts that processes share, when it is imported.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)

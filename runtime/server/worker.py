@@ -16,18 +16,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nopad.runtime.errors import EnvironmentProblem, NopadError
-from nopad.runtime.server.settings import Job
+from nopad.runtime.server.settings import METRICS_FOLDER, Job
 
 if TYPE_CHECKING:
     from nopad.runtime.server.run import Server
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable in which prometheus_client looks for it, when it is imported
 BEAT_SECONDS = 0.2
 CLOSE_SECONDS = 6.0  # beyond a drain, for the end of a micro-batch and of the process
-Order = Literal["drain", "retire", "accept", "hold"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from types import FrameType
 
 from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem
-from nopad.runtime.server.settings import Job
-from nopad.runtime.server.worker import CLOSE_SECONDS, METRICS_FOLDER, Beat, Failed, Order, work
+from nopad.runtime.server.settings import METRICS_FOLDER, Job, Order
+from nopad.runtime.server.worker import CLOSE_SECONDS, Beat, Failed, work
 
 TICK_SECONDS = 0.1
 MOST_FAILURES = 3  # deaths while loading, one after the other, after which a server without any other worker ends

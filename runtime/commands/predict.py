@@ -15,7 +15,7 @@ from rich.table import Table
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.base import ENGINES, named_engines
 from nopad.runtime.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ def _load(bundle: str | None, engine: str, **options: Any) -> Model:
     """Load the model; `engine` is a name, or several separated by commas."""
     from nopad.runtime.predictor import load
 
-    engines = tuple(name.strip() for name in engine.split(","))
-    return load(bundle, engine=engines if len(engines) > 1 else engine, **options)
+    return load(bundle, engine=named_engines(engine), **options)
 
 
 def _entity_options(model: Model, strategy: str | None, ignore_labels: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from nopad.runtime.config_file import as_toml, config_option
 from nopad.runtime.console import common_options, emit, messages, threads_option
-from nopad.runtime.engines.base import ENGINES
+from nopad.runtime.engines.base import ENGINES, named_engines
 from nopad.runtime.server.settings import Job, Settings
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -213,7 +213,7 @@ def serve(
         settings=Settings(**settings),
         bundles=named,
         options={
-            "engine": engine if "," not in engine else [name.strip() for name in engine.split(",")],
+            "engine": named_engines(engine),
             "precision": precision,
             "token_budget": token_budget,
             "threads": threads,

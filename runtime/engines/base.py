@@ -121,3 +121,8 @@ def engine_factory(name: str) -> EngineFactory:
     module, _, attribute = ENGINES[name].factory.partition(":")
     factory: EngineFactory = getattr(importlib.import_module(module), attribute)
     return factory
+
+
+def named_engines(given: str) -> str | list[str]:
+    """Engines as options name them, as `load` takes them: one, or several in order, separated by commas."""
+    return [name.strip() for name in given.split(",")] if "," in given else given

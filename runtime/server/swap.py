@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nopad.runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
+from nopad.runtime.engines.base import named_engines
 from nopad.runtime.errors import EngineError, EnvironmentProblem, NopadError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.selfcheck import SelfCheck, self_check
@@ -225,8 +226,8 @@ class Swaps:
         """The new model, loaded, warmed and checked. Raises `Fault` where the server ends meanwhile."""
         wanted = dataclasses.asdict(change)
         given = {key: wanted[key] for key in ("engine", "precision", "token_budget") if wanted[key] is not None}
-        if "," in given.get("engine", ""):
-            given["engine"] = [each.strip() for each in given["engine"].split(",")]
+        if change.engine is not None:
+            given["engine"] = named_engines(change.engine)
         served = prepare(
             name,
             folder,

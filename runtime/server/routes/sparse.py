@@ -11,19 +11,12 @@ from nopad.runtime.decode import splade
 from nopad.runtime.server.calls import Calling, reply, to_json
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered
-from nopad.runtime.server.routes.tei import Cut, InputIds, embed_texts
+from nopad.runtime.server.routes.tei import EmbedTokens, embed_texts
 from nopad.runtime.types import Sparse
 
 router = APIRouter(tags=["text-embeddings-inference"])
 NOT_SPARSE = "Model is not an embedding model with SPLADE pooling: /embed_sparse needs a fill-mask model"
 POOLED = "this model's graph pools: it has an embedding of each text, and none of each token; ask /embed"
-
-
-class EmbedTokens(Cut):
-    """Texts, or token ids of texts, which are decoded first."""
-
-    inputs: str | InputIds | list[str | InputIds]
-    prompt_name: str | None = None
 
 
 @router.post("/embed_sparse")

@@ -66,11 +66,16 @@ class Rerank(Cut):
     return_text: bool = False
 
 
-class Embed(Cut):
+class EmbedTokens(Cut):
     """Texts, or token ids of texts, which are decoded first."""
 
     inputs: str | InputIds | list[str | InputIds]
     prompt_name: str | None = None
+
+
+class Embed(EmbedTokens):
+    """The same, and what becomes of the embeddings."""
+
     normalize: bool = True
     dimensions: int | None = None
 

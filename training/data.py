@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -20,17 +20,21 @@ from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.labels import MULTI, LabelColumn, describe, remarks_on_classes, understand_labels, zeros_and_ones
 from nopad.training.recipe import EVAL_FRACTION, Recipe
-from nopad.training.sources import Rows, find_splits, read_rows
+from nopad.training.sources import Rows
+from nopad.training.splits import hold_out, read_parts, rows_to_hold_out
+from nopad.training.tasks.base import Task
+from nopad.training.tasks.registry import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Rows ready for tokenization: columns `text` and `target`."""
+    """Rows ready for `task.encode`: of texts that are classified, columns `text` and `target`."""
 
     train: Any  # datasets.Dataset
     evaluation: Any
+    task: Task
     labels: tuple[str, ...]
-    problem_type: ProblemType
+    problem_type: ProblemType | None  # of texts that are classified
     summary: str  # the classes and their rows, or the number to learn
     remarks: tuple[str, ...]  # rows left out, labels that may mean something else
 
@@ -60,29 +64,25 @@ def load_data(
     Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
     """
     _check_options(labels, problem_type)
-    parts = find_splits(source)
-    text_names = [text_column] if text_column else TEXT_COLUMNS
-    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=text_names)
-    held_out = _part_to_evaluate(parts, evaluation)
+    rows, held_rows = read_parts(source, evaluation, wanted=[text_column] if text_column else TEXT_COLUMNS)
     text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
     columns = [
         rows.column(name, LABEL_COLUMNS, "--label-column")
         for name in (split_columns(label_column, rows.columns) if label_column else [None])
     ]
-    held_rows = None if held_out is None else read_rows(held_out, wanted=text_names)
     if held_rows is not None:
         held_rows.provide(text, "--text-column")
         for name in columns:
             held_rows.provide(name, "--label-column")
     examples, remarks = _examples(rows, text, columns, "training", labels)
-    count = _rows_to_hold_out(len(examples), eval_fraction) if held_rows is None else 0
+    if held_rows is None:
+        rows_to_hold_out(len(examples), eval_fraction)  # refused before the labels are looked at
     kind = _understand(rows, examples, columns, labels, problem_type)
     train = _encoded(examples, columns, kind, "training")
     targets = np.asarray(train.with_format("numpy")["target"][:])
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
     if held_rows is None:
-        split = train.train_test_split(test_size=count, seed=seed)
-        train, test = split["train"], split["test"]
+        train, test = hold_out(train, eval_fraction, seed)
     else:
         held_examples, held_remarks = _examples(held_rows, text, columns, "evaluation", labels)
         test = _encoded(held_examples, columns, kind, "evaluation")
@@ -90,6 +90,7 @@ def load_data(
     return TrainingData(
         train=train,
         evaluation=test,
+        task=TASKS[kind.problem_type](),
         labels=kind.names,
         problem_type=kind.problem_type,
         summary=describe(kind, targets),
@@ -103,24 +104,6 @@ def _check_options(labels: Sequence[str] | None, problem_type: str | None) -> No
             raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
     if problem_type not in (None, *PROBLEM_TYPES):
         raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
-
-
-def _part_to_evaluate(parts: Mapping[str, Any], evaluation: DataSource | str | None) -> Any:
-    """The split to evaluate on: of `evaluation`, else of the training data; None where that has none."""
-    if evaluation is not None:
-        parts = find_splits(evaluation)
-    split = next((parts[name] for name in ("validation", "test") if name in parts), None)
-    return next(iter(parts.values())) if split is None and evaluation is not None else split
-
-
-def _rows_to_hold_out(rows: int, eval_fraction: float) -> int:
-    count = math.ceil(eval_fraction * rows) if 0 < eval_fraction < 1 else 0
-    if not 0 < count < rows:
-        raise DataError(
-            f"{rows} text(s) cannot be divided into some to train on and --eval-fraction {eval_fraction} "
-            "to evaluate on; give more, another fraction, or --eval"
-        )
-    return count
 
 
 def _examples(

@@ -19,6 +19,7 @@ from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer
 from nopad.model.config import EncoderConfig
 from nopad.model.encoder import build_encoder
 from nopad.model.errors import CheckpointError
+from nopad.model.head import Task
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.recipe import Recipe
@@ -39,18 +40,14 @@ def open_model(
 
     Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
     """
-    changes = {
-        "id2label": {str(i): label for i, label in enumerate(data.labels)},
-        "label2id": {label: i for i, label in enumerate(data.labels)},
-        "problem_type": data.problem_type,
-    }
+    task, changes = data.task.head, _config_changes(data)
     torch.manual_seed(recipe.seed)
     if from_scratch is not None:
-        checkpoint = _random_weights(from_scratch, changes)
+        checkpoint = _random_weights(from_scratch, task, changes)
         folder = from_scratch if from_scratch.is_dir() else from_scratch.parent
     elif model is not None:
         source = open_source(resolve_checkpoint(model), base)
-        checkpoint = _pretrained(source, changes)
+        checkpoint = _pretrained(source, task, changes)
         folder = source.tokenizer
     else:
         raise UsageError("give one of --model and --from-scratch")
@@ -59,15 +56,25 @@ def open_model(
     )
 
 
-def _random_weights(config: Path, changes: dict[str, Any]) -> Checkpoint:
+def _config_changes(data: TrainingData) -> dict[str, Any]:
+    if not data.labels:
+        return {}
+    return {
+        "id2label": {str(i): label for i, label in enumerate(data.labels)},
+        "label2id": {label: i for i, label in enumerate(data.labels)},
+        "problem_type": data.problem_type,
+    }
+
+
+def _random_weights(config: Path, task: Task, changes: dict[str, Any]) -> Checkpoint:
     raw = (read_raw_config(config) if config.is_dir() else read_json(config, dict)) | changes
-    encoder = build_encoder(read_config(raw, task="text-classification"))
+    encoder = build_encoder(read_config(raw, task=task))
     initialize(encoder)
     return Checkpoint(raw_config=raw, encoder=encoder)
 
 
-def _pretrained(source: Source, changes: dict[str, Any]) -> Checkpoint:
-    checkpoint = load_checkpoint(source, task="text-classification", config_changes=changes, new_head=True)
+def _pretrained(source: Source, task: Task, changes: dict[str, Any]) -> Checkpoint:
+    checkpoint = load_checkpoint(source, task=task, config_changes=changes, new_head=True)
     # The head is new: a cross-encoder's activation no longer applies.
     raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
     return dataclasses.replace(checkpoint, raw_config=raw)

@@ -29,8 +29,7 @@ from nopad.training.initial_model import open_model
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
-from nopad.training.tasks.base import TARGETS, Task
-from nopad.training.tasks.registry import TASKS
+from nopad.training.tasks.base import STREAM, TARGETS, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +59,9 @@ class PackedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss; the recipe's label smoothing applies to training steps only."""
-        logits = model(**{name: value for name, value in inputs.items() if name != TARGETS})
+        logits = model(**{name: inputs[name] for name in STREAM})
         smoothing = self.label_smoothing if model.training else 0.0
-        loss = self.task.loss(logits, inputs[TARGETS], label_smoothing=smoothing)
+        loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -71,11 +70,11 @@ class PackedTrainer(Trainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss, logits and targets of an evaluation batch."""
+        """Loss of an evaluation batch, and what the task's metrics need of it."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), outputs["logits"].detach(), inputs[TARGETS]
+        return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
@@ -124,8 +123,8 @@ def train(
         kept, metrics = _kept_epoch(trainer)
         checkpoint.encoder.cpu().eval()
         with replace_folder(output, marker=MARKER, known=CHECKPOINT_FILES) as folder, room_on_disk(output):
-            raw = {**checkpoint.raw_config, "nopad_training": {"metrics": metrics, "recipe": vars(recipe)}}
-            write_checkpoint(checkpoint.encoder, raw, folder)
+            record = {"metrics": metrics, "recipe": vars(recipe), "task": {"head": data.task.head, **vars(data.task)}}
+            write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, "nopad_training": record}, folder)
             save_tokenizer(model_tokenizer, folder)
     return TrainingResult(
         output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
@@ -135,14 +134,12 @@ def train(
 def _make_trainer(
     checkpoint: Checkpoint, tokenizer: Any, data: TrainingData, work: Path, recipe: Recipe
 ) -> PackedTrainer:
-    def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        return dict(tokenizer(rows["text"], truncation=True, max_length=recipe.max_length, return_attention_mask=False))
-
+    task = data.task
+    encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
-        part.map(tokenize, batched=True, remove_columns=["text"], desc="Tokenizing")
+        part.map(encode, batched=True, remove_columns=part.column_names, desc="Tokenizing")
         for part in (data.train, data.evaluation)
     )
-    task = TASKS[data.problem_type]
     trainer = PackedTrainer(
         checkpoint=checkpoint,
         tokenizer=tokenizer,

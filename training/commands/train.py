@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nopad.model.head import PROBLEM_TYPES, ProblemType
+from nopad.model.head import PROBLEM_TYPES, ProblemType, Task
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from nopad.training.data import TrainingData
     from nopad.training.trainer import TrainingResult
+
+
+TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.training.loaders.LOADERS`, without torch
 
 
 @click.command()
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=EVAL_FRACTION,
     help="Share of --train to hold out where nothing else is there to evaluate on.",
+)
+@click.option(
+    "--task", type=click.Choice(TRAINED), default=TRAINED[0], show_default=True, help="What the model is to do."
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @reading_options
@@ -100,6 +106,7 @@ def train(
     train_data: str,
     eval_data: str | None,
     eval_fraction: float,
+    task: Task,
     output: Path,
     encoding: str | None,
     columns: tuple[str, ...],
@@ -124,7 +131,7 @@ def train(
     import datasets
     import torch
 
-    from nopad.training.data import load_data
+    from nopad.training.loaders import load
     from nopad.training.run_folder import check_run
     from nopad.training.trainer import train as run
 
@@ -136,7 +143,8 @@ def train(
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     read = partial(DataSource, encoding=encoding, columns=columns)
-    data = load_data(
+    data = load(
+        task,
         read(path=train_data),
         read(path=eval_data) if eval_data is not None else None,
         text_column=text_column,

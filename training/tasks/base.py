@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,42 +11,68 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
+from nopad.model.head import Task as HeadTask
 from nopad.model.packing import pack
 
 TARGETS = "labels"  # of a batch: transformers' name
+STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")  # of a batch: the encoder's own
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 
 class Task(Protocol):
-    """How rows become batches, what is minimised, and what an evaluation says."""
+    """How rows become batches, what is minimised, and what an evaluation says.
 
-    metric_names: Sequence[str]  # in the order in which they are shown
-    best_metric: str  # decides which epoch is kept
-    greater_is_better: bool
+    The methods that have a body are those of a text with one target; a task of another kind replaces them. What a user
+    may choose (weights, temperatures) are fields of the task, which goes into the checkpoint's record as it is.
+    """
+
+    head: ClassVar[HeadTask]  # of the encoder
+    metric_names: ClassVar[Sequence[str]]  # in the order in which they are shown
+    best_metric: ClassVar[str]  # decides which epoch is kept
+    greater_is_better: ClassVar[bool]
+
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Columns of the data -> the columns that `collate` takes, of as many rows."""
+        ids = tokenizer(rows["text"], truncation=True, max_length=max_length, return_attention_mask=False)
+        return {**ids, "target": rows["target"]}
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-        """Rows of `input_ids` (and `token_type_ids`), `target` -> one packed batch, its `TARGETS` first.
+        """Encoded rows -> one packed batch: its `TARGETS` first (their length is the batch's size), and the `STREAM`.
 
         The stream's length is a multiple of `multiple`.
         """
 
-    def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-        """The loss that transformers' own classes use; a scalar, of one batch's logits and `TARGETS`."""
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
+        """The loss that transformers' own classes use; a scalar, the mean over `items` of the batch."""
 
-    def metrics(self, logits: FloatArray, targets: Array) -> dict[str, float]:
-        """The metrics of all evaluation rows at once."""
+    def items(self, batch: Mapping[str, Tensor]) -> int:
+        """Of how many items the loss is the mean: batches are weighted by it."""
+        return len(batch[TARGETS])
+
+    def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What `metrics` needs of an evaluation batch: predictions and targets, a row for each row of the batch.
+
+        Rows of several batches are put together; where their second dimension differs, it is filled up with -100.
+        """
+        return logits, batch[TARGETS]
+
+    def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
+        """The metrics of all evaluation rows at once, from what `judge` kept of them."""
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:
-    """Rows, each with a `target` -> a packed batch."""
+    """Rows of `input_ids` (and `token_type_ids`), each with a `target` -> a packed batch."""
+    # Trainer takes the batch size from the first tensor.
+    targets = torch.tensor([row["target"] for row in rows], dtype=dtype)
+    return {TARGETS: targets, **pack_stream(rows, multiple=multiple)}
+
+
+def pack_stream(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
+    """Rows of `input_ids` (and `token_type_ids`) -> the `STREAM` of a batch."""
     types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
     batch = pack([row["input_ids"] for row in rows], types, multiple=multiple)
-    arrays = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
-    return {  # Trainer takes the batch size from the first tensor
-        TARGETS: torch.tensor([row["target"] for row in rows], dtype=dtype),
-        **{name: torch.from_numpy(getattr(batch, name)) for name in arrays},
-    }
+    return {name: torch.from_numpy(getattr(batch, name)) for name in STREAM}
 
 
 def accuracy_and_f1(targets: Array, decisions: Array) -> dict[str, float]:

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nopad.model.head import Head
-from nopad.training.tasks.base import Array, FloatArray, accuracy_and_f1, pack_rows
+from nopad.model.head import Task as HeadTask
+from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, accuracy_and_f1, pack_rows
 
 _HEAD = Head(task="text-classification", problem_type="multi_label_classification")
 
 
-class MultiLabel:
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(Task):
     """Targets are zeros and ones, float32 [rows, labels], as the logits are."""
 
-    metric_names: Sequence[str] = ("accuracy", "f1")
-    best_metric = "f1"
-    greater_is_better = True
+    head: ClassVar[HeadTask] = "text-classification"
+    metric_names: ClassVar[Sequence[str]] = ("accuracy", "f1")
+    best_metric: ClassVar[str] = "f1"
+    greater_is_better: ClassVar[bool] = True
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
         return pack_rows(rows, torch.float32, multiple=multiple)
 
-    def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """Binary cross-entropy; label smoothing has no effect."""
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, batch[TARGETS])
 
-    def metrics(self, logits: FloatArray, targets: Array) -> dict[str, float]:
+    def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Accuracy (all labels of a text are right) and weighted F1."""
-        return accuracy_and_f1(targets, _HEAD.decide(logits).astype(int))
+        return accuracy_and_f1(targets, _HEAD.decide(predictions).astype(int))

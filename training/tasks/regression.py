@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nopad.training.tasks.base import Array, FloatArray, pack_rows
+from nopad.model.head import Task as HeadTask
+from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_rows
 
 
-class Regression:
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
     """Targets are numbers, float32 [rows]; logits [rows, 1]."""
 
-    metric_names: Sequence[str] = ("mse",)
-    best_metric = "mse"
-    greater_is_better = False
+    head: ClassVar[HeadTask] = "text-classification"
+    metric_names: ClassVar[Sequence[str]] = ("mse",)
+    best_metric: ClassVar[str] = "mse"
+    greater_is_better: ClassVar[bool] = False
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
         return pack_rows(rows, torch.float32, multiple=multiple)
 
-    def loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """Mean squared error; label smoothing has no effect."""
-        return F.mse_loss(logits.squeeze(-1), targets)
+        return F.mse_loss(logits.squeeze(-1), batch[TARGETS])
 
-    def metrics(self, logits: FloatArray, targets: Array) -> dict[str, float]:
+    def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Mean squared error."""
-        return {"mse": float(np.mean((logits.squeeze(-1) - targets) ** 2))}
+        return {"mse": float(np.mean((predictions.squeeze(-1) - targets) ** 2))}

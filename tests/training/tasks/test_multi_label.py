@@ -16,7 +16,7 @@ def test_targets_are_zeros_and_ones() -> None:
 
 def test_nothing_is_smoothed() -> None:
     logits, targets = torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 0.0]])
-    losses = [TASK.loss(logits, targets, label_smoothing=smoothing).item() for smoothing in (0.0, 0.5)]
+    losses = [TASK.loss(logits, {"labels": targets}, label_smoothing=smoothing).item() for smoothing in (0.0, 0.5)]
     assert losses[0] == losses[1]
 
 

@@ -17,8 +17,8 @@ from nopad.training.tasks.registry import TASKS
 def test_each_problem_type_has_its_task() -> None:
     assert tuple(TASKS) == PROBLEM_TYPES
     for task in TASKS.values():
-        assert task.best_metric in task.metric_names
-    best = {name: (task.best_metric, task.greater_is_better) for name, task in TASKS.items()}
+        assert task().best_metric in task().metric_names
+    best = {name: (task().best_metric, task().greater_is_better) for name, task in TASKS.items()}
     assert best == {
         "single_label_classification": ("f1", True),
         "multi_label_classification": ("f1", True),
@@ -41,10 +41,10 @@ def test_the_loss_is_that_of_transformers(problem_type: ProblemType) -> None:
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     rows = [{"input_ids": [2, 5, 3], "target": TARGETS[problem_type][0]},
             {"input_ids": [2, 7, 3], "target": TARGETS[problem_type][1]}]  # fmt: skip
-    targets = TASKS[problem_type].collate(rows, multiple=64)["labels"]
+    targets = TASKS[problem_type]().collate(rows, multiple=64)["labels"]
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([row["input_ids"] for row in rows]), labels=targets)
-    ours = TASKS[problem_type].loss(theirs.logits, targets, label_smoothing=0.0)
+    ours = TASKS[problem_type]().loss(theirs.logits, {"labels": targets}, label_smoothing=0.0)
     assert ours.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
 
 
@@ -58,6 +58,6 @@ def test_metrics_are_of_the_labels_that_a_head_decides_on(logits: np.ndarray[Any
     for problem_type in ("single_label_classification", "multi_label_classification"):
         decided = Head(task="text-classification", problem_type=problem_type).decide(logits)
         several = problem_type == "multi_label_classification"
-        found = TASKS[problem_type].metrics(logits, decided if several else decided.argmax(-1))
-        assert set(found) == set(TASKS[problem_type].metric_names)
+        found = TASKS[problem_type]().metrics(logits, decided if several else decided.argmax(-1))
+        assert set(found) == set(TASKS[problem_type]().metric_names)
         assert found["accuracy"] == 1.0

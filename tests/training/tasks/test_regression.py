@@ -18,5 +18,5 @@ def test_targets_are_numbers() -> None:
 def test_loss_and_metric_are_the_mean_squared_error() -> None:
     logits, targets = np.array([[1.0], [3.0]], dtype=np.float32), np.array([0.0, 1.0], dtype=np.float32)
     assert TASK.metrics(logits, targets) == {"mse": 2.5}
-    loss = TASK.loss(torch.tensor(logits), torch.tensor(targets), label_smoothing=0.0)
+    loss = TASK.loss(torch.tensor(logits), {"labels": torch.tensor(targets)}, label_smoothing=0.0)
     assert loss.item() == pytest.approx(2.5)

@@ -20,7 +20,7 @@ def test_labels_are_smoothed() -> None:
     logits, targets = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0])
     chances = F.log_softmax(logits, -1)[0]
     want = -(0.7 * chances[0] + 0.1 * chances.sum())
-    assert TASK.loss(logits, targets, label_smoothing=0.3).item() == pytest.approx(want.item())
+    assert TASK.loss(logits, {"labels": targets}, label_smoothing=0.3).item() == pytest.approx(want.item())
 
 
 def test_metrics() -> None:

@@ -183,7 +183,7 @@ class Process:
     """`nopad serve` in a process of its own, of which the port is all that is known."""
 
     def __init__(self, *options: str, **streams: Any) -> None:
-        from nopad.runtime.server.run import bind
+        from nopad.runtime.server.listen import bind
 
         with bind("127.0.0.1", 0) as free:
             self.port = free.getsockname()[1]

@@ -24,6 +24,9 @@ from nopad.runtime.scheduler.request import PRIORITIES, Priority, Request
 PASSED_OVER = 4
 FORGET = 0.9  # the weight of the past in the measured rate, at each micro-batch
 UNMEASURED_RETRY_SECONDS = 1.0  # before the first micro-batch
+PROMISED = (
+    0.8  # the most of the time until a deadline that the wait may take by the measured rate; the rest is for error
+)
 Plan = Callable[[Sequence[int]], list[list[int]]]  # token lengths -> micro-batches, indices into them, each once
 
 
@@ -61,10 +64,11 @@ class Queue:
         )
 
     def admit(self, requests: Sequence[Request], *, bounded: bool = True) -> None:
-        """Queue all of the requests, which have one priority, or none of them.
+        """Queue all of the requests, which are of one call and arrive now, or none of them.
 
-        `bounded` False admits them whatever the limits. Raises `OverloadedError` if they have no room now, and
-        `UsageError` if they have none even in an empty queue.
+        `bounded` False admits them whatever the limits. Raises `OverloadedError` if they have no room now, or if they
+        would, at the measured rate, be late for their deadline; `UsageError` if they have no room even in an empty
+        queue.
         """
         if not requests:
             return
@@ -80,8 +84,28 @@ class Queue:
                 f"{tokens} tokens ({limits.requests} texts, {limits.tokens} tokens may wait): try again later",
                 retry_after=self.retry_after(),
             )
+        if bounded:
+            self._refuse_the_late(requests)
         self._lanes[requests[0].priority].backlog.extend(requests)
         self._count(requests, 1)
+
+    def _refuse_the_late(self, requests: Sequence[Request]) -> None:
+        first = requests[0]
+        deadline, own = first.call.deadline, _tokens(requests)
+        # What goes first is at most all that waits: mostly that is soon enough, and nothing must be counted.
+        if deadline is None or self._seconds(self.tokens + own) <= PROMISED * (deadline - first.arrived):
+            return
+        # Of its own lane whatever is due no later: the rest goes after it, but for a bounded number of times.
+        lane = self._lanes[first.priority]
+        due = [r for r in (*lane.window, *lane.backlog) if r.call.deadline is not None and r.call.deadline <= deadline]
+        wait, left = self._seconds(_tokens(due) + own), deadline - first.arrived
+        # A call that would be late even alone is let in: the rate may have been measured in a bad moment.
+        if due and wait > PROMISED * left:
+            raise OverloadedError(
+                f"{len(due)} texts wait that are due before this one, {wait:.3g} s of work; its deadline is in "
+                f"{left:.3g} s: try again later, or give it more time",
+                retry_after=wait - PROMISED * left,
+            )
 
     def take(self, now: float) -> Taken:
         """Remove the next micro-batch from the queue, and of its lane's window everything gone or expired."""
@@ -117,9 +141,11 @@ class Queue:
 
     def retry_after(self) -> float:
         """Seconds in which the waiting tokens will have been run, at the measured rate."""
-        if not self._run_seconds:
-            return UNMEASURED_RETRY_SECONDS
-        return self.tokens * self._run_seconds / self._run_tokens
+        return self._seconds(self.tokens) if self._run_seconds else UNMEASURED_RETRY_SECONDS
+
+    def _seconds(self, tokens: int) -> float:
+        """How long the tokens run at the measured rate; 0 before the first micro-batch."""
+        return tokens * self._run_seconds / self._run_tokens if self._run_seconds else 0.0
 
     def _next_lane(self) -> _Lane | None:
         interactive, batch = (self._lanes[priority] for priority in PRIORITIES)

@@ -15,7 +15,7 @@ from waiting import BUDGET, plan, requests_of
 from nopad.runtime.batching import WINDOW, BatchPlanner
 from nopad.runtime.errors import OverloadedError, UsageError
 from nopad.runtime.profiles import ShapeProfile
-from nopad.runtime.scheduler.queue import PASSED_OVER, UNMEASURED_RETRY_SECONDS, Limits, Queue
+from nopad.runtime.scheduler.queue import PASSED_OVER, PROMISED, UNMEASURED_RETRY_SECONDS, Limits, Queue
 from nopad.runtime.scheduler.request import Done, Priority, Request
 
 FAST = settings(max_examples=60, deadline=None, derandomize=True)
@@ -217,6 +217,28 @@ def test_whoever_is_refused_is_told_when_to_come_again() -> None:
     assert queue.retry_after() == pytest.approx(200 / 1000, rel=0.01)
     with pytest.raises(UsageError, match="send fewer at once"):
         queue.admit(requests_of([1] * 5))
+
+
+def test_who_would_be_late_is_refused_at_once() -> None:
+    queue = Queue(plan, WIDE)
+    queue.admit(requests_of([100] * 50, deadline=1.0))  # nothing is measured yet
+    queue.clear()
+    queue.note_run(1000, 2.0)  # 500 tokens/s
+    queue.admit(requests_of([100] * 40, deadline=60.0))  # 8 s of work, due later than all that follows
+    queue.admit(requests_of([100] * 40))
+    queue.admit(
+        requests_of([100] * 40, priority="batch", deadline=1.0)
+    )  # alone late in its lane, and tried all the same
+    queue.admit(requests_of([100] * 3, deadline=1.0))  # 0.6 s, before all the others
+    with pytest.raises(OverloadedError, match=r"3 texts wait that are due before this one, 0.9 s .* is in 1 s") as late:
+        queue.admit(requests_of([150], deadline=1.0))
+    assert late.value.retry_after == pytest.approx(0.9 - PROMISED * 1.0)
+    before = queue.requests
+    queue.admit(requests_of([150], deadline=0.5))  # it goes before those, too
+    queue.admit(requests_of([150], deadline=1.0), bounded=False)
+    queue.admit(requests_of([150], deadline=2.0))  # 0.3 + 0.3 + 0.6 + 0.3 s
+    queue.admit(requests_of([150]))
+    assert queue.requests == before + 4
 
 
 def test_an_answer_given_twice_counts_once() -> None:

@@ -11,11 +11,19 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-Task = Literal["text-classification", "token-classification", "fill-mask", "embeddings", "rerank"]
+Task = Literal[
+    "text-classification", "token-classification", "fill-mask", "embeddings", "token-embeddings", "rerank"
+]  # fmt: skip
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 FloatArray = npt.NDArray[np.float32]
 
 TASKS: tuple[Task, ...] = get_args(Task)
+PER_TOKEN: tuple[Task, ...] = (
+    "token-classification",
+    "fill-mask",
+    "token-embeddings",
+)  # a row of logits for each token
+BARE: tuple[Task, ...] = ("embeddings", "token-embeddings")  # of an encoder without a head: pooled, or as it is
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
 
@@ -87,7 +95,7 @@ class Head:
     @property
     def has_labels(self) -> bool:
         """Whether logits choose a label (or a token of the vocabulary)."""
-        return self.task not in ("embeddings", "rerank") and self.problem_type != "regression"
+        return self.task not in (*BARE, "rerank") and self.problem_type != "regression"
 
     @property
     def multi_label(self) -> bool:

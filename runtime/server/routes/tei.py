@@ -195,6 +195,7 @@ async def info(call: Calling) -> Response:
     }
     kinds: dict[str, Any] = {
         "embeddings": {"embedding": {"pooling": manifest.pooling or "cls"}},
+        "token-embeddings": {"embedding": {"pooling": "none"}},
         "rerank": {"reranker": names},
     }
     precision = served.model.artifact.precision

@@ -384,8 +384,8 @@ class Model(OpenedBundle):
         if self.task not in tasks:
             others = {"token-classification": "tag", "fill-mask": "fill", "token-embeddings": "embed_tokens"}
             other = {**others, "embeddings": "embed"}.get(self.task, "predict")
-            said = f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()"
-            raise UsageError(said + self.or_export(tasks[0]))
+            advice = ", or ".join(filter(None, (f"use {other}()", self.remedy(tasks[0]))))
+            raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: {advice}")
         return self._inference.decoder(**options)
 
 

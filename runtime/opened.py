@@ -63,9 +63,9 @@ class OpenedBundle:
         """What the bundle does: one of `nopad.model.head.TASKS`."""
         return self.manifest.task
 
-    def or_export(self, wanted: str) -> str:
-        """The end of a sentence: how an embedding model comes to do the other of its two tasks; "" for other models."""
-        return f", or export its checkpoint with --task {wanted}" if self.task in BARE and wanted in BARE else ""
+    def remedy(self, wanted: str) -> str:
+        """What makes an embedding model's checkpoint do the other of its two tasks; "" for other models."""
+        return f"export its checkpoint with --task {wanted}" if self.task in BARE and wanted in BARE else ""
 
     @property
     def labels(self) -> tuple[str, ...]:

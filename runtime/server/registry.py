@@ -195,8 +195,8 @@ class Models:
         for served in choice:
             if not tasks or served.model.task in tasks:
                 return served
-        hint = next(filter(None, (served.model.or_export(tasks[0]) for served in choice)), "")
-        raise Fault("task", WRONG_TASK[tasks[0]] + hint)
+        remedy = next(filter(None, (served.model.remedy(tasks[0]) for served in choice)), None)
+        raise Fault("task", "; ".join(filter(None, (WRONG_TASK[tasks[0]], remedy))))
 
 
 def prepare(

@@ -14,7 +14,7 @@ from nopad.model.head import BARE, sigmoid, softmax
 from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Reading, Served
-from nopad.runtime.server.routes import sparse, tei
+from nopad.runtime.server.routes import tei
 from nopad.runtime.types import IGNORED_LABELS, Entity, FloatArray, MaskFill, Strategy
 
 router = APIRouter(tags=["huggingface_hub"])
@@ -79,7 +79,7 @@ async def main_task(body: Annotated[dict[str, Any], Body()], call: Calling) -> R
         if isinstance(body.get("inputs"), dict):
             return await tei.similarity(tei.Similarity.model_validate(body), call)
         if task == "token-embeddings":
-            return await sparse.embed_all(tei.EmbedTokens.model_validate({**body, **(parameters or {})}), call)
+            return await tei.embed_all(tei.EmbedTokens.model_validate({**body, **(parameters or {})}), call)
         return await tei.embed(tei.Embed.model_validate({**body, **(parameters or {})}), call)
     if task == "rerank" and "inputs" not in body:
         return await tei.rerank(tei.Rerank.model_validate(body), call)

@@ -1,4 +1,4 @@
-"""TEI's /embed_sparse, of a fill-mask model with SPLADE pooling, and /embed_all, of a model for token-embeddings."""
+"""TEI's /embed_sparse, of a fill-mask model with SPLADE pooling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from nopad.runtime.server.calls import Calling, reply, to_json
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered
 from nopad.runtime.server.routes.tei import EmbedTokens, embed_texts
-from nopad.runtime.server.vectors import token_vectors_of
 from nopad.runtime.types import Sparse
 
 router = APIRouter(tags=["text-embeddings-inference"])
@@ -36,20 +35,8 @@ async def embed_sparse(body: EmbedTokens, call: Calling) -> Response:
     return await asyncio.to_thread(_sparse_reply, answered)  # of a model that is not sparse, half the vocabulary each
 
 
-@router.post("/embed_all")
-async def embed_all(body: EmbedTokens, call: Calling) -> Response:
-    """Of each text the embeddings of its tokens, special ones included."""
-    served = call.find(None, "token-embeddings")
-    answered = await call.answer(served, embed_texts(body.inputs, served), body.reading(body.prompt_name))
-    return await asyncio.to_thread(_tokens_reply, answered)  # thousands of vectors each
-
-
 def _sparse_reply(answered: Answered) -> Response:
     return reply([orjson.Fragment(_row(answer)) for answer in answered.answers], answered)
-
-
-def _tokens_reply(answered: Answered) -> Response:
-    return reply([orjson.Fragment(to_json(rows)) for rows in token_vectors_of(answered, normalize=False)], answered)
 
 
 def _row(answer: Sparse) -> bytes:

@@ -125,7 +125,7 @@ def test_what_would_change_each_tokens_vector_is_refused(
         ("oldest layout", ["--pooling", "mean"], "token-embeddings are not pooled"),
         ("oldest layout", ["--no-normalize"], "pooling and normalize are for --task embeddings"),
     ):
-        assert run(["export", str(folder(case)), "--task", TOKENS, *asked, "-o", str(tmp_path / "bundle")]) == 2
+        assert run(["export", str(folder(case)), "--task", TOKENS, *asked, "-o", str(tmp_path / "bundle")]) == 3
         assert words in capsys.readouterr().err and not (tmp_path / "bundle").exists()
 
 

@@ -9,38 +9,46 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import make_checkpoint
 
-from nopad.export.bundle import write_bundle
+from nopad.export.bundle import ExportOptions, export_checkpoint, write_bundle
 from nopad.export.parity.samples import SAMPLES
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.head import Task
 from nopad.runtime.cli import run
+from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.predictor import load
 
 Folders = Callable[[str], Path]
-TOKENS = "token-embeddings"
+TOKENS: Task = "token-embeddings"
 ENGINES = {"cpu": "onnx-cpu", "openvino": "openvino", "onnx": "onnx-cpu", "torch": "torch"}  # by target
 
 
 @pytest.fixture(scope="module")
-def every_target(checkpoint: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokens") / "bundle"
-    folder.mkdir()
-    loaded = load_checkpoint(checkpoint("bert-tokens"), task=TOKENS)  # type: ignore[arg-type]
-    write_bundle(loaded, folder, openvino=("fp32",), graphs=("fp32",), torch="fp32")
-    return folder
+def every_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one layer, and beside it its bundle with the file of each target."""
+    root = tmp_path_factory.mktemp("tokens")
+    for name in ("checkpoint", "bundle"):
+        (root / name).mkdir()
+    make_checkpoint("bert-tokens", root / "checkpoint", num_hidden_layers=1)
+    loaded = load_checkpoint(root / "checkpoint", task=TOKENS)
+    write_bundle(loaded, root / "bundle", openvino=("fp32",), graphs=("fp32",), torch="fp32")
+    return root
 
 
 @pytest.mark.parametrize("target", ENGINES)
-def test_every_engine_gives_the_last_hidden_state(target: str, every_target: Path, checkpoint: Folders) -> None:
+def test_every_engine_gives_the_last_hidden_state(target: str, every_target: Path) -> None:
     if target == "openvino":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    folder = checkpoint("bert-tokens")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(every_target / "checkpoint")
+    model = transformers.AutoModel.from_pretrained(every_target / "checkpoint", attn_implementation="sdpa").eval()
     file = {"cpu": "model.cpu.onnx", "openvino": "model.openvino.onnx", "onnx": "model.onnx"}.get(target)
     texts = ["a", *SAMPLES, " ".join(SAMPLES)]
     engine = ENGINES[target]
-    with load(every_target, engine=engine, file=file, threads=1, allow_unverified=True) as served, torch.no_grad():
+    with (
+        load(every_target / "bundle", engine=engine, file=file, threads=1, allow_unverified=True) as served,
+        torch.no_grad(),
+    ):
         assert served.artifact.target == target
         for text, ours in zip(texts, served.embed_tokens(texts), strict=True):
             encoded = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
@@ -67,12 +75,10 @@ def test_the_command_exports_inspects_and_judges(
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_the_gate_holds_each_tokens_direction_in_lower_precisions(
-    precision: str, checkpoint: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: Precision, checkpoint: Folders, tmp_path: Path
 ) -> None:
-    from nopad.export.bundle import ExportOptions, export_checkpoint
-
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    options = ExportOptions(task=TOKENS, target="openvino", precision=precision)  # type: ignore[arg-type]
+    options = ExportOptions(task=TOKENS, target="openvino", precision=precision)
     result = export_checkpoint(checkpoint("bert-tokens"), tmp_path / "bundle", options)
     assert result.report is not None and result.passed
     assert len([row for row in result.report["rows"] if row["check"] == "cosine"]) > 30

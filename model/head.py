@@ -18,12 +18,10 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 FloatArray = npt.NDArray[np.float32]
 
 TASKS: tuple[Task, ...] = get_args(Task)
-PER_TOKEN: tuple[Task, ...] = (
-    "token-classification",
-    "fill-mask",
-    "token-embeddings",
-)  # a row of logits for each token
-BARE: tuple[Task, ...] = ("embeddings", "token-embeddings")  # of an encoder without a head: pooled, or as it is
+# Logits are a row for each token.
+PER_TOKEN: tuple[Task, ...] = ("token-classification", "fill-mask", "token-embeddings")
+# Of an encoder without a head: its hidden states, pooled, or as they are.
+BARE: tuple[Task, ...] = ("embeddings", "token-embeddings")
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
 

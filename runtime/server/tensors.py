@@ -130,7 +130,7 @@ def write_response(head: dict[str, Any], outputs: Sequence[Output], request: Inf
             row["parameters"] = {SIZE_KEY: len(parts[-1])}
         else:
             values = output.values
-            row["data"] = values.ravel().tolist() if isinstance(values, np.ndarray) else list(values)
+            row["data"] = values.ravel() if isinstance(values, np.ndarray) else list(values)
         shown.append(row)
     text = to_json({**{key: value for key, value in head.items() if key != "labels"}, "outputs": shown})
     return b"".join([text, *parts]), len(text) if parts else None

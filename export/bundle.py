@@ -31,7 +31,7 @@ from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
 from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
-from nopad.model.head import Task
+from nopad.model.head import PER_TOKEN, Task
 from nopad.runtime.atomic import check_output, replace_folder
 from nopad.runtime.bundle import MANIFEST, TUNING, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.data.table import DataSource
@@ -303,7 +303,7 @@ def _manifest(
         task=config.task,
         labels=config.labels,
         problem_type=config.problem_type,
-        pooling=config.pooling if config.task not in ("token-classification", "fill-mask") else None,
+        pooling=None if config.task in PER_TOKEN else config.pooling,
         normalize=config.normalize,
         include_prompt=config.include_prompt,
         truncate_dim=config.truncate_dim,

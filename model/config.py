@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nopad.model.errors import CheckpointError
-from nopad.model.head import ProblemType, Task
+from nopad.model.head import BARE, ProblemType, Task
 from nopad.model.packing import round_up
 from nopad.model.rope_config import Rope
 
@@ -206,6 +206,6 @@ class EncoderConfig:
     @property
     def hf_class(self) -> str:
         """Name of the transformers class with the same weights, as in `architectures` of `config.json`."""
-        task = "text-classification" if self.task == "rerank" else self.task
+        task = "text-classification" if self.task == "rerank" else "embeddings" if self.task in BARE else self.task
         suffix = next(s for s, t in CLASS_SUFFIX.items() if t == task)
         return _CLASS_PREFIX[self.architecture] + suffix

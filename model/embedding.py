@@ -1,4 +1,4 @@
-"""From hidden states to one row per text: pooling, and the modules of sentence-transformers around it."""
+"""From hidden states to embeddings: pooling, and the modules of sentence-transformers around it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ def load_modules(modules: nn.ModuleList, folder: Path, paths: Sequence[str]) -> 
 
 
 def embed(hidden: Tensor, layout: PackedLayout, config: EncoderConfig, modules: nn.ModuleList) -> Tensor:
-    """Hidden states [T, hidden_size] -> embeddings, fp32 [B, embedding_size]."""
+    """Hidden states [T, hidden_size] -> embeddings, fp32 [B, embedding_size]; for token-embeddings [T, hidden_size]."""
+    if config.task == "token-embeddings":
+        return hidden.float()
     chain = list(zip(config.modules, modules, strict=True))
     for spec, module in chain:
         if spec.of_tokens:

@@ -16,6 +16,7 @@ from nopad.model.config import EncoderConfig
 from nopad.model.embedding import build_modules, embed, pool
 from nopad.model.errors import CheckpointError
 from nopad.model.eurobert import EuroBertBackbone
+from nopad.model.head import BARE
 
 
 class PackedEncoder(nn.Module):
@@ -41,7 +42,7 @@ class PackedEncoder(nn.Module):
         """Logits of the stream (arguments: `nopad.model.packing`, int64).
 
         Returns fp32: [B, num_labels] for text-classification and rerank, [B, embedding_size] for embeddings,
-        [T, num_labels] for token-classification, [T, vocab_size] for fill-mask.
+        [T, num_labels] for token-classification, [T, vocab_size] for fill-mask, [T, hidden_size] for token-embeddings.
         """
         layout = PackedLayout(
             position_ids=position_ids,
@@ -124,7 +125,7 @@ class ModernBertMaskedLM(_ModernBertHead):
 
 
 class ModernBertEmbedder(PackedEncoder, ModernBertBackbone):
-    """ModernBertModel, pooled to one vector per sequence."""
+    """ModernBertModel, pooled to one vector per sequence, or for token-embeddings as it is."""
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         ModernBertBackbone.__init__(self, config)
@@ -136,7 +137,7 @@ class ModernBertEmbedder(PackedEncoder, ModernBertBackbone):
         return self
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """The embedding of each sequence."""
+        """The embedding of each sequence, or of each token."""
         return embed(hidden, layout, self.encoder_config, self.chain)
 
 
@@ -208,7 +209,7 @@ class BertMaskedLM(PackedEncoder):
 
 
 class BertEmbedder(PackedEncoder, BertBackbone):
-    """BertModel, pooled to one vector per sequence."""
+    """BertModel, pooled to one vector per sequence, or for token-embeddings as it is."""
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         BertBackbone.__init__(self, config)
@@ -220,7 +221,7 @@ class BertEmbedder(PackedEncoder, BertBackbone):
         return self
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """The embedding of each sequence."""
+        """The embedding of each sequence, or of each token."""
         return embed(hidden, layout, self.encoder_config, self.chain)
 
 
@@ -306,7 +307,7 @@ class UltraBertMaskedLM(_EuroBertHead):
 
 
 class EuroBertEmbedder(PackedEncoder, EuroBertBackbone):
-    """EuroBertModel or UltrabertModel, pooled to one vector per sequence."""
+    """EuroBertModel or UltrabertModel, pooled to one vector per sequence, or for token-embeddings as it is."""
 
     def __init__(self, config: EncoderConfig, attention: AttentionFactory | None = None) -> None:
         EuroBertBackbone.__init__(self, config)
@@ -318,19 +319,19 @@ class EuroBertEmbedder(PackedEncoder, EuroBertBackbone):
         return self
 
     def logits(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """The embedding of each sequence."""
+        """The embedding of each sequence, or of each token."""
         return embed(hidden, layout, self.encoder_config, self.chain)
 
 
 _HEADS: dict[str, dict[str, type[PackedEncoder]]] = {
-    "modernbert": {"fill-mask": ModernBertMaskedLM, "embeddings": ModernBertEmbedder},
-    "bert": {"fill-mask": BertMaskedLM, "embeddings": BertEmbedder},
+    "modernbert": {"fill-mask": ModernBertMaskedLM, **dict.fromkeys(BARE, ModernBertEmbedder)},
+    "bert": {"fill-mask": BertMaskedLM, **dict.fromkeys(BARE, BertEmbedder)},
     "eurobert": {
         "fill-mask": EuroBertMaskedLM,
-        "embeddings": EuroBertEmbedder,
+        **dict.fromkeys(BARE, EuroBertEmbedder),
         "token-classification": UltraBertClassifier,
     },
-    "ultrabert": {"fill-mask": UltraBertMaskedLM, "embeddings": EuroBertEmbedder},
+    "ultrabert": {"fill-mask": UltraBertMaskedLM, **dict.fromkeys(BARE, EuroBertEmbedder)},
 }
 _CLASSIFIERS: dict[str, type[PackedEncoder]] = {
     "modernbert": ModernBertClassifier,

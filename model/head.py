@@ -11,11 +11,17 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-Task = Literal["text-classification", "token-classification", "fill-mask", "embeddings", "rerank"]
+Task = Literal[
+    "text-classification", "token-classification", "fill-mask", "embeddings", "token-embeddings", "rerank"
+]  # fmt: skip
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 FloatArray = npt.NDArray[np.float32]
 
 TASKS: tuple[Task, ...] = get_args(Task)
+# Logits are a row for each token.
+PER_TOKEN: tuple[Task, ...] = ("token-classification", "fill-mask", "token-embeddings")
+# Of an encoder without a head: its hidden states, pooled, or as they are.
+BARE: tuple[Task, ...] = ("embeddings", "token-embeddings")
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 
 
@@ -87,7 +93,7 @@ class Head:
     @property
     def has_labels(self) -> bool:
         """Whether logits choose a label (or a token of the vocabulary)."""
-        return self.task not in ("embeddings", "rerank") and self.problem_type != "regression"
+        return self.task not in (*BARE, "rerank") and self.problem_type != "regression"
 
     @property
     def multi_label(self) -> bool:

@@ -14,13 +14,16 @@ from nopad.runtime.types import (
     Prediction,
     Ranked,
     Tagging,
+    TokenEmbeddings,
 )
 
 # ONNX Runtime from 1.31 on writes a device id below the home folder and reports its use, unless it is told not to
 # before it is loaded, which may happen in any folder of nopad.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Embedding", "Entity", "Failure", "MaskFill", "Model", "Prediction", "Ranked", "Tagging", "load"]
+__all__ = [
+    "Embedding", "Entity", "Failure", "MaskFill", "Model", "Prediction", "Ranked", "Tagging", "TokenEmbeddings", "load",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from nopad.runtime.predictor import Model, load

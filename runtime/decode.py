@@ -24,6 +24,7 @@ from nopad.runtime.types import (
     Sparse,
     Strategy,
     Tagging,
+    TokenEmbeddings,
 )
 
 Grouping = Callable[
@@ -157,6 +158,11 @@ def mask_fill(
 def embedding(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> Embedding:
     """Answer of an embedding model."""
     return Embedding(vector=logits, **_usage(tokens, by))
+
+
+def token_embeddings(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> TokenEmbeddings:
+    """Answer of a model for token-embeddings; `logits` float32 [tokens_used, hidden_size]."""
+    return TokenEmbeddings(tokens_text=tuple(tokens.pieces), vectors=logits, **_usage(tokens, by))
 
 
 def splade(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> Sparse:

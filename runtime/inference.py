@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
+from nopad.model.head import PER_TOKEN
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime import decode, long_texts
 from nopad.runtime.batching import BatchPlanner, windows
@@ -65,7 +66,7 @@ class Inference:
         self.manifest = bundle.manifest
         self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
         self._encoder = encoder
-        self._per_token = self.manifest.task in ("token-classification", "fill-mask")
+        self._per_token = self.manifest.task in PER_TOKEN
         self._closed = False
         (probe,) = encoder.encode([PROBE])
         if isinstance(probe, TextError):
@@ -151,6 +152,8 @@ class Inference:
             raise UsageError(f"targets are for fill-mask, this bundle does {head.task}")
         if head.task == "embeddings":
             return decode.embedding
+        if head.task == "token-embeddings":
+            return decode.token_embeddings
         return lambda logits, tokens, by: decode.prediction(logits, tokens, head, by, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int, targets: Sequence[str] | None) -> Decoder[MaskFill]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.head import Head, softmax
+from nopad.model.head import PER_TOKEN, Head, softmax
 from nopad.runtime.errors import TextError, UsageError
 from nopad.runtime.tokenizer import Tokens, Window
 from nopad.runtime.types import FloatArray, LongTexts, MaskFill, Merge
@@ -89,11 +89,11 @@ def merged(
 ) -> FloatArray:
     """The logits of a text from those of its windows, of the same meaning and shape as a short text's.
 
-    Token classification [tokens, labels]: each token's, from the window in which it stands farthest from a border.
+    Per token [tokens, labels or size]: each token's, from the window in which it stands farthest from a border.
     Embeddings [size]: the mean by the windows' tokens, of length 1 if `unit`.
     Else [labels]: "mean"; or "max", where texts have one label those of the surest window, else each label's largest.
     """
-    if head.task == "token-classification":
+    if head.task in PER_TOKEN:
         return _by_token(text, logits)
     rows = np.stack(logits)
     if head.task == "embeddings":

@@ -225,6 +225,30 @@ class Model(OpenedBundle):
         asking = self._asking(options, prompt_name, prompt)
         return self._stacked(self._each(texts, decoder, asking))
 
+    def embed_tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[FloatArray]:
+        """An embedding of each token, special tokens and a prompt's included: of each text float32 [tokens, size]."""
+        decoder = self._decoder("embed_tokens", "token-embeddings")
+        return [each.vectors for each in self._each(texts, decoder, self._asking(options, prompt_name, prompt))]
+
+    async def aembed_tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[FloatArray]:
+        """`embed_tokens` for coroutines."""
+        decoder = self._decoder("embed_tokens", "token-embeddings")
+        return [each.vectors for each in await self._all(texts, decoder, self._asking(options, prompt_name, prompt))]
+
     async def aembed(
         self,
         texts: Sequence[str],
@@ -358,10 +382,10 @@ class Model(OpenedBundle):
 
     def _decoder(self, method: str, *tasks: str, **options: Any) -> Decoder[Any]:
         if self.task not in tasks:
-            other = {"embeddings": "embed", "token-classification": "tag", "fill-mask": "fill"}.get(
-                self.task, "predict"
-            )
-            raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: use {other}()")
+            others = {"token-classification": "tag", "fill-mask": "fill", "token-embeddings": "embed_tokens"}
+            other = {**others, "embeddings": "embed"}.get(self.task, "predict")
+            advice = ", or ".join(filter(None, (f"use {other}()", self.remedy(tasks[0]))))
+            raise UsageError(f"{method}() is for {' and '.join(tasks)}, this bundle does {self.task}: {advice}")
         return self._inference.decoder(**options)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
+from nopad.model.head import BARE
 from nopad.runtime.answering import Answering
 from nopad.runtime.engines.chain import ChainStatus
 from nopad.runtime.errors import TextError
@@ -59,8 +60,12 @@ class OpenedBundle:
 
     @property
     def task(self) -> str:
-        """What the bundle does: text-classification, token-classification, fill-mask, embeddings or rerank."""
+        """What the bundle does: one of `nopad.model.head.TASKS`."""
         return self.manifest.task
+
+    def remedy(self, wanted: str) -> str:
+        """What makes an embedding model's checkpoint do the other of its two tasks; "" for other models."""
+        return f"export its checkpoint with --task {wanted}" if self.task in BARE and wanted in BARE else ""
 
     @property
     def labels(self) -> tuple[str, ...]:

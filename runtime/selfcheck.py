@@ -70,7 +70,7 @@ def _share(probe: Probe, got: FloatArray, bounds: Mapping[str, Any], model: Mode
         )
     ours, wanted = probe.part(got), probe.wanted
     value, bound = difference(ours, wanted), scaled(bounds["logits"], wanted)
-    least = bounds.get("cosine") if model.task == "embeddings" else None
+    least = bounds.get("cosine") if model.task == "embeddings" else None  # of tokens, a probe keeps single elements
     near = 1.0 if least is None else cosine(ours, wanted)
     if value > bound or (least is not None and near < least):
         measured = f"differs by {value:.2e} (bound {bound:.2e})" if value > bound else f"has cosine {near:.4f}"

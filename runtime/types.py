@@ -140,6 +140,14 @@ class Embedding(Usage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenEmbeddings(Usage):
+    """Answer of a model for token-embeddings: the last hidden state of each token, those of a prompt included."""
+
+    tokens_text: tuple[str, ...]  # special tokens included
+    vectors: FloatArray  # float32 [tokens_used, hidden_size]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sparse(Usage):
     """A text's weights over the vocabulary that are not zero."""
 
@@ -164,4 +172,4 @@ class Failure:
     error: Exception
 
 
-Result = Prediction | Tagging | MaskFill | Embedding
+Result = Prediction | Tagging | MaskFill | Embedding | TokenEmbeddings

@@ -77,6 +77,7 @@ def test_the_names_of_the_runtime() -> None:
         "Prediction",
         "Ranked",
         "Tagging",
+        "TokenEmbeddings",
         "load",
     }
     assert all(hasattr(nopad.runtime, name) for name in nopad.runtime.__all__)

@@ -17,6 +17,7 @@ OV_CLASSES = {
     "rerank": "OVModelForSequenceClassification",
     "token-classification": "OVModelForTokenClassification",
     "fill-mask": "OVModelForMaskedLM",
+    "token-embeddings": "OVModelForFeatureExtraction",
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from nopad.bench.subjects.exports import OV_CLASSES
 from nopad.bench.subjects.padded_graphs import openvino_precision, openvino_settings, openvino_version
-from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.bench.subjects.spec import Spec
 from nopad.bench.subjects.transformers import TransformersRunner, open_padding_tokenizer
+from nopad.model.head import PER_TOKEN
 from nopad.model.packages import version_of
 from nopad.runtime.engines.openvino import without_telemetry
 
@@ -20,7 +21,7 @@ class OptimumIntelRunner(TransformersRunner):
 
     def __init__(self, spec: Spec) -> None:
         self._torch: Any = importlib.import_module("torch")
-        self._max_length, self._per_token, self._spec = spec.max_length, spec.task in TOKEN_TASKS, spec
+        self._max_length, self._per_token, self._spec = spec.max_length, spec.task in PER_TOKEN, spec
         self._device = self._torch.device("cpu")
         with warnings.catch_warnings(), without_telemetry():
             warnings.simplefilter("ignore")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.bench.subjects.spec import Spec
+from nopad.model.head import PER_TOKEN
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.engines.openvino import import_openvino, openvino_core
 from nopad.runtime.types import FloatArray
@@ -28,7 +29,7 @@ class _PaddedGraph:
 
         from nopad.runtime.bundle import open_bundle
 
-        self._per_token = spec.task in TOKEN_TASKS
+        self._per_token = spec.task in PER_TOKEN
         self._tokenizer: Any = Tokenizer.from_file(str(Path(spec.path) / "tokenizer.json"))
         self._tokenizer.enable_truncation(spec.max_length)
         pad = open_bundle(spec.path, verify=False).manifest.pad_token_id

@@ -8,8 +8,6 @@ from typing import Protocol
 
 from nopad.runtime.types import FloatArray
 
-TOKEN_TASKS = ("token-classification", "fill-mask")  # whose logits are [tokens, labels]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:

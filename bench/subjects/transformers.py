@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nopad.bench.subjects.spec import TOKEN_TASKS, Spec
+from nopad.bench.subjects.spec import Spec
+from nopad.model.head import BARE, PER_TOKEN
 from nopad.model.packages import version_of
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.types import FloatArray
@@ -30,7 +31,7 @@ class TransformersRunner:
             )
         torch.set_num_threads(spec.threads)
         self._max_length = spec.max_length
-        self._per_token = spec.task in TOKEN_TASKS
+        self._per_token = spec.task in PER_TOKEN
         self._spec = spec
         self._device = torch.device("cuda" if cuda else "cpu")
         self.precision = "fp16" if cuda and spec.precision == "fp32" else spec.precision
@@ -68,8 +69,10 @@ class TransformersRunner:
 
     def _answer(self, inputs: dict[str, Any]) -> Any:
         out = self._model(**inputs)
-        if self._spec.task != "embeddings":
+        if self._spec.task not in BARE:
             return out.logits
+        if self._spec.task == "token-embeddings":
+            return out.last_hidden_state
         hidden, mask = out.last_hidden_state.float(), inputs["attention_mask"].unsqueeze(-1)
         rows = (hidden * mask).sum(1) / mask.sum(1) if self._spec.pooling == "mean" else hidden[:, 0]
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._spec.normalize else rows

@@ -90,7 +90,12 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
     "optimum: padded, by optimum-onnx (transformers 4.57).",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
-@click.option("--task", type=click.Choice(TASKS), help="If config.json does not tell. [default: from config.json]")
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    help="If config.json does not tell. token-embeddings: the last hidden state of every token. "
+    "[default: from config.json]",
+)
 @click.option("--pooling", type=click.Choice(POOLING_MODES), help="Of embeddings. [default: from the checkpoint]")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")

@@ -30,7 +30,7 @@ from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.config import EncoderConfig, Pooling
 from nopad.model.embedding import build_modules, embed
 from nopad.model.encoder import PackedEncoder
-from nopad.model.head import Task
+from nopad.model.head import BARE, PER_TOKEN, Task
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _NO_TABLE = 512  # positions of a model that states no number
@@ -46,7 +46,7 @@ class PaddedEncoder(PackedEncoder):
         self.model = model
         self.inputs = tuple(inputs)
         self.chain = build_modules(config)
-        self.embeds = config.task == "embeddings" or bool(config.modules)  # the last may be a SetFit classifier
+        self.embeds = config.task in BARE or bool(config.modules)  # the last may be a SetFit classifier
 
     def forward(self, *matrices: Tensor) -> Tensor:  # type: ignore[override]
         """Logits, fp32; of embeddings the vectors."""
@@ -57,6 +57,8 @@ class PaddedEncoder(PackedEncoder):
             logits: Tensor = out.logits
             return logits.float()
         hidden: Tensor = out.last_hidden_state
+        if self.encoder_config.task == "token-embeddings":
+            return hidden.float()
         layout = _layout(inputs["attention_mask"], prompt_lengths)
         return embed(hidden.flatten(0, 1), layout, self.encoder_config, self.chain)
 
@@ -162,6 +164,6 @@ def export_padded(encoder: PaddedEncoder, path: Path) -> Graph:
     for value in program.model.graph.inputs:
         value.shape = ir.Shape(names[: len(value.shape)])
     (logits,) = program.model.graph.outputs
-    per_token = config.task in ("token-classification", "fill-mask")
+    per_token = config.task in PER_TOKEN
     logits.shape = ir.Shape((*names[: 1 + per_token], logits.shape[-1]))
     return write(program, path)

@@ -63,7 +63,7 @@ class Row:
 
 
 def answer_rows(case: str, got: FloatArray, want: FloatArray, bounds: Bounds, *, embedding: bool) -> Iterator[Row]:
-    """How near an answer is to the reference's: its logits, and the direction of an embedding."""
+    """How near an answer is to the reference's: its logits, and the direction of an embedding, or of each token's."""
     yield Row.at_most("logits", case, difference(got, want), scaled(bounds.logits, want))
     if embedding and bounds.cosine is not None:
         yield Row.at_least("cosine", case, cosine(got, want), bounds.cosine)

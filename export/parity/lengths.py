@@ -10,6 +10,7 @@ from nopad.export.parity.samples import SAMPLES
 from nopad.export.parity.trial import DEFAULT_LONGEST, Trial
 from nopad.export.reference.transformers import Reference
 from nopad.model.config import attention_block
+from nopad.model.head import BARE
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import FloatArray
 
@@ -48,7 +49,7 @@ def lengths(trial: Trial) -> Iterator[Row]:
             mixed.setdefault(i, row)
     for i, (length, want) in enumerate(zip(grid, expected, strict=True)):
         for among, got in ((False, alone[i]), (True, mixed[i])):
-            yield from answer_rows(grid_case(length, among), got, want, bounds, embedding=model.task == "embeddings")
+            yield from answer_rows(grid_case(length, among), got, want, bounds, embedding=model.task in BARE)
         value = difference(alone[i], mixed[i])
         yield Row.at_most("batch invariance", f"{length} tokens", value, scaled(bounds.invariance, want))
     zeros = sum(not row.any() for row in [*alone, *mixed.values()])

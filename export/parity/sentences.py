@@ -10,6 +10,7 @@ from nopad.export.parity.bounds import Row, answer_rows, difference, scaled
 from nopad.export.parity.samples import PAIRS, SAMPLES
 from nopad.export.parity.token_ids import compare, differing, explain, marked_sentences
 from nopad.export.parity.trial import Trial
+from nopad.model.head import BARE
 from nopad.runtime.errors import TextError
 from nopad.runtime.types import FloatArray, Text
 
@@ -36,7 +37,7 @@ def sentences(trial: Trial) -> Iterator[Row]:
             wrong = sum(a != b for a, b in zip(tokens.token_type_ids, types or [0] * len(ids), strict=True))
             yield Row.at_most("token types", case, float(wrong), 0.0)
         want = reference.answer(text, ids, types)
-        yield from answer_rows(case, got, want, bounds, embedding=model.task == "embeddings")
+        yield from answer_rows(case, got, want, bounds, embedding=model.task in BARE)
         if model.labels:
             ours, theirs = model.manifest.head.uncalibrated.probabilities(got), reference.probabilities(want)
             bound = scaled(bounds.probabilities, theirs)

@@ -29,6 +29,7 @@ from nopad.model.checkpoint.json_files import read_raw_config
 from nopad.model.checkpoint.sentence_transformers import transformer_folder
 from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.errors import NopadError
+from nopad.model.head import BARE
 from nopad.runtime.types import FloatArray, Text
 
 BATCH = 32  # texts of `batch_logits` that are padded together
@@ -38,6 +39,7 @@ CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
     "fill-mask": "AutoModelForMaskedLM",
     "embeddings": "AutoModel",
+    "token-embeddings": "AutoModel",
 }
 
 
@@ -45,7 +47,8 @@ class Reference:
     """A checkpoint opened with transformers (fp32, SDPA, CPU), and with sentence-transformers where that saved it.
 
     `overrides` (the manifest's) are the options of the export that overrule the folder's settings. `embedder` and
-    `cross_encoder` are sentence-transformers' models of the folder, None for other folders.
+    `cross_encoder` are sentence-transformers' models of the folder, None for other folders; of token-embeddings the
+    embedder has only the tokenizer, prompts and limit.
     """
 
     def __init__(self, folder: Path, task: str, *, overrides: Mapping[str, Any] | None = None) -> None:
@@ -62,7 +65,7 @@ class Reference:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config, model = open_model(home, task, raw)
-            if task == "embeddings" and (folder / "modules.json").is_file():
+            if task in BARE and (folder / "modules.json").is_file():
                 self.embedder = open_embedder(folder, overrides)
             elif task == "rerank" or (task == "text-classification" and _is_cross_encoder(folder, raw)):
                 self.cross_encoder = open_cross_encoder(folder)
@@ -107,19 +110,21 @@ class Reference:
         """The checkpoint's answer to a text with these `ids`: by sentence-transformers' `encode` where that library
         opens the folder, else the `logits`.
         """
-        if self.embedder is not None and isinstance(text, str):
+        if self.embedder is not None and self.task == "embeddings" and isinstance(text, str):
             row: FloatArray = self.embedder.encode([text])[0]
             return row
         return self.logits(ids, token_type_ids)
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
-        if self.embedder is not None:
+        if self.embedder is not None and self.task == "embeddings":
             return self.embedder.rows(inputs)
         with torch.inference_mode():
             out = self.model(**{name: value for name, value in inputs.items() if name in self._parameters})
-        if self.task != "embeddings":
+        if self.task not in BARE:
             return out.logits.float()
         hidden = out.last_hidden_state
+        if self.task == "token-embeddings":
+            return hidden
         mask = inputs["attention_mask"].unsqueeze(-1).float()
         rows = (hidden * mask).sum(1) / mask.sum(1) if self.pooling == "mean" else hidden[:, 0]
         return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
@@ -202,7 +207,7 @@ def open_model(folder: Path, task: str, raw: dict[str, Any]) -> tuple[Any, Any]:
         raise ExportError(f"transformers {transformers.__version__} cannot open {folder}: {error}") from error
     model, loading = loaded
     # transformers initialises missing weights at random. A pooler (of BERT and its like) has no part in embeddings.
-    missing = [name for name in loading["missing_keys"] if task != "embeddings" or "pooler" not in name]
+    missing = [name for name in loading["missing_keys"] if task not in BARE or "pooler" not in name]
     if missing:
         raise ExportError(f"{folder} has no weights for {task}: {', '.join(sorted(missing)[:3])} missing")
     return config, model

@@ -199,6 +199,10 @@ def _folder_config(
             if pipeline.model_type == "SentenceTransformer"
             else detect_task({**raw, "sentence_transformers": {}})
         )
+    if task == "token-embeddings":
+        if pooling is not None or normalize is not None:
+            raise CheckpointError(f"{task} are not pooled: pooling and normalize are for --task embeddings")
+        return read(raw, task=task), _of_tokens(pipeline)
     for_classifiers = pooling in ("cls", "mean", "pooler", "late")
     config = read(raw, task=task, pooling=pooling if for_classifiers else None, normalize=normalize)
     if config.task != "embeddings":
@@ -222,3 +226,16 @@ def _folder_config(
     config = replace(config, **fields)
     check_modules(config)
     return config, pipeline
+
+
+def _of_tokens(pipeline: Pipeline | None) -> Pipeline | None:
+    """The pipeline whose prompts and limits token-embeddings keep, of which the transformer alone makes the vectors."""
+    if pipeline is None or pipeline.model_type != "SentenceTransformer":
+        return None
+    changing = [module.kind for module in pipeline.modules if module.of_tokens]
+    if changing:
+        raise CheckpointError(
+            f"modules.json: {changing[0]} changes each token's vector before the pooling, and token-embeddings are "
+            "those of the transformer; export the transformer's own folder, if these are meant"
+        )
+    return pipeline

@@ -14,7 +14,7 @@ from typing import Any, cast
 from nopad.model.checkpoint.read_head import json_object, read_head
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.errors import CheckpointError
-from nopad.model.head import Task
+from nopad.model.head import BARE, Task
 from nopad.model.rope_config import Rope, read_rope
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
@@ -126,7 +126,7 @@ def _read_modernbert(
     ropes = _layer_ropes(raw, {"full_attention": global_theta, "sliding_attention": local_theta}, positions)
     window = raw.get("sliding_window")  # transformers 5 takes it for one side of the window
     if pooling is None:
-        embeddings = fields["task"] == "embeddings"
+        embeddings = fields["task"] in BARE
         pooling = "mean" if embeddings else cast(Pooling, raw.get("classifier_pooling", "cls"))
     if pooling not in ("cls", "mean"):
         raise CheckpointError(f"pooling {pooling!r} is not ModernBERT's; it has cls and mean")
@@ -174,7 +174,7 @@ def _read_bert(
     classifier_dropout = raw.get("classifier_dropout")
     allowed: tuple[Pooling, ...]
     default: Pooling
-    if fields["task"] == "embeddings":
+    if fields["task"] in BARE:
         allowed, default = ("cls", "mean"), "mean"
     else:
         allowed, default = ("pooler",), "pooler"
@@ -235,7 +235,7 @@ def _pooling(
     raw: Mapping[str, Any], task: Task, requested: str | None, known: Mapping[str, Pooling], default: str
 ) -> Any:
     """`requested`, or the default: mean for embeddings, what config.json says for a classifier."""
-    if task == "embeddings":
+    if task in BARE:
         name, allowed = requested or "mean", ["cls", "mean"]
     else:
         stated = raw.get("classifier_pooling", default)

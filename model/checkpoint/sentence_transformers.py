@@ -18,7 +18,7 @@ from nopad.model.checkpoint.json_files import read_json
 from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
 from nopad.model.config import DENSE_ACTIVATIONS, POOLING_MODES, EmbeddingModule, Pooling
 from nopad.model.errors import CheckpointError
-from nopad.model.head import SCORE_ACTIVATIONS
+from nopad.model.head import BARE, SCORE_ACTIVATIONS
 
 MODULES = "modules.json"
 MODEL_CONFIG = "config_sentence_transformers.json"
@@ -29,7 +29,7 @@ _TRANSFORMER_CONFIGS = tuple(
 )
 _OTHER_MODELS = {
     "SparseEncoder": "its vectors are sparse (SPLADE); export it with --task fill-mask and pool its logits yourself",
-    "MultiVectorEncoder": "it answers a vector for each token (ColBERT), which nopad has no task for",
+    "MultiVectorEncoder": "it answers a vector for each token (ColBERT), through modules that nopad does not have",
 }
 _OTHER_MODULES = {
     "Router": "it sends queries and documents through different modules: save the one that you serve as a model of its "
@@ -128,7 +128,7 @@ def read_pipeline(folder: Path) -> Pipeline | None:
 
 def pipeline_for(folder: Path, task: str | None) -> Pipeline | None:
     """`read_pipeline` where the task uses the modules; other tasks use the transformer alone."""
-    uses_modules = task in (None, "embeddings") or is_cross_encoder(folder)
+    uses_modules = task in (None, *BARE) or is_cross_encoder(folder)
     return read_pipeline(folder) if uses_modules else None
 
 

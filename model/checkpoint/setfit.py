@@ -21,7 +21,7 @@ from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.config import EmbeddingModule, EncoderConfig
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import CheckpointError
-from nopad.model.head import ProblemType, Task
+from nopad.model.head import BARE, ProblemType, Task
 from nopad.model.packages import install_hint
 
 SETTINGS_FILE, HEAD_FILE = "config_setfit.json", "model_head.pkl"
@@ -92,8 +92,8 @@ def classifier_of(folder: Path, task: Task | None, allow_pickle: bool) -> tuple[
     """
     if not is_setfit(folder):
         return None, ()
-    if task == "embeddings":
-        remark = f"{folder} is a SetFit model: its classifier ({HEAD_FILE}) is left out, the bundle gives embeddings"
+    if task in BARE:
+        remark = f"{folder} is a SetFit model: its classifier ({HEAD_FILE}) is left out, the bundle gives {task}"
         return None, (remark,)
     if task not in (None, "text-classification"):
         raise CheckpointError(f"{folder} is a SetFit model, which classifies texts; it has no {task}")

@@ -240,7 +240,7 @@ def _print(model: Model, texts: tuple[str, ...], wanted: Mapping[str, Any], as_j
 
 
 def _cells(answer: Any, top_k: int | None) -> list[tuple[str, str]]:
-    from nopad.runtime.types import Embedding, MaskFill, Tagging
+    from nopad.runtime.types import Embedding, MaskFill, Tagging, TokenEmbeddings
 
     if isinstance(answer, Tagging):
         return [(f"{entity.label}: {entity.text}", f"{entity.score:.4f}") for entity in answer.entities] or [("-", "")]
@@ -248,6 +248,8 @@ def _cells(answer: Any, top_k: int | None) -> list[tuple[str, str]]:
         return [(token, f"{score:.4f}") for mask in answer.masks for token, score in mask]
     if isinstance(answer, Embedding):
         return [(f"vector of {len(answer.vector)}", f"norm {float((answer.vector**2).sum() ** 0.5):.4f}")]
+    if isinstance(answer, TokenEmbeddings):
+        return [("{} vectors of {}".format(*answer.vectors.shape), "")]
     if top_k:
         return [(label, f"{score:.4f}") for label, score in answer.scores.items()]
     return [((", ".join(answer.labels) or "-") + (" (abstained)" if answer.abstained else ""), f"{answer.score:.4f}")]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nopad.model.head import BARE
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.table import need
 from nopad.runtime.errors import UsageError
@@ -18,13 +19,14 @@ TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 _REFUSED = (".xlsx", ".xls", ".arrow", ".feather", ".pq", ".ods")
 # Names of an answer's own fields: a kept column with one of these names is written as `input_NAME`.
 ANSWER_FIELDS = (
-    "line", "label", "score", "labels", "scores", "abstained", "entities", "masks", "vector", "tokens", "tokens_used",
-    "windows", "engine", "error",
+    "line", "label", "score", "labels", "scores", "abstained", "entities", "masks", "vector", "vectors", "tokens_text",
+    "tokens", "tokens_used", "windows", "engine", "error",
 )  # fmt: skip
 _OF_TASK = {
     "token-classification": ("entities", "labels"),
     "fill-mask": ("masks",),
     "embeddings": ("vector",),
+    "token-embeddings": ("tokens_text", "vectors"),
 }
 _ROWS = 4096  # of a Parquet row group
 
@@ -111,9 +113,10 @@ class AnswerTable:
             **dict.fromkeys(("line", "tokens", "tokens_used", "windows"), arrow.int64()),
             **dict.fromkeys(("label", "engine", "error"), text),
             **dict.fromkeys(("score", *(f"score_{label}" for label in self.labels)), number),
-            "labels": arrow.list_(text),
+            **dict.fromkeys(("labels", "tokens_text"), arrow.list_(text)),
             "abstained": arrow.bool_(),
             "entities": arrow.list_(arrow.struct(entity)),
+            "vectors": arrow.list_(arrow.list_(number)),
             "masks": arrow.list_(arrow.list_(arrow.struct([("token", text), ("score", number)]))),
         }
         if self.task == "embeddings":
@@ -132,7 +135,7 @@ def table_kind(output: Path, *, task: str, scores: bool) -> str | None:
     if suffix in _REFUSED or suffix_of(output) != suffix:
         raise UsageError(f"--output {output}: {suffix} is not written; name it .jsonl, .csv or .parquet")
     kind = TABLES.get(suffix)
-    if kind in ("CSV", "TSV") and task == "embeddings":
+    if kind in ("CSV", "TSV") and task in BARE:
         raise UsageError(f"--output {output}: a cell of {kind} holds no vector; name it .parquet or .jsonl")
     if scores and (kind is None or task in _OF_TASK):
         what = f"the task {task} has none" if task in _OF_TASK else "lines of JSON have `scores` already"

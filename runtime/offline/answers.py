@@ -26,7 +26,7 @@ from nopad.runtime.errors import UsageError
 from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
 from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
-from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging
+from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging, TokenEmbeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,5 +242,7 @@ def as_object(answer: Result) -> dict[str, Any]:
         return {"entities": entities, "labels": list(answer.labels)} | usage
     if isinstance(answer, MaskFill):
         return {"masks": [[{"token": t, "score": s} for t, s in mask] for mask in answer.masks]} | usage
+    if isinstance(answer, TokenEmbeddings):
+        return {"tokens_text": list(answer.tokens_text), "vectors": answer.vectors.tolist()} | usage
     assert isinstance(answer, Embedding)
     return {"vector": [float(x) for x in answer.vector]} | usage

@@ -32,6 +32,7 @@ WRONG_TASK: Mapping[Task, str] = {
     "text-classification": "Model is not a classifier model",
     "rerank": "model is not a re-ranker model",
     "embeddings": "Model is not an embedding model",
+    "token-embeddings": "Model has no embedding of each token",
     "token-classification": "Model is not a token classification model",
     "fill-mask": "Model is not a fill-mask model",
 }
@@ -194,7 +195,8 @@ class Models:
         for served in choice:
             if not tasks or served.model.task in tasks:
                 return served
-        raise Fault("task", WRONG_TASK[tasks[0]])
+        remedy = next(filter(None, (served.model.remedy(tasks[0]) for served in choice)), None)
+        raise Fault("task", "; ".join(filter(None, (WRONG_TASK[tasks[0]], remedy))))
 
 
 def prepare(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nopad.model.head import BARE
 from nopad.runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from nopad.runtime.engines.base import named_engines
 from nopad.runtime.errors import EngineError, EnvironmentProblem, NopadError
@@ -285,7 +286,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "problem type": manifest.problem_type,
         "activation": manifest.activation,
     }
-    if manifest.task == "embeddings":
+    if manifest.task in BARE:
         shape = next(iter(manifest.artifacts[0].outputs.values()))
         facts["embedding size"] = manifest.truncate_dim or shape[-1]
     return facts

@@ -6,6 +6,7 @@ import re
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from nopad.model.head import BARE
 from nopad.runtime.scheduler.events import BatchRun
 from nopad.runtime.server.errors import FAULTS, Kind
 from nopad.runtime.server.models import Answered, Models
@@ -83,4 +84,4 @@ class TeiMetrics:
 
 
 def _kind(task: str) -> str:
-    return "embed" if task == "embeddings" else "predict"
+    return "embed" if task in BARE else "predict"

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, in JSON and in Triton's binary extension: BYTES in, BYTES and FP32 out."""
+"""Tensors of the Open Inference Protocol, in JSON and in Triton's binary extension: texts in, texts and numbers out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from nopad.runtime.server.calls import to_json
 from nopad.runtime.server.errors import Fault
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, IntArray
 
 HEADER_LENGTH = "inference-header-content-length"  # of the JSON, where tensors follow it
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
@@ -48,16 +48,18 @@ class Infer(BaseModel):
 
 
 class Output(NamedTuple):
-    """An output: float32 [n, ...], or strings, row-major."""
+    """An output: float32 [n, ...], int64 [n], or strings, row-major."""
 
     name: str
     shape: Sequence[int]
-    values: FloatArray | Sequence[str]
+    values: FloatArray | IntArray | Sequence[str]
 
     @property
     def datatype(self) -> str:
         """Its type in the protocol."""
-        return "FP32" if isinstance(self.values, np.ndarray) else "BYTES"
+        if not isinstance(self.values, np.ndarray):
+            return "BYTES"
+        return "FP32" if self.values.dtype.kind == "f" else "INT64"
 
 
 def read_request(body: bytes, header_length: str | None) -> tuple[Infer, dict[str, list[str]]]:
@@ -128,7 +130,7 @@ def write_response(head: dict[str, Any], outputs: Sequence[Output], request: Inf
             row["parameters"] = {SIZE_KEY: len(parts[-1])}
         else:
             values = output.values
-            row["data"] = values.ravel().tolist() if isinstance(values, np.ndarray) else list(values)
+            row["data"] = values.ravel() if isinstance(values, np.ndarray) else list(values)
         shown.append(row)
     text = to_json({**{key: value for key, value in head.items() if key != "labels"}, "outputs": shown})
     return b"".join([text, *parts]), len(text) if parts else None
@@ -136,15 +138,16 @@ def write_response(head: dict[str, Any], outputs: Sequence[Output], request: Inf
 
 def _classified(output: Output, classes: Any, labels: Sequence[str]) -> Output:
     """Triton's classification extension: the best classes of each row as "value:index:label"."""
-    if not isinstance(output.values, np.ndarray) or not isinstance(classes, int) or classes < 0:
+    scores = output.values
+    if not isinstance(scores, np.ndarray) or scores.ndim < 2 or not isinstance(classes, int) or classes < 0:
         raise Fault("validation", f"output '{output.name}': classification is a number of classes of FP32 scores")
-    count = min(classes, output.values.shape[1])
+    count = min(classes, scores.shape[1])
     strings = [
         ":".join([f"{row[i]:f}", str(i), *([labels[i]] if labels else [])])
-        for row in output.values
+        for row in scores
         for i in np.argsort(-row, kind="stable")[:count]
     ]
-    return Output(output.name, [output.values.shape[0], count], strings)
+    return Output(output.name, [scores.shape[0], count], strings)
 
 
 def packed(elements: Iterable[bytes]) -> bytes:
@@ -152,9 +155,9 @@ def packed(elements: Iterable[bytes]) -> bytes:
     return b"".join(LENGTH.pack(len(element)) + element for element in elements)
 
 
-def _raw(values: FloatArray | Sequence[str]) -> bytes:
+def _raw(values: FloatArray | IntArray | Sequence[str]) -> bytes:
     if isinstance(values, np.ndarray):
-        return values.astype("<f4").tobytes()
+        return values.astype("<f4" if values.dtype.kind == "f" else "<i8").tobytes()
     return packed(value.encode() for value in values)
 
 

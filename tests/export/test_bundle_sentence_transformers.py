@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gate_faults import gate_against
-from st_folders import CASES, NEW, PROMPTS, TEXTS, edit, encode
+from st_folders import CASES, NEW, PROMPTS, TEXTS, edit, encode, encode_tokens
 
 from nopad.export import bundle as export_bundle
 from nopad.export.bundle import ExportOptions, export_checkpoint, write_bundle
 from nopad.export.reference.sentence_transformers import Library, Reading, _follows
 from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
-from nopad.runtime.cli import cli
+from nopad.runtime.cli import cli, run
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.predictor import Model, load
@@ -97,6 +97,36 @@ def test_embeddings_are_those_of_encode(
     assert report["passed"], report
     assert {row["check"] for row in report["rows"]} >= {"encode", "max length", "prompts"}
     assert ("sentence-transformers" in report["versions"]) == _follows(checkpoint)
+
+
+TOKENS = "token-embeddings"
+
+
+@pytest.mark.parametrize("name", ["lower case, limit of the tokenizer arguments", "prompt not pooled", "oldest layout"])
+def test_embeddings_of_tokens_are_those_of_the_transformer(
+    name: str, folder: Callable[[str], Path], torch_bundle: Callable[..., Path]
+) -> None:
+    checkpoint = folder(name)
+    with opened(torch_bundle(checkpoint, task=TOKENS)) as model:
+        for asked in ({}, *({"prompt_name": prompt} for prompt in CASES[name].model.get("prompts", {}))):
+            want = encode_tokens(checkpoint, TEXTS, **asked)
+            for ours, theirs in zip(model.embed_tokens(TEXTS, **asked), want, strict=True):
+                assert ours == pytest.approx(theirs, abs=CLOSE * max(1, float(np.abs(theirs).max())))
+        report = gate_against(model.bundle, checkpoint, engine="torch")
+    assert report["passed"], report
+    assert {row["check"] for row in report["rows"]} >= {"max length", "prompts", "logits", "token ids"}
+
+
+def test_what_would_change_each_tokens_vector_is_refused(
+    folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for case, asked, words in (
+        ("Dense of tokens, residual", [], "Dense changes each token's vector before the pooling"),
+        ("oldest layout", ["--pooling", "mean"], "token-embeddings are not pooled"),
+        ("oldest layout", ["--no-normalize"], "pooling and normalize are for --task embeddings"),
+    ):
+        assert run(["export", str(folder(case)), "--task", TOKENS, *asked, "-o", str(tmp_path / "bundle")]) == 3
+        assert words in capsys.readouterr().err and not (tmp_path / "bundle").exists()
 
 
 WHOLE = ("mean, unit, short limit", "prompt not pooled, all modes")  # through the exporter in the fast suite

@@ -99,7 +99,7 @@ def test_a_temperature_divides_the_logits(temperature: float) -> None:
 
 def test_what_decides_on_a_label() -> None:
     heads = {task: Head(task=task) for task in TASKS}
-    assert {task for task, head in heads.items() if not head.has_labels} == {"embeddings", "rerank"}
+    assert {task for task, head in heads.items() if not head.has_labels} == {"embeddings", "token-embeddings", "rerank"}
     assert [classifier(kind).has_labels for kind in PROBLEM_TYPES] == [True, True, False]
     assert [classifier(kind).multi_label for kind in PROBLEM_TYPES] == [False, True, False]
     for head, name in ((Head(task="rerank"), "rerank"), (classifier(REGRESSION), "regression")):

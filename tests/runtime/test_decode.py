@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import transformers
 from nopad.export.parity.samples import SAMPLES
 from nopad.model.head import Head
 from nopad.runtime import decode, load
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import TextError, UsageError
 from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import AnsweredBy
+from nopad.runtime.types import AnsweredBy, TokenEmbeddings
 
 FAKE = AnsweredBy("fake", "fp32")
 Folders = Callable[[str], Path]
 TEXTS = list(SAMPLES)
+TOKENS = "modernbert-tokens"
 
 
 def reference(folder: Path, kind: str) -> tuple[Any, Any]:
@@ -102,6 +104,54 @@ def test_embeddings(bundle: Folders, checkpoint: Folders) -> None:
         for text, vector in zip(TEXTS, vectors, strict=True):
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
             assert vector == pytest.approx((mean / mean.norm()).numpy(), abs=1e-5)
+
+
+def test_token_embeddings(bundle: Folders, checkpoint: Folders) -> None:
+    tokenizer, model = reference(checkpoint(TOKENS), "AutoModel")
+    texts = [*TEXTS, " ".join(TEXTS) * 6]  # the last is cut at the model's 1,024 tokens
+    with load(bundle(TOKENS), threads=1) as served, torch.no_grad():
+        found = served.embed_tokens(texts)
+        answers = [answer for answer in served.results(texts) if isinstance(answer, TokenEmbeddings)]
+        for text, vectors, answer in zip(texts, found, answers, strict=True):
+            encoded = tokenizer(text, truncation=True, max_length=1024, return_tensors="pt")
+            want = model(**encoded).last_hidden_state[0].numpy()
+            assert vectors.dtype == np.float32 and vectors.shape == want.shape
+            assert vectors == pytest.approx(want, abs=1e-5 * max(1, float(np.abs(want).max())))
+            assert list(answer.tokens_text) == tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
+            assert answer.vectors == pytest.approx(vectors, abs=1e-5) and answer.truncated == (text is texts[-1])
+        assert served.embed_tokens([]) == []
+        again = asyncio.run(served.aembed_tokens(texts[:3]))
+        assert all(np.allclose(ours, want, atol=1e-5) for ours, want in zip(again, found, strict=False))
+
+
+def test_what_becomes_of_long_texts_whose_tokens_are_embedded(bundle: Folders) -> None:
+    text = " ".join(TEXTS) * 6
+    with load(bundle(TOKENS), threads=1) as served:
+        with pytest.raises(TextError, match=r"text 1: .* 1024"):
+            served.embed_tokens(["a", text], truncation="error")
+        (answer,) = served.results([text], truncation="window", stride=200)
+        assert isinstance(answer, TokenEmbeddings) and answer.windows > 1
+        assert len(answer.vectors) == len(answer.tokens_text) == answer.tokens > 1024
+        (cut,) = served.embed_tokens([text])
+        # Of its first 512 tokens the first window decides, which is the text as it is cut, but for its last token.
+        assert np.allclose(answer.vectors[:512], cut[:512], atol=1e-4)
+        with pytest.raises(UsageError, match="merge='mean' is not for token-embeddings"):
+            served.embed_tokens([text], truncation="window", merge="mean")
+
+
+def test_a_bundle_of_the_other_embeddings_says_how_to_export_these(bundle: Folders) -> None:
+    with load(bundle(TOKENS), threads=1) as served, pytest.raises(UsageError) as caught:
+        served.embed(["a"])
+    assert str(caught.value).endswith("use embed_tokens(), or export its checkpoint with --task embeddings")
+    with load(bundle("modernbert-embed-mean-unit"), threads=1) as served, pytest.raises(UsageError) as caught:
+        served.embed_tokens(["a"])
+    assert str(caught.value).endswith("use embed(), or export its checkpoint with --task token-embeddings")
+    with load(threads=1) as served, pytest.raises(UsageError) as caught:
+        served.embed_tokens(["a"])
+    assert (
+        str(caught.value)
+        == "embed_tokens() is for token-embeddings, this bundle does text-classification: use predict()"
+    )
 
 
 def test_rerank(bundle: Folders, checkpoint: Folders) -> None:

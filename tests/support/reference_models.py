@@ -16,6 +16,7 @@ from torch import Tensor
 from nopad.model.attention import AttentionFactory, graph_attention
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder
+from nopad.model.head import BARE, PER_TOKEN
 from nopad.model.packing import pack
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
@@ -79,6 +80,7 @@ _AUTO = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "fill-mask": transformers.AutoModelForMaskedLM,
     "embeddings": transformers.AutoModel,
+    "token-embeddings": transformers.AutoModel,
 }
 
 
@@ -96,7 +98,7 @@ class Case:
 
     @property
     def per_token(self) -> bool:
-        return self.task in ("token-classification", "fill-mask")
+        return self.task in PER_TOKEN
 
 
 def labels(count: int) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def _cases(architecture: str) -> list[Case]:
         case("mlm", "fill-mask", {}),
         case("mlm-untied", "fill-mask", {"tie_word_embeddings": False}),
         case("rerank", "rerank", labels(1), task="rerank"),
+        case("tokens", "token-embeddings", {}, task="token-embeddings"),
         case("embed-default", "embeddings", {}),
         case("embed-cls", "embeddings", {}, pooling="cls"),
         case("embed-mean-unit", "embeddings", {}, pooling="mean", normalize=True),
@@ -172,9 +175,11 @@ class Reference:
             inputs["token_type_ids"] = torch.tensor([types])
         with torch.no_grad():
             out = self.model(**inputs)
-        if self.case.task != "embeddings":
+        if self.case.task not in BARE:
             return out.logits[0]
         hidden = out.last_hidden_state[0]
+        if self.case.task == "token-embeddings":
+            return hidden
         row = hidden[0] if self.case.load.get("pooling") == "cls" else hidden.mean(0)
         return F.normalize(row, dim=-1) if self.case.load.get("normalize") else row
 
@@ -221,7 +226,7 @@ def packed_logits(
     names = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")
     with torch.no_grad():
         out = encoder(**{name: torch.from_numpy(getattr(batch, name)) for name in names})
-    if encoder.encoder_config.task in ("token-classification", "fill-mask"):
+    if encoder.encoder_config.task in PER_TOKEN:
         return list(out[: batch.num_tokens].split(batch.lengths.tolist()))
     return list(out)
 

@@ -93,6 +93,15 @@ def encode(folder: Path, texts: Sequence[str], **options: Any) -> np.ndarray[Any
         return np.asarray(model.encode(list(texts), show_progress_bar=False, **options), dtype=np.float32)
 
 
+def encode_tokens(folder: Path, texts: Sequence[str], **options: Any) -> list[np.ndarray[Any, Any]]:
+    """The library's vectors of each text's tokens."""
+    with quiet():
+        model = library().SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        model.float()
+        rows = model.encode(list(texts), show_progress_bar=False, output_value="token_embeddings", **options)
+    return [row.numpy() for row in rows]
+
+
 def as_of_2020(folder: Path) -> None:
     """The oldest layout: the transformer in a folder of its own, with a settings file named after the architecture."""
     home = folder / "0_Transformer"

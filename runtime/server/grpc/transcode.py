@@ -10,7 +10,7 @@ from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.grpc.messages import MESSAGES
 from nopad.runtime.server.tensors import SIZE_KEY, packed
 
-DATA_TYPES = {"TYPE_FP32": 11, "TYPE_STRING": 13}  # of Triton's model configuration
+DATA_TYPES = {"TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING": 13}  # of Triton's model configuration
 OUTPUT_KEY = "binary_data_output"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Body, Response
 from pydantic import BaseModel
 
-from nopad.model.head import sigmoid, softmax
+from nopad.model.head import BARE, sigmoid, softmax
 from nopad.runtime.server.calls import Call, Calling, Texts, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Reading, Served
@@ -75,9 +75,11 @@ async def main_task(body: Annotated[dict[str, Any], Body()], call: Calling) -> R
         return await _tag(call, served, body, TokenClassification.model_validate(parameters or {}))
     if task == "fill-mask":
         return await _fill(call, served, body, FillMask.model_validate(parameters or {}))
-    if task == "embeddings":
+    if task in BARE:
         if isinstance(body.get("inputs"), dict):
             return await tei.similarity(tei.Similarity.model_validate(body), call)
+        if task == "token-embeddings":
+            return await tei.embed_all(tei.EmbedTokens.model_validate({**body, **(parameters or {})}), call)
         return await tei.embed(tei.Embed.model_validate({**body, **(parameters or {})}), call)
     if task == "rerank" and "inputs" not in body:
         return await tei.rerank(tei.Rerank.model_validate(body), call)

@@ -14,11 +14,11 @@ from nopad.runtime.server.calls import Call, Calling, Texts, headers_of, priorit
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
 from nopad.runtime.server.tensors import HEADER_LENGTH, Infer, Output, read_request, write_response
-from nopad.runtime.server.vectors import vectors_of
+from nopad.runtime.server.vectors import token_vectors_of, vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
 LATEST = ""  # the version that answers
-DATA_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}  # Triton's names in a configuration
+DATA_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}  # Triton's names in a configuration
 INPUTS: list[dict[str, Any]] = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
     {"name": "text_pair", "datatype": "BYTES", "shape": [-1]},
@@ -182,6 +182,13 @@ def _outputs(served: Served, answered: Answered) -> list[Output]:
     if task == "embeddings":
         vectors = vectors_of(answered, normalize=False)
         return [Output("embedding", vectors.shape, vectors)]
+    if task == "token-embeddings":  # text after text, without padding
+        rows = token_vectors_of(answered, normalize=False)
+        stream = np.concatenate(rows)
+        return [
+            Output("token_embedding", stream.shape, stream),
+            Output("tokens", [count], np.array([len(vectors) for vectors in rows], dtype=np.int64)),
+        ]
     if task == "token-classification":
         lists = [
             [
@@ -205,8 +212,13 @@ def _outputs(served: Served, answered: Answered) -> list[Output]:
 
 def _described(served: Served) -> list[dict[str, Any]]:
     size = next(iter(served.model.artifact.outputs.values()))[-1]
+    shape = [-1, int(size) if size.isdigit() else -1]
     outputs: dict[str, list[dict[str, Any]]] = {
-        "embeddings": [{"name": "embedding", "datatype": "FP32", "shape": [-1, int(size) if size.isdigit() else -1]}],
+        "embeddings": [{"name": "embedding", "datatype": "FP32", "shape": shape}],
+        "token-embeddings": [
+            {"name": "token_embedding", "datatype": "FP32", "shape": shape},
+            {"name": "tokens", "datatype": "INT64", "shape": [-1]},
+        ],
         "token-classification": [{"name": "entities", "datatype": "BYTES", "shape": [-1]}],
         "fill-mask": [{"name": "masks", "datatype": "BYTES", "shape": [-1]}],
     }

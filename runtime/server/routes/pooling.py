@@ -1,4 +1,4 @@
-"""vLLM's /pooling: what the model computes, of each text or, where it labels tokens, of each token."""
+"""vLLM's /pooling: what the model computes, of each text or, where it labels or embeds tokens, of each token."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from nopad.model.head import BARE
 from nopad.runtime.server.calls import Calling, priority_of, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered
 from nopad.runtime.server.routes.openai import usage
 from nopad.runtime.server.routes.tei import InputIds, embed_texts
-from nopad.runtime.server.vectors import base64_of, vectors_of
+from nopad.runtime.server.vectors import base64_of, token_vectors_of, vectors_of
 from nopad.runtime.types import FloatArray
 
 router = APIRouter(tags=["vLLM"])
@@ -34,8 +35,8 @@ class Pooling(BaseModel):
 
 @router.post("/pooling")
 async def pooling(body: Pooling, call: Calling) -> Response:
-    """Embeddings, the probabilities of all labels, or of a token classifier those of each token, special ones too."""
-    served = call.find(body.model, "embeddings", "token-classification", "text-classification", "rerank")
+    """Embeddings or the probabilities of all labels: of each text, or of each token, special ones too."""
+    served = call.find(body.model, *BARE, "token-classification", "text-classification", "rerank")
     texts = embed_texts(body.input, served)
     answered = await call.answer(served, texts, logits=True, priority=priority_of(body.priority, highest=0))
     rows = _rows(answered, body)
@@ -54,10 +55,12 @@ async def pooling(body: Pooling, call: Calling) -> Response:
 
 
 def _rows(answered: Answered, body: Pooling) -> list[FloatArray]:
-    """Of each text float32 [size], [labels] or [tokens, labels]."""
+    """Of each text float32 [size], [labels], [tokens, size] or [tokens, labels]."""
     model, activated = answered.served.model, body.use_activation is not False
     if model.task == "embeddings":
         return list(vectors_of(answered, normalize=activated, dimensions=body.dimensions))
+    if model.task == "token-embeddings":
+        return token_vectors_of(answered, normalize=activated, dimensions=body.dimensions)
     head = model.manifest.head
     logits: list[Any] = [answer.logits for answer in answered.answers]
     rows = [np.asarray(head.probabilities(row) if activated else row, dtype=np.float32) for row in logits]

@@ -1,4 +1,4 @@
-"""TEI's /embed_sparse, of a fill-mask model with SPLADE pooling; and /embed_all, which no bundle can answer."""
+"""TEI's /embed_sparse, of a fill-mask model with SPLADE pooling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from nopad.runtime.types import Sparse
 
 router = APIRouter(tags=["text-embeddings-inference"])
 NOT_SPARSE = "Model is not an embedding model with SPLADE pooling: /embed_sparse needs a fill-mask model"
-POOLED = "this model's graph pools: it has an embedding of each text, and none of each token; ask /embed"
 
 
 @router.post("/embed_sparse")
@@ -34,13 +33,6 @@ async def embed_sparse(body: EmbedTokens, call: Calling) -> Response:
     # Decoded as they come: the logits of a text are a row of the vocabulary for each token.
     answered = await call.answer(served, texts, body.reading(body.prompt_name), decoder=splade)
     return await asyncio.to_thread(_sparse_reply, answered)  # of a model that is not sparse, half the vocabulary each
-
-
-@router.post("/embed_all")
-async def embed_all(body: EmbedTokens, call: Calling) -> Response:
-    """An embedding of each token: refused, as bundles for embeddings hold a graph that pools."""
-    call.find(None, "embeddings")
-    raise Fault("task", POOLED)
 
 
 def _sparse_reply(answered: Answered) -> Response:

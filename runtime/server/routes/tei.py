@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference: /predict, /embed, /similarity, /tokenize, /decode, /info."""
+"""The routes of text-embeddings-inference: /predict, /embed, /embed_all, /similarity, /tokenize, /decode, /info."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from nopad.model.packages import version_of
 from nopad.runtime.errors import TextError
 from nopad.runtime.scheduler.request import Priority
-from nopad.runtime.server.calls import Call, Calling, Texts, reply
+from nopad.runtime.server.calls import Call, Calling, Texts, reply, to_json
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.models import Answered, Reading, Served
-from nopad.runtime.server.vectors import vectors_of
+from nopad.runtime.server.vectors import token_vectors_of, vectors_of
 from nopad.runtime.tokenizer import Tokens
 from nopad.runtime.types import Merge, Prediction, Text, Truncation
 
@@ -142,6 +143,14 @@ async def embed(body: Embed, call: Calling) -> Response:
     return reply(vectors_of(answered, normalize=body.normalize, dimensions=body.dimensions), answered)
 
 
+@router.post("/embed_all")
+async def embed_all(body: EmbedTokens, call: Calling) -> Response:
+    """Of each text the embeddings of its tokens, special ones included: the model's last hidden state."""
+    served = call.find(None, "token-embeddings")
+    answered = await call.answer(served, embed_texts(body.inputs, served), body.reading(body.prompt_name))
+    return await asyncio.to_thread(_tokens_reply, answered)  # a vector for each of thousands of tokens
+
+
 @router.post("/similarity")
 async def similarity(body: Similarity, call: Calling) -> Response:
     """Cosine similarity of the source sentence and each of the others."""
@@ -195,6 +204,7 @@ async def info(call: Calling) -> Response:
     }
     kinds: dict[str, Any] = {
         "embeddings": {"embedding": {"pooling": manifest.pooling or "cls"}},
+        "token-embeddings": {"embedding": {"pooling": "none"}},
         "rerank": {"reranker": names},
     }
     precision = served.model.artifact.precision
@@ -287,6 +297,10 @@ async def ranked(
     # By logit, which still orders scores that a sigmoid rounds to 1.0.
     order = sorted(range(len(texts)), key=lambda index: -logits[index])
     return answered, order, logits if raw else [answer.score for answer in answered.answers]
+
+
+def _tokens_reply(answered: Answered) -> Response:
+    return reply([orjson.Fragment(to_json(rows)) for rows in token_vectors_of(answered, normalize=False)], answered)
 
 
 def _decoded(ids: Sequence[int], served: Served, skip_special: bool, index: int | None) -> str:

@@ -21,6 +21,7 @@ from nopad.export.graph.onnx import export_graph
 from nopad.model.attention import sdpa_attention
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.encoder import PackedEncoder, build_encoder
+from nopad.model.head import PER_TOKEN
 from nopad.model.packing import pack
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 from nopad.runtime.engines.openvino import openvino_core
@@ -68,7 +69,7 @@ def asker(encoder: PackedEncoder, file: Path) -> Ask:
         batch = pack(sequences, types, multiple=sum(map(len, sequences)) + filler)
         out = model({name: getattr(batch, name) for name in graph.inputs})[0]
         logits = torch.from_numpy(np.array(out))
-        per_token = config.task in ("token-classification", "fill-mask")
+        per_token = config.task in PER_TOKEN
         return list(logits[: batch.num_tokens].split(batch.lengths.tolist()) if per_token else logits)
 
     return ask

@@ -121,7 +121,13 @@ def test_the_longest_text_is_cut_at_the_positions(roberta: tuple[Path, Path, Any
 
 @pytest.mark.parametrize(
     ("task", "pooling"),
-    [("embeddings", "cls"), ("embeddings", "max+mean"), ("token-classification", ""), ("fill-mask", "")],
+    [
+        ("embeddings", "cls"),
+        ("embeddings", "max+mean"),
+        ("token-embeddings", ""),
+        ("token-classification", ""),
+        ("fill-mask", ""),
+    ],
 )
 def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
     make_checkpoint("bert-single", tmp_path / "c")  # its tokenizer
@@ -129,11 +135,12 @@ def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
         vocab_size=420, embedding_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=2,
     )  # fmt: skip
-    kind = {"embeddings": "Model", "token-classification": "ForTokenClassification", "fill-mask": "ForMaskedLM"}[task]
+    kind = {"token-classification": "ForTokenClassification", "fill-mask": "ForMaskedLM"}.get(task, "Model")
     torch.manual_seed(0)
     model = getattr(transformers, f"Electra{kind}")(config).eval()
     model.save_pretrained(tmp_path / "c")
     options: Any = {"pooling": pooling, "normalize": True} if task == "embeddings" else {}
+    options |= {"task": task} if task == "token-embeddings" else {}
     # transformers has no pooling to be the gate's reference for several modes in one.
     result = export_checkpoint(tmp_path / "c", tmp_path / "b", ExportOptions(parity="+" not in pooling, **options))
     assert result.passed
@@ -145,6 +152,8 @@ def test_tasks_and_poolings(task: str, pooling: str, tmp_path: Path) -> None:
                 hidden = out.last_hidden_state[0]
                 want = hidden[0] if pooling == "cls" else torch.cat([hidden.amax(0), hidden.mean(0)])
                 want = torch.nn.functional.normalize(want, dim=-1)
+            elif task == "token-embeddings":
+                want = out.last_hidden_state[0]
             else:
                 want = out.logits[0]
             assert ours.shape == tuple(want.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -114,6 +115,11 @@ def scale_one_head(encoder: PackedEncoder) -> None:
 
 
 @torch.no_grad()
+def forget_the_last_norm(encoder: PackedEncoder) -> None:
+    encoder.backbone().final_norm.weight.fill_(1.0)
+
+
+@torch.no_grad()
 def round_weights(encoder: PackedEncoder) -> None:
     for parameter in encoder.backbone().layers[0].parameters():
         parameter.copy_(parameter.to(torch.bfloat16))
@@ -211,6 +217,9 @@ FAULTS = {
         config=lambda c: {"normalize": False},
         manifest=lambda m: {"normalize": True},
     ),
+    "token-embeddings without the last norm": Fault(
+        fast=(), caught=LOGITS, checkpoint="modernbert-tokens", weights=forget_the_last_norm
+    ),
     "BERT positions off by one": Fault(fast=(), caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
     "BERT token types ignored": Fault(
         fast=("cpu",), caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types
@@ -238,6 +247,7 @@ HONEST = {
     "modernbert-single-cls": ("cpu",),
     "modernbert-multi-cls": ("onnx",),
     "modernbert-embed-mean-unit": ("cpu",),
+    "modernbert-tokens": (),
     "bert-single": ("onnx",),
     "bert-rerank": ("cpu",),
 }
@@ -360,3 +370,21 @@ def test_the_gate_catches_engines(name: str, embedded: tuple[Bundle, Reference])
     print_catch(name, report)
     assert not report["passed"]
     assert failed_checks(report) >= caught
+
+
+def one_token_late(batch: PackedBatch, logits: FloatArray) -> FloatArray:
+    """Each text's vectors, whole and of the same mean, but each given to the token after its own."""
+    out = logits.copy()
+    for start, end in itertools.pairwise(batch.cu_seqlens):
+        out[start:end] = np.roll(logits[start:end], 1, axis=0)
+    return out
+
+
+def test_the_gate_catches_vectors_of_neighbouring_tokens(bundle: Callable[[str], Path], source: Any) -> None:
+    folder, _ = source("modernbert-tokens")
+    reference = Reference(folder, "token-embeddings")
+    engine = BrokenEngine(one_token_late)
+    with load(bundle("modernbert-tokens"), engine=engine, threads=1, allow_unverified=True) as model:
+        report = run_gate(model, reference).to_json()
+    print_catch("engine gives each token the vector of the token before it", report)
+    assert not report["passed"] and failed_checks(report) >= LOGITS

@@ -228,6 +228,13 @@ def test_embeddings_have_their_own_keys(predict: Predict) -> None:
     assert sum(x * x for x in embedded["vector"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_embeddings_of_tokens_have_their_own_keys(predict: Predict) -> None:
+    _, (embedded,), _ = predict("a film", name="modernbert-tokens")
+    assert set(embedded) == {"text", "tokens_text", "vectors", "tokens", "tokens_used", "engine"}
+    assert embedded["tokens_text"][0] == "[CLS]" and len(embedded["tokens_text"]) == embedded["tokens"]
+    assert [len(vector) for vector in embedded["vectors"]] == [64] * embedded["tokens"]
+
+
 def test_a_long_text_is_cut_and_counted_or_refused(predict: Predict) -> None:
     long = "again and " * 1500
     code, (row,), err = predict(long)

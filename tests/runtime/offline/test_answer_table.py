@@ -106,6 +106,7 @@ def test_types_of_parquet(predict: Predict, source: Path, tmp_path: Path) -> Non
         ("modernbert-mlm", "masks"),
         ("modernbert-multi-cls", "labels"),
         ("modernbert-embed-default", "vector"),
+        ("modernbert-tokens", "vectors"),
     ],
 )
 def test_answers_of_every_task(name: str, field: str, predict: Predict, tmp_path: Path) -> None:
@@ -116,9 +117,10 @@ def test_answers_of_every_task(name: str, field: str, predict: Predict, tmp_path
         assert predict("--input", source, "--output", path, name=name)[0] == 3
     (want, _), (row, failed) = lines(plain), parquet.read_table(output).to_pylist()
     assert failed["error"] and all(value is None for key, value in failed.items() if key not in ("line", "error"))
-    if field == "vector":
-        assert "fixed_size_list" in str(parquet.read_schema(output).field("vector").type)
-        assert np.array_equal(np.float32(row["vector"]), np.float32(want["vector"]))
+    if field in ("vector", "vectors"):
+        assert ("fixed_size_list" in str(parquet.read_schema(output).field(field).type)) == (field == "vector")
+        assert np.array_equal(np.float32(row[field]), np.float32(want[field]))
+        assert row.get("tokens_text") == want.get("tokens_text")
         code, _, err = predict("--input", source, "--output", tmp_path / "a.csv", name=name)
         assert code == 2 and "a cell of CSV holds no vector; name it .parquet or .jsonl" in err
         return

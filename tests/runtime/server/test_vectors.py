@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from nopad.runtime.server import vectors
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered
-from nopad.runtime.server.vectors import base64_of, vectors_of
+from nopad.runtime.server.vectors import base64_of, token_vectors_of, vectors_of
 
 
 def answered(*rows: list[float]) -> Answered:
@@ -41,3 +42,16 @@ def test_what_is_no_number_is_refused(value: float, normalize: bool) -> None:
 
 def test_base64_is_little_endian_float32() -> None:
     assert base64.b64decode(base64_of(np.array([1.0, -2.0], dtype=np.float32))) == bytes.fromhex("0000803f000000c0")
+
+
+def test_tokens_have_a_vector_each_and_an_answer_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [np.array([[3, 4, 12], [0, -2, 5]], np.float32), np.array([[0, 7, 1]], np.float32)]
+    answers: Any = SimpleNamespace(answers=[SimpleNamespace(vectors=rows) for rows in texts], tokens=3)
+    cut = token_vectors_of(answers, normalize=True, dimensions=2)
+    assert np.allclose(cut[0], [[0.6, 0.8], [0, -1]]) and np.array_equal(cut[1], [[0, 1]])
+    with pytest.raises(Fault, match="between 1 and 3"):
+        token_vectors_of(answers, normalize=True, dimensions=4)
+    monkeypatch.setattr(vectors, "MOST_NUMBERS", 8)
+    with pytest.raises(Fault, match="the embeddings of 3 tokens are 9 numbers, over 8 in one answer") as caught:
+        token_vectors_of(answers, normalize=False)
+    assert caught.value.kind == "validation"

@@ -1,4 +1,4 @@
-"""TEI's /embed_sparse and /embed_all."""
+"""TEI's /embed_sparse."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ def test_weights_are_splades_and_only_those_that_are_not_zero(serve: Serve) -> N
     assert [row["index"] for row in single[0]] == [row["index"] for row in answer.json()[0]] and len(single) == 1
 
 
-def test_what_has_no_weights_or_no_tokens_is_refused(serve: Serve) -> None:
+def test_what_has_no_weights_is_refused(serve: Serve) -> None:
     url = serve("default").url
     sparse = httpx.post(url + "/embed_sparse", json={"inputs": "a"})
     assert sparse.status_code == 424 and "not an embedding model with SPLADE pooling" in sparse.json()["error"]
-    every = httpx.post(url + "/embed_all", json={"inputs": "a"})
-    assert (every.status_code, every.json()["error"]) == (424, "Model is not an embedding model")
     assert httpx.post(url + "/embed_sparse", json={"inputs": 3}).status_code == 422

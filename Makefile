@@ -18,7 +18,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 
 $(VENV4)/.done: pyproject.toml constraints-transformers4.txt
 	$(PYTHON) -m venv $(VENV4)
-	$(VENV4)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[optimum,train,test]'
+	$(VENV4)/bin/python $(PIP) -c constraints-transformers4.txt -e '.[optimum,openvino,train,test]'
 	@touch $@
 
 demo: setup

@@ -30,7 +30,10 @@ figcaption small { font-weight: 400; color: var(--soft) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap }
-th:first-child, td:first-child { text-align: left; padding-left: 0 } th { color: var(--soft); font-weight: 500 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+.words th, .words td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top }
+.words td:first-child { color: var(--soft); overflow-wrap: normal }
+th { color: var(--soft); font-weight: 500 }
 """
 
 
@@ -43,11 +46,12 @@ class Panel(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of a page: its title, the heads of its columns, and rows of cells, all text."""
+    """A table of a page: its title, the heads of its columns, and rows of cells; of figures, or of `words`."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
 
 def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]) -> str:
@@ -82,11 +86,11 @@ def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    name = escaped(table.title)
-    rows = "".join(row(cells, "td") for cells in table.rows)
+    name, kind = escaped(table.title), "words" if table.words else "figures"
+    head, rows = row(table.heads, "th"), "".join(row(cells, "td") for cells in table.rows)
     return (  # a scrolling region must be reachable by keyboard, and so needs a name
         f'<h2>{name}</h2><div class="scroll" role="region" aria-label="{name}" tabindex="0">'
-        f"<table><thead>{row(table.heads, 'th')}</thead><tbody>{rows}</tbody></table></div>"
+        f'<table class="{kind}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )
 
 

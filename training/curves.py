@@ -28,7 +28,10 @@ def curves_page(
         if "eval_loss" in entry
     ]
     flat = [[name, value] for name, value in _flat(record)]
-    tables = [Table("Evaluations", ("epoch", "step", *names), evaluations), Table("The run", ("", "value"), flat)]
+    tables = [
+        Table("Evaluations", ("epoch", "step", *names), evaluations),
+        Table("The run", ("", ""), flat, words=True),
+    ]
     return page(title, lead, _panels(history, metric_names), tables)
 
 
@@ -39,7 +42,7 @@ def _panels(history: History, metric_names: Sequence[str]) -> list[Panel]:
         Series(name="training", style=0, points=trained, marked=len(trained) < 12),
         Series(name="evaluation", style=1, points=held_out),
     ]
-    loss = lines(losses, steps, Axis(title="Loss", write=units.tick), label="Loss by step")
+    loss = lines(losses, steps, Axis(title="", write=units.tick), label="Loss by step")
     panels = [Panel("Loss", "Lower is better.", loss)]
     metrics = [
         Series(name=name, style=2 + n, points=_points(history, f"eval_{name}", "epoch"))
@@ -48,12 +51,20 @@ def _panels(history: History, metric_names: Sequence[str]) -> list[Panel]:
     drawn = [one for one in metrics if one.points]
     if drawn:
         epochs = Axis(title="Epoch", write=units.tick, least=0.0)
-        svg = lines(drawn, epochs, Axis(title="Value", write=units.tick), label="Metrics of the evaluations by epoch")
+        svg = lines(drawn, epochs, _range(drawn), label="Metrics of the evaluations by epoch")
         panels.append(Panel("Evaluation", "On texts that were not trained on.", svg))
     rates = _points(history, "learning_rate", "step")
     rate = Series(name="rate", style=7, points=rates, marked=len(rates) < 12)
-    svg = lines([rate], steps, Axis(title="Learning rate", write=units.tick, least=0.0), label="Learning rate by step")
+    svg = lines([rate], steps, Axis(title="", write=units.tick, least=0.0), label="Learning rate by step")
     return [*panels, Panel("Learning rate", "", svg)]
+
+
+def _range(series: Sequence[Series]) -> Axis:
+    """The axis of metrics; up to 1 where all are shares."""
+    values = [point.y for one in series for point in one.points]
+    if min(values) < 0 or max(values) > 1:
+        return Axis(title="", write=units.tick)
+    return Axis(title="", write=units.tick, least=min(*values, 0.9), most=1.0)
 
 
 def _points(history: History, name: str, across: str) -> tuple[Point, ...]:

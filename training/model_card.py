@@ -111,13 +111,14 @@ def _data(outcome: Outcome) -> list[str]:
     return [
         "## Data",
         _table(("", "source", "rows", "SHA-256 of the rows"), rows),
-        f"Labels: {_cell(parts['summary'])}",
+        _cell(parts["summary"]),
     ]
 
 
 def _training(outcome: Outcome) -> list[str]:
     machine, notes = outcome.provenance["machine"], outcome.notes
-    where = machine["gpu"] or f"{machine['threads']} threads of {machine['cpu']}"
+    threads = machine["threads"]
+    where = machine["gpu"] or f"{threads} thread{'s' * (threads != 1)} of a CPU ({machine['cpu']})"
     versions = ", ".join(f"{name} {version}" for name, version in outcome.provenance["versions"].items() if version)
     settings = [(name.replace("_", " "), value) for name, value in vars(outcome.recipe).items() if value is not None]
     return [

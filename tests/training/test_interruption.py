@@ -79,10 +79,10 @@ def assert_equal(output: Path, other: Path) -> None:
     ("number", "step", "options"),
     [
         (signal.SIGINT, 5, ()),
-        (signal.SIGTERM, 17, ()),
+        pytest.param(signal.SIGTERM, 17, (), marks=pytest.mark.slow),
         (signal.SIGTERM, STEPS, ()),  # an epoch's last step: its evaluation is saved with it
-        (signal.SIGINT, 2 * STEPS, ()),  # the last of all
-        (signal.SIGINT, 8, ("--eval-steps", "8")),
+        pytest.param(signal.SIGINT, 2 * STEPS, (), marks=pytest.mark.slow),  # the last of all
+        pytest.param(signal.SIGINT, 8, ("--eval-steps", "8"), marks=pytest.mark.slow),
     ],
     ids=["ctrl-c", "second-epoch", "end-of-epoch", "end-of-run", "evaluated-step"],
 )

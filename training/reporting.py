@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,13 +23,27 @@ def check_reporters(names: Sequence[Reporter]) -> None:
 def reporter_callbacks(names: Sequence[Reporter], output: Path) -> list[Any]:
     """The callbacks of transformers, which the libraries' own environment variables set up.
 
-    TensorBoard's files go into a folder of this run in `OUTPUT.runs`, unless TENSORBOARD_LOGGING_DIR names another.
+    One that does not start (no login, no server) raises `EnvironmentProblem`, before the first step. TensorBoard's
+    files go into a folder of this run in `OUTPUT.runs`, unless TENSORBOARD_LOGGING_DIR names another.
     """
     from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
-    callbacks = [kind() for kind in get_reporting_integration_callbacks(list(dict.fromkeys(names)))]
-    for callback in callbacks:
+    names = list(dict.fromkeys(names))  # each once
+    callbacks = [kind() for kind in get_reporting_integration_callbacks(names)]
+    for name, callback in zip(names, callbacks, strict=True):
+        callback.on_train_begin = _named_errors(name, callback.on_train_begin)
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             folder = output.absolute().with_name(f"{output.name}.runs")
             callback.logging_dir = str(folder / time.strftime("%Y-%m-%d-%H%M%S"))
     return callbacks
+
+
+def _named_errors(name: Reporter, begin: Callable[..., None]) -> Callable[..., None]:
+    def on_train_begin(*args: Any, **kwargs: Any) -> None:
+        try:
+            begin(*args, **kwargs)
+        except Exception as error:  # each library has its own
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise EnvironmentProblem(f"--report-to {name} does not start: {reason}") from error
+
+    return on_train_begin

@@ -262,7 +262,8 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         label_names=[TARGETS],
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
-        report_to=[],
+        report_to=[],  # nopad.training.reporting
+        run_name=work.name.removesuffix(".training"),
     )
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -85,6 +85,14 @@ def test_tensorboard(train: Train) -> None:
     assert train("--report-to", "tensorboard")[0] == 0
 
 
+def test_one_that_does_not_start_is_named(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'nopad[tensorboard]'")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "rows.jsonl")
+    code, said = train("--report-to", "tensorboard")
+    assert code == 4 and "nopad: --report-to tensorboard does not start: " in said and "Traceback" not in said
+    assert not left()
+
+
 @pytest.mark.slow
 def test_wandb_offline(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     if not importable("wandb"):

@@ -43,7 +43,7 @@ def _named_errors(name: Reporter, begin: Callable[..., None]) -> Callable[..., N
         try:
             begin(*args, **kwargs)
         except Exception as error:  # each library has its own
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise EnvironmentProblem(f"--report-to {name} does not start: {reason}") from error
 
     return on_train_begin

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from transformers import TrainerCallback
 
 from nopad.model.head import Head
 from nopad.model.reliability import calibration_error, reliability
@@ -46,3 +47,12 @@ def details(head: Head, predictions: FloatArray, targets: Array) -> dict[str, An
         for label, row in zip(head.labels, np.stack(figures).T, strict=True)
     ]
     return result
+
+
+class EvaluateAtTheEnd(TrainerCallback):
+    """With evaluations every so many steps, the last step has one, too. transformers 4 would only save it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the last step evaluated and saved."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True

@@ -27,7 +27,7 @@ from nopad.model.head import Head
 from nopad.runtime.atomic import replace_folder
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
-from nopad.training.evaluation import details
+from nopad.training.evaluation import EvaluateAtTheEnd, details
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
 from nopad.training.meter import FACTS, ROW, Meter, collate_with_facts
@@ -221,6 +221,8 @@ def _make_trainer(
         eval_dataset=held_out,
     )
     trainer.remove_callback(PrinterCallback)
+    if recipe.eval_steps is not None:
+        trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     return trainer

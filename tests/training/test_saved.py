@@ -1,6 +1,7 @@
 """`--resume` from states that were damaged on the disk."""
 
 import json
+import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -106,3 +107,23 @@ def test_a_best_epoch_that_is_gone_is_not_passed_off(resume: Train, tmp_path: Pa
     code, said = resume()
     assert code == 3 and f"the best epoch so far was {best.name}, and it is gone" in said
     assert states(tmp_path) == [newest]
+
+
+def test_a_disk_that_is_full_loses_nothing_that_was_saved(
+    resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = states(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    add = Meter.add
+
+    def fill(self: Meter, facts: Any, loss: Any, *, step: int) -> None:
+        add(self, facts, loss, step=step)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    monkeypatch.setattr(Meter, "add", fill)
+    try:
+        code, said = resume()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 4 and "free some space" in said
+    assert states(tmp_path) == before and all(fault(state) is None for state in before)

@@ -133,10 +133,7 @@ def test_wrong_usage_is_told_on_stderr_with_code_2(arguments: list[str], words: 
     assert words in err and "Usage: nopad " in err and out == ""
 
 
-ERRORS = [kind for kind in (getattr(errors, name) for name in errors.__all__) if issubclass(kind, NopadError)]
-
-
-@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [getattr(errors, name) for name in errors.__all__], ids=lambda kind: kind.__name__)
 def test_every_error_becomes_its_code_and_one_line(kind: type[NopadError], raising: Raising, capsys: Capture) -> None:
     raising(kind("what is wrong: do this"))
     assert run(["predict"]) == kind.exit_code

@@ -142,7 +142,7 @@ def _use(outcome: Outcome) -> list[str]:
 
 def _limits(outcome: Outcome, max_length: int) -> list[str]:
     limits = [f"Texts are cut at {max_length:,} tokens."]
-    if outcome.data.labels:
+    if outcome.data.task.head == "text-classification" and outcome.data.labels:
         limits.append("It answers with the labels above for every text, also for one that none of them fits.")
     if _evaluations(outcome) > 1:
         limits.append("The evaluation chose the weights, so its figures are a little better than new texts will give.")

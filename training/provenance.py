@@ -33,7 +33,7 @@ def _digest(rows: Any) -> str:
     columns = sorted(rows.column_names)
     for batch in rows.select_columns(columns).iter(batch_size=1000):
         for row in zip(*(batch[name] for name in columns), strict=True):
-            digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+            digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 

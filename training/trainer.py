@@ -167,6 +167,7 @@ def train(
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
+    depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
         trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
@@ -189,7 +190,7 @@ def train(
             epoch=epoch,
             history=trainer.state.log_history,
             notes=replace(trainer.notes, evaluation=read_notes(best).evaluation),
-            provenance=provenance(data),
+            provenance=depends_on,
         )
         checkpoint.encoder.cpu().eval()
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):

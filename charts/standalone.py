@@ -1,8 +1,10 @@
-"""Plots one below the other as one SVG file: with the colours that a page would give them, light and dark."""
+"""Plots as a file of its own, an SVG or an HTML page without requests: with their colours, light and dark."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +13,28 @@ from nopad.charts.svg import escaped, style_sheet
 # The page's colours, which the style sheet of plots takes from around it.
 _LIGHT = "--ink: #1b1f24; --soft: #59636e; --grid: #d9dee3; --card: #ffffff"
 _DARK = "--ink: #e6edf3; --soft: #9aa4af; --grid: #333b44; --card: #0d1117"
+_COLOURS = f":root {{ {_LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}"
 _GAP, _TITLE = 18.0, 24.0
+_PAGE = """
+:root { color-scheme: light dark }
+body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--card); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
+h1 { font-size: 1.5rem; margin: 0 }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+p { color: var(--soft); margin: .25rem 0 }
+.plots { display: grid; gap: 1.5rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)) }
+figure { margin: 0; min-width: 0 }
+figcaption { font-weight: 650 }
+figcaption small { font-weight: 400; color: var(--soft) }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+.words th, .words td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top }
+.words td:first-child { color: var(--soft); overflow-wrap: normal }
+th { color: var(--soft); font-weight: 500 }
+"""
 
 
 class Panel(NamedTuple):
@@ -20,6 +43,55 @@ class Panel(NamedTuple):
     title: str
     remark: str
     svg: str
+
+
+class Table(NamedTuple):
+    """A table of a page: its title, the heads of its columns, and rows of cells; of figures, or of `words`."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: bool = False
+
+
+def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]) -> str:
+    """The text of an HTML file: a title, a sentence below it, plots side by side as the window allows, then tables."""
+    style = f"{_COLOURS} {style_sheet()}{_PAGE}"
+    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    figures = "".join(
+        f"<figure><figcaption>{escaped(one.title)} <small>{escaped(one.remark)}</small></figcaption>{one.svg}</figure>"
+        for one in panels
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escaped(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{escaped(title)}</h1>
+<p>{escaped(lead)}</p>
+<div class="plots">{figures}</div>
+{"".join(map(_table, tables))}
+</body>
+</html>
+"""
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    name, kind = escaped(table.title), "words" if table.words else "figures"
+    head, rows = row(table.heads, "th"), "".join(row(cells, "td") for cells in table.rows)
+    return (  # a scrolling region must be reachable by keyboard, and so needs a name
+        f'<h2>{name}</h2><div class="scroll" role="region" aria-label="{name}" tabindex="0">'
+        f'<table class="{kind}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def standalone(panels: Sequence[Panel], *, width: float) -> str:
@@ -35,7 +107,7 @@ def standalone(panels: Sequence[Panel], *, width: float) -> str:
         own = panel.svg.replace(' class="plot"', "", 1)  # whose rules are for a page's columns
         parts.append(f'<g transform="translate(0,{top + _TITLE:.0f})">{own}</g>')
         top += _TITLE + float(box[2]) + _GAP
-    sheet = f":root {{ {_LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }} {style_sheet()}"
+    sheet = f"{_COLOURS} {style_sheet()}"
     size = f'viewBox="0 0 {width:.0f} {top:.0f}" width="{width:.0f}" height="{top:.0f}"'
     ground = f'<rect width="{width:.0f}" height="{top:.0f}" fill="var(--card)"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{sheet}</style>{ground}{"".join(parts)}</svg>\n'

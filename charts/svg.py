@@ -43,12 +43,16 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points that belong together. `style` picks colour and marker; `strong` draws them heavier than the others."""
+    """Points that belong together. `style` picks colour and marker; `strong` draws them heavier than the others.
+
+    Without `marked`, a line has no markers: for so many points that they would hide it.
+    """
 
     name: str
     style: int
     points: tuple[Point, ...]
     strong: bool = False
+    marked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +220,7 @@ def _points(series: Sequence[Series], x: Axis, y: Axis, *, label: str, joined: b
         if joined and len(line.points) > 1:
             path = "M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in places[n])
             drawn.append(f'<path class="line s{line.style % COLOURS}{" strong" if line.strong else ""}" d="{path}"/>')
-        for point, (px, py) in zip(line.points, places[n], strict=True):
+        for point, (px, py) in zip(line.points, places[n], strict=True) if line.marked else ():
             inner = [marker(line.style, px, py, 6 if line.strong else 5)]
             if point.interval:
                 low, high = map(up, point.interval)

@@ -1,8 +1,7 @@
 """Temperature and thresholds from logits and true labels, and what they change. numpy only; no files, no engine.
 
 The temperature is that of C. Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): the logits divided by
-the T under which the true labels are likeliest. The expected calibration error is M. P. Naeini et al.'s, "Obtaining
-Well Calibrated Probabilities Using Bayesian Binning" (AAAI 2015).
+the T under which the true labels are likeliest.
 """
 
 from __future__ import annotations
@@ -16,25 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import FloatArray, Head
+from nopad.model.reliability import Bin, Values, calibration_error, of_each_row, reliability
 from nopad.runtime.data.labelled import Targets
 from nopad.runtime.errors import InputFileError, UsageError
 
-BINS = 15  # of equal width, as in Guo et al.
 LEAST_TEXTS = 50  # different ones; fewer say nothing about the held-out half
 # Temperatures outside are no calibration: beyond them the labels are separated, or have nothing to do with the answers.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 
-Values = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bin:
-    """The answers whose probability lies in one bin; those of no answer are 0."""
-
-    count: int
-    probability: float  # their mean
-    right: float  # the share that is true
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,35 +153,18 @@ def figures(logits: FloatArray, targets: Targets, head: Head) -> Figures:
     right = (decided == targets).all(axis=1)
     squares = (p - targets) ** 2
     bins = reliability(logits, targets, head)
-    answers = sum(one.count for one in bins)
     result = Figures(
         nll=_nll(logits.astype(np.float64) / head.temperature, targets, head),
-        ece=sum(one.count * abs(one.probability - one.right) for one in bins) / answers,
+        ece=calibration_error(bins),
         brier=float(squares.mean() if head.multi_label else squares.sum(axis=1).mean()),
         accuracy=float(right.mean()),
         f1=_macro_f1(decided, targets) if head.multi_label else None,
     )
     if head.abstain_below is None:
         return result
-    answered = np.array([not head.abstains(float(score)) for score in _scores(p, head.best(logits))])
+    answered = np.array([not head.abstains(float(score)) for score in of_each_row(p, head.best(logits))])
     accuracy = float(right[answered].mean()) if answered.any() else None
     return dataclasses.replace(result, abstained=float(1 - answered.mean()), answered_accuracy=accuracy)
-
-
-def reliability(logits: FloatArray, targets: Targets, head: Head) -> tuple[Bin, ...]:
-    """The reliability diagram: `BINS` bins of equal width, from 0 to 1."""
-    p = head.probabilities(logits).astype(np.float64)
-    if head.multi_label:
-        probabilities, right = p.ravel(), targets.ravel()
-    else:
-        best = head.best(logits)
-        probabilities, right = _scores(p, best), _scores(targets, best)
-    place = np.clip(np.ceil(probabilities * BINS).astype(int) - 1, 0, BINS - 1)  # 1 belongs to the last
-    counts, sums, hits = (np.bincount(place, weights, BINS) for weights in (None, probabilities, right))
-    return tuple(
-        Bin(count=int(count), probability=float(total / max(count, 1)), right=float(hit / max(count, 1)))
-        for count, total, hit in zip(counts, sums, hits, strict=True)
-    )
 
 
 def _fit(logits: FloatArray, targets: Targets, head: Head, thresholds: bool, abstain_below: float | None) -> Head:

@@ -24,7 +24,7 @@ TORCH_FREE = {
     f"nopad.model.{name}"
     for name in (
         *("checkpoint.read_config", "checkpoint.read_head", "config", "errors", "head", "packages", "packing"),
-        "rope_config",
+        *("reliability", "rope_config"),
     )
 }
 # The one engine that is the encoder itself; it imports it when it is opened.

@@ -31,6 +31,8 @@ class Recipe:
     max_length: int = 512  # tokens
     label_smoothing: float = 0.0
     gradient_accumulation: int = 1
+    eval_steps: int | None = None  # evaluated and saved so often; None: every epoch
+    patience: int | None = None  # evaluations without a better one that end the run
     seed: int = 42
     bf16: bool | None = None  # None: where the hardware has it
 
@@ -40,6 +42,9 @@ class Recipe:
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:  # refuses NaN, too
                 raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        for name in ("eval_steps", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):

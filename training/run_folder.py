@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,19 +11,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 
 from nopad.model.errors import CheckpointError
-from nopad.runtime.atomic import check_output, locked
+from nopad.runtime.atomic import check_output, locked, sha256_of
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError
 from nopad.training.recipe import Recipe
+from nopad.training.saved import newest_whole
 
 MARKER = "model.safetensors"
+CARD, CURVES, CURVES_PAGE = "README.md", "curves.svg", "curves.html"
+RECORD = "nopad_training"  # of config.json: what the run was
 # What a run writes, in any version of transformers: a folder with anything else in it is not replaced.
 CHECKPOINT_FILES = frozenset(
     {MARKER, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-    | {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"}
+    | {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", CURVES, CURVES_PAGE}
 )
 _EPOCH = re.compile(r"checkpoint-\d+")
 
@@ -44,13 +49,15 @@ def check_run(
         raise UsageError("give one of --model (a checkpoint folder or Hub name) and --from-scratch CONFIG")
     if recipe.bf16 and not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
         raise EnvironmentProblem("--bf16 needs a GPU that has bfloat16, and there is none; leave it out")
-    check_output(output, MARKER, CHECKPOINT_FILES)
+    check_output(output, MARKER, replaceable(output))
+    work = _work_folder(output)
     for source in (model, from_scratch, tokenizer):
         path = Path(source or "")
         folder = path.parent if path.is_file() else path
         if source is not None and folder.is_dir() and folder.resolve() == output.resolve():
             raise OutputError(f"{output} is what the model is read from; name another --output")
-    work = _work_folder(output)
+        if source is not None and folder.resolve().parent == work.resolve() and not resume:
+            raise OutputError(f"{folder} would be removed with {work}; name another --output, or move it away")
     if work.exists() and not work.is_dir():
         raise OutputError(f"{work}, where epochs are kept, is not a folder; move it away, or name another output")
     foreign = [path.name for path in sorted(work.glob("*")) if not _EPOCH.fullmatch(path.name)]
@@ -60,11 +67,25 @@ def check_run(
         raise CheckpointError(f"nothing to resume: {work} holds no saved epoch; run without --resume")
 
 
+def replaceable(output: Path) -> frozenset[str]:
+    """The files of a checkpoint folder that a run may replace: its model card only as long as nobody has edited it."""
+    try:
+        record = json.loads((output / "config.json").read_text("utf-8"))[RECORD]
+        own = record["card_sha256"] == sha256_of(output / CARD)
+    except (OSError, ValueError, KeyError, TypeError):  # no checkpoint, or not one with a card
+        own = False
+    return CHECKPOINT_FILES | {CARD} if own else CHECKPOINT_FILES
+
+
 def saved_epochs(output: Path) -> list[Path]:
     """The epochs that an interrupted run of `output` has saved, oldest first."""
     # trainer_state.json is the last file of a saved epoch: a folder without it was cut short.
     saved = [path.parent for path in _work_folder(output).glob("checkpoint-*/trainer_state.json")]
-    return sorted(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return sorted(saved, key=_step)
+
+
+def _step(saved: Path) -> int:
+    return int(saved.name.rsplit("-", 1)[1])
 
 
 def _work_folder(output: Path) -> Path:
@@ -82,25 +103,48 @@ def _clean(work: Path, keep: Sequence[Path]) -> None:
 
 
 @contextmanager
-def epochs_kept(output: Path, resume: bool) -> Iterator[tuple[Path, str | None]]:
-    """The work folder of `output`, and the epoch to go on from; no other process trains to `output` meanwhile.
+def epochs_kept(output: Path, resume: bool, console: Console) -> Iterator[tuple[Path, Path | None]]:
+    """The work folder of `output`, and the saved state to go on from; no other process trains to `output` meanwhile.
 
-    Saved epochs stay after an error, unless the run has diverged; otherwise they are removed. Raises `OutputError`.
+    Saved states stay after an error, and a `DivergedError` names the last; at the end they are removed. One that is
+    damaged is passed over, and `console` told so. Raises `OutputError`, and `CheckpointError` where all are damaged.
     """
     work = _work_folder(output)
     with locked(work, f"training to {output}"):
-        saved = saved_epochs(output) if resume else []  # an older run's would be taken for this one's
-        _clean(work, saved)
-        keep: list[Path] = []
+        last = _state_to_resume(output, console) if resume else None
+        # An older run's would be taken for this one's, and so would what is newer than the one to go on from.
+        keep = [path for path in saved_epochs(output) if last is not None and _step(path) <= _step(last)]
+        _clean(work, keep)
+        keep = []
         try:
-            yield work, str(saved[-1]) if saved else None
-        except DivergedError:
-            raise
+            yield work, last
+        except DivergedError as error:
+            keep = saved_epochs(output)
+            raise DivergedError(f"{error}; {_after_divergence(keep)}") from None
         except BaseException:
             keep = saved_epochs(output)
             raise
         finally:
             _clean(work, keep)
+
+
+def _state_to_resume(output: Path, console: Console) -> Path:
+    last, faults = newest_whole(saved_epochs(output))
+    told = "; ".join(f"{name} is damaged ({reason})" for name, reason in faults.items())
+    if last is None:
+        raise CheckpointError(f"nothing to resume in {_work_folder(output)}: {told}; run without --resume")
+    if faults:
+        console.print(f"note: {told}: going on from {last.name}", style="yellow")
+    return last
+
+
+def _after_divergence(saved: Sequence[Path]) -> str:
+    advice = "lower --learning-rate, and look for extreme values among the labels"
+    if not saved:
+        return f"nothing is written; {advice}"
+    return (
+        f"the last good state is kept, a checkpoint that --model takes (with another --output): {saved[-1]}; {advice}"
+    )
 
 
 @contextmanager

@@ -7,7 +7,9 @@ folders; the best becomes the output, put in place by one rename.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,27 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.tokenizer import save_tokenizer
-from nopad.model.errors import CheckpointError
+from nopad.model.head import Head
 from nopad.runtime.atomic import replace_folder
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
+from nopad.training.evaluation import EvaluateAtTheEnd, details
 from nopad.training.initial_model import open_model
-from nopad.training.progress import RichProgress
+from nopad.training.interruption import saving_on_signals
+from nopad.training.meter import FACTS, ROW, Meter, collate_with_facts
+from nopad.training.outcome import Outcome, kept_evaluation
+from nopad.training.output import write_output
+from nopad.training.progress import ProgressReport
+from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
+from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
+from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
+from nopad.training.saved import Notes, read_notes, seal
 from nopad.training.tasks.base import STREAM, TARGETS, Task
 
 
@@ -46,26 +56,63 @@ class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
     def __init__(
-        self, *, checkpoint: Checkpoint, tokenizer: Any, task: Task, label_smoothing: float, **kwargs: Any
+        self,
+        *,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        task: Task,
+        head: Head,
+        meter: Meter,
+        notes: Notes,
+        label_smoothing: float,
+        **kwargs: Any,
     ) -> None:
-        collate = partial(task.collate, multiple=checkpoint.config.block)
+        collate = partial(collate_with_facts, collate=partial(task.collate, multiple=checkpoint.config.block))
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
         self.checkpoint = checkpoint
         self.task = task
+        self.head = head
+        self.meter = meter
         self.tokenizer_to_save = tokenizer
         self.label_smoothing = label_smoothing
+        self._notes = notes  # of the sessions before
+        self._evaluation = notes.evaluation
+        self._began = (time.monotonic(), time.process_time())
+
+    @property
+    def notes(self) -> Notes:
+        """What is to be known of the run beside `Trainer`'s state, as of now."""
+        wall, cpu = (now - then for now, then in zip((time.monotonic(), time.process_time()), self._began, strict=True))
+        seconds, cpu_seconds = self._notes.seconds + wall, self._notes.cpu_seconds + cpu
+        return Notes(seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss; the recipe's label smoothing applies to training steps only."""
         logits = model(**{name: inputs[name] for name in STREAM})
         smoothing = self.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
+        if model.training:
+            self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return self.task.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+        predictions, targets = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        if np.isfinite(predictions).all():
+            self._evaluation = details(self.head, predictions, targets)
+        return self.task.metrics(predictions, targets)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """`Trainer`'s; raises `DivergedError` for a figure that is not finite, before anything of it is saved."""
+        figures = super().evaluate(*args, **kwargs)
+        names = {f"eval_{name}": name for name in ("loss", *self.task.metric_names)}
+        wrong = [
+            f"{names[key]} {value:g}" for key, value in figures.items() if key in names and not math.isfinite(value)
+        ]
+        if wrong:
+            raise DivergedError(f"training diverged ({', '.join(wrong)} in epoch {self.state.epoch:.4g})")
+        return figures
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -79,6 +126,8 @@ class PackedTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+            if self.args.should_save:
+                seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.notes)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -98,64 +147,92 @@ def train(
     recipe: Recipe | None = None,
     resume: bool = False,
     console: Console | None = None,
+    log_every: float = 30.0,
+    report_to: Sequence[Reporter] = (),
+    sources: Sequence[str] = (),
 ) -> TrainingResult:
-    """Fine-tune and write the best epoch's checkpoint to `output`.
+    """Fine-tune and write the best evaluation's checkpoint to `output`, with learning curves and a model card.
 
-    Saved epochs are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
-    is removed at the end. `console` is where progress goes.
+    Saved states are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
+    is removed at the end. `console` is where progress goes, every `log_every` seconds where it is no terminal;
+    `sources` is what the card calls the data. In the main thread, Ctrl-C and SIGTERM are taken: the step is finished
+    and saved before `KeyboardInterrupt` (or its kind `Terminated`) is raised.
 
     Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
     `EnvironmentProblem` where the disk is full, and `DivergedError`.
     """
-    recipe = recipe or Recipe()
+    recipe, console = recipe or Recipe(), console or Console(quiet=True)
+    check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
-    with epochs_kept(output, resume) as (work, last):
-        trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe)
-        progress = RichProgress(console or Console(quiet=True), trainer.task.metric_names)
-        trainer.add_callback(progress)
-        try:
-            outcome = trainer.train(resume_from_checkpoint=last)
-        finally:
-            progress.stop()
-        kept, metrics = _kept_epoch(trainer)
+    depends_on = provenance(data)
+    with epochs_kept(output, resume, console) as (work, last):
+        notes = read_notes(last) if last is not None else Notes()
+        trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
+        progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)
+        with saving_on_signals(console) as stop:
+            for callback in (*reporter_callbacks(report_to, output), progress, stop):
+                trainer.add_callback(callback)
+            try:
+                done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            finally:
+                progress.stop()
+        best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
+        outcome = Outcome(
+            name=output.absolute().name,
+            model=model,
+            sources=sources,
+            data=data,
+            recipe=recipe,
+            metrics=metrics,
+            epoch=epoch,
+            history=trainer.state.log_history,
+            notes=replace(trainer.notes, evaluation=read_notes(best).evaluation),
+            provenance=depends_on,
+        )
         checkpoint.encoder.cpu().eval()
-        with replace_folder(output, marker=MARKER, known=CHECKPOINT_FILES) as folder, room_on_disk(output):
-            record = {"metrics": metrics, "recipe": vars(recipe), "task": {"head": data.task.head, **vars(data.task)}}
-            write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, "nopad_training": record}, folder)
-            save_tokenizer(model_tokenizer, folder)
-    return TrainingResult(
-        output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
-    )
+        with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):
+            write_output(folder, checkpoint, model_tokenizer, outcome)
+    return TrainingResult(output=output, metrics=metrics, epoch=epoch, seconds=done.metrics["train_runtime"])
 
 
 def _make_trainer(
-    checkpoint: Checkpoint, tokenizer: Any, data: TrainingData, work: Path, recipe: Recipe
+    checkpoint: Checkpoint, tokenizer: Any, data: TrainingData, work: Path, recipe: Recipe, notes: Notes
 ) -> PackedTrainer:
     task = data.task
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
-        part.map(encode, batched=True, remove_columns=part.column_names, desc="Tokenizing")
+        part.map(encode, batched=True, remove_columns=part.column_names, desc="Tokenizing").add_column(
+            ROW, np.arange(len(part))
+        )
         for part in (data.train, data.evaluation)
     )
     trainer = PackedTrainer(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         task=task,
+        head=Head(task=task.head, labels=data.labels, problem_type=data.problem_type),
+        meter=Meter(data.train),
+        notes=notes,
         label_smoothing=recipe.label_smoothing,
         args=_arguments(recipe, task, work, len(rows)),
         train_dataset=rows,
         eval_dataset=held_out,
     )
     trainer.remove_callback(PrinterCallback)
+    if recipe.eval_steps is not None:
+        trainer.add_callback(EvaluateAtTheEnd())
+    if recipe.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.patience))
     return trainer
 
 
 def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArguments:
     """The recipe as transformers spells it, for this many training rows."""
     cuda = torch.cuda.is_available()
+    every = "epoch" if recipe.eval_steps is None else "steps"
     arguments = TrainingArguments(
         output_dir=str(work),
         learning_rate=recipe.learning_rate,
@@ -170,9 +247,14 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         per_device_eval_batch_size=recipe.eval_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         bf16=(cuda and torch.cuda.is_bf16_supported()) if recipe.bf16 is None else recipe.bf16,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
+        eval_strategy=every,
+        save_strategy=every,
+        eval_steps=recipe.eval_steps,
+        save_steps=recipe.eval_steps or 500,  # of no effect by epochs
+        logging_steps=0.005,  # of all steps: 200 points make a curve
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # such a loss ends the run: nopad.training.meter
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=task.best_metric,
@@ -183,32 +265,12 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         label_names=[TARGETS],
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
-        report_to=[],
+        report_to=[],  # nopad.training.reporting
+        run_name=work.name.removesuffix(".training"),
     )
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _kept_epoch(trainer: PackedTrainer) -> tuple[dict[str, float], dict[str, float]]:
-    """The log entry of the epoch whose weights were loaded at the end, and its metrics.
-
-    Raises `CheckpointError` if they could not be loaded, `DivergedError` if a metric is not finite.
-    """
-    best = Path(trainer.state.best_model_checkpoint or "none")
-    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    kept = next((entry for entry in entries if best.name == f"checkpoint-{entry['step']}"), entries[-1])
-    names = {f"eval_{name}": name for name in ("loss", *trainer.task.metric_names)}
-    metrics = {names[name]: float(kept[name]) for name in kept if name in names}
-    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if wrong:
-        raise DivergedError(
-            f"training diverged ({', '.join(wrong)} in epoch {kept['epoch']:.4g}), and nothing is written; "
-            "lower --learning-rate, and look for extreme values among the labels"
-        )
-    if trainer.args.load_best_model_at_end and not (best / MARKER).is_file():  # Trainer only warns
-        raise CheckpointError(f"the best epoch is gone from {trainer.args.output_dir}; train without --resume")
-    return kept, metrics
 
 
 def _warmup_steps(recipe: Recipe, rows: int) -> int:

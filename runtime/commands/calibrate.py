@@ -30,8 +30,9 @@ from nopad.runtime.errors import InputFileError, OutputError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from nopad.model.reliability import Bin
     from nopad.runtime.bundle import Bundle
-    from nopad.runtime.calibration import Bin, Calibrated
+    from nopad.runtime.calibration import Calibrated
     from nopad.runtime.manifest import Calibration
     from nopad.runtime.predictor import Model
 

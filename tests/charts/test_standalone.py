@@ -1,9 +1,11 @@
 """Plots as one SVG file: all of them inside, each with its title, and the colours that they need."""
 
+import base64
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 
-from nopad.charts.standalone import Panel, standalone
+from nopad.charts.standalone import Panel, Table, page, standalone
 from nopad.charts.svg import Axis, Bar, Point, Series, bars, lines
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,3 +30,13 @@ def test_no_colour_is_left_to_a_page() -> None:
     style = ElementTree.fromstring(standalone([], width=100)).findtext(f"{SVG}style") or ""
     used, set_here = (set(re.findall(pattern, style)) for pattern in (r"var\((--\w+)", r"(--\w+):"))
     assert used and used <= set_here
+
+
+def test_a_page_sets_every_colour_and_allows_its_own_style_alone() -> None:
+    text = page("A <title>", "", [Panel("P", "", "<svg></svg>")], [Table("T", ("a", "b"), [("1", "<2>")], words=True)])
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    used, set_here = (set(re.findall(pattern, style)) for pattern in (r"var\((--\w+)", r"(--\w+):"))
+    assert used <= set_here
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'sha256-{digest}'" in text
+    assert "<td>1</td><td>&lt;2&gt;</td>" in text and "<h1>A &lt;title&gt;</h1>" in text

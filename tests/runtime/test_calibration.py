@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nopad.model.head import PROBLEM_TYPES, Head, ProblemType, sigmoid, softmax
+from nopad.model.reliability import BINS, reliability
 from nopad.runtime.calibration import (
-    BINS,
     Calibrated,
     calibrate,
     check_head,
     f1_threshold,
     figures,
     fit_temperature,
-    reliability,
 )
 from nopad.runtime.errors import InputFileError, UsageError
 

@@ -45,6 +45,8 @@ def test_defaults_are_the_known_recipe() -> None:
         "max_length": 512,
         "label_smoothing": 0.0,
         "gradient_accumulation": 1,
+        "eval_steps": None,
+        "patience": None,
         "seed": 42,
         "bf16": None,
     }

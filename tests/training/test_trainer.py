@@ -1,8 +1,10 @@
 """`train` end to end on small data: it learns, its result opens in transformers, it repeats itself."""
 
 import functools
+import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from training_samples import CONFIG, logits, make_scratch, sentences, weight_difference, weights, write_jsonl
 
 from nopad.model.checkpoint.load import load_checkpoint
@@ -17,6 +20,7 @@ from nopad.model.errors import CheckpointError
 from nopad.runtime.errors import UsageError
 from nopad.training import trainer
 from nopad.training.data import TrainingData, load_data
+from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
 from nopad.training.tasks.single_label import SingleLabel
 from nopad.training.trainer import TrainingResult, train
@@ -203,6 +207,50 @@ def test_the_best_epoch_is_kept(scratch: Path, tmp_path: Path, monkeypatch: pyte
     ours, _ = logits(result.output, [row["text"] for row in rows])
     targets = torch.tensor([row["target"] for row in rows])
     assert F.cross_entropy(ours, targets).item() == pytest.approx(result.metrics["loss"], rel=1e-5)
+
+
+def test_patience_ends_the_run_and_the_best_evaluation_is_kept(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def scripted(*_: Any) -> dict[str, float]:
+        asked.append([0.5, 0.4, 0.9, 0.9, 0.8, 1.0][len(asked)])
+        return {"f1": asked[-1], "accuracy": 0.0}
+
+    monkeypatch.setattr(SingleLabel, "metrics", scripted)
+    recipe = Recipe(**{**QUICK, "epochs": 6, "patience": 2})
+    result = train(data_of(sentences(40), tmp_path), tmp_path / "out", from_scratch=scratch, recipe=recipe)
+    assert len(asked) == 5, "the first after the best is equal, the second worse"
+    assert result.epoch == 3.0 and result.metrics["f1"] == 0.9
+
+
+def test_evaluations_every_so_many_steps_and_at_the_end(scratch: Path, tmp_path: Path) -> None:
+    data = data_of(sentences(100), tmp_path)  # 90 rows to train on: 6 steps an epoch
+    recipe = Recipe(**{**QUICK, "epochs": 2, "eval_steps": 5})
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    result = train(data, tmp_path / "out", from_scratch=scratch, recipe=recipe, console=console)
+    evaluated = [float(epoch) for epoch in re.findall(r"^epoch ([\d.]+): loss", said.getvalue(), re.MULTILINE)]
+    assert evaluated == [0.8333, 1.667, 2.0]
+    assert any(result.epoch == pytest.approx(epoch, abs=1e-3) for epoch in evaluated)
+
+
+def test_the_record_says_what_the_run_depended_on(trained: TrainingResult, scratch: Path, tmp_path: Path) -> None:
+    record = json.loads((trained.output / "config.json").read_text())["nopad_training"]
+    assert record["versions"]["torch"] == torch.__version__ and record["versions"]["nopad"]
+    assert record["machine"]["cpu"] and record["machine"]["threads"] == torch.get_num_threads()
+    assert record["recipe"]["seed"] == 42 and record["data"]["train"]["rows"] == 270
+    # The digest is of the rows: the same in another file, another for one other label.
+    rows = sentences(300)
+    same, other = (provenance(load_data(str(write_jsonl(tmp_path / name, rows[:])))) for name in ("a.jsonl", "b.json"))
+    assert same["data"] == other["data"] == record["data"]
+    rows[0] = {**rows[0], "label": 1 - rows[0]["label"]}
+    changed = provenance(data_of(rows, tmp_path))["data"]
+    assert (
+        changed["train"]["sha256"] != same["data"]["train"]["sha256"]
+        or changed["evaluation"] != same["data"]["evaluation"]
+    )
 
 
 # --- refusals

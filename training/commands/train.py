@@ -15,6 +15,7 @@ from nopad.runtime.console import FILES, common_options, emit, messages, reading
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.reporting import REPORTERS, Reporter, check_reporters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,9 +94,28 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     "--gradient-accumulation", type=int, default=Recipe.gradient_accumulation, help="Batches summed up before a step."
 )
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")
+@click.option(
+    "--eval-steps", type=click.IntRange(min=1), help="Evaluate and save every N steps. [default: every epoch]"
+)
+@click.option(
+    "--patience", type=click.IntRange(min=1), help="Stop after N evaluations without a better one. [default: never]"
+)
 @click.option("--seed", type=int, default=Recipe.seed, help="Of weights, dropout, order and split.")
 @click.option("--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16. [default: where the GPU has it]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
+@click.option(
+    "--report-to",
+    multiple=True,
+    type=click.Choice(REPORTERS),
+    help="Send the figures there, too; may be given several times. [default: nowhere]",
+)
+@click.option(
+    "--log-every",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    metavar="SECONDS",
+    help="How often a line tells progress where stderr is no terminal.",
+)
 @common_options
 @threads_option
 def train(
@@ -115,6 +135,8 @@ def train(
     labels: str | None,
     problem_type: ProblemType | None,
     resume: bool,
+    report_to: tuple[Reporter, ...],
+    log_every: float,
     as_json: bool,
     quiet: bool,
     threads: int | None,
@@ -136,6 +158,7 @@ def train(
     from nopad.training.trainer import train as run
 
     settings = Recipe(**recipe)
+    check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=settings, resume=resume)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -157,7 +180,17 @@ def train(
     _print_data_summary(data, console)
     start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
     with _report_saved_epochs(output, console):
-        result = run(data, output, **start, recipe=settings, resume=resume, console=console)
+        result = run(
+            data,
+            output,
+            **start,
+            recipe=settings,
+            resume=resume,
+            console=console,
+            log_every=log_every,
+            report_to=report_to,
+            sources=[name for name in (train_data, eval_data) if name is not None],
+        )
     _print_result(result, as_json)
 
 
@@ -185,6 +218,6 @@ def _report_saved_epochs(output: Path, console: Console) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         saved = saved_epochs(output)
-        where = f"saved epochs are in {saved[0].parent}: go on with --resume" if saved else "no epoch was finished"
+        where = f"the last saved state is {saved[-1]}: go on with --resume" if saved else "nothing was saved yet"
         console.print(f"interrupted; {where}")
         raise

@@ -1,0 +1,33 @@
+"""The files of a finished run: the checkpoint, its learning curves and its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nopad.model.checkpoint.load import Checkpoint
+from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.tokenizer import save_tokenizer
+from nopad.runtime.atomic import sha256_of
+from nopad.training.curves import curves_page, curves_svg
+from nopad.training.model_card import model_card
+from nopad.training.outcome import Outcome
+from nopad.training.run_folder import CARD, CURVES, CURVES_PAGE, RECORD
+
+
+def write_output(folder: Path, checkpoint: Checkpoint, tokenizer: Any, outcome: Outcome) -> None:
+    """Write everything into an existing, empty folder."""
+    architecture, names = checkpoint.config.architecture, outcome.data.task.metric_names
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
+    lead = f"Kept: epoch {outcome.epoch:.4g}, {figures}."
+    record = outcome.record()
+    texts = {
+        CURVES: curves_svg(outcome.history, names),
+        CURVES_PAGE: curves_page(outcome.history, names, title=outcome.name, lead=lead, record=record),
+        CARD: model_card(outcome, architecture=architecture, max_length=tokenizer.model_max_length, curves=CURVES),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    record["card_sha256"] = sha256_of(folder / CARD)  # a card that somebody has edited is never replaced
+    write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, RECORD: record}, folder)
+    save_tokenizer(tokenizer, folder)

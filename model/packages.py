@@ -41,6 +41,7 @@ PACKAGES: Mapping[str, Package] = {
     "accelerate": Package(name="accelerate", extras=("train",), purpose="train"),
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
+    "yaml": Package(name="pyyaml", extras=("export", "train"), purpose="run"),
     "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
     "optimum.intel": Package(name="optimum-intel", extras=("bench",)),
     "openvino": Package(name="openvino", extras=("openvino", "bench"), purpose="runtime: engine openvino"),
@@ -69,6 +70,7 @@ PACKAGES: Mapping[str, Package] = {
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
+    "run": Need(modules=("yaml",), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
     "serve": Need(modules=("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client"), extra="serve"),
 }

@@ -1,6 +1,6 @@
 """The `nopad` command: a lazy root group. A command's module is imported when it runs, so `--help` is instant.
 
-Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment, 130 interrupted.
+Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
 from nopad.model.errors import NopadError
 from nopad.model.packages import extra_of, install_hint, package_of
+from nopad.runtime.errors import Terminated
 
 # name -> folder and short help: `nopad X` is the function X of FOLDER/commands/X.py
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -32,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("runtime", "Answer texts, or a file of them."),
     "serve": ("runtime", "Serve bundles over HTTP, to clients of many libraries."),
     "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
+    "run": ("pipeline", "Run a recipe of these commands; what is done already is kept."),
     "inspect": ("runtime", "Show what a bundle holds and how it was verified."),
     "doctor": ("runtime", "Show what this machine can train, export and run."),
     "demo": (
@@ -41,7 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 EPILOG = (
-    "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted."
+    "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 environment (package, memory, disk), 130 interrupted, "
+    "143 terminated."
 )
 
 
@@ -89,11 +93,15 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and exit with its code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are stopped by it: clean up as after Ctrl-C
+    signal.signal(signal.SIGTERM, _terminate)  # containers are stopped by it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the terminal cannot show must not fail
     sys.exit(run(arguments))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -104,9 +112,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("nopad: interrupted", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        click.echo("nopad: terminated" if terminated else "nopad: interrupted", err=True)
+        return 143 if terminated else 130
     except NopadError as error:
         click.echo(f"nopad: {error}", err=True)
         return error.exit_code

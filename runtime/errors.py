@@ -115,6 +115,10 @@ class ShapeError(EngineError):
     """A batch that fits none of an engine's profiles: not a failure of the engine, but another must answer it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: everything is cleaned up as after Ctrl-C, and the exit code says what it was."""
+
+
 __all__ = [
     "BundleError",
     "CheckpointError",
@@ -130,6 +134,7 @@ __all__ = [
     "OutputError",
     "OverloadedError",
     "ShapeError",
+    "Terminated",
     "TextError",
     "TooLongError",
     "UnverifiedError",

@@ -1,0 +1,192 @@
+"""A recipe's steps in their order: skipped where nothing they depend on has changed, else run and recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import glob
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nopad.pipeline.digests import digest_of
+from nopad.pipeline.freshness import key_of, parts_of, why_stale
+from nopad.pipeline.process import run_command
+from nopad.pipeline.record import Book, Output, Record, State, read_book, write_book
+from nopad.pipeline.steps import KINDS, Step
+
+LOGS = "logs"
+
+
+Status = Literal["cached", "would run", "done", "failed", "interrupted", "not run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a step in this run."""
+
+    step: Step
+    status: Status
+    why: str | None = None  # it was run, or would be
+    record: Record | None = None  # of its last run, in this run or before
+
+
+def look(steps: Sequence[Step], folder: Path, forced: Collection[str]) -> list[Outcome]:
+    """What a run would do, without running: for each step that it is cached, or why not."""
+    book, digest = read_book(folder), functools.cache(digest_of)
+    outcomes: list[Outcome] = []
+    will_run: list[str] = []
+    for step in steps:
+        why = why_stale(step, steps, book, digest, forced=forced, will_run=will_run)
+        record = book.records.get(step.name)
+        if why is None:
+            outcomes.append(Outcome(step=step, status="cached", record=record))
+            continue
+        will_run.append(step.name)
+        goes_on = (
+            "; goes on from its saved epochs" if _resumes(step, record, parts_of(step, steps, book, digest)) else ""
+        )
+        outcomes.append(Outcome(step=step, status="would run", why=f"{why}{goes_on}", record=record))
+    return outcomes
+
+
+def run_steps(
+    steps: Sequence[Step],
+    *,
+    base: Path,
+    folder: Path,
+    lock: int,
+    forced: Collection[str],
+    started: Callable[[Step, str], object],
+    show: Callable[[str], object],
+) -> Iterator[Outcome]:
+    """Run what must run, and yield each step's outcome; those below a step that failed are not run.
+
+    `base`: where relative paths start. `folder`: of the run; `lock`: its lock's descriptor. `started` is called with a
+    step and why it is run, `show` with the lines of its log. An interruption is recorded and raised again.
+    """
+    digest = functools.cache(digest_of)
+    book = read_book(folder)
+    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    failed = False
+    for step in steps:
+        why = None if failed else why_stale(step, steps, book, digest, forced=forced)
+        if failed or why is None:
+            yield Outcome(step=step, status="not run" if failed else "cached", record=book.records.get(step.name))
+            continue
+        started(step, why)
+        book = _run(step, steps, book, digest, base=base, folder=folder, lock=lock, forced=forced, show=show)
+        record = book.records[step.name]
+        failed = record.state != "done"
+        yield Outcome(step=step, status=_status(record), why=why, record=record)
+
+
+def with_unfinished(outcomes: Sequence[Outcome], steps: Sequence[Step], folder: Path) -> list[Outcome]:
+    """Outcomes of all steps where the run was ended early: of the one that ran, and of those below it."""
+    rest = steps[len(outcomes) :]
+    if not rest:
+        return list(outcomes)
+    record = read_book(folder).records.get(rest[0].name)
+    ran = Outcome(step=rest[0], status=_status(record), record=record)
+    return [*outcomes, ran, *(Outcome(step=step, status="not run") for step in rest[1:])]
+
+
+def log_of(folder: Path, step: Step) -> Path:
+    """What the step wrote to stderr."""
+    return folder / LOGS / f"{step.name.replace(' ', '-')}.log"
+
+
+def _run(
+    step: Step,
+    steps: Sequence[Step],
+    book: Book,
+    digest: Callable[[Path], str | None],
+    *,
+    base: Path,
+    folder: Path,
+    lock: int,
+    forced: Collection[str],
+    show: Callable[[str], object],
+) -> Book:
+    """Run the step; returns the book with its record, which is on the disk, too, whatever happens."""
+    parts = parts_of(step, steps, book, digest)
+    outputs = {one.name: str(one.output) for one in steps if one.output is not None}
+    arguments = step.arguments(outputs)
+    if step.name not in forced and _resumes(step, book.records.get(step.name), parts):
+        arguments.append("--resume")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = Record(parts=parts, state="running", started=now, arguments=tuple(arguments))
+    write_book(folder, _with(book, step, record))
+    log = log_of(folder, step)
+    results = log.with_suffix(".json")
+    begun, code = time.monotonic(), 4
+    command = [arguments[0], "--json", *arguments[1:]]
+    try:
+        code = run_command(command, folder=base, log=log, results=results, lock=lock, show=show)
+    except KeyboardInterrupt:
+        code = 130
+        raise
+    finally:
+        record = dataclasses.replace(
+            record,
+            state=_state(code),
+            seconds=round(time.monotonic() - begun, 3),
+            exit_code=code,
+            results=_results(results),
+        )
+        book = _with(_touched(book, step, steps, record), step, record)
+        write_book(folder, book)
+    return book
+
+
+def _state(code: int) -> State:
+    return "done" if code == 0 else "interrupted" if code in (130, 143) else "failed"
+
+
+def _status(record: Record | None) -> Status:
+    """The status of a step that was begun in this run."""
+    return "not run" if record is None or record.state == "running" else record.state
+
+
+def _with(book: Book, step: Step, record: Record) -> Book:
+    return dataclasses.replace(book, records={**book.records, step.name: record})
+
+
+def _touched(book: Book, step: Step, steps: Sequence[Step], record: Record) -> Book:
+    """The book with the outputs as the step has left them."""
+    outputs = dict(book.outputs)
+    if step.output is not None:
+        now = digest_of(step.output)
+        outputs[step.name] = Output(made=now, now=now)
+    if step.changes is not None:
+        before = book.outputs[step.changes]
+        (place,) = (one.output for one in steps if one.name == step.changes)
+        now = digest_of(place) if place is not None else None
+        changed_by = dict(before.changed_by)
+        if record.state == "done" or now != before.now:
+            changed_by[step.name] = key_of(record.parts)
+        outputs[step.changes] = Output(made=before.made, now=now, changed_by=changed_by)
+    return dataclasses.replace(book, outputs=outputs)
+
+
+def _resumes(step: Step, record: Record | None, parts: Mapping[str, Any]) -> bool:
+    """Whether an earlier run of the very same step was ended early, and has left epochs to go on from."""
+    epochs = KINDS[step.command].epochs
+    if not epochs or step.output is None or record is None or record.state == "done" or record.parts != parts:
+        return False
+    return bool(glob.glob(epochs.format(glob.escape(str(step.output)))))
+
+
+def _results(path: Path) -> tuple[Any, ...]:
+    """The JSON lines of a command's stdout; what is no JSON is in the file alone."""
+    found = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return tuple(found)

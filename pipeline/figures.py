@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nopad.bench.report.html_page import figure, heads, table
-from nopad.bench.report.html_tables import pairs
+from nopad.bench.report.html_tables import NONE, pairs
 from nopad.charts.svg import Axis, Point, Series, escaped, lines
 from nopad.charts.units import number, share, tick
 from nopad.pipeline.steps import Step
@@ -49,7 +49,8 @@ def tiles(step: Step, results: Sequence[Any]) -> list[tuple[str, str, str]]:
     if step.command in ("export", "parity") and _reports(last):
         passed = all(report["passed"] for report in _reports(last).values())
         checks = sum(len(report["rows"]) for report in _reports(last).values())
-        return [(f"{step.name}: parity", "passed" if passed else "failed", f"{checks:,} comparisons with transformers")]
+        name = step.name if step.command == "parity" else f"{step.name}: parity"
+        return [(name, "passed" if passed else "FAILED", f"{checks:,} comparisons with transformers")]
     return []
 
 
@@ -96,14 +97,14 @@ def _plan(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
 
 
 def _gate(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
-    names = ("verdict", "bytes", "export_seconds", "parity_seconds")
-    if about := {name: result[name] for name in names if name in result}:
-        yield _pairs("The bundle", about)
-    for name, report in _reports(result).items():
-        verdict = "passed" if report["passed"] else "FAILED"
-        versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
-        caption = f"{name}: parity {verdict}. Each check's case nearest to its bound, against {versions}."
-        yield table(caption, heads(("check", "cases", "worst", "bound", "")), [_checks(report["rows"])])
+    if "export_seconds" in result:
+        about = {name: result[name] for name in ("verdict", "export_seconds", "parity_seconds")}
+        yield _pairs("The bundle", {**about, "size_bytes": result["bytes"]})
+    reports = _reports(result)
+    if reports:
+        head = heads(("check", *reports))
+        yield table(_parity_words(reports), head, [_checks(reports)])
+    for name, report in reports.items():
         if evaluation := {name: value for name, value in (report.get("evaluation") or {}).items() if value is not None}:
             yield _pairs(f"{name}: on labelled texts, beside transformers (reference)", evaluation)
     notes = [*result.get("remarks", ()), *result.get("skipped", ())]
@@ -117,18 +118,34 @@ def _reports(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return dict(result.get("reports") or {})
 
 
-def _checks(rows: Sequence[Mapping[str, Any]]) -> str:
-    from nopad.export.parity.bounds import worst_rows
+def _parity_words(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    failed = [name for name, report in reports.items() if not report["passed"]]
+    versions = next(iter(reports.values()))["versions"]
+    peers = ", ".join(f"{package} {version}" for package, version in versions.items())
+    verdict = f"Parity FAILED: {', '.join(failed)}." if failed else "Parity passed."
+    return f"{verdict} Of each check the case nearest to its bound; against {peers}."
 
+
+def _checks(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each check, a column for each file of the bundle."""
+    from nopad.export.parity.bounds import SHARES, worst_rows
+
+    columns = [worst_rows(report["rows"]) for report in reports.values()]
     lines = []
-    for check, (cases, worst, passed) in worst_rows(rows).items():
-        values = (
-            f"{cases:,}",
-            *("none" if worst[name] is None else f"{worst[name]:.3g}" for name in ("value", "bound")),
+    for check in dict.fromkeys(check for column in columns for check in column):
+        cells = "".join(
+            f"<td>{_check(check in SHARES, *column[check]) if check in column else NONE}</td>" for column in columns
         )
-        cells = "".join(f"<td>{value}</td>" for value in (*values, "ok" if passed else "<b>FAILED</b>"))
-        lines.append(f'<tr><th scope="row">{escaped(check)}<small>{escaped(worst["case"])}</small></th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{escaped(check)}</th>{cells}</tr>')
     return "".join(lines)
+
+
+def _check(share: bool, cases: int, worst: Mapping[str, Any], passed: bool) -> str:
+    value, bound = ("none" if worst[name] is None else f"{worst[name]:.3g}" for name in ("value", "bound"))
+    sign = ("≥" if share else "≤") if passed else ("<" if share else ">")
+    text = f"{value} {sign} {bound}"
+    cell = escaped(text) if passed else f"<b>FAILED: {escaped(text)}</b>"
+    return f"{cell}<small>{escaped(worst['case'])}{f'; the worst of {cases:,} cases' if cases > 1 else ''}</small>"
 
 
 def _calibrate(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:

@@ -72,7 +72,8 @@ def read_recipe(path: Path, given: Mapping[str, str]) -> Recipe:
     except UnicodeDecodeError as error:
         raise InputFileError(f"the recipe {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     loader, root = _compose(path, text)
-    entries = _mapping(path, loader, root, "a recipe is a mapping of steps") if root is not None else {}
+    empty = root is None or root.tag == _NULL
+    entries = {} if empty else _mapping(path, loader, root, "a recipe is a mapping of steps")
     line, written = entries.pop(SET, (0, None))
     values = _values(path, loader, written, given) if written is not None else {}
     for name in given:
@@ -96,8 +97,8 @@ def _compose(path: Path, text: str) -> tuple[Any, Any]:
     """A loader and the document's node: nodes know their lines, and numbers in them are still as they were typed."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         return loader, loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

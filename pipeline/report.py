@@ -20,6 +20,7 @@ from nopad.pipeline.run import Outcome, log_of
 from nopad.runtime.atomic import write_file
 
 FILE = "report.html"
+TROUBLES = ("failed", "interrupted")
 
 
 def write_report(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path, *, seconds: float) -> Path:
@@ -48,7 +49,7 @@ def _sentence(recipe: Recipe, outcomes: Sequence[Outcome], seconds: float) -> st
     total = len(outcomes)
     ran, cached = (sum(one.status == status for one in outcomes) for status in ("done", "cached"))
     if ran + cached < total:
-        ended = next((one for one in outcomes if one.status in ("failed", "interrupted")), None)
+        ended = next((one for one in outcomes if one.status in TROUBLES), None)
         how = (
             f"{ended.step.name} {'failed' if ended.status == 'failed' else 'was interrupted'}"
             if ended
@@ -67,7 +68,7 @@ def _troubles(outcomes: Sequence[Outcome]) -> list[str]:
             loud=f"{one.status}.".capitalize(),
         )
         for one in outcomes
-        if one.status in ("failed", "interrupted")
+        if one.status in TROUBLES
     ]
 
 
@@ -109,18 +110,20 @@ def _shown(outcome: Outcome, folder: Path) -> str:
 def _steps(outcomes: Sequence[Outcome], folder: Path) -> str:
     rows = "".join(_row(one, folder) for one in outcomes)
     caption = "Time: of the step's last run. Cached: nothing that the step depends on has changed since."
-    return table(caption, heads(("step", "", "why it ran", "time", "started", "output", "log"), text=True), [rows])
+    return table(
+        caption, heads(("step", "outcome, and why it ran", "time", "started (UTC)", "output", "log"), text=True), [rows]
+    )
 
 
 def _row(outcome: Outcome, folder: Path) -> str:
     record, step = outcome.record, outcome.step
     place = step.output if step.output is not None and step.output.exists() else None
     log = log_of(folder, step)
+    status = f"<b>{escaped(outcome.status)}</b>" if outcome.status in TROUBLES else escaped(outcome.status)
     cells = (
-        f"<b>{escaped(outcome.status)}</b>" if outcome.status in ("failed", "interrupted") else escaped(outcome.status),
-        escaped(outcome.why or ""),
+        f"{status}<small>{escaped(outcome.why or '')}</small>",
         duration(record.seconds) if record is not None else "",
-        escaped(record.started) if record is not None else "",
+        escaped(record.started[:16].replace("T", " ")) if record is not None else "",
         link(place, folder) if place is not None else "",
         link(log, folder) if log.exists() else "",
     )

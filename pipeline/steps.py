@@ -5,7 +5,6 @@ A step's options are those of `nopad COMMAND --help`, read from click; what is w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,11 +192,15 @@ def _changed(
     option = KINDS[step.command].changes
     if not option:
         return None
-    name = re.fullmatch(r"\$\{([^{}]+)\}", texts[option][0])
-    if name is None or KINDS[known[name[1]].command].makes != KINDS[step.command].takes[option]:
-        raise recipe.wrong(step.line, f"{step.name} changes its {option}, and a recipe changes only what it has made: "
-                           f"name a step that makes one, as `{option}: $export`")  # fmt: skip
-    return name[1]
+    name, *others = references(texts[option][0]) or [""]
+    whole = not others and texts[option][0] in (f"${name}", f"${{{name}}}")
+    if not whole or name not in known or KINDS[known[name].command].makes != KINDS[step.command].takes[option]:
+        raise recipe.wrong(
+            step.line,
+            f"{step.name} changes its {option}, and a recipe changes only what it has made: "
+            f"name a step that makes one, as `{option}: $export`",
+        )
+    return name
 
 
 def _check(recipe: Recipe, name: str, line: int, param: click.Parameter, texts: Sequence[str], base: Path) -> None:

@@ -117,6 +117,9 @@ def _run(
             ):
                 outcomes.append(outcome)
                 say.ended(outcome)
+        except KeyboardInterrupt:
+            console.print(f"stopped at {steps[len(outcomes)].name}; the same command goes on there")
+            raise
         finally:
             every = with_unfinished(outcomes, steps, folder)
             report = write_report(recipe, every, folder, seconds=time.monotonic() - begun)
@@ -192,7 +195,8 @@ def _explain(failed: Outcome, folder: Path, console: Console) -> int:
     log = log_of(folder, failed.step)
     said = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     ended = f"was ended by signal {-code}" if code is not None and code < 0 else f"failed with exit code {code}"
-    click.echo(f"nopad: the step {failed.step.name} {ended}: {said[-1].removeprefix('nopad: ') if said else 'it said nothing'}", err=True)
+    reason = said[-1].removeprefix("nopad: ") if said else "it said nothing"
+    click.echo(f"nopad: the step {failed.step.name} {ended}: {reason}", err=True)
     console.print(f"its log is {log}; mend it and run the same again: what is done is kept")
     return 4 if code is None or code < 0 else code
 

@@ -5,7 +5,6 @@ Texts come from elsewhere: all are escaped. Knows results (what commands print w
 
 from __future__ import annotations
 
-import math
 import os
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nopad.bench.report.html_page import figure, heads, table
+from nopad.bench.report.html_page import heads, table
 from nopad.bench.report.html_tables import NONE, pairs
-from nopad.charts.svg import Axis, Point, Series, escaped, lines
-from nopad.charts.units import number, share, tick
+from nopad.charts.svg import escaped
+from nopad.charts.units import number, share
 from nopad.pipeline.steps import Step
 
 MOST_IMAGES = 12
@@ -56,33 +55,6 @@ def tiles(step: Step, results: Sequence[Any]) -> list[tuple[str, str, str]]:
 
 def _train(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
     yield _pairs("The epoch that was kept, judged on the evaluation data.", _metrics(result))
-    history = [one for one in result.get("history") or () if all(map(math.isfinite, one.values()))]
-    names = [name for name in dict.fromkeys(name for one in history for name in one) if name != "epoch"]
-    losses = [name for name in names if name.endswith("loss")]
-    panels = []
-    if len(history) > 1:
-        panels = [_curve("Loss", losses, history), _curve("Metrics", [n for n in names if n not in losses], history)]
-    yield f'<div class="panels">{"".join(panels)}</div>' if any(panels) else ""
-
-
-def _curve(title: str, names: Sequence[str], history: Sequence[Mapping[str, float]]) -> str:
-    if not names:
-        return ""
-    series = [
-        Series(
-            name=name.replace("_", " "),
-            style=style,
-            points=tuple(
-                Point(x=one["epoch"], y=one[name], tip=f"epoch {one['epoch']:g}: {name} {one[name]:.4f}")
-                for one in history
-                if name in one
-            ),
-        )
-        for style, name in enumerate(names)
-    ]
-    epochs = tuple(one["epoch"] for one in history)
-    x = Axis(title="epoch", write=tick, ticks=epochs if len(epochs) <= 10 else None)
-    return figure(title, "after each epoch", lines(series, x, Axis(title=title.lower(), write=tick), label=title))
 
 
 def _plan(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:

@@ -134,7 +134,6 @@ __all__ = [
     "OutputError",
     "OverloadedError",
     "ShapeError",
-    "Terminated",
     "TextError",
     "TooLongError",
     "UnverifiedError",

@@ -38,7 +38,6 @@ class TrainingResult:
 
     output: Path
     metrics: dict[str, float]  # evaluation of the epoch kept
-    history: tuple[dict[str, float], ...]  # of each epoch: its metrics, and the mean loss of its steps
     epoch: float
     seconds: float
 
@@ -128,11 +127,7 @@ def train(
             write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, "nopad_training": record}, folder)
             save_tokenizer(model_tokenizer, folder)
     return TrainingResult(
-        output=output,
-        metrics=metrics,
-        history=_history(trainer),
-        epoch=float(kept["epoch"]),
-        seconds=outcome.metrics["train_runtime"],
+        output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
     )
 
 
@@ -214,17 +209,6 @@ def _kept_epoch(trainer: PackedTrainer) -> tuple[dict[str, float], dict[str, flo
     if trainer.args.load_best_model_at_end and not (best / MARKER).is_file():  # Trainer only warns
         raise CheckpointError(f"the best epoch is gone from {trainer.args.output_dir}; train without --resume")
     return kept, metrics
-
-
-def _history(trainer: PackedTrainer) -> tuple[dict[str, float], ...]:
-    """What was logged of each epoch."""
-    known = {"epoch": "epoch", "loss": "training_loss", "eval_loss": "loss"}
-    known |= {f"eval_{name}": name for name in trainer.task.metric_names}
-    epochs: dict[int, dict[str, float]] = {}
-    for entry in trainer.state.log_history:
-        figures = {known[name]: float(value) for name, value in entry.items() if name in known}
-        epochs.setdefault(entry["step"], {}).update(figures)
-    return tuple(figures for figures in epochs.values() if "loss" in figures)
 
 
 def _warmup_steps(recipe: Recipe, rows: int) -> int:

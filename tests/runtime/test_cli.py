@@ -145,6 +145,7 @@ def test_every_error_becomes_its_code_and_one_line(kind: type[NopadError], raisi
     [
         (MemoryError(), 4, "out of memory; use a smaller model"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (errors.Terminated(), 143, "terminated"),
         (OSError(errno.ENOSPC, "No space left on device", "/big"), 4, "the disk is full (/big); free some space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 4, "the disk is full; free some space"),
         (OSError(errno.EFBIG, "File too large"), 4, "the disk is full; free some space"),

@@ -171,7 +171,7 @@ def _print_data_summary(data: TrainingData, console: Console) -> None:
 def _print_result(result: TrainingResult, as_json: bool) -> None:
     figures = {**result.metrics, "epoch": result.epoch, "seconds": round(result.seconds, 1)}
     if as_json:
-        emit({"checkpoint": str(result.output), **figures, "history": result.history})
+        emit({"checkpoint": str(result.output), **figures})
     else:
         click.echo(f"{result.output}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 

@@ -20,9 +20,20 @@ from nopad.pipeline.record import Book, Output, Record, State, read_book, write_
 from nopad.pipeline.steps import KINDS, Step
 
 LOGS = "logs"
-
-
 Status = Literal["cached", "would run", "done", "failed", "interrupted", "not run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a recipe."""
+
+    steps: Sequence[Step]
+    base: Path  # where relative paths start
+    folder: Path  # of outputs, logs and the record
+    lock: int  # descriptor of the folder's lock
+    forced: Collection[str]  # names of steps
+    started: Callable[[Step, str], object]  # called with a step, and why it is run
+    show: Callable[[str], object]  # called with the lines of its log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,39 +58,28 @@ def look(steps: Sequence[Step], folder: Path, forced: Collection[str]) -> list[O
             outcomes.append(Outcome(step=step, status="cached", record=record))
             continue
         will_run.append(step.name)
-        goes_on = (
-            "; goes on from its saved epochs" if _resumes(step, record, parts_of(step, steps, book, digest)) else ""
-        )
-        outcomes.append(Outcome(step=step, status="would run", why=f"{why}{goes_on}", record=record))
+        if _resumes(step, record, parts_of(step, steps, book, digest)):
+            why += "; goes on from its saved epochs"
+        outcomes.append(Outcome(step=step, status="would run", why=why, record=record))
     return outcomes
 
 
-def run_steps(
-    steps: Sequence[Step],
-    *,
-    base: Path,
-    folder: Path,
-    lock: int,
-    forced: Collection[str],
-    started: Callable[[Step, str], object],
-    show: Callable[[str], object],
-) -> Iterator[Outcome]:
+def run_steps(run: Run) -> Iterator[Outcome]:
     """Run what must run, and yield each step's outcome; those below a step that failed are not run.
 
-    `base`: where relative paths start. `folder`: of the run; `lock`: its lock's descriptor. `started` is called with a
-    step and why it is run, `show` with the lines of its log. An interruption is recorded and raised again.
+    An interruption is recorded, and raised again.
     """
     digest = functools.cache(digest_of)
-    book = read_book(folder)
-    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    book = read_book(run.folder)
+    (run.folder / LOGS).mkdir(parents=True, exist_ok=True)
     failed = False
-    for step in steps:
-        why = None if failed else why_stale(step, steps, book, digest, forced=forced)
+    for step in run.steps:
+        why = None if failed else why_stale(step, run.steps, book, digest, forced=run.forced)
         if failed or why is None:
             yield Outcome(step=step, status="not run" if failed else "cached", record=book.records.get(step.name))
             continue
-        started(step, why)
-        book = _run(step, steps, book, digest, base=base, folder=folder, lock=lock, forced=forced, show=show)
+        run.started(step, why)
+        book = _run(run, step, book, parts_of(step, run.steps, book, digest))
         record = book.records[step.name]
         failed = record.state != "done"
         yield Outcome(step=step, status=_status(record), why=why, record=record)
@@ -91,7 +91,9 @@ def with_unfinished(outcomes: Sequence[Outcome], steps: Sequence[Step], folder: 
     if not rest:
         return list(outcomes)
     record = read_book(folder).records.get(rest[0].name)
-    ran = Outcome(step=rest[0], status=_status(record), record=record)
+    ran = Outcome(
+        step=rest[0], status=_status(record) if record and record.state != "done" else "not run", record=record
+    )
     return [*outcomes, ran, *(Outcome(step=step, status="not run") for step in rest[1:])]
 
 
@@ -100,33 +102,21 @@ def log_of(folder: Path, step: Step) -> Path:
     return folder / LOGS / f"{step.name.replace(' ', '-')}.log"
 
 
-def _run(
-    step: Step,
-    steps: Sequence[Step],
-    book: Book,
-    digest: Callable[[Path], str | None],
-    *,
-    base: Path,
-    folder: Path,
-    lock: int,
-    forced: Collection[str],
-    show: Callable[[str], object],
-) -> Book:
+def _run(run: Run, step: Step, book: Book, parts: Mapping[str, Any]) -> Book:
     """Run the step; returns the book with its record, which is on the disk, too, whatever happens."""
-    parts = parts_of(step, steps, book, digest)
-    outputs = {one.name: str(one.output) for one in steps if one.output is not None}
-    arguments = step.arguments(outputs)
-    if step.name not in forced and _resumes(step, book.records.get(step.name), parts):
+    arguments = step.arguments({one.name: str(one.output) for one in run.steps if one.output is not None})
+    if step.name not in run.forced and _resumes(step, book.records.get(step.name), parts):
         arguments.append("--resume")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = Record(parts=parts, state="running", started=now, arguments=tuple(arguments))
-    write_book(folder, _with(book, step, record))
-    log = log_of(folder, step)
+    write_book(run.folder, _with(book, step, record))
+    log = log_of(run.folder, step)
     results = log.with_suffix(".json")
-    begun, code = time.monotonic(), 4
+    results.unlink(missing_ok=True)
     command = [arguments[0], "--json", *arguments[1:]]
+    begun, code = time.monotonic(), 4
     try:
-        code = run_command(command, folder=base, log=log, results=results, lock=lock, show=show)
+        code = run_command(command, folder=run.base, log=log, results=results, lock=run.lock, show=run.show)
     except KeyboardInterrupt:
         code = 130
         raise
@@ -138,8 +128,8 @@ def _run(
             exit_code=code,
             results=_results(results),
         )
-        book = _with(_touched(book, step, steps, record), step, record)
-        write_book(folder, book)
+        book = _with(_touched(book, step, run.steps, record), step, record)
+        write_book(run.folder, book)
     return book
 
 
@@ -147,9 +137,9 @@ def _state(code: int) -> State:
     return "done" if code == 0 else "interrupted" if code in (130, 143) else "failed"
 
 
-def _status(record: Record | None) -> Status:
+def _status(record: Record) -> Status:
     """The status of a step that was begun in this run."""
-    return "not run" if record is None or record.state == "running" else record.state
+    return "not run" if record.state == "running" else record.state
 
 
 def _with(book: Book, step: Step, record: Record) -> Book:
@@ -183,7 +173,9 @@ def _resumes(step: Step, record: Record | None, parts: Mapping[str, Any]) -> boo
 
 def _results(path: Path) -> tuple[Any, ...]:
     """The JSON lines of a command's stdout; what is no JSON is in the file alone."""
-    found = []
+    found: list[Any] = []
+    if not path.exists():
+        return ()
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             found.append(json.loads(line))

@@ -98,27 +98,29 @@ def _run(
     recipe: Recipe, steps: Sequence[Step], folder: Path, forced: Sequence[str], console: Console, *, as_json: bool
 ) -> int:
     from nopad.pipeline.report import write_report
-    from nopad.pipeline.run import run_steps, with_unfinished
+    from nopad.pipeline.run import Run, run_steps, with_unfinished
     from nopad.runtime.atomic import locked
 
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     with locked(folder, f"running {recipe.path} in {folder}") as lock, status(console) as show:
-        say = _Announcer(steps, folder, console, show)
+        say = _Announcer(steps, console, show)
+        run = Run(
+            steps=steps,
+            base=recipe.path.resolve().parent,
+            folder=folder,
+            lock=lock,
+            forced=forced,
+            started=say.started,
+            show=say.line,
+        )
         try:
-            for outcome in run_steps(
-                steps,
-                base=recipe.path.resolve().parent,
-                folder=folder,
-                lock=lock,
-                forced=forced,
-                started=say.started,
-                show=say.line,
-            ):
+            for outcome in run_steps(run):
                 outcomes.append(outcome)
                 say.ended(outcome)
         except KeyboardInterrupt:
-            console.print(f"stopped at {steps[len(outcomes)].name}; the same command goes on there")
+            for step in steps[len(outcomes) :][:1]:
+                console.print(f"stopped at {step.name}; the same command goes on there")
             raise
         finally:
             every = with_unfinished(outcomes, steps, folder)
@@ -131,9 +133,9 @@ def _run(
 class _Announcer:
     """What is said of the steps while they run: a line at the beginning and the end of each, its log in between."""
 
-    def __init__(self, steps: Sequence[Step], folder: Path, console: Console, show: Callable[..., None]) -> None:
+    def __init__(self, steps: Sequence[Step], console: Console, show: Callable[..., None]) -> None:
         self._places = {step.name: f"{number}/{len(steps)} {step.name}" for number, step in enumerate(steps, 1)}
-        self._folder, self._console, self._show = folder, console, show
+        self._console, self._show = console, show
         self._step = ""
 
     def started(self, step: Step, why: str) -> None:

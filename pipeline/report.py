@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nopad.bench.report.html_page import Section, document, heads, table, verdict
@@ -16,7 +16,7 @@ from nopad.model.errors import NopadError
 from nopad.model.packages import version_of
 from nopad.pipeline.figures import link, show, tiles
 from nopad.pipeline.recipe import Recipe
-from nopad.pipeline.run import Outcome, log_of
+from nopad.pipeline.run import Outcome, how_it_ended, log_of
 from nopad.runtime.atomic import write_file
 
 FILE = "report.html"
@@ -33,7 +33,7 @@ def write_report(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path, *, s
 def page(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path, *, seconds: float) -> str:
     """The page."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    header = [f'<p class="result">{escaped(_sentence(recipe, outcomes, seconds))}</p>', *_troubles(outcomes)]
+    header = [f'<p class="result">{escaped(_sentence(recipe, outcomes, seconds))}</p>', *_troubles(outcomes, folder)]
     return document(
         title=f"nopad run: {recipe.path.name}",
         command="nopad run",
@@ -61,15 +61,12 @@ def _sentence(recipe: Recipe, outcomes: Sequence[Outcome], seconds: float) -> st
     return f"{recipe.path.stem}: all {total} steps are done, {', '.join(parts)}."
 
 
-def _troubles(outcomes: Sequence[Outcome]) -> list[str]:
-    return [
-        verdict(
-            f"{one.step.name}: exit code {one.record.exit_code if one.record else '-'}.",
-            loud=f"{one.status}.".capitalize(),
-        )
-        for one in outcomes
-        if one.status in TROUBLES
-    ]
+def _troubles(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
+    for one in outcomes:
+        if one.status == "failed":
+            yield verdict(f"{one.step.name} {how_it_ended(one, folder)}", loud="Failed.")
+        if one.status == "interrupted":
+            yield verdict(f"The same command goes on with {one.step.name}.", loud="Interrupted.")
 
 
 def _tiles(outcomes: Sequence[Outcome]) -> str:

@@ -18,6 +18,7 @@ from nopad.pipeline.freshness import key_of, parts_of, why_stale
 from nopad.pipeline.process import run_command
 from nopad.pipeline.record import Book, Output, Record, State, read_book, write_book
 from nopad.pipeline.steps import KINDS, Step
+from nopad.runtime.errors import Terminated
 
 LOGS = "logs"
 Status = Literal["cached", "would run", "done", "failed", "interrupted", "not run"]
@@ -102,6 +103,15 @@ def log_of(folder: Path, step: Step) -> Path:
     return folder / LOGS / f"{step.name.replace(' ', '-')}.log"
 
 
+def how_it_ended(outcome: Outcome, folder: Path) -> str:
+    """How a step failed, with the last line of its log."""
+    code, log = (outcome.record.exit_code if outcome.record else None), log_of(folder, outcome.step)
+    said = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
+    reason = next((line.removeprefix("nopad: ") for line in reversed(said) if line.strip()), "it said nothing")
+    ended = f"was ended by signal {-code}" if code is not None and code < 0 else f"failed with exit code {code}"
+    return f"{ended}: {reason}"
+
+
 def _run(run: Run, step: Step, book: Book, parts: Mapping[str, Any]) -> Book:
     """Run the step; returns the book with its record, which is on the disk, too, whatever happens."""
     arguments = step.arguments({one.name: str(one.output) for one in run.steps if one.output is not None})
@@ -117,8 +127,8 @@ def _run(run: Run, step: Step, book: Book, parts: Mapping[str, Any]) -> Book:
     begun, code = time.monotonic(), 4
     try:
         code = run_command(command, folder=run.base, log=log, results=results, lock=run.lock, show=run.show)
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
         raise
     finally:
         record = dataclasses.replace(

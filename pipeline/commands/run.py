@@ -191,14 +191,11 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 def _explain(failed: Outcome, folder: Path, console: Console) -> int:
     """Say which step failed, with the end of its log, and how to go on. Returns the exit code of the run."""
-    from nopad.pipeline.run import log_of
+    from nopad.pipeline.run import how_it_ended, log_of
 
     code = failed.record.exit_code if failed.record else None
     log = log_of(folder, failed.step)
-    said = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-    ended = f"was ended by signal {-code}" if code is not None and code < 0 else f"failed with exit code {code}"
-    reason = said[-1].removeprefix("nopad: ") if said else "it said nothing"
-    click.echo(f"nopad: the step {failed.step.name} {ended}: {reason}", err=True)
+    click.echo(f"nopad: the step {failed.step.name} {how_it_ended(failed, folder)}", err=True)
     console.print(f"its log is {log}; mend it and run the same again: what is done is kept")
     return 4 if code is None or code < 0 else code
 

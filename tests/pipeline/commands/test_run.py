@@ -184,7 +184,9 @@ def test_a_step_that_fails_ends_the_run_with_its_code_and_keeps_what_is_done(run
     outcomes = runs(code=3)
     assert statuses(outcomes) == {"plan": "cached", "export": "cached", "calibrate": "failed", "plan wide": "not run"}
     assert "nopad: the step calibrate failed with exit code 3: " in runs.said and "calibrate.log" in runs.said
-    assert "calibrate failed; 2 of 4 steps are done" in (runs.folder / "tiny.run" / "report.html").read_text()
+    page = (runs.folder / "tiny.run" / "report.html").read_text()
+    assert "calibrate failed; 2 of 4 steps are done" in page
+    assert "calibrate failed with exit code 3: " in page and "has no labels" in page
     (runs.folder / "held_out.jsonl").write_text(rows)
     assert whys(runs()) == {"calibrate": "failed (exit code 3)"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nopad.bench.report.html_page import heads, table
+from nopad.bench.report.html_page import heads, table, verdict
 from nopad.bench.report.html_tables import NONE, pairs
 from nopad.charts.svg import escaped
 from nopad.charts.units import number, share
@@ -94,8 +94,8 @@ def _parity_words(reports: Mapping[str, Mapping[str, Any]]) -> str:
     failed = [name for name, report in reports.items() if not report["passed"]]
     versions = next(iter(reports.values()))["versions"]
     peers = ", ".join(f"{package} {version}" for package, version in versions.items())
-    verdict = f"Parity FAILED: {', '.join(failed)}." if failed else "Parity passed."
-    return f"{verdict} Of each check the case nearest to its bound; against {peers}."
+    result = f"Parity FAILED: {', '.join(failed)}." if failed else "Parity passed."
+    return f"{result} Of each check the case nearest to its bound; against {peers}."
 
 
 def _checks(reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -150,8 +150,9 @@ def _bench(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]
         return
     measured = tabulate(read_report(step.output))
     yield f"<p>{escaped(sentence(measured))}</p>"
-    if measured.report.noise.verdict:
-        yield f'<p class="about">{escaped(measured.report.noise.verdict)}</p>'
+    noise = measured.report.noise
+    if noise.verdict:
+        yield verdict(noise.verdict, loud="" if noise.conclusive else "Inconclusive.")
     yield summary(measured) if measured.report.cells else ""
     yield f"<p>The whole report, with its plots: {link(step.output / HTML, folder)}</p>"
 

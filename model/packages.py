@@ -45,6 +45,7 @@ PACKAGES: Mapping[str, Package] = {
     "tensorboard": Package(name="tensorboard", extras=("tensorboard",)),
     "mlflow": Package(name="mlflow-skinny", extras=("mlflow",)),
     "trackio": Package(name="trackio", extras=("trackio",)),
+    "yaml": Package(name="pyyaml", extras=("export", "train"), purpose="run"),
     "optimum": Package(name="optimum-onnx", extras=("bench", "optimum"), purpose="export --exporter optimum"),
     "optimum.intel": Package(name="optimum-intel", extras=("bench",)),
     "openvino": Package(name="openvino", extras=("openvino", "bench"), purpose="runtime: engine openvino"),
@@ -73,6 +74,7 @@ PACKAGES: Mapping[str, Package] = {
 COMMAND_NEEDS: Mapping[str, Need] = {
     "train": Need(modules=("torch", "transformers", "accelerate", "datasets", "sklearn"), extra="train"),
     "export": Need(modules=("torch", "transformers", "onnx", "onnxscript"), extra="export"),
+    "run": Need(modules=("yaml",), extra="export"),
     "predict": Need(modules=("onnxruntime",), extra="cpu"),
     "serve": Need(modules=("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client"), extra="serve"),
 }

@@ -37,10 +37,11 @@ def check_output(output: Path, marker: str, known: Collection[str] | None = None
 
 
 @contextmanager
-def locked(path: Path, doing: str) -> Iterator[None]:
+def locked(path: Path, doing: str) -> Iterator[int]:
     """Keep other processes from working on `path` at the same time; `doing` says in their error what this one does.
 
-    Creates the parent folder. Raises `OutputError` at once if another process holds the lock.
+    Yields the lock's descriptor: a process that inherits it holds the lock as well. Creates the parent folder. Raises
+    `OutputError` at once if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.parent / f".{path.name}.lock"
@@ -52,7 +53,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
         except BlockingIOError:
             raise OutputError(f"another process is {doing}; wait for it, or name another output") from None
         try:
-            yield
+            yield lock.fileno()
         finally:
             lock_path.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import difflib
 import json
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ def read_config(path: Path, command: click.Command) -> tuple[dict[str, Any], dic
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not TOML: {error}") from None
-    folder, options = path.resolve().parent, _options(command)
+    folder, options = path.resolve().parent, options_of(command)
     models = found.pop(MODELS, {})
     if not isinstance(models, dict) or not all(isinstance(value, str) for value in models.values()):
         raise UsageError(f"{path}: [{MODELS}] is a table of names and bundle folders")
@@ -64,8 +64,7 @@ def read_config(path: Path, command: click.Command) -> tuple[dict[str, Any], dic
     for key, value in found.items():
         option = options.get(key.replace("_", "-"))
         if option is None:
-            near = difflib.get_close_matches(key.replace("_", "-"), [*options, MODELS], 1, 0.0)
-            raise UsageError(f"{path}: there is no option {key!r}; the nearest is {near[0]!r}")
+            raise UsageError(f"{path}: there is no option {key!r}; {nearest(key, [*options, MODELS])}")
         _check(path, key, value, option)
         if isinstance(option.type, click.Path):
             value = str(folder / value)
@@ -78,7 +77,7 @@ def read_config(path: Path, command: click.Command) -> tuple[dict[str, Any], dic
 def as_toml(context: click.Context, models: Mapping[str, Path | None]) -> str:
     """The options in force, as a file for `--config`; keys are not shown, options without a value are left out."""
     lines = []
-    for name, option in _options(context.command).items():
+    for name, option in options_of(context.command).items():
         value = context.params.get(option.name or "")
         if value is None or value == ():
             continue
@@ -92,7 +91,14 @@ def as_toml(context: click.Context, models: Mapping[str, Path | None]) -> str:
     return "\n".join([*lines, *(["", f"[{MODELS}]", *named] if named else [])])
 
 
-def _options(command: click.Command) -> dict[str, click.Option]:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name that nobody knows: the one that may have been meant."""
+    near = difflib.get_close_matches(name.replace("_", "-"), list(known), 1, 0.0)
+    return f"the nearest is {near[0]!r}"
+
+
+def options_of(command: click.Command) -> dict[str, click.Option]:
+    """The options that a file may set, by their names on the command line, without the dashes."""
     options = [option for option in command.params if isinstance(option, click.Option)]
     named = {max(option.opts, key=len).lstrip("-"): option for option in options}
     return {name: option for name, option in named.items() if name not in NOT_IN_FILES}

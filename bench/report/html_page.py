@@ -16,7 +16,9 @@ from nopad.charts.svg import escaped, key, style_sheet
 Section = tuple[str, str, str]  # id, title, content
 
 
-def document(*, title: str, heading: str, header: str, sections: Sequence[Section], footer: str) -> str:
+def document(
+    *, title: str, heading: str, header: str, sections: Sequence[Section], footer: str, command: str = "nopad bench"
+) -> str:
     """A page. `title`, `heading` and `footer` are text, `header` and the sections' contents are HTML."""
     own, script = (
         files("nopad.bench.report").joinpath("templates", name).read_text("utf-8")
@@ -24,8 +26,8 @@ def document(*, title: str, heading: str, header: str, sections: Sequence[Sectio
     )
     style = style_sheet() + own
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     body = "".join(
@@ -44,7 +46,7 @@ def document(*, title: str, heading: str, header: str, sections: Sequence[Sectio
 </head>
 <body>
 <header>
-<h1>nopad bench <span>· {escaped(heading)}</span></h1>
+<h1>{escaped(command)} <span>· {escaped(heading)}</span></h1>
 {header}
 <nav aria-label="Sections">{links}</nav>
 </header>

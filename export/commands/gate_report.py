@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -68,14 +67,11 @@ def print_report(report: dict[str, Any], seconds: float | None, *, all_lengths: 
 
 def _checks(rows: list[dict[str, Any]]) -> Table:
     """Each check's row nearest to its bound, or furthest over it."""
-    from nopad.export.parity.bounds import SHARES
+    from nopad.export.parity.bounds import worst_rows
 
     table = _table("check", "cases", "worst", "bound", "", numbers=("cases", "worst", "bound"))
-    for check in dict.fromkeys(row["check"] for row in rows):
-        group = [row for row in rows if row["check"] == check]
-        worst = (min if check in SHARES else max)(group, key=_share_of_bound)
-        ok = all(row["passed"] for row in group)
-        table.add_row(check, str(len(group)), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")
+    for check, (cases, worst, ok) in worst_rows(rows).items():
+        table.add_row(check, str(cases), figure(worst["value"]), figure(worst["bound"]), "ok" if ok else "FAILED")
     return table
 
 
@@ -97,7 +93,3 @@ def _table(*columns: str, numbers: Collection[str]) -> Table:
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left")
     return table
-
-
-def _share_of_bound(row: dict[str, Any]) -> float:
-    return math.inf if row["value"] is None else float(row["value"]) / (row["bound"] or 1.0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nopad.runtime.nearness import cosine, difference, scaled
 from nopad.runtime.types import FloatArray
 
-__all__ = ["BOUNDS", "SHARES", "Bounds", "Row", "answer_rows", "cosine", "difference", "scaled"]
+__all__ = ["BOUNDS", "SHARES", "Bounds", "Row", "answer_rows", "cosine", "difference", "scaled", "worst_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +69,19 @@ def answer_rows(case: str, got: FloatArray, want: FloatArray, bounds: Bounds, *,
     yield Row.at_most("logits", case, difference(got, want), scaled(bounds.logits, want))
     if embedding and bounds.cosine is not None:
         yield Row.at_least("cosine", case, cosine(got, want), bounds.cosine)
+
+
+def worst_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any], bool]]:
+    """Of each check in a report's rows (as JSON): how many there are, the one nearest to its bound, or furthest over
+    it, and whether all have passed.
+    """
+    worst: dict[str, tuple[int, Mapping[str, Any], bool]] = {}
+    for check in dict.fromkeys(row["check"] for row in rows):
+        group = [row for row in rows if row["check"] == check]
+        row = (min if check in SHARES else max)(group, key=_share_of_bound)
+        worst[check] = (len(group), row, all(row["passed"] for row in group))
+    return worst
+
+
+def _share_of_bound(row: Mapping[str, Any]) -> float:
+    return math.inf if row["value"] is None else float(row["value"]) / (row["bound"] or 1.0)

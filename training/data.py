@@ -37,7 +37,7 @@ from nopad.training.tasks.registry import TASKS
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Rows ready for `task.encode`: of texts that are classified, columns `text`, `text_pair` where they are pairs, `target`."""
+    """Rows ready for `task.encode`: of texts that are classified, columns `text`, `target`, of pairs `text_pair`."""
 
     train: Any  # datasets.Dataset
     evaluation: Any
@@ -106,7 +106,13 @@ def load_data(
         held_examples, held_remarks = _examples(held, columns, "evaluation", labels, held_bad)
         test = _encoded(held_examples, columns.labels, kind, "evaluation", held_bad)
         remarks += [*held.remarks, *held_remarks]
-    repeats = find_repeats(_texts(train), _texts(test), duplicates, classes=kind.problem_type != REGRESSION)
+    repeats = find_repeats(
+        _texts(train),
+        _texts(test),
+        duplicates,
+        classes=kind.problem_type != REGRESSION,
+        near=columns.pair is None,  # pairs often share one of their texts
+    )
     if duplicates == "drop":
         train = [row for row, repeated in zip(train, repeats.repeated, strict=True) if not repeated]
     if not train or not test:

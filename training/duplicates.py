@@ -29,17 +29,19 @@ class Duplicates:
     near: IntArray  # [texts], counting exact ones too; texts that are near to a common one are one group
 
 
-def find_duplicates(texts: Sequence[str]) -> Duplicates:
-    """Which of the texts are the same as earlier ones."""
+def find_duplicates(texts: Sequence[str], *, near: bool = True) -> Duplicates:
+    """Which of the texts are the same as earlier ones; not nearly so, unless `near`."""
     first: dict[bytes, int] = {}
     exact = np.array([first.setdefault(_digest(text), index) for index, text in enumerate(texts)], dtype=np.int64)
-    near = np.arange(len(texts))
+    if not near:
+        return Duplicates(exact=exact, near=exact)
+    parents = np.arange(len(texts))
     candidates = [index for index in first.values() if len(texts[index].split(None, _FEWEST_WORDS)) > _FEWEST_WORDS - 1]
     for earlier, later in sorted(_pairs(texts, candidates)):
-        earlier, later = sorted((_root(near, earlier), _root(near, later)))
+        earlier, later = sorted((_root(parents, earlier), _root(parents, later)))
         if earlier != later and _alike(texts[earlier], texts[later]):
-            near[later] = earlier
-    roots = np.array([_root(near, int(index)) for index in exact], dtype=np.int64)
+            parents[later] = earlier
+    roots = np.array([_root(parents, int(index)) for index in exact], dtype=np.int64)
     return Duplicates(exact=exact, near=roots)
 
 

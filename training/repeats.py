@@ -34,18 +34,16 @@ class Repeats:
 
 
 def find_repeats(
-    train: Sequence[LabelledText], evaluation: Sequence[LabelledText], choice: OnDuplicate, *, classes: bool
+    train: Sequence[LabelledText], evaluation: Sequence[LabelledText], choice: OnDuplicate, *, classes: bool, near: bool
 ) -> Repeats:
-    """Look for texts that repeat, exactly or nearly (`nopad.training.duplicates`). `classes`: equal texts should have
-    equal labels.
-    """
+    """Look for texts that repeat, exactly or (`near`) nearly. `classes`: equal texts should have equal labels."""
     rows = [*train, *evaluation]
-    found = find_duplicates([row.text for row in rows])
+    found = find_duplicates([row.text for row in rows], near=near)
     count, places = len(train), [row.place for row in rows]
-    exact, near = found.exact, found.near
-    later = near[:count] != np.arange(count)
+    exact, groups = found.exact, found.near
+    later = groups[:count] != np.arange(count)
     partner = np.full(count, -1)  # of each training row, an evaluation row with its text
-    for roots in (near, exact):  # an exact one rather than a near one
+    for roots in (groups, exact):  # an exact one rather than a near one
         last = {int(root): count + index for index, root in reversed(list(enumerate(roots[count:])))}
         own = np.array([last.get(int(root), -1) for root in roots[:count]], dtype=np.int64)
         partner = np.where(own >= 0, own, partner)
@@ -53,7 +51,7 @@ def find_repeats(
     done = "left out" if choice == "drop" else "kept (--duplicates drop leaves them out)"
     remarks = []
     for rows_found, partners, what in (
-        (np.flatnonzero(later), near, f"of {count:,} rows of the training data repeat the text of an earlier one"),
+        (np.flatnonzero(later), groups, f"of {count:,} rows of the training data repeat the text of an earlier one"),
         (np.flatnonzero(shared), partner, "rows of the training data have a text of the evaluation data"),
     ):
         if len(rows_found):

@@ -71,14 +71,14 @@ def column_options(command: F) -> F:
         ),
         click.option(
             "--labels",
-            help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column holds; "
-            "LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
+            help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column "
+            "holds; LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
         ),
         click.option(
             "--problem-type",
             type=click.Choice(PROBLEM_TYPES),
-            help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists several "
-            "labels at once]",
+            help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists "
+            "several labels at once]",
         ),
     )
 

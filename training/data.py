@@ -15,20 +15,29 @@ import numpy as np
 from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.labels import listed, split_columns
-from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
+from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate
 from nopad.training.errors import DataError
-from nopad.training.labels import MULTI, LabelColumn, describe, remarks_on_classes, understand_labels, zeros_and_ones
+from nopad.training.labels import (
+    MULTI,
+    REGRESSION,
+    LabelColumn,
+    describe,
+    remarks_on_classes,
+    understand_labels,
+    zeros_and_ones,
+)
 from nopad.training.recipe import EVAL_FRACTION, Recipe
-from nopad.training.sources import Rows
-from nopad.training.splits import hold_out, read_parts, rows_to_hold_out
+from nopad.training.repeats import LabelledText, find_repeats
+from nopad.training.sources import Rows, Sources
+from nopad.training.splits import held_rows, read_parts, rows_to_hold_out
 from nopad.training.tasks.base import Task
 from nopad.training.tasks.registry import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Rows ready for `task.encode`: of texts that are classified, columns `text` and `target`."""
+    """Rows ready for `task.encode`: of texts that are classified, columns `text`, `target`, of pairs `text_pair`."""
 
     train: Any  # datasets.Dataset
     evaluation: Any
@@ -40,112 +49,185 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Columns:
+    text: str
+    pair: str | None
+    labels: list[str]
+    group: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Example:
     text: str
+    pair: str | None
     label: Any
     place: str
+    group: Any
 
 
 def load_data(
-    source: DataSource | str,
-    evaluation: DataSource | str | None = None,
+    source: Sources,
+    evaluation: Sources | None = None,
     *,
     text_column: str | None = None,
+    text_pair_column: str | None = None,
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     problem_type: ProblemType | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
+    bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
     """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the labels.
 
     `label_column` may be several with commas between them: a column of zeros and ones for each label. Without
-    `problem_type`, it follows from the labels of the training rows that have a text (docs/labels.md).
+    `problem_type`, it follows from the labels of the training rows that have a text (docs/labels.md). A fraction that
+    is held out has each class's share, or whole groups of the column `split_group`. `duplicates` is about training rows
+    whose text an earlier one has, or the evaluation data.
     Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
     """
-    _check_options(labels, problem_type)
-    rows, held_rows = read_parts(source, evaluation, wanted=[text_column] if text_column else TEXT_COLUMNS)
-    text = rows.column(text_column, TEXT_COLUMNS, "--text-column")
-    columns = [
-        rows.column(name, LABEL_COLUMNS, "--label-column")
-        for name in (split_columns(label_column, rows.columns) if label_column else [None])
-    ]
-    if held_rows is not None:
-        held_rows.provide(text, "--text-column")
-        for name in columns:
-            held_rows.provide(name, "--label-column")
-    examples, remarks = _examples(rows, text, columns, "training", labels)
-    if held_rows is None:
+    _check_options(labels, problem_type, duplicates, bad_rows)
+    bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
+    wanted = [text_column] if text_column else TEXT_COLUMNS
+    rows, held = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
+    columns = _find_columns(rows, held, text_column, text_pair_column, label_column, split_group)
+    examples, remarks = _examples(rows, columns, "training", labels, bad)
+    if held is None:
         rows_to_hold_out(len(examples), eval_fraction)  # refused before the labels are looked at
-    kind = _understand(rows, examples, columns, labels, problem_type)
-    train = _encoded(examples, columns, kind, "training")
-    targets = np.asarray(train.with_format("numpy")["target"][:])
+    kind = _understand(rows, examples, columns.labels, labels, problem_type)
+    train = _encoded(examples, columns.labels, kind, "training", bad)
+    targets = np.asarray([target for _, target in train])
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
-    if held_rows is None:
-        train, test = hold_out(train, eval_fraction, seed)
+    if held is None:
+        train, test = _divided(train, targets, kind, eval_fraction, seed, split_group)
     else:
-        held_examples, held_remarks = _examples(held_rows, text, columns, "evaluation", labels)
-        test = _encoded(held_examples, columns, kind, "evaluation")
-        remarks += held_remarks
+        held_examples, held_remarks = _examples(held, columns, "evaluation", labels, held_bad)
+        test = _encoded(held_examples, columns.labels, kind, "evaluation", held_bad)
+        remarks += [*held.remarks, *held_remarks]
+    repeats = find_repeats(
+        _texts(train),
+        _texts(test),
+        duplicates,
+        classes=kind.problem_type != REGRESSION,
+        near=columns.pair is None,  # pairs often share one of their texts
+    )
+    if duplicates == "drop":
+        train = [row for row, repeated in zip(train, repeats.repeated, strict=True) if not repeated]
+    if not train or not test:
+        raise DataError(f"no row is left to {'evaluate' if train else 'train'} on: {'; '.join(repeats.remarks)}")
     return TrainingData(
-        train=train,
-        evaluation=test,
+        train=_dataset(train),
+        evaluation=_dataset(test),
         task=TASKS[kind.problem_type](),
         labels=kind.names,
         problem_type=kind.problem_type,
         summary=describe(kind, targets),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats.remarks),
     )
 
 
-def _check_options(labels: Sequence[str] | None, problem_type: str | None) -> None:
+def _find_columns(
+    rows: Rows, held: Rows | None, text: str | None, pair: str | None, label: str | None, group: str | None
+) -> _Columns:
+    """The columns of the training data, which the evaluation data then has, too. Raises `DataError`, `UsageError`."""
+    if held is not None and group is not None:
+        raise UsageError("--split-group says how to hold rows out, but there is evaluation data; leave it out")
+    columns = _Columns(
+        text=rows.column(text, TEXT_COLUMNS, "--text-column"),
+        pair=rows.column(pair, (), "--text-pair-column") if pair else None,
+        labels=[
+            rows.column(name, LABEL_COLUMNS, "--label-column")
+            for name in (split_columns(label, rows.columns) if label else [None])
+        ],
+        group=rows.column(group, (), "--split-group") if group else None,
+    )
+    if held is not None:
+        held.provide(columns.text, "--text-column")
+        if columns.pair is not None:
+            held.provide(columns.pair, "--text-pair-column")
+        for name in columns.labels:
+            held.provide(name, "--label-column")
+    return columns
+
+
+def _check_options(labels: Sequence[str] | None, problem_type: str | None, duplicates: str, bad_rows: str) -> None:
     for name in labels or ():
         if not name.strip() or list(labels or ()).count(name) > 1:
             raise UsageError(f"--labels must name each label once, got {','.join(labels or ())!r}")
     if problem_type not in (None, *PROBLEM_TYPES):
         raise UsageError(f"--problem-type {problem_type!r} is unknown; known: {', '.join(PROBLEM_TYPES)}")
+    for option, value, known in (("duplicates", duplicates, ON_DUPLICATE), ("bad-rows", bad_rows, ON_BAD_ROW)):
+        if value not in known:
+            raise UsageError(f"--{option} {value!r} is unknown; known: {', '.join(known)}")
 
 
 def _examples(
-    rows: Rows, text: str, columns: Sequence[str], part: str, names: Sequence[str] | None
+    rows: Rows, columns: _Columns, part: str, names: Sequence[str] | None, bad: BadRows
 ) -> tuple[list[_Example], list[str]]:
     """The rows that have a text, with their labels (of several columns, lists), and a remark on the rows left out."""
     examples = []
-    class_names = rows.class_names if len(columns) == 1 else {}
+    before = bad.count
+    class_names = rows.class_names if len(columns.labels) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
-        value = rows.text(record, text)
+        value = rows.text(record, columns.text)
         if not isinstance(value, str) or not value.strip():
             continue
-        cells = [_label(record.get(name), name, place, class_names.get(name, ()), names) for name in columns]
         try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{place}: column {text!r} holds half a character (a lone surrogate); mend it") from None
-        examples.append(_Example(text=value, label=cells if len(cells) > 1 else cells[0], place=place))
+            _check_unicode(value, columns.text)
+            pair = _second_text(rows, record, columns.pair)
+            cells = [_label(record.get(name), name, class_names.get(name, ()), names) for name in columns.labels]
+        except ValueError as error:
+            bad.add(place, str(error))
+            continue
+        label = cells if len(cells) > 1 else cells[0]
+        group = record.get(columns.group) if columns.group else None
+        examples.append(_Example(text=value, pair=pair, label=label, place=place, group=group))
     if not examples:
-        raise DataError(f"the {part} data has no row with text in column {text!r}")
-    blank = len(rows.records) - len(examples)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have no text in column {text!r}: left out"
-    return examples, [remark] if blank else []
+        reasons = "".join(f"; {remark}" for remark in bad.remarks())
+        raise DataError(f"the {part} data has no row with text in column {columns.text!r}{reasons}")
+    blank = len(rows.records) - len(examples) - (bad.count - before)
+    what = f"rows of the {part} data have no text in column {columns.text!r}"
+    return examples, [f"{blank:,} of {len(rows.records):,} {what}: left out"] if blank else []
 
 
-def _label(value: Any, column: str, place: str, class_names: Sequence[str], names: Sequence[str] | None) -> Any:
-    """A cell's label, or list of labels; the numbers of a column that has `class_names` of its own become those."""
+def _check_unicode(text: str, column: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)") from None
+
+
+def _second_text(rows: Rows, record: dict[str, Any], column: str | None) -> str | None:
+    if column is None:
+        return None
+    text = rows.text(record, column)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"column {column!r} has no text, the second of the pair")
+    _check_unicode(text, column)
+    return text
+
+
+def _label(value: Any, column: str, class_names: Sequence[str], names: Sequence[str] | None) -> Any:
+    """A cell's label, or list of labels; the numbers of a column that has `class_names` of its own become those.
+
+    Raises `ValueError`.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{place}: column {column!r} has no value; fill it in, or remove the row")
+        raise ValueError(f"column {column!r} has no value; fill it in")
     items = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, Decimal):  # a database's numbers, in Parquet
             item = int(item) if item == item.to_integral_value() else float(item)
         if not isinstance(item, str | int | float):
-            raise DataError(f"{place}: column {column!r}: {value!r:.80} is not a text, a number or a list of them")
+            raise ValueError(f"column {column!r}: {value!r:.80} is not a text, a number or a list of them")
         if isinstance(item, float) and not math.isfinite(item):
-            raise DataError(f"{place}: column {column!r}: label {item!r} is not finite")
+            raise ValueError(f"column {column!r}: label {item!r} is not finite")
         if class_names and isinstance(item, int):
             if not 0 <= item < len(class_names):
-                raise DataError(
-                    f"{place}: column {column!r}: label {item} is not a number of the data's own classes "
-                    f"{listed(class_names)}"
+                raise ValueError(
+                    f"column {column!r}: label {item} is not a number of the data's own classes {listed(class_names)}"
                 )
             # Other names in --labels rename the same numbers.
             item = class_names[item] if not names or set(class_names) <= set(names) else item
@@ -172,20 +254,55 @@ def _understand(
     return understand_labels(values, column, names=names, problem_type=problem_type, gaps=gaps)
 
 
-def _encoded(examples: Sequence[_Example], columns: Sequence[str], kind: LabelColumn, part: str) -> Any:
-    targets: list[Any] = []
+def _encoded(
+    examples: Sequence[_Example], columns: Sequence[str], kind: LabelColumn, part: str, bad: BadRows
+) -> list[tuple[_Example, Any]]:
+    """The examples with their targets."""
+    rows: list[tuple[_Example, Any]] = []
     wrong: list[tuple[_Example, Exception]] = []
     for example in examples:
         try:
-            targets.append(kind.encode(example.label))
+            rows.append((example, kind.encode(example.label)))
         except (ValueError, OverflowError) as error:
             wrong.append((example, error))
-    if wrong:
-        first, reason = wrong[0]
-        message = f"{first.place}: column {','.join(columns)!r}: label {first.label!r:.80} {reason}"
-        if len(wrong) > 1:
-            counts = Counter(f"{example.label!r:.40}" for example, _ in wrong).most_common()
-            rows = listed([f"{label} ({count:,} rows)" for label, count in counts])
-            message += f"; in all {len(wrong):,} rows of the {part} data: {rows}"
-        raise DataError(f"{message}; mend or remove them")
-    return datasets.Dataset.from_dict({"text": [example.text for example in examples], "target": targets})
+    messages = [f"column {','.join(columns)!r}: label {row.label!r:.80} {error}" for row, error in wrong]
+    if len(wrong) > 1 and not bad.skipped:
+        counts = Counter(f"{example.label!r:.40}" for example, _ in wrong).most_common()
+        every = listed([f"{label} ({count:,} rows)" for label, count in counts])
+        messages[0] += f"; in all {len(wrong):,} rows of the {part} data: {every}"
+    for (example, _), message in zip(wrong, messages, strict=True):
+        bad.add(example.place, message)
+    return rows
+
+
+def _divided(
+    rows: Sequence[tuple[_Example, Any]],
+    targets: Any,
+    kind: LabelColumn,
+    eval_fraction: float,
+    seed: int,
+    split_group: str | None,
+) -> tuple[list[tuple[_Example, Any]], list[tuple[_Example, Any]]]:
+    """The rows to train on, and those to evaluate on."""
+    classes = None if kind.problem_type == REGRESSION else targets
+    if kind.problem_type == MULTI:  # by the rarest label that a row has; -1 for none
+        rare = np.argsort(targets.sum(axis=0), kind="stable")
+        classes = np.where(targets.any(axis=1), rare[targets[:, rare].argmax(axis=1)], -1)
+    groups = [example.group for example, _ in rows] if split_group is not None else None
+    held = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
+    train, test = ([row for row, is_held in zip(rows, held, strict=True) if is_held == half] for half in (False, True))
+    return train, test
+
+
+def _texts(rows: Sequence[tuple[_Example, Any]]) -> list[LabelledText]:
+    return [
+        LabelledText(text="\n".join(filter(None, (row.text, row.pair))), label=row.label, place=row.place)
+        for row, _ in rows
+    ]
+
+
+def _dataset(rows: Sequence[tuple[_Example, Any]]) -> Any:
+    pairs = {"text_pair": [row.pair for row, _ in rows]} if rows[0][0].pair is not None else {}
+    return datasets.Dataset.from_dict(
+        {"text": [row.text for row, _ in rows], **pairs, "target": [target for _, target in rows]}
+    )

@@ -21,6 +21,7 @@ MULTI: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 
 _FEW, _MANY = 10, 20  # this few different floats may be classes, this many integers numbers to learn
+_UNEVEN = 10  # times as many rows of a class as of another are worth a remark
 _MOST_CELLS = 10**9  # of multi-label targets, 8 bytes each
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]+,[0-9]+\s*")
 
@@ -120,6 +121,12 @@ def remarks_on_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> list[s
             f"labels look like several in one cell ({listed([repr(name) for name in joined], 3)}): each is taken as "
             "one class; several labels of a text are a list (JSONL, Parquet), or a column of zeros and ones for each "
             "label (--label-column first,second)"
+        )
+    common, rare = max(counts, key=counts.__getitem__), min(counts, key=lambda name: counts[name] or len(targets))
+    if column.problem_type == SINGLE and counts[common] >= _UNEVEN * counts[rare] > _UNEVEN:
+        remarks.append(
+            f"classes are uneven: {counts[common]:,} rows of {common!r}, {counts[rare]:,} of {rare!r}; accuracy says "
+            "little of such data, F1 more"
         )
     for number, words in enumerate(("no row", "a single row")):
         if few := [repr(name) for name, count in counts.items() if count == number]:

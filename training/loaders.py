@@ -7,18 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from nopad.model.head import Task as HeadTask
-from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData, load_data
+from nopad.training.sources import Sources
 
 LOADERS: dict[HeadTask, Callable[..., TrainingData]] = {
     "text-classification": load_data,
 }
 
 
-def load(
-    task: HeadTask, source: DataSource | str, evaluation: DataSource | str | None = None, **options: Any
-) -> TrainingData:
+def load(task: HeadTask, source: Sources, evaluation: Sources | None = None, **options: Any) -> TrainingData:
     """Read the data of a task; `options` are its loader's, None where not given.
 
     Raises `DataError`, and `UsageError` for an option that does not apply to the task.

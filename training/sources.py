@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
 from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import InputFileError
+from nopad.training.bad_rows import BadRows
 from nopad.training.errors import DataError
+
+Sources = DataSource | str | Sequence[DataSource | str]  # one, or several that are read one after another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class Rows:
     spreadsheet: bool = False  # a text may be stored as a number or a date
     repeated: frozenset[str] = frozenset()  # names that the header repeats
     remarks: tuple[str, ...] = ()  # what was left out, or chosen of several
+    files: tuple[tuple[str, frozenset[str]], ...] = ()  # of several sources: their first places, and their columns
 
     @property
     def columns(self) -> list[str]:
@@ -48,6 +53,7 @@ class Rows:
                 if column in self.repeated:
                     raise DataError(f"the {what} has several columns {column!r}; rename all but the right one")
                 if column is not None:
+                    self._check_files(column, option)
                     return column
         except ValueError as error:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
@@ -63,6 +69,15 @@ class Rows:
         if column != name:
             for record in self.records:
                 record[name] = record.get(column)
+
+    def _check_files(self, column: str, option: str) -> None:
+        """Refuse that one of several sources lacks the column: none of its rows would count. Raises `DataError`."""
+        for place, columns in self.files:
+            if column not in columns and find_column(columns, column) is None:
+                raise DataError(
+                    f"{place}: no column {column!r} here, which other files have; this one has "
+                    f"{name_list(sorted(columns))}: rename its column, or name one that all have with {option}"
+                )
 
     def _copy_values(self, path: str) -> bool:
         values = [value_at(record, path) for record in self.records]
@@ -86,12 +101,30 @@ class _Split:
     source: DataSource
 
 
-def find_splits(source: DataSource | str) -> dict[str, Any]:
-    """What `source` holds under `train`, `validation`, `test` (or other names on the Hub), for `read_rows`.
+def find_splits(sources: Sources) -> dict[str, list[Any]]:
+    """What the sources hold under `train`, `validation`, `test` (or other names on the Hub), for `read_rows`.
 
-    Raises `DataError`.
+    A path that is no file may be a pattern (`part-*.jsonl`). Raises `DataError`.
     """
-    source = source_of(source)
+    splits: dict[str, list[Any]] = {}
+    for source in [sources] if isinstance(sources, DataSource | str) else sources:
+        for one in _matches(source_of(source)):
+            for name, part in _splits_of(one).items():
+                splits.setdefault(name, []).append(part)
+    return splits
+
+
+def _matches(source: DataSource) -> list[DataSource]:
+    """The source; of a pattern, the files and folders that match, in order."""
+    if not glob.has_magic(source.path) or os.path.exists(source.location()[0]):
+        return [source]
+    found = sorted(glob.glob(source.path, recursive=True))
+    if not found:
+        raise DataError(f"nothing matches {source.path}")
+    return [replace(source, path=path) for path in found]
+
+
+def _splits_of(source: DataSource) -> dict[str, Any]:
     path, name = source.location()
     if path == "-" or os.path.isfile(path):
         return {"train": _Split(part=Part(files=(Path(source.path),)), source=source)}
@@ -122,20 +155,46 @@ def _hub_splits(name: str) -> dict[str, Any]:
     return splits
 
 
-def read_rows(part: Any, *, wanted: Sequence[str] = TEXT_COLUMNS) -> Rows:
-    """Read one value of `find_splits`: a split on disk, or a dataset of the Hub. Raises `DataError`.
+def read_rows(parts: Sequence[Any], *, wanted: Sequence[str] = TEXT_COLUMNS, bad_rows: BadRows | None = None) -> Rows:
+    """Read a value of `find_splits`: splits on disk and datasets of the Hub, one after another. Raises `DataError`.
 
-    `wanted` are the names that the text may have (`nopad.runtime.data.records.open_table`).
+    `wanted` are the names that the text may have (`nopad.runtime.data.records.open_table`). Rows that cannot be read
+    go to `bad_rows`, which refuses them unless it was told otherwise.
     """
-    if not isinstance(part, _Split):
-        return _from_dataset(part)
+    bad_rows = bad_rows or BadRows("refuse", "training")
+    each = [_from_disk(part, wanted, bad_rows) if isinstance(part, _Split) else _from_dataset(part) for part in parts]
+    if len(each) == 1:
+        return each[0]
+    return Rows(
+        records=[record for rows in each for record in rows.records],
+        places=[place for rows in each for place in rows.places],
+        class_names=_common_names([rows.class_names for rows in each]),
+        untyped=any(rows.untyped for rows in each),
+        spreadsheet=any(rows.spreadsheet for rows in each),
+        repeated=frozenset().union(*(rows.repeated for rows in each)),
+        remarks=tuple(remark for rows in each for remark in rows.remarks),
+        files=tuple((rows.places[0], frozenset(rows.columns)) for rows in each if rows.records),
+    )
+
+
+def _common_names(each: Sequence[Mapping[str, tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+    names: dict[str, tuple[str, ...]] = {}
+    for own in each:
+        for column, classes in own.items():
+            if names.setdefault(column, classes) != classes:
+                raise DataError(f"the files name the classes of column {column!r} differently; give them one by one")
+    return names
+
+
+def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows) -> Rows:
     records: list[dict[str, Any]] = []
     places: list[str] = []
     try:
         with open_part(part.part, part.source, wanted=wanted) as table:
             for number, record in table.items:
                 if isinstance(record, str):
-                    raise DataError(f"{table.place(number)}: {record}; mend or remove it")
+                    bad_rows.add(table.place(number), record)
+                    continue
                 if table.untyped:
                     record = {name: value if value.strip() else None for name, value in record.items()}
                 records.append(record)

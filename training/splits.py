@@ -6,28 +6,84 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nopad.runtime.data.table import DataSource
+import numpy as np
+import numpy.typing as npt
+
+from nopad.training.bad_rows import BadRows
 from nopad.training.errors import DataError
-from nopad.training.sources import Rows, find_splits, read_rows
+from nopad.training.sources import Rows, Sources, find_splits, read_rows
 
 
 def read_parts(
-    source: DataSource | str, evaluation: DataSource | str | None, *, wanted: Sequence[str]
+    source: Sources, evaluation: Sources | None, *, wanted: Sequence[str], bad_rows: Sequence[BadRows] = ()
 ) -> tuple[Rows, Rows | None]:
     """The rows to train on, and those to evaluate on: of `evaluation`, else of a split of `source`, else None.
 
-    `wanted` are the names that the text's column may have. Raises `DataError`.
+    `wanted` are the names that the text's column may have, `bad_rows` what becomes of rows that cannot be read: of
+    those to train on, and of those to evaluate on. Raises `DataError`.
     """
+    training, held = bad_rows or (BadRows("refuse", "training"), BadRows("refuse", "evaluation"))
     parts = find_splits(source)
-    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted)
+    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted, bad_rows=training)
     held_out = _part_to_evaluate(parts, evaluation)
-    return rows, None if held_out is None else read_rows(held_out, wanted=wanted)
+    return rows, None if held_out is None else read_rows(held_out, wanted=wanted, bad_rows=held)
 
 
-def hold_out(rows: Any, eval_fraction: float, seed: int) -> tuple[Any, Any]:
-    """Divide a `datasets.Dataset`: what to train on, and the fraction to evaluate on. Raises `DataError`."""
-    split = rows.train_test_split(test_size=rows_to_hold_out(len(rows), eval_fraction), seed=seed)
-    return split["train"], split["test"]
+def hold_out(
+    rows: Any,
+    eval_fraction: float,
+    seed: int,
+    *,
+    classes: npt.NDArray[np.int64] | None = None,
+    groups: Sequence[Any] | None = None,
+) -> tuple[Any, Any]:
+    """Divide a `datasets.Dataset`: what to train on, and the fraction to evaluate on. Raises `DataError`.
+
+    With `classes` of the rows, each has its share in both halves, and the first of each is trained on. With `groups`,
+    no group is in both halves, and the fraction is met as well as whole groups can.
+    """
+    held = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
+
+
+def held_rows(
+    rows: int,
+    eval_fraction: float,
+    seed: int,
+    *,
+    classes: npt.NDArray[np.int64] | None = None,
+    groups: Sequence[Any] | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Which rows `hold_out` holds out, bool [rows]. Raises `DataError`."""
+    count = rows_to_hold_out(rows, eval_fraction)
+    draw = np.random.default_rng(seed)
+    held = np.zeros(rows, dtype=bool)
+    if groups is not None:
+        held[_whole_groups(groups, count, draw)] = True
+        return held
+    shuffled = draw.permutation(rows)
+    if classes is not None:
+        shuffled = shuffled[np.argsort(classes[shuffled], kind="stable")]
+        first = np.r_[True, np.diff(classes[shuffled]) != 0]
+        shuffled = shuffled[~first] if count <= rows - first.sum() else shuffled
+    # Evenly spaced among the rows by class: every class gives its share.
+    held[shuffled[((np.arange(count) + 0.5) * len(shuffled) / count).astype(np.int64)]] = True
+    return held
+
+
+def _whole_groups(groups: Sequence[Any], count: int, draw: np.random.Generator) -> list[int]:
+    """Rows of groups in random order, as many as fit in `count`; of the smallest group if none does."""
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(str(group), []).append(row)
+    if len(members) < 2:
+        raise DataError("--split-group: all rows are of one group, so none can be held out; give --eval")
+    names = sorted(members)
+    held: list[int] = []
+    for place in draw.permutation(len(names)):
+        if len(held) + len(members[names[place]]) <= count:
+            held += members[names[place]]
+    return held or min(members.values(), key=len)
 
 
 def rows_to_hold_out(rows: int, eval_fraction: float) -> int:
@@ -41,7 +97,7 @@ def rows_to_hold_out(rows: int, eval_fraction: float) -> int:
     return count
 
 
-def _part_to_evaluate(parts: Mapping[str, Any], evaluation: DataSource | str | None) -> Any:
+def _part_to_evaluate(parts: Mapping[str, Any], evaluation: Sources | None) -> Any:
     if evaluation is not None:
         parts = find_splits(evaluation)
     split = next((parts[name] for name in ("validation", "test") if name in parts), None)

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nopad.runtime.data import column_lines
 from nopad.runtime.data.columnar import is_saved_dataset, saved_files, saved_splits
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.table import DataSource, Item, Table, unreadable
 from nopad.runtime.errors import InputFileError
 
 # Endings of files that are data wherever they are in a folder.
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xlsx")
+SUFFIXES = (
+    *(".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", ".xlsx"),
+    *column_lines.SUFFIXES,
+)
 # JSON files that describe a data set or a model and hold no rows.
 _METADATA = {
     "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json", "metadata.json",

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from nopad.runtime.data import delimited, json_texts
+from nopad.runtime.data import column_lines, delimited, json_texts
 from nopad.runtime.data.columnar import open_columnar
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field, name_list, plain_name
 from nopad.runtime.data.folders import Part, class_table, find_parts
@@ -169,6 +169,8 @@ def _open_text(lines: Lines, source: DataSource, suffix: str, wanted: Sequence[s
     known = texts | set(LABEL_COLUMNS)
     if suffix in json_texts.SUFFIXES:
         return json_texts.open_json(lines, source, suffix, texts)
+    if suffix in column_lines.SUFFIXES or (suffix != ".csv" and column_lines.is_column_lines(lines)):
+        return column_lines.open_column_lines(lines, source, suffix)
     if suffix in (".csv", ".tsv", ".tab") or source.columns:
         return delimited.open_delimited(lines, source, suffix, known)
     if suffix in (".parquet", ".arrow", ".feather", ".xlsx"):

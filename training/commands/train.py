@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nopad.model.head import PROBLEM_TYPES, ProblemType, Task
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
-from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.model.head import ProblemType, Task
+from nopad.runtime.console import common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.table import DataSource
-from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.commands.options import column_options, data_options
+from nopad.training.recipe import Recipe
 from nopad.training.reporting import REPORTERS, Reporter, check_reporters
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nopad.training.bad_rows import OnBadRow, OnDuplicate
     from nopad.training.data import TrainingData
     from nopad.training.trainer import TrainingResult
 
@@ -38,38 +39,13 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     "--base", help="Folder or Hub name of the base, where --model is a LoRA adapter. [default: the one it names]"
 )
 @click.option("--tokenizer", help="Folder with tokenizer.json. [default: the model's own]")
-@click.option("--train", "train_data", required=True, help=f"Hub name, or {FILES}.")
-@click.option("--eval", "eval_data", help="As --train. [default: its validation or test split, else --eval-fraction]")
-@click.option(
-    "--eval-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=EVAL_FRACTION,
-    help="Share of --train to hold out where nothing else is there to evaluate on.",
-)
+@data_options
 @click.option(
     "--task", type=click.Choice(TRAINED), default=TRAINED[0], show_default=True, help="What the model is to do."
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @reading_options
-@click.option(
-    "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
-)
-@click.option(
-    "--label-column",
-    help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "
-    f"[default: {', '.join(LABEL_COLUMNS[:4])}, ...]",
-)
-@click.option(
-    "--labels",
-    help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column holds; "
-    "LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
-)
-@click.option(
-    "--problem-type",
-    type=click.Choice(PROBLEM_TYPES),
-    help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists several "
-    "labels at once]",
-)
+@column_options
 @click.option("--learning-rate", type=float, default=Recipe.learning_rate, help="Highest learning rate.")
 @click.option("--adam-beta1", type=float, default=Recipe.adam_beta1, help="Decay of AdamW's mean of gradients.")
 @click.option("--adam-beta2", type=float, default=Recipe.adam_beta2, help="Decay of AdamW's mean of squared gradients.")
@@ -123,14 +99,18 @@ def train(
     from_scratch: Path | None,
     base: str | None,
     tokenizer: str | None,
-    train_data: str,
-    eval_data: str | None,
+    train_data: tuple[str, ...],
+    eval_data: tuple[str, ...],
     eval_fraction: float,
+    split_group: str | None,
+    duplicates: OnDuplicate | None,
+    bad_rows: OnBadRow | None,
     task: Task,
     output: Path,
     encoding: str | None,
     columns: tuple[str, ...],
     text_column: str | None,
+    text_pair_column: str | None,
     label_column: str | None,
     labels: str | None,
     problem_type: ProblemType | None,
@@ -168,13 +148,17 @@ def train(
     read = partial(DataSource, encoding=encoding, columns=columns)
     data = load(
         task,
-        read(path=train_data),
-        read(path=eval_data) if eval_data is not None else None,
+        [read(path=path) for path in train_data],
+        [read(path=path) for path in eval_data] or None,
         text_column=text_column,
+        text_pair_column=text_pair_column,
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
         problem_type=problem_type,
         eval_fraction=eval_fraction,
+        split_group=split_group,
+        duplicates=duplicates,
+        bad_rows=bad_rows,
         seed=settings.seed,
     )
     _print_data_summary(data, console)
@@ -189,7 +173,7 @@ def train(
             console=console,
             log_every=log_every,
             report_to=report_to,
-            sources=[name for name in (train_data, eval_data) if name is not None],
+            sources=[*train_data, *eval_data],
         )
     _print_result(result, as_json)
 

@@ -34,7 +34,9 @@ class Task(Protocol):
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Columns of the data -> the columns that `collate` takes, of as many rows."""
-        ids = tokenizer(rows["text"], truncation=True, max_length=max_length, return_attention_mask=False)
+        ids = tokenizer(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length, return_attention_mask=False
+        )
         return {**ids, "target": rows["target"]}
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:

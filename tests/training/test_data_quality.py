@@ -1,0 +1,219 @@
+"""Several files, splits by class and group, repeated texts, bad rows and pairs: what `nopad train` makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from repository import DATA
+from training_samples import sentences, write_jsonl
+
+from nopad.runtime.cli import run
+from nopad.runtime.errors import UsageError
+from nopad.training.data import load_data
+from nopad.training.duplicates import find_duplicates
+from nopad.training.errors import DataError
+from nopad.training.splits import held_rows
+
+
+def rows_of(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"text": f"text {number}", "label": "ab"[number % 2], **more} for number in range(count)]
+
+
+def test_several_files_and_patterns_are_one_split(tmp_path: Path) -> None:
+    rows = rows_of(30)
+    write_jsonl(tmp_path / "part-1.jsonl", rows[:10])
+    write_jsonl(tmp_path / "part-2.jsonl", rows[10:20])
+    (tmp_path / "more.csv").write_text("text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in rows[20:]))
+    data = load_data([str(tmp_path / "part-*.jsonl"), str(tmp_path / "more.csv")])
+    assert {*data.train["text"], *data.evaluation["text"]} == {row["text"] for row in rows}
+    with pytest.raises(DataError, match=r"nothing matches .*no-\*"):
+        load_data(str(tmp_path / "no-*.jsonl"))
+
+
+def test_a_file_without_the_column_is_refused_not_left_out(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", rows_of(10))
+    second = write_jsonl(tmp_path / "b.jsonl", [{"review": "fine", "label": "a"}] * 3)
+    with pytest.raises(DataError, match=r"b.jsonl, line 1: no column 'text' here.*label, review"):
+        load_data([str(first), str(second)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_class_has_its_share_of_both_halves(seed: int) -> None:
+    classes = np.random.default_rng(seed).permutation([0] * 700 + [1] * 250 + [2] * 50)
+    held = held_rows(1000, 0.1, seed, classes=classes)
+    assert held.sum() == 100
+    assert abs(np.bincount(classes[held]) - [70, 25, 5]).max() <= 1
+    assert (held == held_rows(1000, 0.1, seed, classes=classes)).all()
+    assert (held != held_rows(1000, 0.1, seed + 1, classes=classes)).any()
+
+
+def test_no_group_is_in_both_halves(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": i % 2, "author": f"author {i % 17}"} for i in range(200)]
+    author = {row["text"]: row["author"] for row in rows}
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    data = load_data(path, eval_fraction=0.3, split_group="author")
+    halves = [{author[text] for text in half["text"]} for half in (data.train, data.evaluation)]
+    assert not halves[0] & halves[1] and 48 <= len(data.evaluation) <= 60
+    with pytest.raises(UsageError, match="--split-group says how to hold rows out, but there is evaluation data"):
+        load_data(path, path, split_group="author")
+    with pytest.raises(DataError, match="all rows are of one group"):
+        load_data(str(write_jsonl(tmp_path / "b.jsonl", rows_of(20, author="x"))), split_group="author")
+
+
+def test_near_duplicates_are_those_of_jaccard_itself() -> None:
+    draw = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(300)]
+    texts = []
+    for _ in range(60):
+        base = draw.choice(words, 60).tolist()
+        texts.append(" ".join(base))
+        for changes in (1, 2, 5, 12):
+            other = list(base)
+            for place in draw.choice(60, changes, replace=False):
+                other[place] = str(draw.choice(words))
+            texts.append(" ".join(other))
+
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        parts = text.split()
+        return set(zip(parts, parts[1:], parts[2:], strict=False))
+
+    near = find_duplicates(texts).near
+    for base in range(0, len(texts), 5):
+        for other in range(base + 1, base + 5):
+            one, two = shingles(texts[base]), shingles(texts[other])
+            if len(one & two) >= 0.8 * len(one | two):
+                assert near[other] == base
+        assert near[base] == base, "texts of other families are no duplicates"
+
+
+def test_repeats_overlap_and_conflicts_are_told_with_places_and_dropped_as_asked(tmp_path: Path) -> None:
+    rows = [*rows_of(20), {"text": "TEXT  1", "label": "b"}, {"text": "text 2", "label": "b"}]
+    train = str(write_jsonl(tmp_path / "train.jsonl", rows))
+    test = str(write_jsonl(tmp_path / "test.jsonl", [{"text": "text 5", "label": "b"}, {"text": "new", "label": "a"}]))
+    kept = load_data(train, test)
+    said = "\n".join(kept.remarks)
+    assert "2 of 22 rows of the training data repeat the text of an earlier one, 2 exactly and 0 nearly" in said
+    assert f"{train}, line 21 and {train}, line 2;" in said
+    assert (
+        f"1 rows of the training data have a text of the evaluation data, 1 exactly and 0 nearly: {train}, line 6"
+        in said
+    )
+    assert f"1 text has different labels in different rows: {train}, line 3 ('a') and {train}, line 22 ('b')" in said
+    assert len(kept.train) == 22
+    dropped = load_data(train, test, duplicates="drop")
+    assert Counter(dropped.train["text"]) == Counter(f"text {i}" for i in range(20) if i != 5)
+    assert list(dropped.evaluation["text"]) == ["text 5", "new"]
+
+
+def test_what_imdb_has(imdb: Path) -> None:
+    texts = [
+        [json.loads(line)["text"] for line in (imdb / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
+        for name in ("train", "test")
+    ]
+    count = len(texts[0])
+    found = find_duplicates([*texts[0], *texts[1]])
+    own = np.arange(count)
+    assert (found.exact[:count] != own).sum() == 96
+    assert (found.exact[count:] < count).sum() == 53
+    assert ((found.near[:count] != own) & (found.exact[:count] == own)).sum() == 21
+
+
+BAD = [
+    ("{broken", "the line is not valid JSON"),
+    ('{"text": "no label"}', "column 'label' has no value"),
+    ('{"text": "half \\ud800", "label": "a"}', "half a character"),
+    ('{"text": "a list", "label": {"a": 1}}', "is not a text, a number or a list"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD)
+def test_bad_rows_are_refused_or_counted_and_shown(line: str, reason: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(20))
+    path.write_text(path.read_text() + f"{line}\n")
+    with pytest.raises(DataError, match="--bad-rows skip") as refused:
+        load_data(str(path))
+    assert f"{path}, line 21: " in str(refused.value) and reason in str(refused.value)
+    data = load_data(str(path), bad_rows="skip")
+    assert len(data.train) + len(data.evaluation) == 20
+    (remark,) = data.remarks
+    assert remark.startswith("1 bad row is left out of the training data: ") and reason in remark
+
+
+def test_labels_that_only_the_evaluation_data_has_are_bad_rows(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", rows_of(20))
+    held = write_jsonl(
+        tmp_path / "b.jsonl", [{"text": f"new {i}", "label": label} for i, label in enumerate("axbxaxx")]
+    )
+    data = load_data(str(train), str(held), bad_rows="skip")
+    assert len(data.evaluation) == 3
+    assert "4 bad rows are left out of the evaluation data" in data.remarks[0] and "and 1 more" in data.remarks[0]
+    with pytest.raises(DataError, match="no row is left to evaluate on|has no row"):
+        write_jsonl(held, [{"text": "new", "label": "x"}])
+        load_data(str(train), str(held), bad_rows="skip")
+
+
+def test_uneven_classes_are_told(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "rare" if i < 3 else "common"} for i in range(60)]
+    data = load_data(str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert any("classes are uneven: 57 rows of 'common', 3 of 'rare'" in remark for remark in data.remarks)
+
+
+def test_pairs_are_read_as_transformers_reads_them(scratch: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    rows = [{"text": a["text"], "other": b["text"], "label": i % 2} for i, (a, b) in enumerate(
+        zip(sentences(20), sentences(20, seed=1), strict=True))]  # fmt: skip
+    data = load_data(str(write_jsonl(tmp_path / "a.jsonl", rows)), text_pair_column="other")
+    tokenizer = AutoTokenizer.from_pretrained(scratch)
+    encoded = data.task.encode(data.train[:], tokenizer, 20)
+    expected = [
+        tokenizer(row["text"], row["text_pair"], truncation=True, max_length=20)["input_ids"] for row in data.train
+    ]
+    assert encoded["input_ids"] == expected
+    rows[3]["other"] = " "
+    with pytest.raises(DataError, match=r"line 4: column 'other' has no text, the second of the pair"):
+        load_data(str(write_jsonl(tmp_path / "a.jsonl", rows)), text_pair_column="other")
+
+
+@pytest.mark.slow
+def test_entailment_is_trained_exported_and_predicted(
+    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of RTE: what the bundle answers is what transformers answers for the pair."""
+    import xml.etree.ElementTree as ElementTree
+
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = DATA / "rte" / "rte3_dev.xml"
+    if not source.is_file():
+        pytest.skip(f"no {source}; set NOPAD_DATA to the folder with the test data")
+    monkeypatch.chdir(tmp_path)
+    pairs = [
+        {"premise": pair.findtext("t"), "hypothesis": pair.findtext("h"), "entailment": pair.get("entailment")}
+        for pair in ElementTree.parse(source).getroot()
+    ][:120]
+    write_jsonl(tmp_path / "rte.jsonl", pairs)
+    columns = ["--text-column", "premise", "--text-pair-column", "hypothesis", "--label-column", "entailment"]
+    recipe = ["--epochs", "1", "--max-length", "96", "--threads", "1", "--from-scratch", str(scratch)]
+    assert run(["train", "--train", "rte.jsonl", *columns, *recipe, "-o", "checkpoint"]) == 0
+    assert run(["export", "checkpoint", "-o", "bundle", "--target", "cpu"]) == 0, capsys.readouterr().err
+    fields = ["--field", "premise", "--second-field", "hypothesis"]
+    assert run(["predict", "bundle", "--input", "rte.jsonl", *fields, "-o", "answers.jsonl"]) == 0, (
+        capsys.readouterr().err
+    )
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained("checkpoint")
+    model = AutoModelForSequenceClassification.from_pretrained("checkpoint").eval()
+    for pair, answer in zip(pairs[:20], answers, strict=False):
+        tokens = tokenizer(pair["premise"], pair["hypothesis"], truncation=True, max_length=96, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**tokens).logits[0].softmax(-1)
+        scores = answer["scores"]
+        found = [scores[name] for name in (model.config.id2label[0], model.config.id2label[1])]
+        assert found == pytest.approx(expected.tolist(), abs=1e-3)

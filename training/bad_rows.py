@@ -1,0 +1,43 @@
+"""Rows that may be left out: what the user chooses, and bad rows refused, or counted and shown."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from nopad.training.errors import DataError
+
+OnBadRow = Literal["refuse", "skip"]
+ON_BAD_ROW: tuple[OnBadRow, ...] = get_args(OnBadRow)
+OnDuplicate = Literal["keep", "drop"]
+ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
+_SHOWN = 3
+
+
+class BadRows:
+    """The bad rows of one part of the data; `choice` says what becomes of them."""
+
+    def __init__(self, choice: OnBadRow, part: str) -> None:
+        self._choice, self._part = choice, part
+        self._first: list[str] = []
+        self.count = 0
+
+    @property
+    def skipped(self) -> bool:
+        """Whether bad rows are left out."""
+        return self._choice == "skip"
+
+    def add(self, place: str, reason: str) -> None:
+        """Leave a row out. Raises `DataError` where bad rows are refused."""
+        if not self.skipped:
+            raise DataError(f"{place}: {reason}; mend or remove it (--bad-rows skip leaves out all such rows)")
+        self.count += 1
+        if len(self._first) < _SHOWN:
+            self._first.append(f"{place}: {reason:.200}")
+
+    def remarks(self) -> list[str]:
+        """How many rows were left out, and the first of them."""
+        if not self.count:
+            return []
+        more = f"; and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
+        what = "row is" if self.count == 1 else "rows are"
+        return [f"{self.count:,} bad {what} left out of the {self._part} data: {'; '.join(self._first)}{more}"]

@@ -1,0 +1,89 @@
+"""Groups of options of `nopad train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from nopad.model.head import PROBLEM_TYPES
+from nopad.runtime.console import FILES
+from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
+from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE
+from nopad.training.recipe import EVAL_FRACTION
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def data_options(command: F) -> F:
+    """What is trained on and evaluated on, and which rows of it."""
+    return _with(
+        command,
+        click.option(
+            "--train",
+            "train_data",
+            required=True,
+            multiple=True,
+            type=click.Path(),  # so that a variable of the environment may hold blanks
+            help=f"Hub name, or {FILES}; or a pattern ('part-*.jsonl'). May be given several times.",
+        ),
+        click.option(
+            "--eval",
+            "eval_data",
+            multiple=True,
+            type=click.Path(),
+            help="As --train. [default: its validation or test split, else --eval-fraction]",
+        ),
+        click.option(
+            "--eval-fraction",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            default=EVAL_FRACTION,
+            help="Share of --train to hold out where nothing else is there to evaluate on, of each class.",
+        ),
+        click.option("--split-group", help="Column of which no value may be in both halves, where rows are held out."),
+        click.option(
+            "--duplicates",
+            type=click.Choice(ON_DUPLICATE),
+            help="Of training rows whose text an earlier one has, or the evaluation data. [default: keep]",
+        ),
+        click.option(
+            "--bad-rows",
+            type=click.Choice(ON_BAD_ROW),
+            help="Of rows that cannot be read or have no label that fits: refuse them, or skip and count them. "
+            "[default: refuse]",
+        ),
+    )
+
+
+def column_options(command: F) -> F:
+    """Which columns hold what, and what labels mean."""
+    return _with(
+        command,
+        click.option(
+            "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
+        ),
+        click.option("--text-pair-column", help="The same of the second text, where pairs of texts are classified."),
+        click.option(
+            "--label-column",
+            help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "
+            f"[default: {', '.join(LABEL_COLUMNS[:4])}, ...]",
+        ),
+        click.option(
+            "--labels",
+            help="Names of the classes, comma-separated, in the order of their numbers. [default: what the column "
+            "holds; LABEL_0, LABEL_1 ... where it holds 0 to n-1 without gaps]",
+        ),
+        click.option(
+            "--problem-type",
+            type=click.Choice(PROBLEM_TYPES),
+            help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists "
+            "several labels at once]",
+        ),
+    )
+
+
+def _with(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -26,6 +26,7 @@ from nopad.runtime.atomic import replace_folder
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
 from nopad.training.initial_model import open_model
+from nopad.training.optimizer import freeze, parameter_groups
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
@@ -45,22 +46,20 @@ class TrainingResult:
 class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
-    def __init__(
-        self, *, checkpoint: Checkpoint, tokenizer: Any, task: Task, label_smoothing: float, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, checkpoint: Checkpoint, tokenizer: Any, task: Task, recipe: Recipe, **kwargs: Any) -> None:
         collate = partial(task.collate, multiple=checkpoint.config.block)
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
         self.checkpoint = checkpoint
         self.task = task
         self.tokenizer_to_save = tokenizer
-        self.label_smoothing = label_smoothing
+        self.recipe = recipe
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss; the recipe's label smoothing applies to training steps only."""
         logits = model(**{name: inputs[name] for name in STREAM})
-        smoothing = self.label_smoothing if model.training else 0.0
+        smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -75,6 +74,20 @@ class PackedTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW, with the recipe's rate for each layer."""
+        if self.optimizer is None:
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = parameter_groups(
+                self.checkpoint.encoder,
+                learning_rate=self.recipe.learning_rate,
+                weight_decay=self.recipe.weight_decay,
+                layer_decay=self.recipe.layer_decay,
+                decayed=set(self.get_decay_parameter_names(self.checkpoint.encoder)),
+            )
+            self.optimizer = optimizer(groups, **settings)
+        return self.optimizer
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
@@ -112,6 +125,8 @@ def train(
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
+    if recipe.freeze_layers is not None:
+        freeze(checkpoint.encoder, recipe.freeze_layers)
     with epochs_kept(output, resume) as (work, last):
         trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe)
         progress = RichProgress(console or Console(quiet=True), trainer.task.metric_names)
@@ -144,7 +159,7 @@ def _make_trainer(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         task=task,
-        label_smoothing=recipe.label_smoothing,
+        recipe=recipe,
         args=_arguments(recipe, task, work, len(rows)),
         train_dataset=rows,
         eval_dataset=held_out,

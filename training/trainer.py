@@ -77,7 +77,8 @@ class PackedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW, with the recipe's rate for each layer."""
-        if self.optimizer is None:
+        made: Any = self.optimizer
+        if made is None:
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(
                 self.checkpoint.encoder,
@@ -86,8 +87,8 @@ class PackedTrainer(Trainer):
                 layer_decay=self.recipe.layer_decay,
                 decayed=set(self.get_decay_parameter_names(self.checkpoint.encoder)),
             )
-            self.optimizer = optimizer(groups, **settings)
-        return self.optimizer
+            made = self.optimizer = optimizer(groups, **settings)
+        return made
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):

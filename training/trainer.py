@@ -46,6 +46,8 @@ class TrainingResult:
 class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
+    optimizer: Any  # transformers leaves it without a type
+
     def __init__(self, *, checkpoint: Checkpoint, tokenizer: Any, task: Task, recipe: Recipe, **kwargs: Any) -> None:
         collate = partial(task.collate, multiple=checkpoint.config.block)
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
@@ -77,8 +79,7 @@ class PackedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW, with the recipe's rate for each layer."""
-        made: Any = self.optimizer
-        if made is None:
+        if self.optimizer is None:
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(
                 self.checkpoint.encoder,
@@ -87,8 +88,8 @@ class PackedTrainer(Trainer):
                 layer_decay=self.recipe.layer_decay,
                 decayed=set(self.get_decay_parameter_names(self.checkpoint.encoder)),
             )
-            made = self.optimizer = optimizer(groups, **settings)
-        return made
+            self.optimizer = optimizer(groups, **settings)
+        return self.optimizer
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):

@@ -33,6 +33,8 @@ class Recipe:
     gradient_accumulation: int = 1
     eval_steps: int | None = None  # evaluated and saved so often; None: every epoch
     patience: int | None = None  # evaluations without a better one that end the run
+    freeze_layers: int | None = None  # with the embeddings; None: all is trained
+    layer_decay: float = 1.0  # a layer's learning rate, as a share of the rate of the one above
     seed: int = 42
     bf16: bool | None = None  # None: where the hardware has it
 
@@ -49,6 +51,10 @@ class Recipe:
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{option} must be finite and from 0 to {high}, got {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"--layer-decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.freeze_layers is not None and self.freeze_layers < 0:
+            raise UsageError(f"--freeze-layers must be 0 or more, got {self.freeze_layers}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed must be from 0 to {2**32 - 1}, got {self.seed}")
         for name in ("adam_beta1", "adam_beta2"):

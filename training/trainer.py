@@ -31,6 +31,7 @@ from nopad.training.evaluation import EvaluateAtTheEnd, details
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
 from nopad.training.meter import FACTS, ROW, Meter, collate_with_facts
+from nopad.training.optimizer import freeze, parameter_groups
 from nopad.training.outcome import Outcome, kept_evaluation
 from nopad.training.output import write_output
 from nopad.training.progress import ProgressReport
@@ -55,6 +56,8 @@ class TrainingResult:
 class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
+    optimizer: Any  # transformers leaves it without a type
+
     def __init__(
         self,
         *,
@@ -64,7 +67,7 @@ class PackedTrainer(Trainer):
         head: Head,
         meter: Meter,
         notes: Notes,
-        label_smoothing: float,
+        recipe: Recipe,
         **kwargs: Any,
     ) -> None:
         collate = partial(collate_with_facts, collate=partial(task.collate, multiple=checkpoint.config.block))
@@ -74,7 +77,7 @@ class PackedTrainer(Trainer):
         self.head = head
         self.meter = meter
         self.tokenizer_to_save = tokenizer
-        self.label_smoothing = label_smoothing
+        self.recipe = recipe
         self._notes = notes  # of the sessions before
         self._evaluation = notes.evaluation
         self._began = (time.monotonic(), time.process_time())
@@ -91,7 +94,7 @@ class PackedTrainer(Trainer):
     ) -> Any:
         """The task's loss; the recipe's label smoothing applies to training steps only."""
         logits = model(**{name: inputs[name] for name in STREAM})
-        smoothing = self.label_smoothing if model.training else 0.0
+        smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
@@ -122,6 +125,20 @@ class PackedTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW, with the recipe's rate for each layer."""
+        if self.optimizer is None:
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = parameter_groups(
+                self.checkpoint.encoder,
+                learning_rate=self.recipe.learning_rate,
+                weight_decay=self.recipe.weight_decay,
+                layer_decay=self.recipe.layer_decay,
+                decayed=set(self.get_decay_parameter_names(self.checkpoint.encoder)),
+            )
+            self.optimizer = optimizer(groups, **settings)
+        return self.optimizer
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
@@ -167,6 +184,8 @@ def train(
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
+    if recipe.freeze_layers is not None:
+        freeze(checkpoint.encoder, recipe.freeze_layers)
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
@@ -216,7 +235,7 @@ def _make_trainer(
         head=Head(task=task.head, labels=data.labels, problem_type=data.problem_type),
         meter=Meter(data.train),
         notes=notes,
-        label_smoothing=recipe.label_smoothing,
+        recipe=recipe,
         args=_arguments(recipe, task, work, len(rows)),
         train_dataset=rows,
         eval_dataset=held_out,

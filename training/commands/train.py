@@ -69,6 +69,17 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
 @click.option(
     "--gradient-accumulation", type=int, default=Recipe.gradient_accumulation, help="Batches summed up before a step."
 )
+@click.option(
+    "--freeze-layers",
+    type=int,
+    help="Leave the embeddings and the first N layers as they are; 0: only the embeddings. [default: train all]",
+)
+@click.option(
+    "--layer-decay",
+    type=float,
+    default=Recipe.layer_decay,
+    help="Each layer's learning rate is the one above's times this; the head has --learning-rate.",
+)
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")
 @click.option(
     "--eval-steps", type=click.IntRange(min=1), help="Evaluate and save every N steps. [default: every epoch]"

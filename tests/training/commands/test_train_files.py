@@ -132,7 +132,7 @@ def test_class_folders_and_dotted_paths_train(tmp_path: Path) -> None:
     data = load_data(str(tmp_path / "imdb"))
     assert data.labels == ("neg", "pos") and (len(data.train), len(data.evaluation)) == (16, 6)
     assert all(row["text"].startswith(data.labels[row["target"]]) for row in data.train)
-    assert len(data.remarks) == 1 and "unsup is left out" in data.remarks[0]
+    assert len(data.remarks) == 2 and all("unsup is left out" in remark for remark in data.remarks)
 
     lines = [f'{{"meta": {{"review": {{"text": "film {i}"}}, "y": "{NAMES[i % 2]}"}}}}' for i in range(20)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))

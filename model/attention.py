@@ -58,7 +58,7 @@ def rotate(x: Tensor, rope: Rotary) -> Tensor:
 
 
 def turn(x: Tensor, rope: Rotary) -> Tensor:
-    """`rotate`, bit for bit, for running rather than for graphs: in fp32 on a CPU, with gradients, a third of its time."""
+    """`rotate`, bit for bit, for running and not for graphs: in fp32 on a CPU, with gradients, a third of the time."""
     if rope is None or x.device.type != "cpu" or x.dtype != torch.float32 or rope[0].dtype != torch.float32:
         return rotate(x, rope)
     turned = _Turn.apply(x, torch.complex(*rope))
@@ -75,7 +75,7 @@ class _Turn(torch.autograd.Function):
         return _Turn.multiply(x, angles)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (angles,) = ctx.saved_tensors
         return _Turn.multiply(gradient, angles.conj()), None
@@ -194,9 +194,7 @@ def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: 
     # A loop, not a padded matrix: the unmasked kernel is the faster, and no work is spent on padding.
     sizes = [*lengths, q.shape[0] - sum(lengths)]  # the last: filler
     queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
-    outs = [
-        _attention(q, k, v, None, dropout) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[2]
-    ]
+    outs = [_attention(q, k, v, None, dropout) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[2]]
     return torch.cat(outs, dim=2)[0].transpose(0, 1)
 
 

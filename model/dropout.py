@@ -1,7 +1,7 @@
 """Dropout with a mask that is cheap to draw on CPUs.
 
-PyTorch's own draws a float for each element by inverting a distribution: 2 to 6 ns each, a third of BERT's training time.
-Here 16 bits of the same generator decide, so seeds, saved random states and recomputation work as they do elsewhere.
+PyTorch's own takes a third of BERT's training time on a CPU. Here 16 bits of the same generator decide for an element,
+so seeds, saved random states and recomputation work as they do elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`, drawn as in `drop`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x in evaluation; in training some elements are 0 and the others larger."""
+        """Nothing in evaluation; in training some elements are 0 and the others larger."""
         return drop(x, self.p) if self.training else x
 
 

@@ -1,4 +1,4 @@
-"""Faster fp32 matrix products of linear layers on CPUs whose PyTorch has slow ones.
+"""Matrix products on CPUs: faster fp32 ones where PyTorch's are slow, and who has bfloat16.
 
 PyTorch multiplies fp32 matrices with MKL, which keeps its AVX-512 kernels for Intel's CPUs: on an AMD EPYC it reaches
 less than half the rate of oneDNN, which PyTorch brings, too (docs/training.md has the figures). `fast_products` sends
@@ -26,8 +26,8 @@ WORTH = 1 << 25
 def fast_products() -> Iterator[None]:
     """Within it, large fp32 linear layers on the CPU are computed by oneDNN where that is the faster; gradients too.
 
-    The backward pass of what was computed within needs not be within, but recomputation (checkpointing) must. Changes
-    nothing on other CPUs, on other devices, in other dtypes, under autocast and while a graph is traced.
+    The backward pass of what was computed within is fast, too, and need not be within. Changes nothing on other CPUs,
+    on other devices, in other dtypes, under autocast and while a graph is traced.
     """
     if not _faster_here():
         yield
@@ -36,11 +36,22 @@ def fast_products() -> Iterator[None]:
         yield
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX)."""
+    capabilities = _capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 @functools.cache
+def _capabilities() -> dict[str, Any]:
+    find = getattr(torch.cpu, "get_capabilities", None)  # new in PyTorch 2.12
+    return {} if find is None else dict(find())
+
+
 def _faster_here() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    wide = bool(capabilities.get("avx512_f"))
-    return wide and "Intel" not in capabilities["cpu_name"] and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    capabilities = _capabilities()
+    wide = bool(capabilities.get("avx512_f")) and "Intel" not in capabilities["cpu_name"]
+    return wide and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class _LinearByOneDNN(TorchFunctionMode):
@@ -59,7 +70,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias; `weight` may be a transposed view, of `x` a copy would be made."""
+    """The product x @ weight.T + bias; `weight` may be a transposed view, of such an `x` a copy would be made."""
     out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     assert isinstance(out, Tensor)
     return out
@@ -73,7 +84,7 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors

@@ -1,4 +1,4 @@
-"""Which texts make each training batch: shuffled anew in every epoch, by texts or by tokens, for one process or several.
+"""Which texts make each training batch: shuffled anew in every epoch, by texts or by tokens, for some processes.
 
 Every process plans the same steps from the seed and takes its own share of each, so what a step learns from does not
 depend on how many processes there are. numpy only, but for the loader; knows nothing of `Trainer` and tasks.
@@ -22,8 +22,8 @@ IntArray = npt.NDArray[np.int64]
 class Batches(Sampler[list[int]]):
     """The batches of one process: lists of row numbers, as many in every epoch and in every process.
 
-    A batch holds `texts` rows, the last of an epoch those that are left; or, with `tokens`, at most so many tokens, about
-    alike in all batches. Of several `processes`, each gets about as many tokens in a step, at least one row.
+    A batch holds `texts` rows, the last of an epoch those that are left; or, with `tokens`, at most so many tokens,
+    about alike in all batches. Of several `processes`, each gets about as many tokens in a step, at least one row.
     Raises `DataError` where the rows are too few, or too long for `tokens`.
     """
 
@@ -98,6 +98,12 @@ def _token_steps(lengths: IntArray, tokens: int, processes: int) -> int:
             f"--batch-tokens {3 * longest} or more, or a lower --max-length"
         )
     return max(1, math.ceil(total / (processes * (tokens - longest))))
+
+
+def token_counts(rows: Any) -> list[int]:
+    """Tokens of each row of a data set: of its columns of token ids together."""
+    columns = [name for name in rows.column_names if name.endswith("input_ids")]
+    return [sum(map(len, ids)) for ids in zip(*(rows[name] for name in columns), strict=True)]
 
 
 class BatchLoader(DataLoader[Any]):

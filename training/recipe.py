@@ -26,13 +26,15 @@ class Recipe:
     schedule: str = "linear"
     warmup_ratio: float = 0.0
     epochs: float = 2.0
-    batch_size: int = 32
+    batch_size: int = 32  # texts
+    batch_tokens: int | None = None  # takes the place of batch_size
     eval_batch_size: int = 32
     max_length: int = 512  # tokens
     label_smoothing: float = 0.0
     gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
     seed: int = 42
-    bf16: bool | None = None  # None: where the hardware has it
+    bf16: bool | None = None  # None: where a GPU has it
 
     def __post_init__(self) -> None:
         """Refuse impossible values, in the words of the command line."""
@@ -40,6 +42,8 @@ class Recipe:
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:  # refuses NaN, too
                 raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UsageError(f"--batch-tokens must be a positive number, got {self.batch_tokens}")
         for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):

@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from nopad.model.errors import CheckpointError
+from nopad.model.products import cpu_has_bf16
 from nopad.runtime.atomic import check_output, locked
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError
+from nopad.training.processes import first_process
 from nopad.training.recipe import Recipe
 
 MARKER = "model.safetensors"
@@ -42,8 +44,8 @@ def check_run(
     """
     if (model is None) == (from_scratch is None):
         raise UsageError("give one of --model (a checkpoint folder or Hub name) and --from-scratch CONFIG")
-    if recipe.bf16 and not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
-        raise EnvironmentProblem("--bf16 needs a GPU that has bfloat16, and there is none; leave it out")
+    if recipe.bf16 and not (torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()):
+        raise EnvironmentProblem("--bf16 needs a GPU or a CPU that has bfloat16, and there is none; leave it out")
     check_output(output, MARKER, CHECKPOINT_FILES)
     for source in (model, from_scratch, tokenizer):
         path = Path(source or "")
@@ -85,9 +87,13 @@ def _clean(work: Path, keep: Sequence[Path]) -> None:
 def epochs_kept(output: Path, resume: bool) -> Iterator[tuple[Path, str | None]]:
     """The work folder of `output`, and the epoch to go on from; no other process trains to `output` meanwhile.
 
-    Saved epochs stay after an error, unless the run has diverged; otherwise they are removed. Raises `OutputError`.
+    Saved epochs stay after an error, unless the run has diverged; otherwise they are removed. Of several processes of
+    this run, the first does all that. Raises `OutputError`.
     """
     work = _work_folder(output)
+    if not first_process():
+        yield work, str(saved_epochs(output)[-1]) if resume else None
+        return
     with locked(work, f"training to {output}"):
         saved = saved_epochs(output) if resume else []  # an older run's would be taken for this one's
         _clean(work, saved)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.errors import CheckpointError
+from nopad.model.products import fast_products
 from nopad.runtime.atomic import replace_folder
+from nopad.training.batches import Batches, BatchLoader, token_counts
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
 from nopad.training.initial_model import open_model
+from nopad.training.processes import first_process
 from nopad.training.progress import RichProgress
 from nopad.training.recipe import Recipe
+from nopad.training.recompute import recompute_layers
 from nopad.training.run_folder import CHECKPOINT_FILES, MARKER, check_run, epochs_kept, room_on_disk
 from nopad.training.tasks.base import STREAM, TARGETS, Task
 
@@ -46,10 +51,19 @@ class PackedTrainer(Trainer):
     """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
 
     def __init__(
-        self, *, checkpoint: Checkpoint, tokenizer: Any, task: Task, label_smoothing: float, **kwargs: Any
+        self,
+        *,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        task: Task,
+        batches: Batches,
+        label_smoothing: float,
+        **kwargs: Any,
     ) -> None:
         collate = partial(task.collate, multiple=checkpoint.config.block)
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
+        self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
+        self.batches = batches
         self.checkpoint = checkpoint
         self.task = task
         self.tokenizer_to_save = tokenizer
@@ -58,11 +72,32 @@ class PackedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's loss; the recipe's label smoothing applies to training steps only."""
+        """The task's loss, as this batch's part of the mean over all items of its training step.
+
+        The recipe's label smoothing applies to training steps only.
+        """
         logits = model(**{name: inputs[name] for name in STREAM})
         smoothing = self.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
+        if num_items_in_batch is not None:  # gradients of several processes are averaged
+            loss = loss * (self.task.items(inputs) * self.args.world_size / num_items_in_batch)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch."""
+        with fast_products():
+            return super().training_step(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The batches of one step, and the items in them, of all processes."""
+        samples = list(islice(epoch_iterator, num_batches))
+        items = torch.tensor(sum(self.task.items(batch) for batch in samples), device=device)
+        return samples, self.accelerator.gather(items).sum().item()
+
+    def get_train_dataloader(self) -> BatchLoader:
+        """The training batches of this process."""
+        options = {"collate_fn": self.data_collator, "pin_memory": self.args.dataloader_pin_memory}
+        return BatchLoader(self.train_dataset, self.batches, **options)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self.task.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
@@ -72,7 +107,7 @@ class PackedTrainer(Trainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Loss of an evaluation batch, and what the task's metrics need of it."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), fast_products():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
 
@@ -121,14 +156,18 @@ def train(
         finally:
             progress.stop()
         kept, metrics = _kept_epoch(trainer)
+        result = TrainingResult(
+            output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
+        )
+        trainer.accelerator.wait_for_everyone()  # the best epoch has been read
+        if not first_process():
+            return result
         checkpoint.encoder.cpu().eval()
         with replace_folder(output, marker=MARKER, known=CHECKPOINT_FILES) as folder, room_on_disk(output):
             record = {"metrics": metrics, "recipe": vars(recipe), "task": {"head": data.task.head, **vars(data.task)}}
             write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, "nopad_training": record}, folder)
             save_tokenizer(model_tokenizer, folder)
-    return TrainingResult(
-        output=output, metrics=metrics, epoch=float(kept["epoch"]), seconds=outcome.metrics["train_runtime"]
-    )
+    return result
 
 
 def _make_trainer(
@@ -140,12 +179,26 @@ def _make_trainer(
         part.map(encode, batched=True, remove_columns=part.column_names, desc="Tokenizing")
         for part in (data.train, data.evaluation)
     )
+    arguments = _arguments(recipe, task, work)
+    batches = Batches(
+        token_counts(rows),
+        texts=recipe.batch_size,
+        tokens=recipe.batch_tokens,
+        seed=recipe.seed,
+        process=arguments.process_index,
+        processes=arguments.world_size,
+    )
+    steps = math.ceil(len(batches) / recipe.gradient_accumulation) * recipe.epochs
+    arguments.warmup_steps = int(steps * recipe.warmup_ratio)
+    if recipe.gradient_checkpointing:
+        recompute_layers(checkpoint.encoder)
     trainer = PackedTrainer(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         task=task,
         label_smoothing=recipe.label_smoothing,
-        args=_arguments(recipe, task, work, len(rows)),
+        batches=batches,
+        args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
     )
@@ -153,8 +206,8 @@ def _make_trainer(
     return trainer
 
 
-def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArguments:
-    """The recipe as transformers spells it, for this many training rows."""
+def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
+    """The recipe as transformers spells it, but for the warm-up."""
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -164,12 +217,12 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         adam_epsilon=recipe.adam_epsilon,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type=recipe.schedule,
-        warmup_steps=_warmup_steps(recipe, rows),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.eval_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         bf16=(cuda and torch.cuda.is_bf16_supported()) if recipe.bf16 is None else recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else no bf16 there, and no processes
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -209,8 +262,3 @@ def _kept_epoch(trainer: PackedTrainer) -> tuple[dict[str, float], dict[str, flo
     if trainer.args.load_best_model_at_end and not (best / MARKER).is_file():  # Trainer only warns
         raise CheckpointError(f"the best epoch is gone from {trainer.args.output_dir}; train without --resume")
     return kept, metrics
-
-
-def _warmup_steps(recipe: Recipe, rows: int) -> int:
-    steps = rows / (recipe.batch_size * recipe.gradient_accumulation) * recipe.epochs
-    return int(steps * recipe.warmup_ratio)

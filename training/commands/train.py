@@ -87,14 +87,24 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     help="Of single-label classification.",
 )
 @click.option("--epochs", type=float, default=Recipe.epochs, help="Passes over the training data.")
-@click.option("--batch-size", type=int, default=Recipe.batch_size, help="Texts per device and step.")
+@click.option("--batch-size", type=int, default=Recipe.batch_size, help="Texts per process and batch.")
+@click.option(
+    "--batch-tokens",
+    type=int,
+    help="The most tokens per process and batch, instead of --batch-size: batches of about equal work.",
+)
 @click.option("--eval-batch-size", type=int, default=Recipe.eval_batch_size, help="The same, in evaluation.")
 @click.option(
     "--gradient-accumulation", type=int, default=Recipe.gradient_accumulation, help="Batches summed up before a step."
 )
+@click.option(
+    "--gradient-checkpointing", is_flag=True, help="Compute layers again in the backward pass: less memory, more time."
+)
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")
 @click.option("--seed", type=int, default=Recipe.seed, help="Of weights, dropout, order and split.")
-@click.option("--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16. [default: where the GPU has it]")
+@click.option(
+    "--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16, on a GPU or CPU that has it. [default: on a GPU]"
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @common_options
 @threads_option
@@ -132,6 +142,7 @@ def train(
     import torch
 
     from nopad.training.loaders import load
+    from nopad.training.processes import first_process
     from nopad.training.run_folder import check_run
     from nopad.training.trainer import train as run
 
@@ -139,7 +150,7 @@ def train(
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=settings, resume=resume)
     if threads is not None:
         torch.set_num_threads(threads)
-    console = messages(quiet)
+    console = messages(quiet or not first_process())
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     read = partial(DataSource, encoding=encoding, columns=columns)
@@ -158,7 +169,8 @@ def train(
     start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
     with _report_saved_epochs(output, console):
         result = run(data, output, **start, recipe=settings, resume=resume, console=console)
-    _print_result(result, as_json)
+    if first_process():
+        _print_result(result, as_json)
 
 
 def _print_data_summary(data: TrainingData, console: Console) -> None:

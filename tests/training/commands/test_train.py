@@ -45,7 +45,8 @@ def left() -> set[str]:
         (["--model", "some/model"], 2, "give one of --model"),
         (["--labels", "a,a"], 2, "--labels must name each label once"),
         (["--labels", ""], 2, "--labels must name each label once"),
-        (["--bf16"], 4, "--bf16 needs a GPU"),
+        (["--bf16"], 4, "--bf16 needs a GPU or a CPU that has bfloat16"),
+        (["--batch-tokens", "0"], 2, "--batch-tokens must be a positive number"),
         (["--resume"], 3, "nothing to resume"),
     ],
 )
@@ -53,6 +54,7 @@ def test_options_are_checked_before_data_is_read(
     options: list[str], code: int, message: str, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("nopad.training.run_folder.cpu_has_bf16", lambda: False)
     Path("rows.jsonl").unlink()
     got, said = train(*options)
     assert got == code and message in said

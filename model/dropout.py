@@ -18,7 +18,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Nothing in evaluation; in training some elements are 0 and the others larger."""
-        return drop(x, self.p) if self.training else x
+        return drop(x, self.p) if self.training else super().forward(x)
 
 
 def drop(x: Tensor, probability: float) -> Tensor:

@@ -41,10 +41,12 @@ def test_defaults_are_the_known_recipe() -> None:
         "warmup_ratio": 0.0,
         "epochs": 2.0,
         "batch_size": 32,
+        "batch_tokens": None,
         "eval_batch_size": 32,
         "max_length": 512,
         "label_smoothing": 0.0,
         "gradient_accumulation": 1,
+        "gradient_checkpointing": False,
         "seed": 42,
         "bf16": None,
     }

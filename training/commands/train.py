@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -138,6 +139,9 @@ def train(
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
     """
+    # Threads that wait by spinning take the cores from those that they wait for, once another program wants them, too.
+    # PyTorch's OpenMP reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import datasets
     import torch
 

@@ -19,11 +19,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nopad.model.dropout import drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,35 @@ def rotate(x: Tensor, rope: Rotary) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     # Under autocast the angles are fp32 and x is not; attention kernels want q, k and v of one dtype.
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def turn(x: Tensor, rope: Rotary) -> Tensor:
+    """`rotate`, bit for bit, for running and not for graphs: in fp32 on a CPU, with gradients, a third of the time."""
+    if rope is None or x.device.type != "cpu" or x.dtype != torch.float32 or rope[0].dtype != torch.float32:
+        return rotate(x, rope)
+    turned = _Turn.apply(x, torch.complex(*rope))
+    assert isinstance(turned, Tensor)
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """Halves of each head as complex numbers, times the angles': PyTorch is slow at many rows of half a head."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:
+        ctx.save_for_backward(angles)
+        return _Turn.multiply(x, angles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (angles,) = ctx.saved_tensors
+        return _Turn.multiply(gradient, angles.conj()), None
+
+    @staticmethod
+    def multiply(x: Tensor, angles: Tensor) -> Tensor:
+        product = torch.complex(*x.chunk(2, dim=-1)) * angles
+        return torch.cat([product.real, product.imag], dim=-1)
 
 
 class Attend(Protocol):
@@ -144,13 +176,16 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
-        q, k = rotate(q, rope), rotate(k, rope)
+        if v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout:
+            # PyTorch's attention on CPUs is slower in bf16 than in fp32, backward above all.
+            with torch.autocast("cpu", enabled=False):
+                return attend(q.float(), k.float(), v.float(), local=local, rope=rope).to(v.dtype)
+        q, k = turn(q, rope), turn(k, rope)
         if not local:
             return _per_sequence(q, k, v, lengths, dropout)
         queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
         keys, values = (_neighbours(x, layout.block).transpose(1, 2) for x in (k, v))
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-        return out.transpose(1, 2).flatten(0, 1)
+        return _attention(queries, keys, values, mask, dropout).transpose(1, 2).flatten(0, 1)
 
     return attend
 
@@ -159,12 +194,18 @@ def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: 
     # A loop, not a padded matrix: the unmasked kernel is the faster, and no work is spent on padding.
     sizes = [*lengths, q.shape[0] - sum(lengths)]  # the last: filler
     queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
-    outs = [
-        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        for q, k, v in zip(queries, keys, values, strict=True)
-        if q.shape[2]
-    ]
+    outs = [_attention(q, k, v, None, dropout) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[2]]
     return torch.cat(outs, dim=2)[0].transpose(0, 1)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """SDPA; with dropout on a CPU, where PyTorch has no fused kernel for it, its arithmetic with our `drop`."""
+    if not dropout or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, MASKED)
+    return drop(scores.softmax(-1), dropout).to(v.dtype) @ v
 
 
 def varlen_attention(layout: PackedLayout) -> Attend:

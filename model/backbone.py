@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nopad.model.attention import Attend, PackedLayout, Rotary
 from nopad.model.config import ACTIVATIONS, EncoderConfig
+from nopad.model.dropout import Dropout
 from nopad.model.rope import rotary
 
 
@@ -50,7 +51,7 @@ class _ModernBertEmbeddings(nn.Module):
         super().__init__()
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.norm = layer_norm(config)
-        self.drop = nn.Dropout(config.embedding_dropout)
+        self.drop = Dropout(config.embedding_dropout)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.drop(self.norm(self.tok_embeddings(input_ids)))
@@ -63,7 +64,7 @@ class _ModernBertAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.out_drop = nn.Dropout(config.attention_dropout)
+        self.out_drop = Dropout(config.attention_dropout)
 
     def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
         q, k, v = (part.unflatten(-1, self.shape) for part in self.Wqkv(x).chunk(3, dim=-1))
@@ -77,7 +78,7 @@ class _ModernBertMLP(nn.Module):
         super().__init__()
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.drop = nn.Dropout(config.mlp_dropout)
+        self.drop = Dropout(config.mlp_dropout)
         self.act = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class _BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = layer_norm(config)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
@@ -157,7 +158,7 @@ class _BertResidual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = layer_norm(config)
-        self.dropout = nn.Dropout(config.mlp_dropout)
+        self.dropout = Dropout(config.mlp_dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)

@@ -26,7 +26,8 @@ class Recipe:
     schedule: str = "linear"
     warmup_ratio: float = 0.0
     epochs: float = 2.0
-    batch_size: int = 32
+    batch_size: int = 32  # texts
+    batch_tokens: int | None = None  # takes the place of batch_size
     eval_batch_size: int = 32
     max_length: int = 512  # tokens
     label_smoothing: float = 0.0
@@ -35,8 +36,9 @@ class Recipe:
     patience: int | None = None  # evaluations without a better one that end the run
     freeze_layers: int | None = None  # with the embeddings; None: all is trained
     layer_decay: float = 1.0  # a layer's learning rate, as a share of the rate of the one above
+    gradient_checkpointing: bool = False
     seed: int = 42
-    bf16: bool | None = None  # None: where the hardware has it
+    bf16: bool | None = None  # None: where a GPU has it
 
     def __post_init__(self) -> None:
         """Refuse impossible values, in the words of the command line."""
@@ -47,6 +49,8 @@ class Recipe:
         for name in ("eval_steps", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UsageError(f"--batch-tokens must be a positive number, got {self.batch_tokens}")
         for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):

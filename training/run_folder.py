@@ -15,9 +15,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from nopad.model.errors import CheckpointError
+from nopad.model.products import cpu_has_bf16
 from nopad.runtime.atomic import check_output, locked, sha256_of
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError
+from nopad.training.processes import first_process
 from nopad.training.recipe import Recipe
 from nopad.training.saved import newest_whole
 
@@ -47,8 +49,8 @@ def check_run(
     """
     if (model is None) == (from_scratch is None):
         raise UsageError("give one of --model (a checkpoint folder or Hub name) and --from-scratch CONFIG")
-    if recipe.bf16 and not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
-        raise EnvironmentProblem("--bf16 needs a GPU that has bfloat16, and there is none; leave it out")
+    if recipe.bf16 and not (torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()):
+        raise EnvironmentProblem("--bf16 needs a GPU or a CPU that has bfloat16, and there is none; leave it out")
     check_output(output, MARKER, replaceable(output))
     work = _work_folder(output)
     for source in (model, from_scratch, tokenizer):
@@ -107,9 +109,13 @@ def epochs_kept(output: Path, resume: bool, console: Console) -> Iterator[tuple[
     """The work folder of `output`, and the saved state to go on from; no other process trains to `output` meanwhile.
 
     Saved states stay after an error, and a `DivergedError` names the last; at the end they are removed. One that is
-    damaged is passed over, and `console` told so. Raises `OutputError`, and `CheckpointError` where all are damaged.
+    damaged is passed over, and `console` told so. Of several processes of this run, the first does all that. Raises
+    `OutputError`, and `CheckpointError` where all are damaged.
     """
     work = _work_folder(output)
+    if not first_process():
+        yield work, newest_whole(saved_epochs(output))[0] if resume else None
+        return
     with locked(work, f"training to {output}"):
         last = _state_to_resume(output, console) if resume else None
         # An older run's would be taken for this one's, and so would what is newer than the one to go on from.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.head import Head
+from nopad.model.products import fast_products
 from nopad.runtime.atomic import replace_folder
+from nopad.training.batches import Batches, BatchLoader, token_counts
 from nopad.training.data import TrainingData
 from nopad.training.errors import DivergedError
 from nopad.training.evaluation import EvaluateAtTheEnd, details
@@ -34,9 +37,11 @@ from nopad.training.meter import FACTS, ROW, Meter, collate_with_facts
 from nopad.training.optimizer import freeze, parameter_groups
 from nopad.training.outcome import Outcome, kept_evaluation
 from nopad.training.output import write_output
+from nopad.training.processes import first_process
 from nopad.training.progress import ProgressReport
 from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
+from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes, seal
@@ -68,10 +73,13 @@ class PackedTrainer(Trainer):
         meter: Meter,
         notes: Notes,
         recipe: Recipe,
+        batches: Batches,
         **kwargs: Any,
     ) -> None:
         collate = partial(collate_with_facts, collate=partial(task.collate, multiple=checkpoint.config.block))
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
+        self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
+        self.batches = batches
         self.checkpoint = checkpoint
         self.task = task
         self.head = head
@@ -92,13 +100,34 @@ class PackedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The task's loss; the recipe's label smoothing applies to training steps only."""
+        """The task's loss, as this batch's part of the mean over all items of its training step.
+
+        The recipe's label smoothing applies to training steps only.
+        """
         logits = model(**{name: inputs[name] for name in STREAM})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
+        if num_items_in_batch is not None:  # gradients of several processes are averaged
+            loss = loss * (self.task.items(inputs) * self.args.world_size / num_items_in_batch)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch."""
+        with fast_products():
+            return super().training_step(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The batches of one step, and the items in them, of all processes."""
+        samples = list(islice(epoch_iterator, num_batches))
+        items = torch.tensor(sum(self.task.items(batch) for batch in samples), device=device)
+        return samples, self.accelerator.gather(items).sum().item()
+
+    def get_train_dataloader(self) -> BatchLoader:
+        """The training batches of this process."""
+        options = {"collate_fn": self.data_collator, "pin_memory": self.args.dataloader_pin_memory}
+        return BatchLoader(self.train_dataset, self.batches, **options)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions, targets = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
@@ -122,7 +151,7 @@ class PackedTrainer(Trainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Loss of an evaluation batch, and what the task's metrics need of it."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), fast_products():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
 
@@ -199,6 +228,10 @@ def train(
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
+        result = TrainingResult(output=output, metrics=metrics, epoch=epoch, seconds=done.metrics["train_runtime"])
+        trainer.accelerator.wait_for_everyone()  # the best state has been read
+        if not first_process():
+            return result
         outcome = Outcome(
             name=output.absolute().name,
             model=model,
@@ -214,7 +247,7 @@ def train(
         checkpoint.encoder.cpu().eval()
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):
             write_output(folder, checkpoint, model_tokenizer, outcome)
-    return TrainingResult(output=output, metrics=metrics, epoch=epoch, seconds=done.metrics["train_runtime"])
+    return result
 
 
 def _make_trainer(
@@ -228,6 +261,19 @@ def _make_trainer(
         )
         for part in (data.train, data.evaluation)
     )
+    arguments = _arguments(recipe, task, work)
+    batches = Batches(
+        token_counts(rows),
+        texts=recipe.batch_size,
+        tokens=recipe.batch_tokens,
+        seed=recipe.seed,
+        process=arguments.process_index,
+        processes=arguments.world_size,
+    )
+    steps = math.ceil(len(batches) / recipe.gradient_accumulation) * recipe.epochs
+    arguments.warmup_steps = int(steps * recipe.warmup_ratio)
+    if recipe.gradient_checkpointing:
+        recompute_layers(checkpoint.encoder)
     trainer = PackedTrainer(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
@@ -236,7 +282,8 @@ def _make_trainer(
         meter=Meter(data.train),
         notes=notes,
         recipe=recipe,
-        args=_arguments(recipe, task, work, len(rows)),
+        batches=batches,
+        args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
     )
@@ -248,8 +295,8 @@ def _make_trainer(
     return trainer
 
 
-def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArguments:
-    """The recipe as transformers spells it, for this many training rows."""
+def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
+    """The recipe as transformers spells it, but for the warm-up."""
     cuda = torch.cuda.is_available()
     every = "epoch" if recipe.eval_steps is None else "steps"
     arguments = TrainingArguments(
@@ -260,12 +307,12 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
         adam_epsilon=recipe.adam_epsilon,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type=recipe.schedule,
-        warmup_steps=_warmup_steps(recipe, rows),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.eval_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         bf16=(cuda and torch.cuda.is_bf16_supported()) if recipe.bf16 is None else recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else no bf16 there, and no processes
         eval_strategy=every,
         save_strategy=every,
         eval_steps=recipe.eval_steps,
@@ -290,8 +337,3 @@ def _arguments(recipe: Recipe, task: Task, work: Path, rows: int) -> TrainingArg
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _warmup_steps(recipe: Recipe, rows: int) -> int:
-    steps = rows / (recipe.batch_size * recipe.gradient_accumulation) * recipe.epochs
-    return int(steps * recipe.warmup_ratio)

@@ -41,6 +41,7 @@ def test_defaults_are_the_known_recipe() -> None:
         "warmup_ratio": 0.0,
         "epochs": 2.0,
         "batch_size": 32,
+        "batch_tokens": None,
         "eval_batch_size": 32,
         "max_length": 512,
         "label_smoothing": 0.0,
@@ -49,6 +50,7 @@ def test_defaults_are_the_known_recipe() -> None:
         "patience": None,
         "freeze_layers": None,
         "layer_decay": 1.0,
+        "gradient_checkpointing": False,
         "seed": 42,
         "bf16": None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,7 +65,12 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     help="Of single-label classification.",
 )
 @click.option("--epochs", type=float, default=Recipe.epochs, help="Passes over the training data.")
-@click.option("--batch-size", type=int, default=Recipe.batch_size, help="Texts per device and step.")
+@click.option("--batch-size", type=int, default=Recipe.batch_size, help="Texts per process and batch.")
+@click.option(
+    "--batch-tokens",
+    type=int,
+    help="The most tokens per process and batch, instead of --batch-size: batches of about equal work.",
+)
 @click.option("--eval-batch-size", type=int, default=Recipe.eval_batch_size, help="The same, in evaluation.")
 @click.option(
     "--gradient-accumulation", type=int, default=Recipe.gradient_accumulation, help="Batches summed up before a step."
@@ -80,6 +86,9 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     default=Recipe.layer_decay,
     help="Each layer's learning rate is the one above's times this; the head has --learning-rate.",
 )
+@click.option(
+    "--gradient-checkpointing", is_flag=True, help="Compute layers again in the backward pass: less memory, more time."
+)
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")
 @click.option(
     "--eval-steps", type=click.IntRange(min=1), help="Evaluate and save every N steps. [default: every epoch]"
@@ -88,7 +97,9 @@ TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.train
     "--patience", type=click.IntRange(min=1), help="Stop after N evaluations without a better one. [default: never]"
 )
 @click.option("--seed", type=int, default=Recipe.seed, help="Of weights, dropout, order and split.")
-@click.option("--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16. [default: where the GPU has it]")
+@click.option(
+    "--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16, on a GPU or CPU that has it. [default: on a GPU]"
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @click.option(
     "--report-to",
@@ -141,10 +152,14 @@ def train(
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
     """
+    # Threads that wait by spinning take the cores from those that they wait for, once another program wants them, too.
+    # PyTorch's OpenMP reads this when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import datasets
     import torch
 
     from nopad.training.loaders import load
+    from nopad.training.processes import first_process
     from nopad.training.run_folder import check_run
     from nopad.training.trainer import train as run
 
@@ -153,7 +168,7 @@ def train(
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=settings, resume=resume)
     if threads is not None:
         torch.set_num_threads(threads)
-    console = messages(quiet)
+    console = messages(quiet or not first_process())
     if quiet or not console.is_terminal:
         datasets.disable_progress_bars()
     read = partial(DataSource, encoding=encoding, columns=columns)
@@ -186,7 +201,8 @@ def train(
             report_to=report_to,
             sources=[*train_data, *eval_data],
         )
-    _print_result(result, as_json)
+    if first_process():
+        _print_result(result, as_json)
 
 
 def _print_data_summary(data: TrainingData, console: Console) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_samples import sentences, write_jsonl
+import torch
+from training_samples import sentences, weights, write_jsonl
 
 from nopad.runtime.atomic import locked
 from nopad.runtime.cli import run
@@ -45,7 +46,8 @@ def left() -> set[str]:
         (["--model", "some/model"], 2, "give one of --model"),
         (["--labels", "a,a"], 2, "--labels must name each label once"),
         (["--labels", ""], 2, "--labels must name each label once"),
-        (["--bf16"], 4, "--bf16 needs a GPU"),
+        (["--bf16"], 4, "--bf16 needs a GPU or a CPU that has bfloat16"),
+        (["--batch-tokens", "0"], 2, "--batch-tokens must be a positive number"),
         (["--resume"], 3, "nothing to resume"),
     ],
 )
@@ -53,6 +55,7 @@ def test_options_are_checked_before_data_is_read(
     options: list[str], code: int, message: str, train: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("nopad.training.run_folder.cpu_has_bf16", lambda: False)
     Path("rows.jsonl").unlink()
     got, said = train(*options)
     assert got == code and message in said
@@ -151,3 +154,29 @@ def test_a_full_disk(room: int, train: Command) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 4 and "free some space" in said
     assert not left()
+
+
+def test_options_of_speed_and_memory(train: Command) -> None:
+    assert train("--batch-tokens", "300", "--gradient-checkpointing")[0] == 0
+    recipe = json.loads(Path("out/config.json").read_text())["nopad_training"]["recipe"]
+    assert recipe["batch_tokens"] == 300 and recipe["gradient_checkpointing"]
+    code, said = train("--batch-tokens", "20")
+    assert code == 3 and "a batch of 20 tokens is less than three texts of the longest length" in said
+
+
+def test_bf16_on_a_cpu(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("nopad.training.run_folder.cpu_has_bf16", lambda: True)
+    products: set[torch.dtype] = set()
+
+    def see(module: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if type(module) is torch.nn.Linear:  # a head's stay in fp32
+            products.add(output.dtype)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(see)
+    try:
+        assert train("--bf16")[0] == 0
+    finally:
+        handle.remove()
+    assert products == {torch.bfloat16}
+    assert weights(Path("out"))["head.dense.weight"].dtype == torch.float32

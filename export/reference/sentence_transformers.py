@@ -161,10 +161,14 @@ class Library:
             del modules[next(reversed(modules))]
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None, prompt: str | None = None) -> FloatArray:
-        """As the library gives them."""
+        """As the library gives them, one text at a time.
+
+        In a batch, texts are padded, by some tokenizers of transformers 4 on the left: [CLS] pooling then takes filler.
+        """
         return np.asarray(
             self._model.encode(
                 list(texts),
+                batch_size=1,
                 prompt_name=prompt_name,
                 prompt=prompt,
                 normalize_embeddings=self._normalize,

@@ -14,7 +14,16 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference_models import CASES, EURO_CASES, Case, difference, make_reference, packed_logits, token_ids
+from reference_models import (
+    CASES,
+    EURO_CASES,
+    TRANSFORMERS_4,
+    Case,
+    difference,
+    make_reference,
+    packed_logits,
+    token_ids,
+)
 from torch import Tensor
 
 from nopad.export.graph.onnx import export_graph
@@ -108,6 +117,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Ask,
     "name", [*FAST, "eurobert-token", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_answers_are_the_encoders(name: str, both: Callable[[str], tuple[Ask, PackedEncoder]]) -> None:
+    if TRANSFORMERS_4 and name in EURO_CASES:
+        pytest.skip("transformers 4.57 has neither EuroBERT nor UltraBERT")
     ask, encoder = both(name)
     sequences = [token_ids(length) for length in LENGTHS]
     want = alone(encoder, sequences)

@@ -80,6 +80,15 @@ def column_options(command: F) -> F:
             help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists "
             "several labels at once]",
         ),
+        click.option(
+            "--pooling",
+            type=click.Choice(POOLINGS),
+            help="Of embeddings: how tokens become a vector. [default: the model's own, else mean]",
+        ),
+        click.option(
+            "--matryoshka",
+            help="Of embeddings: smaller sizes to which vectors may be cut, comma-separated; each adds a loss.",
+        ),
     )
 
 

@@ -1,0 +1,47 @@
+"""How an embedding model pools -> the files that say so: sentence-transformers' own, which nopad reads as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nopad.model.checkpoint.sentence_transformers import MODEL_CONFIG, MODULES
+from nopad.model.config import EncoderConfig
+from nopad.model.errors import CheckpointError
+
+_POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
+POOLING_FILES = frozenset({MODULES, MODEL_CONFIG, _POOLING, _NORMALIZE})
+# The spelling of versions before 6, which 6 reads as well.
+_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+
+
+def check_pooling(config: EncoderConfig) -> None:
+    """Refuse an embedding model that `write_pooling` cannot write. Raises `CheckpointError`."""
+    if config.task == "embeddings" and (config.modules or config.pooling not in _MODES):
+        kinds = ", ".join(module.kind for module in config.modules) or f"pooling {config.pooling}"
+        raise CheckpointError(
+            f"an embedding model with {kinds} is not trained: nopad trains the pooling mean or cls, and Normalize at "
+            "the end. Name the transformer's own folder, or another --pooling"
+        )
+
+
+def write_pooling(config: EncoderConfig, folder: Path) -> None:
+    """Write `modules.json` and the files of its modules beside the transformer's own in `folder`."""
+    names = [("", "Transformer"), (_POOLING, "Pooling"), *([(_NORMALIZE, "Normalize")] if config.normalize else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(names)
+    ]
+    pooling = {"word_embedding_dimension": config.hidden_size, "include_prompt": True}
+    modes = {key: mode == config.pooling for mode, key in _MODES.items()}
+    _write(folder / MODULES, modules)
+    _write(folder / _POOLING / "config.json", pooling | modes)
+    _write(folder / MODEL_CONFIG, {"similarity_fn_name": "cosine", "truncate_dim": config.truncate_dim})
+    if config.normalize:  # it has no settings; the library wants its folder
+        (folder / _NORMALIZE).mkdir()
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

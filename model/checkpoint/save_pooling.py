@@ -10,8 +10,8 @@ from nopad.model.checkpoint.sentence_transformers import MODEL_CONFIG, MODULES
 from nopad.model.config import EncoderConfig
 from nopad.model.errors import CheckpointError
 
-_POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
-POOLING_FILES = frozenset({MODULES, MODEL_CONFIG, _POOLING, _NORMALIZE})
+_POOLING = "1_Pooling/config.json"
+POOLING_FILES = frozenset({MODULES, MODEL_CONFIG, _POOLING})
 # The spelling of versions before 6, which 6 reads as well.
 _MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 
@@ -28,7 +28,7 @@ def check_pooling(config: EncoderConfig) -> None:
 
 def write_pooling(config: EncoderConfig, folder: Path) -> None:
     """Write `modules.json` and the files of its modules beside the transformer's own in `folder`."""
-    names = [("", "Transformer"), (_POOLING, "Pooling"), *([(_NORMALIZE, "Normalize")] if config.normalize else [])]
+    names = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] * config.normalize)]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(names)
@@ -36,10 +36,8 @@ def write_pooling(config: EncoderConfig, folder: Path) -> None:
     pooling = {"word_embedding_dimension": config.hidden_size, "include_prompt": True}
     modes = {key: mode == config.pooling for mode, key in _MODES.items()}
     _write(folder / MODULES, modules)
-    _write(folder / _POOLING / "config.json", pooling | modes)
+    _write(folder / _POOLING, pooling | modes)
     _write(folder / MODEL_CONFIG, {"similarity_fn_name": "cosine", "truncate_dim": config.truncate_dim})
-    if config.normalize:  # it has no settings; the library wants its folder
-        (folder / _NORMALIZE).mkdir()
 
 
 def _write(file: Path, content: Any) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from nopad.training.trainer import TrainingResult
 
 
-TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")  # the keys of `nopad.training.loaders.LOADERS`, without torch
+# The keys of `nopad.training.loaders.LOADERS`, without torch.
+TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")
 
 
 @click.command()

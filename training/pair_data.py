@@ -101,14 +101,11 @@ def load_passages(
         remarks += held_remarks
     else:
         train, test = _hold_out_queries(train, eval_fraction, seed)
-    counts = np.bincount(test["query_id"])
-    right = np.bincount(test["query_id"], weights=np.asarray(test["target"]) >= 0.5)
-    ranked = bool(((counts > 1) & (right > 0)).any())
     labels = np.asarray(train["target"])
     return TrainingData(
         train=train,
         evaluation=test,
-        task=Rerank() if ranked else LabelledPairs(),
+        task=Rerank() if _has_rankings(test) else LabelledPairs(),
         labels=("LABEL_0",),  # as sentence-transformers names the score
         problem_type=None,
         summary=f"{columns[0]}, {columns[1]}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
@@ -195,3 +192,11 @@ def _hold_out_queries(rows: Any, eval_fraction: float, seed: int) -> tuple[Any, 
     chosen = np.random.default_rng(seed).permutation(queries)[: rows_to_hold_out(queries, eval_fraction)]
     held = np.isin(numbers, chosen)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
+
+
+def _has_rankings(rows: Any) -> bool:
+    """Whether most queries that have an answer have other passages to rank, too."""
+    numbers = np.asarray(rows["query_id"])
+    answered = np.bincount(numbers, weights=np.asarray(rows["target"]) >= 0.5) > 0
+    passages = np.bincount(numbers)[answered]
+    return bool((passages > 1).mean() > 0.5) if len(passages) else False

@@ -55,12 +55,12 @@ class Rerank(Task):
         return logits, torch.stack([batch[TARGETS].double(), batch[_QUERY].double()], dim=1)
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """Of the queries that have a passage with a label of 0.5 or more: how high it is ranked."""
+        """Of the queries that have several passages, one with a label of 0.5 or more: how high it is ranked."""
         scores, (labels, queries) = predictions.squeeze(-1), targets.T
         order = np.lexsort((-scores, queries))
         found = (labels >= 0.5)[order]
         groups = np.split(found, np.flatnonzero(np.diff(queries[order])) + 1)
-        answered = [group for group in groups if group.any()]
+        answered = [group for group in groups if group.any() and len(group) > 1]
         hits = np.zeros((len(answered), CUTOFF), dtype=bool)
         for row, group in zip(hits, answered, strict=True):
             row[: min(CUTOFF, len(group))] = group[:CUTOFF]
@@ -69,7 +69,7 @@ class Rerank(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPairs(Rerank):
-    """The same, where no query has several passages to rank."""
+    """The same, where most queries have one passage: there is nothing to rank."""
 
     metric_names: ClassVar[Sequence[str]] = ("accuracy",)
     best_metric: ClassVar[str] = "accuracy"

@@ -13,12 +13,13 @@ from nopad.model.errors import CheckpointError
 _POOLING = "1_Pooling/config.json"
 POOLING_FILES = frozenset({MODULES, MODEL_CONFIG, _POOLING})
 # The spelling of versions before 6, which 6 reads as well.
-_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+_MODES = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+POOLINGS = tuple(_MODES)
 
 
 def check_pooling(config: EncoderConfig) -> None:
     """Refuse an embedding model that `write_pooling` cannot write. Raises `CheckpointError`."""
-    if config.task == "embeddings" and (config.modules or config.pooling not in _MODES):
+    if config.task == "embeddings" and (config.modules or config.pooling not in POOLINGS):
         kinds = ", ".join(module.kind for module in config.modules) or f"pooling {config.pooling}"
         raise CheckpointError(
             f"an embedding model with {kinds} is not trained: nopad trains the pooling mean or cls, and Normalize at "

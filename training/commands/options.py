@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from nopad.model.checkpoint.save_pooling import POOLINGS
 from nopad.model.head import PROBLEM_TYPES
 from nopad.runtime.console import FILES
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS

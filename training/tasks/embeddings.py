@@ -23,6 +23,7 @@ from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_str
 from nopad.training.tasks.ranking import CUTOFF, ranking
 
 SCALE = 20.0  # of cosines: the inverse of the temperature, sentence-transformers' default
+_IDS = "input_ids"  # of encoded rows, after the number of the text
 _QUERIES = 1024  # compared with the corpus at once
 
 
@@ -41,8 +42,8 @@ class _Embeddings(Task):
         flat = [text for texts in rows["texts"] for text in texts]
         ids = tokenizer(flat, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
         width = len(rows["texts"][0])
-        grouped = [ids[start : start + width] for start in range(0, len(ids), width)]
-        return {"input_ids": grouped, **{name: rows[name] for name in rows if name == "target"}}
+        columns = {f"{column}_{_IDS}": ids[column::width] for column in range(width)}
+        return {**columns, **{name: rows[name] for name in rows if name == "target"}}
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The embeddings of a row's texts side by side, float32 [rows, texts * size], and the targets."""
@@ -64,7 +65,7 @@ class Pairs(_Embeddings):
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
-        targets = torch.tensor([[_identity(ids) for ids in row["input_ids"]] for row in rows])
+        targets = torch.tensor([[_identity(ids) for ids in _texts(row)] for row in rows])
         return {TARGETS: targets, **_pack_columns(rows, multiple=multiple)}
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
@@ -120,9 +121,13 @@ class ScoredPairs(_Embeddings):
 
 
 def _pack_columns(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-    width = len(rows[0]["input_ids"])
-    texts = [{"input_ids": row["input_ids"][column]} for column in range(width) for row in rows]
-    return pack_stream(texts, multiple=multiple)
+    texts = [ids for column in zip(*map(_texts, rows), strict=True) for ids in column]
+    return pack_stream([{"input_ids": ids} for ids in texts], multiple=multiple)
+
+
+def _texts(row: Mapping[str, Any]) -> list[list[int]]:
+    """The token ids of each of a row's texts, in order."""
+    return [row[name] for name in sorted(row) if name.endswith(_IDS)]
 
 
 def _identity(ids: Sequence[int]) -> int:

@@ -102,7 +102,7 @@ def test_equal_texts_are_no_negatives(texts: list[list[int]], barred: list[tuple
 
 
 def test_texts_that_read_the_same_are_one_text_in_one_stream() -> None:
-    rows = [{"input_ids": [[2, 5, 3], [2, 7, 3]]}, {"input_ids": [[2, 6, 3], [2, 7, 3]]}]
+    rows = [{"0_input_ids": [2, first, 3], "1_input_ids": [2, 7, 3]} for first in (5, 6)]
     batch = Pairs().collate(rows, multiple=64)
     assert next(iter(batch)) == "labels" and batch["labels"].shape == (2, 2)
     assert batch["labels"][0, 1] == batch["labels"][1, 1] and batch["labels"].unique().numel() == 3
@@ -155,8 +155,8 @@ def test_queries_with_several_answers_and_their_own_text_in_the_corpus() -> None
 def ours(folder: Path, texts: Sequence[str]) -> np.ndarray[Any, Any]:
     checkpoint = load_checkpoint(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = Pairs().encode({"texts": [list(texts)]}, tokenizer, tokenizer.model_max_length)["input_ids"]
-    batch = Pairs().collate([{"input_ids": ids[0]}], multiple=checkpoint.config.block)
+    ids = Pairs().encode({"texts": [[text] for text in texts]}, tokenizer, tokenizer.model_max_length)
+    batch = Pairs().collate([{"0_input_ids": each} for each in ids["0_input_ids"]], multiple=checkpoint.config.block)
     return checkpoint.encoder(**{name: batch[name] for name in STREAM}).numpy()
 
 

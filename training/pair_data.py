@@ -46,7 +46,8 @@ def load_pairs(
     """Rows for embeddings: scored pairs where there is a column of scores, else triplets or pairs.
 
     `text_column` and `text_pair_column` name two or three columns, with commas between several; then a column of
-    scores counts only if `label_column` names it. Raises `DataError`, and `UsageError` for a bad `pooling` or `matryoshka`.
+    scores counts only if `label_column` names it.
+    Raises `DataError`, and `UsageError` for a bad `pooling` or `matryoshka`.
     """
     if pooling not in (None, *POOLINGS):
         raise UsageError(f"--pooling {pooling!r} is unknown; known: {', '.join(POOLINGS)}")
@@ -135,7 +136,7 @@ def _text_columns(rows: Rows, first: str | None, second: str | None, *, most: in
         if not 2 <= len(chosen) <= most or len(set(chosen)) < len(chosen):
             number = "two columns" if most == 2 else "two or three columns"
             raise UsageError(
-                f"--text-column must name {number} with commas between them, got {names!r}; or name the rest with --text-pair-column"
+                f"--text-column (and --text-pair-column) must name {number} with commas between them, got {names!r}"
             )
         return [rows.column(name, (), "--text-column") for name in chosen]
     columns = [rows.column(None, known, "--text-column") for known in (FIRST, SECOND)]

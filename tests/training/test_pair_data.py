@@ -9,6 +9,7 @@ import pytest
 from repository import DATA
 from training_samples import write_jsonl
 
+from nopad.runtime.cli import run
 from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 from nopad.training.pair_data import load_pairs, load_passages
@@ -44,6 +45,7 @@ def test_scored_pairs_and_columns_by_name(tmp_path: Path) -> None:
     data = load_pairs(source, pooling="cls")
     assert data.task == ScoredPairs(pooling="cls") and {"texts", "target"} == set(data.train.column_names)
     assert load_pairs(source, text_column="third,sentence2").task == Pairs()
+    assert load_pairs(source, text_column="third", text_pair_column="sentence2").task == Pairs()
     both = load_pairs(source, text_column="third,sentence2", label_column="score")
     assert both.task == ScoredPairs() and both.train[0]["texts"][0].startswith("third")
 
@@ -119,3 +121,28 @@ def test_bad_labels_of_passages(label: Any, message: str, tmp_path: Path) -> Non
 def test_bad_options(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows_of("anchor positive"))), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "embeddings", "--matryoshka", "16,x"], "whole numbers with commas between them, got '16,x'"),
+        (["--task", "rerank", "--pooling", "cls"], "--pooling does not apply to --task rerank"),
+        (["--task", "embeddings", "--labels", "a,b"], "--labels does not apply to --task embeddings"),
+    ],
+)
+def test_options_that_do_not_apply(
+    options: list[str], message: str, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", rows_of("query passage", label=1))
+    start = ["--from-scratch", str(scratch / "config.json"), "--train", str(rows), "-o", str(tmp_path / "out")]
+    assert run(["train", *start, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_are_skipped_if_asked(tmp_path: Path) -> None:
+    rows = [*rows_of("query passage", label=1), {"query": "q", "passage": "p", "label": "yes"}]
+    data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)), bad_rows="skip")
+    assert len(data.train) + len(data.evaluation) == 20
+    assert any("1 bad row is left out" in remark and "'yes' is not a number" in remark for remark in data.remarks)

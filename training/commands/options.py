@@ -64,7 +64,7 @@ def column_options(command: F) -> F:
         click.option(
             "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
         ),
-        click.option("--text-pair-column", help="The same of the second text, where pairs of texts are classified."),
+        click.option("--text-pair-column", help="The same of the second text, where rows are pairs of texts."),
         click.option(
             "--label-column",
             help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "

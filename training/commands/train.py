@@ -148,10 +148,11 @@ def train(
     threads: int | None,
     **recipe: Any,
 ) -> None:
-    """Fine-tune a text classifier; the best epoch becomes the checkpoint at --output.
+    """Fine-tune a classifier, an embedder or a reranker; the best epoch becomes the checkpoint at --output.
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
     (regression) follow from the label column; the command prints what it has understood before it trains.
+    For --task embeddings, rows are pairs, triplets or scored pairs; for rerank query, passage and label.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/

@@ -41,6 +41,7 @@ PACKAGES: Mapping[str, Package] = {
     "accelerate": Package(name="accelerate", extras=("train",), purpose="train"),
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
+    "scipy": Package(name="scipy", extras=("train",), purpose="train"),
     "wandb": Package(name="wandb", extras=("wandb",)),
     "tensorboard": Package(name="tensorboard", extras=("tensorboard",)),
     "mlflow": Package(name="mlflow-skinny", extras=("mlflow",)),

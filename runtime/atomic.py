@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nopad.runtime.errors import OutputError
 
@@ -28,12 +28,23 @@ def check_output(output: Path, marker: str, known: Collection[str] | None = None
     entries = sorted(output.iterdir())
     if entries and not (output / marker).is_file():
         raise OutputError(f"{output} exists and has no {marker}, so it is left alone; name another output")
-    foreign = [path.name for path in entries if known is not None and not (path.name in known and path.is_file())]
+    foreign = [] if known is None else _foreign(output, known)
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise OutputError(
             f"{output} holds files that nopad does not replace ({names}); move them away, or name another output"
         )
+
+
+def _foreign(output: Path, known: Collection[str]) -> list[str]:
+    """What is in a folder, and in the folders in it, beside the `known` files, whose names may have folders."""
+    folders = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
+    names = {path.relative_to(output).as_posix(): path for path in sorted(output.rglob("*"))}
+    return [
+        name
+        for name, path in names.items()
+        if not (name in known and path.is_file()) and not (name in folders and path.is_dir())
+    ]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from nopad.model.checkpoint.json_files import read_json, read_raw_config
 from nopad.model.checkpoint.load import Checkpoint, load_checkpoint
 from nopad.model.checkpoint.read_config import read_config
 from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
+from nopad.model.checkpoint.save_pooling import check_pooling
 from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.checkpoint.tokenizer import VOCABULARIES, open_tokenizer
 from nopad.model.config import EncoderConfig
@@ -40,14 +41,14 @@ def open_model(
 
     Raises `CheckpointError`, and `UsageError` unless one of `model` and `from_scratch` is given.
     """
-    task, changes = data.task.head, _config_changes(data)
+    task, pooling, changes = data.task.head, data.task.pooling, _config_changes(data)
     torch.manual_seed(recipe.seed)
     if from_scratch is not None:
-        checkpoint = _random_weights(from_scratch, task, changes)
+        checkpoint = _random_weights(from_scratch, task, pooling, changes)
         folder = from_scratch if from_scratch.is_dir() else from_scratch.parent
     elif model is not None:
         source = open_source(resolve_checkpoint(model), base)
-        checkpoint = _pretrained(source, task, changes)
+        checkpoint = _pretrained(source, task, pooling, changes)
         folder = source.tokenizer
     else:
         raise UsageError("give one of --model and --from-scratch")
@@ -58,26 +59,28 @@ def open_model(
 
 def _config_changes(data: TrainingData) -> dict[str, Any]:
     if not data.labels:
-        return {}
+        return dict(data.task.config_changes)
     return {
+        **data.task.config_changes,
         "id2label": {str(i): label for i, label in enumerate(data.labels)},
         "label2id": {label: i for i, label in enumerate(data.labels)},
         "problem_type": data.problem_type,
     }
 
 
-def _random_weights(config: Path, task: Task, changes: dict[str, Any]) -> Checkpoint:
+def _random_weights(config: Path, task: Task, pooling: str | None, changes: dict[str, Any]) -> Checkpoint:
     raw = (read_raw_config(config) if config.is_dir() else read_json(config, dict)) | changes
-    encoder = build_encoder(read_config(raw, task=task))
+    encoder = build_encoder(read_config(raw, task=task, pooling=pooling))
     initialize(encoder)
     return Checkpoint(raw_config=raw, encoder=encoder)
 
 
-def _pretrained(source: Source, task: Task, changes: dict[str, Any]) -> Checkpoint:
-    checkpoint = load_checkpoint(source, task=task, config_changes=changes, new_head=True)
-    # The head is new: a cross-encoder's activation no longer applies.
-    raw = {key: value for key, value in checkpoint.raw_config.items() if key not in CROSS_ENCODER_KEYS}
-    return dataclasses.replace(checkpoint, raw_config=raw)
+def _pretrained(source: Source, task: Task, pooling: str | None, changes: dict[str, Any]) -> Checkpoint:
+    checkpoint = load_checkpoint(source, task=task, pooling=pooling, config_changes=changes, new_head=True)
+    check_pooling(checkpoint.config)
+    # The head is new: what the files say of the old one (a cross-encoder's activation) no longer applies.
+    raw = {key: value for key, value in checkpoint.raw_config.items() if key not in (*CROSS_ENCODER_KEYS, "nopad")}
+    return dataclasses.replace(checkpoint, raw_config={**raw, **changes})
 
 
 def _open_tokenizer(source: Path, config: EncoderConfig, max_length: int) -> Any:

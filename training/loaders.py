@@ -9,10 +9,13 @@ from typing import Any
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData, load_data
+from nopad.training.pair_data import load_pairs, load_passages
 from nopad.training.sources import Sources
 
 LOADERS: dict[HeadTask, Callable[..., TrainingData]] = {
     "text-classification": load_data,
+    "embeddings": load_pairs,
+    "rerank": load_passages,
 }
 
 

@@ -13,6 +13,7 @@ from nopad.charts import units
 from nopad.training.outcome import Outcome
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_TASKS = {"embeddings": "sentence-similarity", "rerank": "text-ranking"}  # where its name differs from ours
 _HUB_METRICS = {"accuracy", "f1", "mse"}  # names that the Hub knows
 
 
@@ -26,7 +27,7 @@ def model_card(outcome: Outcome, *, architecture: str, max_length: int, curves: 
 
 def _front_matter(outcome: Outcome, architecture: str) -> ModelCardData:
     """The card's metadata: nothing in it is guessed, so neither language nor licence."""
-    task = outcome.data.task.head
+    task = _HUB_TASKS.get(outcome.data.task.head, outcome.data.task.head)
     data = outcome.sources[-1] if outcome.sources else "own data"
     results = [
         EvalResult(
@@ -43,7 +44,7 @@ def _front_matter(outcome: Outcome, architecture: str) -> ModelCardData:
         model_name=outcome.name,
         base_model=_hub_name(outcome.model),
         datasets=[name for name in dict.fromkeys(outcome.sources) if _hub_name(name)] or None,
-        library_name="transformers",
+        library_name="sentence-transformers" if outcome.data.task.head in _HUB_TASKS else "transformers",
         pipeline_tag=task,
         metrics=[result.metric_type for result in results] or None,
         tags=["nopad", architecture],

@@ -7,6 +7,7 @@ from typing import Any
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.save_pooling import write_pooling
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.runtime.atomic import sha256_of
 from nopad.training.curves import curves_page, curves_svg
@@ -31,3 +32,5 @@ def write_output(folder: Path, checkpoint: Checkpoint, tokenizer: Any, outcome: 
     record["card_sha256"] = sha256_of(folder / CARD)  # a card that somebody has edited is never replaced
     write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, RECORD: record}, folder)
     save_tokenizer(tokenizer, folder)
+    if checkpoint.config.task == "embeddings":
+        write_pooling(checkpoint.config, folder)

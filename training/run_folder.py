@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from nopad.model.checkpoint.save_pooling import POOLING_FILES
 from nopad.model.errors import CheckpointError
 from nopad.model.products import cpu_has_bf16
 from nopad.runtime.atomic import check_output, locked, sha256_of
@@ -30,6 +31,7 @@ RECORD = "nopad_training"  # of config.json: what the run was
 CHECKPOINT_FILES = frozenset(
     {MARKER, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
     | {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", CURVES, CURVES_PAGE}
+    | POOLING_FILES
 )
 _EPOCH = re.compile(r"checkpoint-\d+")
 

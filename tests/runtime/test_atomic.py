@@ -187,3 +187,17 @@ def test_only_known_files_are_replaced(tmp_path: Path) -> None:
     ):
         pytest.fail("it was entered")
     assert listing(tmp_path) == {"out/marker": b"old", "out/mine": b"x"}
+
+
+def test_a_folder_inside_is_replaced_only_if_all_its_files_are_known(tmp_path: Path) -> None:
+    inside = tmp_path / "out" / "inside"
+    inside.mkdir(parents=True)
+    for file in (tmp_path / "out" / "marker", inside / "ours.json"):
+        file.write_text("{}")
+    known = {"marker", "inside/ours.json"}
+    check_output(tmp_path / "out", "marker", known)
+    with pytest.raises(OutputError, match=r"does not replace \(inside, inside/ours.json\)"):
+        check_output(tmp_path / "out", "marker", {"marker"})
+    (inside / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"does not replace \(inside/notes.txt\)"):
+        check_output(tmp_path / "out", "marker", known)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from nopad.model.checkpoint.save_pooling import POOLINGS
 from nopad.model.head import PROBLEM_TYPES
 from nopad.runtime.console import FILES
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
@@ -63,7 +64,7 @@ def column_options(command: F) -> F:
         click.option(
             "--text-column", help=f"Column, or dotted path, of the text. [default: {', '.join(TEXT_COLUMNS[:6])}, ...]"
         ),
-        click.option("--text-pair-column", help="The same of the second text, where pairs of texts are classified."),
+        click.option("--text-pair-column", help="The same of the second text, where rows are pairs of texts."),
         click.option(
             "--label-column",
             help="The same of the label; or several, comma-separated, of zeros and ones: one for each label. "
@@ -79,6 +80,15 @@ def column_options(command: F) -> F:
             type=click.Choice(PROBLEM_TYPES),
             help="What the labels are. [default: whole numbers and texts are classes, floats a number to learn, lists "
             "several labels at once]",
+        ),
+        click.option(
+            "--pooling",
+            type=click.Choice(POOLINGS),
+            help="Of embeddings: how tokens become a vector. [default: the model's own, else mean]",
+        ),
+        click.option(
+            "--matryoshka",
+            help="Of embeddings: smaller sizes to which vectors may be cut, comma-separated; each adds a loss.",
         ),
     )
 

@@ -14,6 +14,7 @@ import click
 from nopad.model.head import ProblemType, Task
 from nopad.runtime.console import common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.table import DataSource
+from nopad.runtime.errors import UsageError
 from nopad.training.commands.options import column_options, data_options
 from nopad.training.recipe import Recipe
 from nopad.training.reporting import REPORTERS, Reporter, check_reporters
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from nopad.training.trainer import TrainingResult
 
 
-TRAINED: tuple[Task, ...] = ("text-classification",)  # the keys of `nopad.training.loaders.LOADERS`, without torch
+# The keys of `nopad.training.loaders.LOADERS`, without torch.
+TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")
 
 
 @click.command()
@@ -136,6 +138,8 @@ def train(
     label_column: str | None,
     labels: str | None,
     problem_type: ProblemType | None,
+    pooling: str | None,
+    matryoshka: str | None,
     resume: bool,
     report_to: tuple[Reporter, ...],
     log_every: float,
@@ -144,10 +148,11 @@ def train(
     threads: int | None,
     **recipe: Any,
 ) -> None:
-    """Fine-tune a text classifier; the best epoch becomes the checkpoint at --output.
+    """Fine-tune a classifier, an embedder or a reranker; the best epoch becomes the checkpoint at --output.
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
     (regression) follow from the label column; the command prints what it has understood before it trains.
+    For --task embeddings, rows are pairs, triplets or scored pairs; for rerank query, passage and label.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
@@ -181,6 +186,8 @@ def train(
         label_column=label_column,
         labels=[name.strip() for name in labels.split(",")] if labels is not None else None,
         problem_type=problem_type,
+        pooling=pooling,
+        matryoshka=_sizes(matryoshka),
         eval_fraction=eval_fraction,
         split_group=split_group,
         duplicates=duplicates,
@@ -205,8 +212,16 @@ def train(
         _print_result(result, as_json)
 
 
+def _sizes(names: str | None) -> list[int] | None:
+    try:
+        return None if names is None else [int(name) for name in names.split(",")]
+    except ValueError:
+        raise UsageError(f"--matryoshka must be whole numbers with commas between them, got {names!r}") from None
+
+
 def _print_data_summary(data: TrainingData, console: Console) -> None:
-    console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {data.problem_type}")
+    task = data.problem_type or data.task.head
+    console.print(f"{len(data.train)} texts to train on, {len(data.evaluation)} to evaluate, {task}")
     console.print(data.summary)
     for remark in data.remarks:
         console.print(f"note: {remark}", style="yellow")

@@ -31,6 +31,8 @@ class Task(Protocol):
     metric_names: ClassVar[Sequence[str]]  # in the order in which they are shown
     best_metric: ClassVar[str]  # decides which epoch is kept
     greater_is_better: ClassVar[bool]
+    config_changes: ClassVar[Mapping[str, Any]] = {}  # keys of config.json that tell what the model is for
+    pooling: str | None = None  # of the encoder, where the user has chosen
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Columns of the data -> the columns that `collate` takes, of as many rows."""

@@ -1,0 +1,148 @@
+"""Columns of pairs, triplets, scored pairs and passages are recognised; bad rows are named."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repository import DATA
+from training_samples import write_jsonl
+
+from nopad.runtime.cli import run
+from nopad.runtime.errors import UsageError
+from nopad.training.errors import DataError
+from nopad.training.pair_data import load_pairs, load_passages
+from nopad.training.tasks.embeddings import Pairs, ScoredPairs
+from nopad.training.tasks.rerank import LabelledPairs, Rerank
+
+
+def rows_of(columns: str, count: int = 20, **more: Any) -> list[dict[str, Any]]:
+    return [{name: f"{name} {i}" for name in columns.split()} | more for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "texts"),
+    [
+        ("anchor positive", 2),
+        ("query answer other", 2),
+        ("question passage hard_negative", 3),
+        ("Anchor Positive Negative", 3),
+        ("sentence1 sentence2", 2),
+    ],
+)
+def test_pairs_and_triplets(columns: str, texts: int, tmp_path: Path) -> None:
+    data = load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows_of(columns))), matryoshka=[8])
+    assert data.task == Pairs(matryoshka=(8,)) and (len(data.train), len(data.evaluation)) == (18, 2)
+    wanted = columns.split()[:texts]
+    assert all([text.split()[0] for text in row["texts"]] == wanted for row in data.train)
+    assert data.labels == () and wanted[0] in data.summary
+
+
+def test_scored_pairs_and_columns_by_name(tmp_path: Path) -> None:
+    rows = [{**row, "score": i / 20} for i, row in enumerate(rows_of("sentence1 sentence2 third"))]
+    source = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    data = load_pairs(source, pooling="cls")
+    assert data.task == ScoredPairs(pooling="cls") and {"texts", "target"} == set(data.train.column_names)
+    assert load_pairs(source, text_column="third,sentence2").task == Pairs()
+    assert load_pairs(source, text_column="third", text_pair_column="sentence2").task == Pairs()
+    both = load_pairs(source, text_column="third,sentence2", label_column="score")
+    assert both.task == ScoredPairs() and both.train[0]["texts"][0].startswith("third")
+
+
+def test_passages_of_a_query_stay_together(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i // 4}", "passage": f"p{i}", "label": int(i % 4 == 0)} for i in range(80)]
+    data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert data.task == Rerank() and data.labels == ("LABEL_0",)
+    assert (len(data.train), len(data.evaluation)) == (72, 8)
+    assert not set(data.train["query"]) & set(data.evaluation["query"])
+    assert all(row["target"] == int(int(row["passage"][1:]) % 4 == 0) for row in data.train)
+
+
+def test_entailment_has_one_passage_each(tmp_path: Path) -> None:
+    file = DATA / "rte" / "rte3_dev.xml"
+    if not file.is_file():
+        pytest.skip(f"no {file}; set NOPAD_DATA to the folder with the test data")
+    pairs = ElementTree.fromstring(file.read_text(encoding="utf-8")).iter("pair")
+    rows = [
+        {
+            "premise": pair.findtext("t"),
+            "hypothesis": pair.findtext("h"),
+            "label": int(pair.attrib.get("entailment", pair.attrib.get("value")) in ("YES", "TRUE")),
+        }
+        for pair in pairs
+    ]
+    data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert data.task == LabelledPairs() and len(data.train) + len(data.evaluation) == len(rows) == 800
+
+
+def test_rows_without_a_text_are_counted(tmp_path: Path) -> None:
+    rows = [*rows_of("anchor positive"), {"anchor": "a", "positive": " "}, {"anchor": None, "positive": "b"}]
+    data = load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert len(data.train) + len(data.evaluation) == 20
+    assert data.remarks == ("2 of 22 rows of the training data lack one of anchor, positive: left out",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (rows_of("anchor other"), {}, "no column positive or answer"),
+        (rows_of("left right"), {}, "no column anchor or query"),
+        (rows_of("sentence1 sentence2", score=0.5), {}, "training data have one score in column 'score'"),
+        (
+            rows_of("sentence1 sentence2", score="high"),
+            {},
+            "rows.jsonl, line 1: column 'score': 'high' is not a number",
+        ),
+        ([{"anchor": " ", "positive": ""}], {}, "no row with texts in the columns anchor, positive"),
+        (rows_of("anchor positive"), {"text_column": "anchor,colour"}, "no column 'colour'"),
+    ],
+    ids=["second", "first", "one-score", "word", "blank", "unknown"],
+)
+def test_bad_pairs(rows: list[dict[str, Any]], options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows)), **options)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("entailment", "'entailment' is not a number"), (2, "2 is not from 0 (no answer) to 1 (an answer)")],
+)
+def test_bad_labels_of_passages(label: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows_of("query passage", label=label))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pooling": "max"}, {"matryoshka": [0]}, {"matryoshka": [8, 8]}, {"text_column": "anchor"}],
+    ids=["pooling", "zero", "twice", "one-column"],
+)
+def test_bad_options(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows_of("anchor positive"))), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "embeddings", "--matryoshka", "16,x"], "whole numbers with commas between them, got '16,x'"),
+        (["--task", "rerank", "--pooling", "cls"], "--pooling does not apply to --task rerank"),
+        (["--task", "embeddings", "--labels", "a,b"], "--labels does not apply to --task embeddings"),
+    ],
+)
+def test_options_that_do_not_apply(
+    options: list[str], message: str, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", rows_of("query passage", label=1))
+    start = ["--from-scratch", str(scratch / "config.json"), "--train", str(rows), "-o", str(tmp_path / "out")]
+    assert run(["train", *start, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_are_skipped_if_asked(tmp_path: Path) -> None:
+    rows = [*rows_of("query passage", label=1), {"query": "q", "passage": "p", "label": "yes"}]
+    data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)), bad_rows="skip")
+    assert len(data.train) + len(data.evaluation) == 20
+    assert any("1 bad row is left out" in remark and "'yes' is not a number" in remark for remark in data.remarks)

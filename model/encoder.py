@@ -38,11 +38,14 @@ class PackedEncoder(nn.Module):
         pad_index: Tensor,
         token_type_ids: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """Logits of the stream (arguments: `nopad.model.packing`, int64).
 
         Returns fp32: [B, num_labels] for text-classification and rerank, [B, embedding_size] for embeddings,
         [T, num_labels] for token-classification, [T, vocab_size] for fill-mask, [T, hidden_size] for token-embeddings.
+        Of these last three, `chosen` [R] names tokens of the stream: the head computes only theirs, in that order, and
+        returns [R, ...].
         """
         layout = PackedLayout(
             position_ids=position_ids,
@@ -57,7 +60,8 @@ class PackedEncoder(nn.Module):
             attend = self.attention(layout)
         else:
             attend = default_attention(layout, self._compute_dtype(), self.encoder_config.head_size, dropout)
-        return self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend), layout)
+        hidden = self.backbone().encode(input_ids, token_type_ids, layout, attend)
+        return self.logits(hidden if chosen is None else hidden[chosen], layout)
 
     def _compute_dtype(self) -> torch.dtype:
         device = next(self.parameters()).device.type

@@ -85,6 +85,11 @@ def _runs(tags: Sequence[Tag | None]) -> list[_Run]:
     return runs
 
 
+def spans(tags: Sequence[Tag | None]) -> list[tuple[str, int, int]]:
+    """The entities among tags: the kind of each, its first and its last tag."""
+    return [(run.kind, run.members[0], run.members[-1]) for run in _runs(tags)]
+
+
 def entities(
     tags: Sequence[Tag | None], scores: Sequence[float], offsets: Sequence[tuple[int, int]], text: str
 ) -> tuple[Entity, ...]:

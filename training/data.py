@@ -17,6 +17,7 @@ from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.labels import listed, split_columns
 from nopad.runtime.errors import UsageError
 from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate
+from nopad.training.class_weights import task_with_weights
 from nopad.training.errors import DataError
 from nopad.training.labels import (
     MULTI,
@@ -32,7 +33,6 @@ from nopad.training.repeats import LabelledText, find_repeats
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import held_rows, read_parts, rows_to_hold_out
 from nopad.training.tasks.base import Task
-from nopad.training.tasks.registry import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ def load_data(
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     problem_type: ProblemType | None = None,
+    class_weights: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
     split_group: str | None = None,
     duplicates: OnDuplicate = "keep",
@@ -86,7 +87,8 @@ def load_data(
     `problem_type`, it follows from the labels of the training rows that have a text (docs/labels.md). A fraction that
     is held out has each class's share, or whole groups of the column `split_group`. `duplicates` is about training rows
     whose text an earlier one has, or the evaluation data.
-    Raises `DataError`, and `UsageError` for bad `labels` or a `problem_type` that does not go with the columns.
+    Raises `DataError`, and `UsageError` for bad `labels` or `class_weights`, or a `problem_type` that does not go with
+    the columns.
     """
     _check_options(labels, problem_type, duplicates, bad_rows)
     bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
@@ -120,7 +122,7 @@ def load_data(
     return TrainingData(
         train=_dataset(train),
         evaluation=_dataset(test),
-        task=TASKS[kind.problem_type](),
+        task=task_with_weights(kind, targets, class_weights),
         labels=kind.names,
         problem_type=kind.problem_type,
         summary=describe(kind, targets),

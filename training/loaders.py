@@ -11,11 +11,15 @@ from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData, load_data
 from nopad.training.pair_data import load_pairs, load_passages
 from nopad.training.sources import Sources
+from nopad.training.tagged_texts import load_tagged
+from nopad.training.texts import load_texts
 
 LOADERS: dict[HeadTask, Callable[..., TrainingData]] = {
     "text-classification": load_data,
     "embeddings": load_pairs,
     "rerank": load_passages,
+    "token-classification": load_tagged,
+    "fill-mask": load_texts,
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from nopad.training.errors import DivergedError
+from nopad.training.tasks.base import ROW
 
-ROW = "row"  # of encoded rows: their place in the data
 FACTS = "facts"  # of a batch, beside its tensors
 _SHOWN = 3  # rows whose texts a message shows
 

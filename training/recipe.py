@@ -38,6 +38,7 @@ class Recipe:
     layer_decay: float = 1.0  # a layer's learning rate, as a share of the rate of the one above
     gradient_checkpointing: bool = False
     seed: int = 42
+    best_metric: str | None = None  # which evaluation is kept; None: by the task's own
     bf16: bool | None = None  # None: where a GPU has it
 
     def __post_init__(self) -> None:

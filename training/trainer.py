@@ -27,13 +27,14 @@ from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.head import Head
 from nopad.model.products import fast_products
 from nopad.runtime.atomic import replace_folder
+from nopad.runtime.errors import UsageError
 from nopad.training.batches import Batches, BatchLoader, token_counts
 from nopad.training.data import TrainingData
-from nopad.training.errors import DivergedError
+from nopad.training.errors import DataError, DivergedError
 from nopad.training.evaluation import EvaluateAtTheEnd, details
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
-from nopad.training.meter import FACTS, ROW, Meter, collate_with_facts
+from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import freeze, parameter_groups
 from nopad.training.outcome import Outcome, kept_evaluation
 from nopad.training.output import write_output
@@ -45,7 +46,7 @@ from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes, seal
-from nopad.training.tasks.base import STREAM, TARGETS, Task
+from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +105,12 @@ class PackedTrainer(Trainer):
 
         The recipe's label smoothing applies to training steps only.
         """
-        logits = model(**{name: inputs[name] for name in STREAM})
+        logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
-        if num_items_in_batch is not None:  # gradients of several processes are averaged
+        if num_items_in_batch:  # gradients of several processes are averaged; without any item the loss is 0
             loss = loss * (self.task.items(inputs) * self.args.world_size / num_items_in_batch)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -133,7 +134,11 @@ class PackedTrainer(Trainer):
         predictions, targets = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         if np.isfinite(predictions).all():
             self._evaluation = details(self.head, predictions, targets)
-        return self.task.metrics(predictions, targets)
+        metrics = self.task.metrics(predictions, targets)
+        best = self.args.metric_for_best_model
+        if best not in ("loss", *metrics):
+            raise DataError(f"{best} is undefined for this evaluation data (all labels are equal); see --best-metric")
+        return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """`Trainer`'s; raises `DivergedError` for a figure that is not finite, before anything of it is saved."""
@@ -175,6 +180,9 @@ class PackedTrainer(Trainer):
             if self.args.should_save:
                 seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.notes)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing: a weight that is tied to another is stored once, and loaded with it."""
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,11 +218,13 @@ def train(
     recipe, console = recipe or Recipe(), console or Console(quiet=True)
     check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
+    _check_best_metric(recipe, data.task)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
     if recipe.freeze_layers is not None:
         freeze(checkpoint.encoder, recipe.freeze_layers)
+    data = replace(data, task=data.task.with_tokenizer(model_tokenizer))
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
@@ -256,8 +266,8 @@ def _make_trainer(
     task = data.task
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
-        part.map(encode, batched=True, remove_columns=part.column_names, desc="Tokenizing").add_column(
-            ROW, np.arange(len(part))
+        part.add_column(ROW, np.arange(len(part))).map(
+            encode, batched=True, remove_columns=part.column_names, desc="Tokenizing"
         )
         for part in (data.train, data.evaluation)
     )
@@ -298,6 +308,7 @@ def _make_trainer(
 def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     """The recipe as transformers spells it, but for the warm-up."""
     cuda = torch.cuda.is_available()
+    best = recipe.best_metric or task.best_metric
     every = "epoch" if recipe.eval_steps is None else "steps"
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -323,8 +334,8 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model=task.best_metric,
-        greater_is_better=task.greater_is_better,
+        metric_for_best_model=best,
+        greater_is_better=best not in SMALLER_IS_BETTER,
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,
@@ -337,3 +348,9 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _check_best_metric(recipe: Recipe, task: Task) -> None:
+    known = ("loss", *task.metric_names)
+    if recipe.best_metric not in (None, *known):
+        raise UsageError(f"--best-metric {recipe.best_metric!r} is none of this task's: {', '.join(known)}")

@@ -62,5 +62,5 @@ def test_a_browser_shows_both_files_without_a_problem(command_run: Any, tmp_path
             page.open(path, width=1100, dark=True)
             dark = page.value("getComputedStyle(document.querySelector('body, rect')).backgroundColor")
             assert path.suffix == ".svg" or (ground, dark) == ("rgb(255, 255, 255)", "rgb(13, 17, 23)")
-        assert page.value("document.querySelectorAll('svg path.line').length") == 5
+        assert page.value("document.querySelectorAll('svg path.line').length") == 7
         assert not page.problems and set(page.requests) == {path.resolve().as_uri() for path in pages}

@@ -52,6 +52,7 @@ def test_defaults_are_the_known_recipe() -> None:
         "layer_decay": 1.0,
         "gradient_checkpointing": False,
         "seed": 42,
+        "best_metric": None,
         "bf16": None,
     }
 

@@ -117,7 +117,7 @@ def test_several_labels_at_once(scratch: Path, tmp_path: Path) -> None:
 def test_regression(scratch: Path, tmp_path: Path) -> None:
     rows = [{**row, "label": 2.0 * row["label"] - 0.5} for row in sentences(300, seed=3)]
     result = train(data_of(rows, tmp_path), tmp_path / "out", from_scratch=scratch, recipe=Recipe(**QUICK))
-    assert set(result.metrics) == {"mse", "loss"}
+    assert set(result.metrics) == {"mse", "pearson", "spearman", "loss"}
     assert result.metrics["mse"] <= 0.2  # 1.0 is what always answering the mean gets
     raw = json.loads((result.output / "config.json").read_text())
     assert raw["problem_type"] == "regression" and len(raw["id2label"]) == 1

@@ -93,6 +93,30 @@ def column_options(command: F) -> F:
     )
 
 
+def task_options(command: F) -> F:
+    """What belongs to a single task."""
+    return _with(
+        command,
+        click.option(
+            "--class-weights",
+            help="How much a class counts in the loss: balanced, or CLASS=WEIGHT,... Of several labels at once: how "
+            "much it counts that a text has the label.",
+        ),
+        click.option(
+            "--label-all-tokens/--label-first-token",
+            default=None,
+            help="Of token classification: whether all tokens of a word have a label, or only its first. "
+            "[default: all]",
+        ),
+        click.option(
+            "--mask-probability",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help="Share of the tokens that fill-mask hides. [default: 0.3]",
+        ),
+        click.option("--whole-word", is_flag=True, default=None, help="Of fill-mask: hide words, not single tokens."),
+    )
+
+
 def _with(command: F, *options: Callable[[F], F]) -> F:
     for option in reversed(options):
         command = option(command)

@@ -15,7 +15,7 @@ from nopad.model.head import ProblemType, Task
 from nopad.runtime.console import common_options, emit, messages, reading_options, threads_option
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
-from nopad.training.commands.options import column_options, data_options
+from nopad.training.commands.options import column_options, data_options, task_options
 from nopad.training.recipe import Recipe
 from nopad.training.reporting import REPORTERS, Reporter, check_reporters
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # The keys of `nopad.training.loaders.LOADERS`, without torch.
-TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")
+TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "token-classification", "fill-mask")
 
 
 @click.command()
@@ -49,6 +49,7 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @reading_options
 @column_options
+@task_options
 @click.option("--learning-rate", type=float, default=Recipe.learning_rate, help="Highest learning rate.")
 @click.option("--adam-beta1", type=float, default=Recipe.adam_beta1, help="Decay of AdamW's mean of gradients.")
 @click.option("--adam-beta2", type=float, default=Recipe.adam_beta2, help="Decay of AdamW's mean of squared gradients.")
@@ -95,6 +96,7 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank")
 @click.option(
     "--eval-steps", type=click.IntRange(min=1), help="Evaluate and save every N steps. [default: every epoch]"
 )
+@click.option("--best-metric", help="Metric by which the best evaluation is chosen. [default: the task's first choice]")
 @click.option(
     "--patience", type=click.IntRange(min=1), help="Stop after N evaluations without a better one. [default: never]"
 )
@@ -140,6 +142,10 @@ def train(
     problem_type: ProblemType | None,
     pooling: str | None,
     matryoshka: str | None,
+    class_weights: str | None,
+    label_all_tokens: bool | None,
+    mask_probability: float | None,
+    whole_word: bool | None,
     resume: bool,
     report_to: tuple[Reporter, ...],
     log_every: float,
@@ -188,6 +194,10 @@ def train(
         problem_type=problem_type,
         pooling=pooling,
         matryoshka=_sizes(matryoshka),
+        class_weights=class_weights,
+        label_all_tokens=label_all_tokens,
+        mask_probability=mask_probability,
+        whole_word=whole_word,
         eval_fraction=eval_fraction,
         split_group=split_group,
         duplicates=duplicates,

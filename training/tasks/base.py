@@ -8,14 +8,17 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
 from nopad.model.packing import pack
 
 TARGETS = "labels"  # of a batch: transformers' name
+ROW = "row"  # of encoded rows: their place in the data
+CHOSEN = "chosen"  # of a batch whose tokens are learned: those of the stream that have a target
 STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")  # of a batch: the encoder's own
+SMALLER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})  # of the metrics of all tasks
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
@@ -29,13 +32,19 @@ class Task(Protocol):
 
     head: ClassVar[HeadTask]  # of the encoder
     metric_names: ClassVar[Sequence[str]]  # in the order in which they are shown
-    best_metric: ClassVar[str]  # decides which epoch is kept
-    greater_is_better: ClassVar[bool]
+    best_metric: ClassVar[str]  # decides which epoch is kept, unless the user names another
     config_changes: ClassVar[Mapping[str, Any]] = {}  # keys of config.json that tell what the model is for
     pooling: str | None = None  # of the encoder, where the user has chosen
 
+    def with_tokenizer(self, tokenizer: Any) -> Task:
+        """The task, with what it must know of the model's tokenizer. Raises `CheckpointError` if that cannot do."""
+        return self
+
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Columns of the data -> the columns that `collate` takes, of as many rows."""
+        """Columns of the data -> the columns that `collate` takes.
+
+        Where a text is divided there are more rows, and `ROW` says which row of the data each of them was.
+        """
         ids = tokenizer(
             rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length, return_attention_mask=False
         )
@@ -44,6 +53,7 @@ class Task(Protocol):
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """Encoded rows -> one packed batch: its `TARGETS` first (their length is the batch's size), and the `STREAM`.
 
+        `CHOSEN`, where they are there, are the tokens whose logits the loss needs.
         The stream's length is a multiple of `multiple`.
         """
 
@@ -62,7 +72,7 @@ class Task(Protocol):
         return logits, batch[TARGETS]
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """The metrics of all evaluation rows at once, from what `judge` kept of them."""
+        """The metrics of all evaluation rows at once, from what `judge` kept; those that are undefined are left out."""
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:
@@ -79,9 +89,27 @@ def pack_stream(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str
     return {name: torch.from_numpy(getattr(batch, name)) for name in STREAM}
 
 
-def accuracy_and_f1(targets: Array, decisions: Array) -> dict[str, float]:
-    """Accuracy and weighted F1 of class indices [rows], or of zeros and ones [rows, labels]: whole rows count."""
+def decision_metrics(targets: Array, decisions: Array) -> dict[str, float]:
+    """Accuracy and F1 of class indices [rows], or of zeros and ones [rows, labels]: for accuracy, whole rows count.
+
+    `f1` weighs each class by its rows, for `macro_f1` all classes are equal.
+    """
     return {
         "accuracy": float(accuracy_score(targets, decisions)),
         "f1": float(f1_score(targets, decisions, average="weighted", zero_division=0)),
+        "macro_f1": float(f1_score(targets, decisions, average="macro", zero_division=0)),
     }
+
+
+def area_under_curve(targets: Array, scores: FloatArray) -> dict[str, float]:
+    """`auc`, the area under the ROC curve, of one label [rows]; of several [rows, labels] the mean of theirs.
+
+    Labels that no row has, or all rows have, have no curve; empty if none has.
+    """
+    truths, columns = targets.reshape(len(targets), -1).astype(bool), scores.reshape(len(scores), -1)
+    areas = [
+        roc_auc_score(truths[:, label], columns[:, label])
+        for label in range(truths.shape[1])
+        if truths[:, label].any() and not truths[:, label].all()
+    ]
+    return {"auc": float(np.mean(areas))} if areas else {}

@@ -32,7 +32,6 @@ class _Embeddings(Task):
     """What pairs and scored pairs share. Columns of the data: `texts`, of each row a list of as many."""
 
     head: ClassVar[HeadTask] = "embeddings"
-    greater_is_better: ClassVar[bool] = True
 
     pooling: str | None = None
     matryoshka: tuple[int, ...] = ()  # sizes to which embeddings may be cut: the loss is the sum over them

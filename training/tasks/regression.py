@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
@@ -20,9 +21,8 @@ class Regression(Task):
     """Targets are numbers, float32 [rows]; logits [rows, 1]."""
 
     head: ClassVar[HeadTask] = "text-classification"
-    metric_names: ClassVar[Sequence[str]] = ("mse",)
+    metric_names: ClassVar[Sequence[str]] = ("mse", "pearson", "spearman")
     best_metric: ClassVar[str] = "mse"
-    greater_is_better: ClassVar[bool] = False
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
@@ -33,5 +33,10 @@ class Regression(Task):
         return F.mse_loss(logits.squeeze(-1), batch[TARGETS])
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """Mean squared error."""
-        return {"mse": float(np.mean((predictions.squeeze(-1) - targets) ** 2))}
+        """Mean squared error; Pearson's and Spearman's correlation, unless all targets or all predictions are equal."""
+        numbers = predictions.squeeze(-1)
+        metrics = {"mse": float(np.mean((numbers - targets) ** 2))}
+        if np.ptp(numbers) and np.ptp(targets):
+            metrics["pearson"] = float(pearsonr(numbers, targets).statistic)
+            metrics["spearman"] = float(spearmanr(numbers, targets).statistic)
+        return metrics

@@ -28,7 +28,6 @@ class Rerank(Task):
     head: ClassVar[HeadTask] = "rerank"
     metric_names: ClassVar[Sequence[str]] = (f"mrr@{CUTOFF}", f"ndcg@{CUTOFF}")
     best_metric: ClassVar[str] = f"ndcg@{CUTOFF}"
-    greater_is_better: ClassVar[bool] = True
     # The marks of a cross-encoder; the version is the first that wrote them.
     config_changes: ClassVar[Mapping[str, Any]] = {
         "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "4.0.0"}

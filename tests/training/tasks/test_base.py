@@ -1,11 +1,12 @@
 """Rows become one packed batch, whose targets stay beside their texts."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
 from training_samples import CONFIG  # noqa: F401  (skips this module where packages for training are missing)
 
-from nopad.training.tasks.base import accuracy_and_f1, pack_rows
+from nopad.training.tasks.base import area_under_curve, decision_metrics, pack_rows
 
 
 def test_pack_rows_keeps_rows_and_targets_together() -> None:
@@ -22,7 +23,21 @@ def test_pack_rows_keeps_rows_and_targets_together() -> None:
     assert pack_rows(rows, torch.float32, multiple=64)["labels"].dtype == torch.float32
 
 
-def test_accuracy_and_weighted_f1() -> None:
-    found = accuracy_and_f1(torch.tensor([0, 1, 1, 1]).numpy(), torch.tensor([0, 1, 1, 0]).numpy())
-    want = f1_score([0, 1, 1, 1], [0, 1, 1, 0], average="weighted")
-    assert found == {"accuracy": 0.75, "f1": pytest.approx(want)}
+def test_f1_weighs_classes_by_rows_or_alike() -> None:
+    found = decision_metrics(torch.tensor([0, 1, 1, 1]).numpy(), torch.tensor([0, 1, 1, 0]).numpy())
+    wanted = {average: f1_score([0, 1, 1, 1], [0, 1, 1, 0], average=average) for average in ("weighted", "macro")}
+    assert found == {
+        "accuracy": 0.75,
+        "f1": pytest.approx(wanted["weighted"]),
+        "macro_f1": pytest.approx(wanted["macro"]),
+    }
+    assert wanted["weighted"] != wanted["macro"]
+
+
+def test_labels_that_all_rows_or_none_have_are_left_out_of_the_area() -> None:
+    truths, scores = (
+        np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1]]),
+        np.array([[0.4, 0.1, 0.5], [0.6, 0.2, 0.5], [0.7, 0.3, 0]]),
+    )
+    assert area_under_curve(truths, scores.astype(np.float32)) == {"auc": 0.5}
+    assert area_under_curve(truths[:, 1:], scores[:, 1:].astype(np.float32)) == {}

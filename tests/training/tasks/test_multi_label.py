@@ -1,6 +1,7 @@
 """Multi-label classification: zeros and ones, and a text is right if all of its labels are."""
 
 import numpy as np
+import pytest
 import torch
 from training_samples import CONFIG  # noqa: F401  (skips this module where packages for training are missing)
 
@@ -23,3 +24,10 @@ def test_nothing_is_smoothed() -> None:
 def test_the_whole_row_must_be_right() -> None:
     logits = np.array([[1, -1], [-1, 1]], dtype=np.float32)
     assert TASK.metrics(logits, np.array([[1.0, 0.0], [1.0, 1.0]]))["accuracy"] == 0.5
+
+
+def test_positive_weights_are_pytorchs() -> None:
+    logits, targets = torch.tensor([[1.0, -2.0], [0.5, 0.3]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    theirs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0, 0.5]))(logits, targets)
+    ours = MultiLabel(positive_weights=(3.0, 0.5)).loss(logits, {"labels": targets}, label_smoothing=0.0)
+    assert ours.item() == pytest.approx(theirs.item())

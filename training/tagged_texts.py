@@ -1,0 +1,219 @@
+"""Training data whose words have tags: lists of words and tags, CoNLL files, or texts with marked entities."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from nopad.runtime.data.fields import TEXT_COLUMNS
+from nopad.runtime.data.labels import label_finder, listed
+from nopad.runtime.entities import read_tags, spans
+from nopad.training.bad_rows import BadRows, OnBadRow
+from nopad.training.data import TrainingData
+from nopad.training.errors import DataError
+from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.sources import Rows, Sources
+from nopad.training.splits import hold_out, read_parts
+from nopad.training.tasks.token_labels import TokenLabels
+
+WORD_COLUMNS = ("tokens", "words")
+TAG_COLUMNS = ("ner_tags", "tags", "labels", "chunk_tags", "pos_tags")
+SPAN_COLUMNS = ("entities", "spans", "label")  # of texts: the marked entities
+LABEL_ALL_TOKENS = True
+_OUTSIDE = "O"
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tagged:
+    """A text, its words (start and end, in characters) and their tags."""
+
+    text: str
+    words: list[tuple[int, int]]
+    tags: list[Any]
+    place: str
+
+
+def load_tagged(
+    source: Sources,
+    evaluation: Sources | None = None,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labels: Sequence[str] | None = None,
+    eval_fraction: float = EVAL_FRACTION,
+    bad_rows: OnBadRow = "refuse",
+    seed: int = Recipe.seed,
+    label_all_tokens: bool = LABEL_ALL_TOKENS,
+) -> TrainingData:
+    """Read `source` (and `evaluation`, or a split of it, or a held-out fraction) and encode the tags.
+
+    `text_column` is that of the words or of the text, `label_column` that of the tags or of the marked entities.
+    The data has columns `text`, `words` and `target`, as `TokenLabels.encode` takes them. Raises `DataError`.
+    """
+    bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
+    wanted = [text_column] if text_column else (*WORD_COLUMNS, *TEXT_COLUMNS)
+    rows, held_rows = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
+    examples, names, remarks = _examples(rows, text_column, label_column, "training", bad)
+    held: list[_Tagged] | None = None
+    if held_rows is not None:
+        held, _, held_remarks = _examples(held_rows, text_column, label_column, "evaluation", held_bad)
+        remarks += [*held_rows.remarks, *held_remarks]
+    labels = tuple(labels or names or _label_names(tag for example in examples for tag in example.tags))
+    train, test = _encoded(examples, labels, "training"), None
+    if held is None:
+        train, test = hold_out(train, eval_fraction, seed)
+    else:
+        test = _encoded(held, labels, "evaluation")
+    summary, scheme_remarks = _describe(labels, train["target"])
+    return TrainingData(
+        train=train,
+        evaluation=test,
+        task=TokenLabels(labels=labels, label_all_tokens=label_all_tokens),
+        labels=labels,
+        problem_type=None,
+        summary=summary,
+        remarks=(*rows.remarks, *remarks, *bad.remarks(), *held_bad.remarks(), *scheme_remarks),
+    )
+
+
+def _examples(
+    rows: Rows, text_column: str | None, label_column: str | None, part: str, bad: BadRows
+) -> tuple[list[_Tagged], tuple[str, ...], list[str]]:
+    """The rows that have words, the names that the data has for its tags, and a remark on the rows left out."""
+    column = rows.column(text_column, (*WORD_COLUMNS, *TEXT_COLUMNS), "--text-column", what=f"{part} data")
+    of_words = any(isinstance(record.get(column), list) for record in rows.records)
+    known = TAG_COLUMNS if of_words else SPAN_COLUMNS
+    tags = rows.column(label_column, known, "--label-column", what=f"{part} data")
+    names = rows.class_names.get(tags, ()) if of_words else ()
+    examples, before = [], bad.count
+    for record, place in zip(rows.records, rows.places, strict=True):
+        value = record.get(column)
+        if not value or (isinstance(value, str) and not value.strip()):
+            continue
+        read = _from_words if of_words else _from_spans
+        try:
+            examples.append(read(value, record.get(tags), place))
+        except ValueError as error:
+            bad.add(place, f"columns {column!r} and {tags!r}: {error}")
+    if not examples:
+        raise DataError(f"the {part} data has no row with {'words' if of_words else 'text'} in column {column!r}")
+    blank = len(rows.records) - len(examples) - (bad.count - before)
+    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have nothing in column {column!r}: left out"
+    return examples, names, [remark] if blank else []
+
+
+def _from_words(words: Any, tags: Any, place: str) -> _Tagged:
+    """Words with one space between them, which is the text that serving would get. Raises `ValueError`."""
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError("the words are not a list of texts")
+    if not isinstance(tags, list) or len(tags) != len(words):
+        count = len(tags) if isinstance(tags, list) else "no"
+        raise ValueError(f"{len(words)} words, but {count} tags; each word needs one")
+    at, found = 0, []
+    for word in words:
+        found.append((at, at + len(word)))
+        at += len(word) + 1
+    text = " ".join(words)
+    _check_unicode(text)
+    return _Tagged(text=text, words=found, tags=tags, place=place)
+
+
+def _from_spans(text: Any, entities: Any, place: str) -> _Tagged:
+    """A text and its marked entities: {"start": 0, "end": 4, "label": "PER"} or [0, 4, "PER"], in characters.
+
+    Its words, cut where entities begin and end, have tags of IOB2. Raises `ValueError`.
+    """
+    if not isinstance(text, str):
+        raise ValueError("the text is not a text")
+    _check_unicode(text)
+    words, tags, at = [], [], 0
+    for start, end, label in [*sorted(map(_span, entities or [])), (len(text), len(text), "")]:
+        if not at <= start <= end <= len(text):
+            raise ValueError(f"an entity from {start} to {end} overlaps another, or is not in the text")
+        outside = [match.span() for match in _WORD.finditer(text, at, start)]
+        inside = [match.span() for match in _WORD.finditer(text, start, end)]
+        words += outside + inside
+        tags += [_OUTSIDE] * len(outside) + [f"{'I' if i else 'B'}-{label}" for i in range(len(inside))]
+        at = end
+    return _Tagged(text=text, words=words, tags=tags, place=place)
+
+
+def _span(entity: Any) -> tuple[int, int, str]:
+    try:
+        start, end, label = (
+            [entity[key] for key in ("start", "end", "label")] if isinstance(entity, Mapping) else entity
+        )
+        return int(start), int(end), str(label)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{entity!r:.80} is not an entity; expected start, end and label") from None
+
+
+def _check_unicode(text: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half a character (a lone surrogate); mend it")
+
+
+def _label_names(tags: Iterator[Any]) -> tuple[str, ...]:
+    """Names of the tags: O first, the others by kind; numbers get transformers' names.
+
+    A kind of entity has every tag of the scheme, also such as did not occur: a long entity may be yet to come.
+    """
+    different = set(tags)
+    if different and all(isinstance(tag, int) for tag in different):
+        return tuple(f"LABEL_{index}" for index in range(max(different) + 1))
+    names = {str(tag) for tag in different}
+    tagged = [(name, tag.kind) for name, tag in zip(names, read_tags(tuple(names)), strict=True) if tag and tag.place]
+    names |= {name.removesuffix(kind) + other for name, kind in tagged for _, other in tagged}
+    return tuple(sorted(names, key=lambda name: (name != _OUTSIDE, name[2:], name)))
+
+
+def _encoded(examples: Sequence[_Tagged], labels: Sequence[str], part: str) -> Any:
+    find = label_finder(labels)
+    unknown = Counter(str(tag) for example in examples for tag in example.tags if find(tag) is None)
+    if unknown:
+        place = next(example.place for example in examples for tag in example.tags if find(tag) is None)
+        counts = listed([f"{tag!r} ({count:,} words)" for tag, count in unknown.most_common()])
+        raise DataError(f"{place}: the {part} data has tags that are not among {listed(labels)}: {counts}")
+    return datasets.Dataset.from_dict(
+        {
+            "text": [example.text for example in examples],
+            "words": [example.words for example in examples],
+            "target": [[find(tag) for tag in example.tags] for example in examples],
+        }
+    )
+
+
+def _describe(labels: tuple[str, ...], sentences: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
+    """The tag scheme and the entities of each kind; a remark on those that do not begin as the scheme has it."""
+    tags = read_tags(labels)
+    kinds: Counter[str] = Counter()
+    begun: Counter[str] = Counter()  # entities by the place of their first tag
+    needed = True  # whether B only stands where it must, after an entity of the same kind
+    for sentence in sentences:
+        found = spans([tags[label] for label in sentence])
+        ends = {(kind, last) for kind, _, last in found}
+        for kind, first, _ in found:
+            tag = tags[sentence[first]]
+            kinds[kind] += 1
+            begun[tag.place if tag else ""] += 1
+            needed &= tag is None or tag.place != "B" or (kind, first - 1) in ends
+    places = {tag.place for tag in tags if tag}
+    scheme = (
+        "BIOES"
+        if places & {"E", "S"}
+        else "IOB1"
+        if begun["I"] and needed
+        else "IOB2"
+        if "B" in places
+        else "no scheme"
+    )
+    summary = f"{len(labels)} tags ({scheme}); {listed([f'{kind} ({count:,})' for kind, count in kinds.most_common()])}"
+    stray = begun["I"] + begun["E"] if scheme in ("BIOES", "IOB2") else 0
+    remark = f"{stray:,} of {kinds.total():,} entities do not begin as {scheme} has it: taken as entities all the same"
+    return summary, [remark] if stray else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ FIRST = ("anchor", "query", "question", "sentence1", "sentence_1", "premise", "t
 SECOND = ("positive", "answer", "passage", "document", "response", "sentence2", "sentence_2", "hypothesis", "text2",
           "sentence_B", "context", "text")  # fmt: skip
 THIRD = ("negative", "hard_negative", "negative_1", "negative_0")
+_NEGATIVE = re.compile(r"(hard_)?negative(_\d+)?")
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score", "label", "labels")
 
 
@@ -43,7 +45,7 @@ def load_pairs(
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
-    """Rows for embeddings: scored pairs where there is a column of scores, else triplets or pairs.
+    """Rows for embeddings: triplets where there is a column of negatives, else scored pairs or pairs.
 
     `text_column` and `text_pair_column` name two or three columns, with commas between several; then a column of
     scores counts only if `label_column` names it.
@@ -56,15 +58,20 @@ def load_pairs(
     bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
     rows, held_rows = read_parts(source, evaluation, wanted=FIRST, bad_rows=(bad, held_bad))
     columns = _text_columns(rows, text_column, text_pair_column, most=3)
-    score = label_column or (_first(rows.columns, SCORES) if not (text_column or text_pair_column) else None)
+    known_names = not (text_column or text_pair_column)
+    score = label_column or (_first(rows.columns, SCORES) if known_names and len(columns) == 2 else None)
     if score is not None:
         columns, score = columns[:2], rows.column(score, (), "--label-column")
+    unused = [name for name in rows.columns if _NEGATIVE.fullmatch(name.lower()) and name not in columns]
     train, remarks = _read(rows, columns, score, "training", bad)
     if held_rows is not None:
         test, held_remarks = _read(held_rows, columns, score, "evaluation", held_bad)
         remarks += held_remarks
     else:
         train, test = hold_out(train, eval_fraction, seed)
+    if unused:
+        kind = "a scored pair has no negative" if score else "one negative in a row is used"
+        remarks.append(f"not used: {', '.join(unused)} ({kind})")
     options: dict[str, Any] = {"pooling": pooling, "matryoshka": tuple(matryoshka)}
     for part, name in ((train, "training"), (test, "evaluation")):
         if score is not None and len(set(part["target"])) < 2:

@@ -50,6 +50,16 @@ def test_scored_pairs_and_columns_by_name(tmp_path: Path) -> None:
     assert both.task == ScoredPairs() and both.train[0]["texts"][0].startswith("third")
 
 
+def test_negatives_that_are_not_used_are_told(tmp_path: Path) -> None:
+    source = str(write_jsonl(tmp_path / "rows.jsonl", rows_of("anchor positive negative_1 negative_2", label=1)))
+    data = load_pairs(source)
+    assert data.task == Pairs() and len(data.train[0]["texts"]) == 3
+    assert data.remarks == ("not used: negative_2 (one negative in a row is used)",)
+    rows = [{**row, "label": i} for i, row in enumerate(rows_of("anchor positive negative"))]
+    scored = load_pairs(str(write_jsonl(tmp_path / "scored.jsonl", rows)), label_column="label")
+    assert scored.task == ScoredPairs() and scored.remarks == ("not used: negative (a scored pair has no negative)",)
+
+
 def test_passages_of_a_query_stay_together(tmp_path: Path) -> None:
     rows = [{"query": f"q{i // 4}", "passage": f"p{i}", "label": int(i % 4 == 0)} for i in range(80)]
     data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,7 +171,12 @@ def test_a_reader_that_does_not_read_blocks_nobody() -> None:
         while taken < 100:
             taken += reader.read1(1 << 20).count(b"\n")
         handler._lines.queue.clear()
+        # What the thread has written since would block the end of the stream.
+        drain = threading.Thread(target=reader.read, daemon=True)
+        drain.start()
         handler.close()
+        stream.close()
+        drain.join(20)
 
 
 def test_a_request_is_answered_while_its_log_cannot_be_written(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

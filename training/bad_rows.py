@@ -13,6 +13,15 @@ ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
 _SHOWN = 3
 
 
+def has_half_a_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which no encoding has and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 class BadRows:
     """The bad rows of one part of the data; `choice` says what becomes of them."""
 

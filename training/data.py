@@ -16,7 +16,7 @@ from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.labels import listed, split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate
+from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.class_weights import task_with_weights
 from nopad.training.errors import DataError
 from nopad.training.labels import (
@@ -195,10 +195,8 @@ def _examples(
 
 
 def _check_unicode(text: str, column: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)") from None
+    if has_half_a_character(text):
+        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
 
 
 def _second_text(rows: Rows, record: dict[str, Any], column: str | None) -> str | None:

@@ -13,7 +13,7 @@ from nopad.model.checkpoint.save_pooling import POOLINGS
 from nopad.runtime.data.fields import LABEL_COLUMNS, find_column
 from nopad.runtime.data.labels import split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow
+from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
@@ -164,11 +164,11 @@ def _read(
         found = [rows.text(record, name) for name in columns]
         if not all(isinstance(text, str) and text.strip() for text in found):
             continue
-        try:
-            "".join(found).encode()
-            target = None if number is None else _number(record.get(number), number, unit=unit)
-        except UnicodeEncodeError:
+        if any(map(has_half_a_character, found)):
             bad.add(place, "a text holds half a character (a lone surrogate)")
+            continue
+        try:
+            target = None if number is None else _number(record.get(number), number, unit=unit)
         except ValueError as error:
             bad.add(place, str(error))
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from nopad.runtime.data.fields import MISSING, TEXT_COLUMNS, as_cell, find_column, name_list, value_at
+from nopad.runtime.data.fields import MISSING, as_cell, find_column, name_list, value_at
 from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
@@ -155,13 +155,12 @@ def _hub_splits(name: str) -> dict[str, Any]:
     return splits
 
 
-def read_rows(parts: Sequence[Any], *, wanted: Sequence[str] = TEXT_COLUMNS, bad_rows: BadRows | None = None) -> Rows:
+def read_rows(parts: Sequence[Any], *, wanted: Sequence[str], bad_rows: BadRows) -> Rows:
     """Read a value of `find_splits`: splits on disk and datasets of the Hub, one after another. Raises `DataError`.
 
     `wanted` are the names that the text may have (`nopad.runtime.data.records.open_table`). Rows that cannot be read
-    go to `bad_rows`, which refuses them unless it was told otherwise.
+    go to `bad_rows`.
     """
-    bad_rows = bad_rows or BadRows("refuse", "training")
     each = [_from_disk(part, wanted, bad_rows) if isinstance(part, _Split) else _from_dataset(part) for part in parts]
     if len(each) == 1:
         return each[0]

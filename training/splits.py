@@ -15,14 +15,14 @@ from nopad.training.sources import Rows, Sources, find_splits, read_rows
 
 
 def read_parts(
-    source: Sources, evaluation: Sources | None, *, wanted: Sequence[str], bad_rows: Sequence[BadRows] = ()
+    source: Sources, evaluation: Sources | None, *, wanted: Sequence[str], bad_rows: tuple[BadRows, BadRows]
 ) -> tuple[Rows, Rows | None]:
     """The rows to train on, and those to evaluate on: of `evaluation`, else of a split of `source`, else None.
 
     `wanted` are the names that the text's column may have, `bad_rows` what becomes of rows that cannot be read: of
     those to train on, and of those to evaluate on. Raises `DataError`.
     """
-    training, held = bad_rows or (BadRows("refuse", "training"), BadRows("refuse", "evaluation"))
+    training, held = bad_rows
     parts = find_splits(source)
     rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted, bad_rows=training)
     held_out = _part_to_evaluate(parts, evaluation)

@@ -13,7 +13,7 @@ import datasets
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.labels import label_finder, listed
 from nopad.runtime.entities import read_tags, spans
-from nopad.training.bad_rows import BadRows, OnBadRow
+from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
@@ -155,7 +155,7 @@ def _span(entity: Any) -> tuple[int, int, str]:
 
 
 def _check_unicode(text: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if has_half_a_character(text):
         raise ValueError("half a character (a lone surrogate); mend it")
 
 

@@ -6,7 +6,7 @@ import datasets
 
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow
+from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
@@ -65,7 +65,7 @@ def _texts(rows: Rows, column: str, part: str, bad: BadRows) -> tuple[list[str],
         text = rows.text(record, column)
         if not isinstance(text, str) or not text.strip():
             continue
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if has_half_a_character(text):
             bad.add(place, f"column {column!r} holds half a character (a lone surrogate)")
             continue
         texts.append(text)

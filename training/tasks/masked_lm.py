@@ -18,13 +18,13 @@ from torch import Tensor
 
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import ROW, TARGETS, Array, FloatArray, Task
+from nopad.training.tasks.base import ROW, TARGETS, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
+    TokenTask,
     known_targets,
     need_offsets,
     pack_token_targets,
-    token_loss,
 )
 
 MASK_PROBABILITY = 0.3
@@ -32,7 +32,7 @@ _MASKED, _REPLACED = 0.8, 0.1  # of the hidden tokens; the others stay as they a
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLM(Task):
+class MaskedLM(TokenTask):
     """Targets are the ids of hidden tokens (`pack_token_targets`); logits [hidden tokens, vocabulary].
 
     Training hides other tokens each time that it meets a text, by PyTorch's random numbers. Rows to evaluate have a
@@ -107,14 +107,6 @@ class MaskedLM(Task):
         replaced = hidden & (fate >= _MASKED) & (fate < _MASKED + _REPLACED)
         seen = np.where(replaced, random.integers(self.vocabulary, size=len(ids)), seen)
         return {**row, "input_ids": seen, "target": np.where(hidden, ids, IGNORED).tolist()}
-
-    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
-        """Cross-entropy of the hidden tokens."""
-        return token_loss(logits, batch, label_smoothing=label_smoothing)
-
-    def items(self, batch: Mapping[str, Tensor]) -> int:
-        """The hidden tokens."""
-        return len(known_targets(batch))
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of each row: the sum of its losses and the number of right answers, [rows, 2]; its hidden tokens, [rows]."""

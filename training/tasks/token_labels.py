@@ -14,18 +14,17 @@ from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.entities import Tag, read_tags, spans
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task
+from nopad.training.tasks.base import TARGETS, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
-    known_targets,
+    TokenTask,
     need_offsets,
     pack_token_targets,
-    token_loss,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLabels(Task):
+class TokenLabels(TokenTask):
     """Targets are label indices of tokens (`pack_token_targets`); logits [tokens that have one, labels].
 
     The first piece of a word has the word's label. With `label_all_tokens` its other pieces have the label that goes
@@ -91,14 +90,6 @@ class TokenLabels(Task):
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
         return pack_token_targets(rows, multiple=multiple)
-
-    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
-        """Cross-entropy."""
-        return token_loss(logits, batch, label_smoothing=label_smoothing)
-
-    def items(self, batch: Mapping[str, Tensor]) -> int:
-        """The tokens that have a target."""
-        return len(known_targets(batch))
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The best label and the true one of each token, int64 [rows, tokens]."""

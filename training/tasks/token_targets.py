@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nopad.model.errors import CheckpointError
-from nopad.training.tasks.base import CHOSEN, TARGETS, pack_stream
+from nopad.training.tasks.base import CHOSEN, TARGETS, Task, pack_stream
 
 IGNORED = -100  # of a token without a target: PyTorch's number, and transformers'
 
@@ -28,17 +28,24 @@ def pack_token_targets(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> d
     return {TARGETS: targets, **stream, CHOSEN: index[targets != IGNORED]}
 
 
+class TokenTask(Task, Protocol):
+    """The loss of a task whose batches come from `pack_token_targets`, with logits of their `CHOSEN` tokens."""
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
+        """Cross-entropy, the mean over the tokens that have a target; 0 where none has."""
+        targets = known_targets(batch)
+        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+        return total / max(len(targets), 1)
+
+    def items(self, batch: Mapping[str, Tensor]) -> int:
+        """The tokens that have a target."""
+        return len(known_targets(batch))
+
+
 def known_targets(batch: Mapping[str, Tensor]) -> Tensor:
     """The targets of a batch without those to ignore, [len(batch[CHOSEN])]."""
     targets = batch[TARGETS]
     return targets[targets != IGNORED]
-
-
-def token_loss(logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
-    """Cross-entropy, the mean over the tokens that have a target; 0 where none has. `logits` are those of `CHOSEN`."""
-    targets = known_targets(batch)
-    total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    return total / max(len(targets), 1)
 
 
 def need_offsets(tokenizer: Any) -> None:

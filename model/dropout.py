@@ -1,11 +1,12 @@
 """Dropout with a mask that is cheap to draw on CPUs.
 
-PyTorch's own takes a third of BERT's training time on a CPU. Here 16 bits of the same generator decide for an element,
-so seeds, saved random states and recomputation work as they do elsewhere.
+PyTorch's own takes a third of BERT's training time on a CPU. Here 16 bits decide for an element, of a generator that
+PyTorch's seeds, so seeds, saved random states and recomputation work as they do elsewhere.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ def drop(x: Tensor, probability: float) -> Tensor:
 def keep_mask(shape: torch.Size, probability: float, dtype: torch.dtype) -> Tensor:
     """What dropout multiplies elements on the CPU by: 0 with this probability (below 1), else a constant over 1."""
     dropped = round(probability * _STEPS)
-    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # 64 bits each
-    kept = words.view(torch.int16)[: shape.numel()].view(shape) >= dropped - _STEPS // 2
-    return kept.to(dtype).mul_(_STEPS / (_STEPS - dropped))
+    # PyTorch's generator seeds one that draws at twice its rate.
+    draw = np.random.Generator(np.random.SFC64(int(torch.randint(1 << 62, ()))))
+    words = torch.from_numpy(draw.integers(0, 1 << 64, size=-(-shape.numel() // 4), dtype=np.uint64))
+    # Compared as floats: a third of the time of comparing integers and converting what is true.
+    kept = words.view(torch.int16)[: shape.numel()].view(shape).float().ge_(dropped - _STEPS // 2)
+    return kept.mul_(_STEPS / (_STEPS - dropped)).to(dtype)

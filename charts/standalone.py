@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from base64 import b64encode
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nopad.charts.document import html_document
 from nopad.charts.svg import escaped, style_sheet
 
 # The page's colours, which the style sheet of plots takes from around it.
@@ -57,29 +56,15 @@ class Table(NamedTuple):
 def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]) -> str:
     """The text of an HTML file: a title, a sentence below it, plots side by side as the window allows, then tables."""
     style = f"{_COLOURS} {style_sheet()}{_PAGE}"
-    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     figures = "".join(
         f"<figure><figcaption>{escaped(one.title)} <small>{escaped(one.remark)}</small></figcaption>{one.svg}</figure>"
         for one in panels
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escaped(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{escaped(title)}</h1>
+    body = f"""<h1>{escaped(title)}</h1>
 <p>{escaped(lead)}</p>
 <div class="plots">{figures}</div>
-{"".join(map(_table, tables))}
-</body>
-</html>
-"""
+{"".join(map(_table, tables))}"""
+    return html_document(title=title, style=style, body=body)
 
 
 def _table(table: Table) -> str:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nopad.model.cpus import cpu_at_hand, usable_cores
 from nopad.model.packages import PACKAGES, version_of
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.bundle import DEFAULT_BUNDLE, MANIFEST, TUNING, Bundle
 from nopad.runtime.engines.base import ENGINES, GPU_TARGETS
 from nopad.runtime.engines.compiled_cache import cache_folder
-from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.errors import OutputError
 
 FORMAT_VERSION = 1

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from nopad.model.cpus import usable_cores
 from nopad.model.errors import NopadError
 from nopad.runtime.batching import BatchPlanner
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import EngineOptions
 from nopad.runtime.engines.chain import Candidate
-from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.engines.selection import find_candidates
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.inference import Inference

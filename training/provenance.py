@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.packages import version_of
 from nopad.training.data import TrainingData
 
@@ -19,7 +19,7 @@ _PACKAGES = ("nopad", "torch", "transformers", "tokenizers", "accelerate", "data
 def provenance(data: TrainingData) -> dict[str, Any]:
     """`versions` of packages, `machine`, and `data`: rows, and the SHA-256 of their values in order."""
     versions = {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
-    machine = {"cpu": _cpu(), "threads": torch.get_num_threads(), "gpu": None}
+    machine = {"cpu": cpu_at_hand().model, "threads": torch.get_num_threads(), "gpu": None}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     parts = {"train": data.train, "evaluation": data.evaluation}
@@ -35,13 +35,3 @@ def _digest(rows: Any) -> str:
         for row in zip(*(batch[name] for name in columns), strict=True):
             digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _cpu() -> str:
-    """The CPU's name where the system tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

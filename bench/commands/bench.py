@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from nopad.model.cpus import usable_cores
 from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
-from nopad.runtime.engines.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:

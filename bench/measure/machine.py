@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nopad.model.cpus import cpu_at_hand, usable_cores
 from nopad.model.packages import version_of
-from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.gpus import gpus
 from nopad.runtime.errors import UsageError
 

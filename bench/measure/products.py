@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.cpus import cpu_at_hand, usable_cores
 from nopad.model.packages import importable
-from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.engines.openvino import import_openvino, openvino_core
 from nopad.runtime.errors import EnvironmentProblem

@@ -6,11 +6,10 @@ no request and no script but its own, by digest.
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
+from nopad.charts.document import html_document
 from nopad.charts.svg import escaped, key, style_sheet
 
 Section = tuple[str, str, str]  # id, title, content
@@ -25,27 +24,12 @@ def document(
         for name in ("report.css", "report.js")
     )
     style = style_sheet() + own
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     body = "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
         for name, title, content in sections
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{escaped(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
+    parts = f"""<header>
 <h1>{escaped(command)} <span>· {escaped(heading)}</span></h1>
 {header}
 <nav aria-label="Sections">{links}</nav>
@@ -53,11 +37,8 @@ def document(
 <main>
 {body}
 </main>
-<footer><p>{escaped(footer)}</p></footer>
-<script>{script}</script>
-</body>
-</html>
-"""
+<footer><p>{escaped(footer)}</p></footer>"""
+    return html_document(title=title, style=style, body=parts, script=script)
 
 
 def verdict(text: str, *, loud: str = "") -> str:
@@ -100,7 +81,3 @@ def figure(title: str, remark: str, svg: str) -> str:
         f"<figure><figcaption>{escaped(title)}<small>{escaped(remark)}</small></figcaption>"
         f'<div class="fit">{svg}</div></figure>'
     )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()

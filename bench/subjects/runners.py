@@ -14,9 +14,9 @@ from nopad.bench.subjects.optimum_intel import OptimumIntelRunner
 from nopad.bench.subjects.padded_graphs import OpenVinoRunner, OptimumRunner
 from nopad.bench.subjects.spec import Runner, Spec
 from nopad.bench.subjects.transformers import TransformersRunner
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.packages import COMPETITOR_NEEDS, importable, install_hint, missing
 from nopad.runtime.engines.base import ENGINES
-from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.engines.gpus import gpu_at_hand
 
 # How a spec's `runner` is opened.

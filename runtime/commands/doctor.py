@@ -10,11 +10,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.model.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.model.packages import COMMAND_NEEDS, PACKAGES, Need, Package, install_hint, missing, version_of
 from nopad.runtime.console import common_options, emit
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.engines.cpu_speeds import speeds_of
-from nopad.runtime.engines.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.runtime.engines.gpus import Gpu, gpus
 from nopad.runtime.engines.hardware import CAPABILITIES
 from nopad.runtime.engines.onnx_gpu import PROVIDERS

@@ -129,9 +129,9 @@ def _read(
 
 
 def _entry(bundle: Bundle, result: Tuning, asked: str | None) -> Any:
+    from nopad.model.cpus import cpu_at_hand, usable_cores
     from nopad.runtime.atomic import sha256_of
     from nopad.runtime.bundle import MANIFEST
-    from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
     from nopad.runtime.engines.gpus import gpu_at_hand
     from nopad.runtime.tune_file import Tuned, machine_key, versions_of
 

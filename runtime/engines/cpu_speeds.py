@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nopad.runtime.engines.cpus import Cpu
+from nopad.model.cpus import Cpu
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch
 from nopad.runtime.batching import CPU_TOKENS
 from nopad.runtime.engines.base import ENGINES, EngineOptions
-from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.engines.feeds import graph_inputs, on_stream
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact

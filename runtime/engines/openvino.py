@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.cpus import cpu_at_hand, usable_cores
 from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch, round_up
 from nopad.runtime.batching import cpu_token_budget
 from nopad.runtime.engines.base import ENGINES, EngineOptions
 from nopad.runtime.engines.buckets import fill_stream
 from nopad.runtime.engines.compiled_cache import cache_folder
-from nopad.runtime.engines.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.engines.feeds import graph_inputs, on_stream
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nopad.model.cpus import Cpu, cpu_at_hand
 from nopad.model.packages import missing
 from nopad.runtime.bundle import Bundle
 from nopad.runtime.engines.base import ENGINES, GPU_TARGETS, Engine, EngineFactory, EngineOptions, engine_factory
 from nopad.runtime.engines.chain import Candidate
 from nopad.runtime.engines.cpu_speeds import CpuSpeeds, speeds_of
-from nopad.runtime.engines.cpus import Cpu, cpu_at_hand
 from nopad.runtime.engines.hardware import CAPABILITIES, PRECISIONS
 from nopad.runtime.errors import BundleError, EnvironmentProblem, UnverifiedError
 from nopad.runtime.manifest import Artifact

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.errors import CheckpointError
 from nopad.model.packages import install_hint
 from nopad.model.packing import PackedBatch
 from nopad.runtime.batching import CPU_TOKENS, GPU_TOKENS
 from nopad.runtime.engines.base import ENGINES, EngineOptions
-from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.engines.hardware import CAPABILITIES, sm_of
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem
 from nopad.runtime.manifest import Artifact

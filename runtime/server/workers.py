@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
-from nopad.runtime.engines.cpus import usable_cores
+from nopad.model.cpus import usable_cores
 from nopad.runtime.errors import EnvironmentProblem
 from nopad.runtime.server.settings import METRICS_FOLDER, Job, Order
 from nopad.runtime.server.worker import CLOSE_SECONDS, Beat, Failed, work

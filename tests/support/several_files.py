@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from nopad.model.cpus import Cpu
 from nopad.model.packing import PackedBatch
 from nopad.runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle, record_files, write_manifest
 from nopad.runtime.engines.base import ENGINES, EngineFactory, EngineOptions
-from nopad.runtime.engines.cpus import Cpu
 from nopad.runtime.engines.fake import FakeEngine
 from nopad.runtime.manifest import Artifact
 from nopad.runtime.types import FloatArray

@@ -15,8 +15,8 @@ import click
 import pytest
 
 from nopad.bench.report.files import JSON, MARKDOWN, read_report
+from nopad.model.cpus import cpu_at_hand
 from nopad.runtime import cli
-from nopad.runtime.engines.cpus import cpu_at_hand
 
 QUICK = ["--threads", "1", "--quiet", "--no-build-time"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nopad.bench.measure import products
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.packages import importable
-from nopad.runtime.engines.cpus import cpu_at_hand
 
 
 def test_every_library_multiplies_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nopad.model.cpus import cpu_at_hand
 from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.cli import run
-from nopad.runtime.engines.cpus import cpu_at_hand
 from nopad.runtime.predictor import load
 
 TEXTS = ["A splendid film, I laughed all evening.", "Dull, long and badly acted."]

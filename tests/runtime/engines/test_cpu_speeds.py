@@ -9,9 +9,9 @@ import pytest
 from repository import ROOT
 from several_files import AMD, OLD, XEON
 
+from nopad.model.cpus import Cpu
 from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.engines.cpu_speeds import TABLE, speeds_of
-from nopad.runtime.engines.cpus import Cpu
 from nopad.runtime.engines.hardware import Precision
 
 

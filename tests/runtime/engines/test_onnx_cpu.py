@@ -11,9 +11,9 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from nopad.model.cpus import Cpu
 from nopad.runtime.batching import CPU_TOKENS, LEAST_TOKENS
 from nopad.runtime.engines.base import EngineOptions
-from nopad.runtime.engines.cpus import Cpu
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.manifest import Artifact
 

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper
 from reference_models import CASES, token_ids
 
 import nopad.runtime.engines.openvino
+from nopad.model.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.model.packing import PackedBatch, pack
 from nopad.runtime.batching import CPU_TOKENS, LEAST_TOKENS
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.engines.base import EngineOptions, engine_factory
-from nopad.runtime.engines.cpus import Cpu, cpu_at_hand, usable_cores
 from nopad.runtime.engines.onnx_cpu import OnnxCpuEngine
 from nopad.runtime.engines.openvino import STREAM_STEP, OpenVinoEngine, import_openvino
 from nopad.runtime.errors import BundleError, EngineError, EnvironmentProblem

@@ -110,7 +110,7 @@ def test_under_chaos_every_request_ends_exactly_once() -> None:
     assert sum(ends.values()) == 32 * 20
     assert set(ends) == {"answered", "left", "DeadlineError", "EngineError", "OverloadedError"}
     assert set(runs.values()) == {1}  # a request that was answered was computed once
-    # "deadline" only where the worker is the first to see it, which the clock decides (tests/.../test_worker.py makes it so)
+    # "deadline" only where the worker is the first to see it, which the clock decides (test_worker.py makes it so)
     reasons = {event.reason for event in events if isinstance(event, Dropped)}
     assert "gone" in reasons and reasons <= {"gone", "deadline"}
     assert any(isinstance(event, BatchRun) and event.requests > 1 for event in events)

@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from repository import ROOT
 
-from nopad.runtime.engines.cpus import usable_cores
+from nopad.model.cpus import usable_cores
 from nopad.runtime.server.workers import share_of_threads
 
 SCRIPT = ROOT / "tests" / "support" / "supervised.py"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nopad.runtime.engines.cpus import Cpu, cpu_at_hand, parse_cpuinfo, parse_sysctl
+from nopad.model.cpus import Cpu, cpu_at_hand, parse_cpuinfo, parse_sysctl
 
 X86 = "processor\t: {n}\nvendor_id\t: {vendor}\nmodel name\t: {model}\nflags\t\t: fpu sse2 {flags}\n\n"
 ARM = "processor\t: {n}\nFeatures\t: fp {features}\nCPU implementer\t: {maker}\nCPU part\t: {part}\n\n"

@@ -24,7 +24,7 @@ ALLOWED = {
 TORCH_FREE = {
     f"nopad.model.{name}"
     for name in (
-        *("checkpoint.read_config", "checkpoint.read_head", "config", "errors", "head", "packages", "packing"),
+        *("checkpoint.read_config", "checkpoint.read_head", "config", "cpus", "errors", "head", "packages", "packing"),
         *("reliability", "rope_config"),
     )
 }

@@ -117,10 +117,11 @@ def test_a_test_file_carries_the_name_of_the_module_that_it_tests() -> None:
 
 def test_training_and_export_do_not_know_each_other_nor_model_the_command_line() -> None:
     assert "export" not in ALLOWED["training"] and "training" not in ALLOWED["export"]
-    # Of the runtime, training takes only how a command talks, how a file of texts is read and what tags mean.
+    # Of the runtime, training takes only how a command talks, how a file of texts is read, what tags mean, and bundles.
     taken = {name for path in (ROOT / "training").rglob("*.py") for name, _ in imports(path) if "runtime" in name}
     others = {name for name in taken if not name.startswith("nopad.runtime.data.")}
-    assert others == {f"nopad.runtime.{name}" for name in ("atomic", "console", "entities", "errors")}
+    own = ("atomic", "bundle", "console", "entities", "errors")
+    assert others == {"nopad.runtime", *(f"nopad.runtime.{name}" for name in own)}
 
 
 def test_the_runtime_imports_nothing_heavy() -> None:

@@ -121,7 +121,12 @@ def _training(outcome: Outcome) -> list[str]:
     threads = machine["threads"]
     where = machine["gpu"] or f"{threads} thread{'s' * (threads != 1)} of a CPU ({machine['cpu']})"
     versions = ", ".join(f"{name} {version}" for name, version in outcome.provenance["versions"].items() if version)
-    settings = [(name.replace("_", " "), value) for name, value in vars(outcome.recipe).items() if value is not None]
+    recipe = vars(outcome.recipe)
+    if outcome.recipe.teacher is None:
+        recipe = {name: value for name, value in recipe.items() if name not in ("teacher_weight", "temperature")}
+    else:
+        recipe = {**recipe, "teacher": _shown(outcome.recipe.teacher)}
+    settings = [(name.replace("_", " "), value) for name, value in recipe.items() if value is not None]
     return [
         "## Training",
         _table(("setting", "value"), settings),

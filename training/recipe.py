@@ -40,11 +40,14 @@ class Recipe:
     seed: int = 42
     best_metric: str | None = None  # which evaluation is kept; None: by the task's own
     bf16: bool | None = None  # None: where a GPU has it
+    teacher: str | None = None  # a checkpoint or bundle whose logits are learned
+    teacher_weight: float = 0.5  # of the teacher's loss; the labels' has the rest
+    temperature: float = 2.0  # that softens the teacher's classes and the student's
 
     def __post_init__(self) -> None:
         """Refuse impossible values, in the words of the command line."""
         positive = ("learning_rate", "adam_epsilon", "epochs", "batch_size", "eval_batch_size", "gradient_accumulation")
-        for name in positive:
+        for name in (*positive, "temperature"):
             if not 0 < getattr(self, name) < math.inf:  # refuses NaN, too
                 raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         for name in ("eval_steps", "patience"):
@@ -52,7 +55,8 @@ class Recipe:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UsageError(f"--batch-tokens must be a positive number, got {self.batch_tokens}")
-        for name, high in (("warmup_ratio", 1), ("label_smoothing", 1), ("weight_decay", math.inf)):
+        shares = ("warmup_ratio", "label_smoothing", "teacher_weight")
+        for name, high in (*((share, 1) for share in shares), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{option} must be finite and from 0 to {high}, got {value}")

@@ -26,6 +26,7 @@ from nopad.training.saved import newest_whole
 
 MARKER = "model.safetensors"
 CARD, CURVES, CURVES_PAGE = "README.md", "curves.svg", "curves.html"
+KEPT = "teacher.safetensors"  # of the work folder: a teacher's answers
 RECORD = "nopad_training"  # of config.json: what the run was
 # What a run writes, in any version of transformers: a folder with anything else in it is not replaced.
 CHECKPOINT_FILES = frozenset(
@@ -64,7 +65,7 @@ def check_run(
             raise OutputError(f"{folder} would be removed with {work}; name another --output, or move it away")
     if work.exists() and not work.is_dir():
         raise OutputError(f"{work}, where epochs are kept, is not a folder; move it away, or name another output")
-    foreign = [path.name for path in sorted(work.glob("*")) if not _EPOCH.fullmatch(path.name)]
+    foreign = [path.name for path in sorted(work.glob("*")) if not _EPOCH.fullmatch(path.name) and path.name != KEPT]
     if foreign:
         raise OutputError(f"{work}, where epochs are kept, holds {foreign[0]}; move it away, or name another output")
     if resume and not saved_epochs(output):
@@ -102,6 +103,8 @@ def _clean(work: Path, keep: Sequence[Path]) -> None:
     for path in work.glob("checkpoint-*"):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
+    if not keep:
+        (work / KEPT).unlink(missing_ok=True)
     with suppress(OSError):  # not there, or not empty
         work.rmdir()
 

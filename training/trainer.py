@@ -47,6 +47,7 @@ from nopad.training.reporting import Reporter, check_reporters, reporter_callbac
 from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes, seal
 from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Task
+from nopad.training.teacher import TEACHER, check_task, collate_with_teacher, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ class PackedTrainer(Trainer):
         batches: Batches,
         **kwargs: Any,
     ) -> None:
-        collate = partial(collate_with_facts, collate=partial(task.collate, multiple=checkpoint.config.block))
+        collate: Any = partial(task.collate, multiple=checkpoint.config.block)
+        collate = partial(collate_with_facts, collate=partial(collate_with_teacher, collate=collate))
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
         self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
         self.batches = batches
@@ -108,6 +110,9 @@ class PackedTrainer(Trainer):
         logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
+        if TEACHER in inputs:
+            apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
+            loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
         if num_items_in_batch:  # gradients of several processes are averaged; without any item the loss is 0
@@ -219,6 +224,8 @@ def train(
     check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
     _check_best_metric(recipe, data.task)
+    if recipe.teacher is not None:
+        check_task(data.task)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
@@ -228,6 +235,9 @@ def train(
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
+        if recipe.teacher is not None:
+            digest = depends_on["data"]["train"]["sha256"]
+            data = taught(data, recipe.teacher, work=work, digest=digest, console=console)
         trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)
         with saving_on_signals(console) as stop:
@@ -267,7 +277,10 @@ def _make_trainer(
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
         part.add_column(ROW, np.arange(len(part))).map(
-            encode, batched=True, remove_columns=part.column_names, desc="Tokenizing"
+            encode,
+            batched=True,
+            remove_columns=[name for name in part.column_names if name != TEACHER],
+            desc="Tokenizing",
         )
         for part in (data.train, data.evaluation)
     )

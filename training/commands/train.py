@@ -104,6 +104,23 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
 @click.option(
     "--bf16/--no-bf16", default=Recipe.bf16, help="Train in bfloat16, on a GPU or CPU that has it. [default: on a GPU]"
 )
+@click.option(
+    "--teacher",
+    help="Learn the answers of this model, too: a checkpoint (folder or Hub name) or an exported bundle, of the same "
+    "labels. Its tokenizer and size may be others.",
+)
+@click.option(
+    "--teacher-weight",
+    type=click.FloatRange(0, 1),
+    default=Recipe.teacher_weight,
+    help="Share of the loss that compares with the teacher; the labels have the rest.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=Recipe.temperature,
+    help="Softens classes before they are compared with the teacher's.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @click.option(
     "--report-to",

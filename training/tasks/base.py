@@ -60,6 +60,13 @@ class Task(Protocol):
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """The loss that transformers' own classes use; a scalar, the mean over `items` of the batch."""
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """How far logits are from a teacher's, both [rows, labels]: a scalar, the mean over the rows.
+
+        Of tasks that can be distilled; without it, a task refuses a teacher.
+        """
+        raise NotImplementedError
+
     def items(self, batch: Mapping[str, Tensor]) -> int:
         """Of how many items the loss is the mean: batches are weighted by it."""
         return len(batch[TARGETS])

@@ -39,6 +39,11 @@ class MultiLabel(Task):
         weights = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
         return F.binary_cross_entropy_with_logits(logits, batch[TARGETS], pos_weight=weights)
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Binary cross-entropy with softened labels, times the temperature squared."""
+        softened = (teacher.float() / temperature).sigmoid()
+        return F.binary_cross_entropy_with_logits(logits.float() / temperature, softened) * temperature**2
+
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Accuracy (all labels of a text are right), weighted and macro F1, the mean area under the ROC curve."""
         return {

@@ -32,6 +32,10 @@ class Regression(Task):
         """Mean squared error; label smoothing has no effect."""
         return F.mse_loss(logits.squeeze(-1), batch[TARGETS])
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Mean squared error of the logits; the temperature has no effect."""
+        return F.mse_loss(logits.float(), teacher)
+
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Mean squared error; Pearson's and Spearman's correlation, unless all targets or all predictions are equal."""
         numbers = predictions.squeeze(-1)

@@ -49,6 +49,10 @@ class Rerank(Task):
         """Binary cross-entropy; label smoothing has no effect."""
         return F.binary_cross_entropy_with_logits(logits.squeeze(-1), batch[TARGETS])
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Mean squared error of the logits; the temperature has no effect."""
+        return F.mse_loss(logits.float(), teacher)
+
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits, and label and query of each row, float64 [rows, 2]."""
         return logits, torch.stack([batch[TARGETS].double(), batch[_QUERY].double()], dim=1)

@@ -43,6 +43,11 @@ class SingleLabel(Task):
         )
         return losses.mean()
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Kullback-Leibler divergence of softened classes, times the temperature squared (Hinton, arXiv:1503.02531)."""
+        own, theirs = ((x.float() / temperature).log_softmax(-1) for x in (logits, teacher))
+        return F.kl_div(own, theirs, reduction="batchmean", log_target=True) * temperature**2
+
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Accuracy, weighted and macro F1; the area under the ROC curve, of several classes one against the rest."""
         scores = _HEAD.probabilities(predictions)

@@ -34,7 +34,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
 from nopad.training.run_folder import KEPT
-from nopad.training.tasks.base import STREAM, Task
+from nopad.training.tasks.base import STREAM, Distilled, Task
 
 TEACHER = "teacher"  # of data, encoded rows and batches: the teacher's logits, float32 [labels]
 _TOKENS = 8192  # of a batch of the teacher's
@@ -67,7 +67,7 @@ def taught(data: TrainingData, teacher: str, *, work: Path, digest: str, console
 
 def check_task(task: Task) -> None:
     """Raises `UsageError` where a teacher's logits mean nothing to the task."""
-    if type(task).imitate is Task.imitate:
+    if not isinstance(task, Distilled):
         raise UsageError(f"--teacher does not apply to --task {task.head}; leave it out")
 
 

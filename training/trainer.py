@@ -46,7 +46,7 @@ from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes, seal
-from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Task
+from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Distilled, Task
 from nopad.training.teacher import TEACHER, check_task, collate_with_teacher, taught
 
 
@@ -111,6 +111,7 @@ class PackedTrainer(Trainer):
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
         if TEACHER in inputs:
+            assert isinstance(self.task, Distilled), "see check_task"
             apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if model.training:

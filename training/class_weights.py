@@ -12,21 +12,25 @@ from nopad.runtime.errors import UsageError
 from nopad.training.labels import MULTI, REGRESSION, LabelColumn
 from nopad.training.tasks.base import Task
 from nopad.training.tasks.multi_label import MultiLabel
+from nopad.training.tasks.ordinal import Ordinal
 from nopad.training.tasks.registry import TASKS
 from nopad.training.tasks.single_label import SingleLabel
 
 BALANCED = "balanced"
 
 
-def task_with_weights(column: LabelColumn, targets: npt.NDArray[Any], option: str | None) -> Task:
+def task_with_weights(
+    column: LabelColumn, targets: npt.NDArray[Any], option: str | None, *, ordinal: bool = False
+) -> Task:
     """The task that learns the column, its classes weighted as the option says; `targets` are of the training rows.
 
     `balanced` gives all classes the same part in the loss; or `a=1,b=2` names them, and the others have 1. Of several
     labels at once, a weight is that of the texts that have the label; balanced, it is how many lack it for each that
-    has it. Raises `UsageError`.
+    has it. `ordinal`: the classes have an order. Raises `UsageError`.
     """
+    single = Ordinal if ordinal else SingleLabel
     if option is None:
-        return TASKS[column.problem_type]()
+        return single() if ordinal else TASKS[column.problem_type]()
     if column.problem_type == REGRESSION:
         raise UsageError("--class-weights does not apply to a number to learn; leave it out")
     multi = column.problem_type == MULTI
@@ -41,7 +45,7 @@ def task_with_weights(column: LabelColumn, targets: npt.NDArray[Any], option: st
     if multi:
         return MultiLabel(positive_weights=tuple(map(float, weights)))
     weights = weights / weights[targets].mean()  # so that learning rates mean the same as without weights
-    return SingleLabel(class_weights=tuple(map(float, weights)))
+    return single(class_weights=tuple(map(float, weights)))
 
 
 def _named_weights(option: str, names: Sequence[str]) -> npt.NDArray[np.float64]:

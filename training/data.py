@@ -22,6 +22,7 @@ from nopad.training.errors import DataError
 from nopad.training.labels import (
     MULTI,
     REGRESSION,
+    SINGLE,
     LabelColumn,
     describe,
     remarks_on_classes,
@@ -74,6 +75,7 @@ def load_data(
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     problem_type: ProblemType | None = None,
+    ordinal: bool = False,
     class_weights: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
     split_group: str | None = None,
@@ -86,7 +88,8 @@ def load_data(
     `label_column` may be several with commas between them: a column of zeros and ones for each label. Without
     `problem_type`, it follows from the labels of the training rows that have a text (docs/labels.md). A fraction that
     is held out has each class's share, or whole groups of the column `split_group`. `duplicates` is about training rows
-    whose text an earlier one has, or the evaluation data.
+    whose text an earlier one has, or the evaluation data. `ordinal`: classes have an order, that of `labels` or of
+    their numbers.
     Raises `DataError`, and `UsageError` for bad `labels` or `class_weights`, or a `problem_type` that does not go with
     the columns.
     """
@@ -98,7 +101,9 @@ def load_data(
     examples, remarks = _examples(rows, columns, "training", labels, bad)
     if held is None:
         rows_to_hold_out(len(examples), eval_fraction)  # refused before the labels are looked at
-    kind = _understand(rows, examples, columns.labels, labels, problem_type)
+    kind = _understand(rows, examples, columns.labels, labels, SINGLE if ordinal else problem_type)
+    if ordinal:
+        _check_order(kind, problem_type)
     train = _encoded(examples, columns.labels, kind, "training", bad)
     targets = np.asarray([target for _, target in train])
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
@@ -122,7 +127,7 @@ def load_data(
     return TrainingData(
         train=_dataset(train),
         evaluation=_dataset(test),
-        task=task_with_weights(kind, targets, class_weights),
+        task=task_with_weights(kind, targets, class_weights, ordinal=ordinal),
         labels=kind.names,
         problem_type=kind.problem_type,
         summary=describe(kind, targets),
@@ -163,6 +168,13 @@ def _check_options(labels: Sequence[str] | None, problem_type: str | None, dupli
     for option, value, known in (("duplicates", duplicates, ON_DUPLICATE), ("bad-rows", bad_rows, ON_BAD_ROW)):
         if value not in known:
             raise UsageError(f"--{option} {value!r} is unknown; known: {', '.join(known)}")
+
+
+def _check_order(kind: LabelColumn, problem_type: ProblemType | None) -> None:
+    if problem_type not in (None, SINGLE):
+        raise UsageError(f"--ordinal is for classes that have an order, not for {problem_type}; leave one of them out")
+    if not kind.ordered:
+        raise UsageError(f"--ordinal needs the order of {', '.join(kind.names[:10])}: name all with --labels, in order")
 
 
 def _examples(

@@ -34,6 +34,7 @@ class LabelColumn:
     names: tuple[str, ...]
     encode: Callable[[Any], Any]  # label -> class index, zeros and ones, or number; `ValueError` says why not
     remarks: tuple[str, ...] = ()
+    ordered: bool = False  # whether the classes have an order: as numbers, or as the user has named them
 
 
 def understand_labels(
@@ -70,10 +71,11 @@ def understand_labels(
         return LabelColumn(
             problem_type=REGRESSION, names=tuple(names) or (column,), encode=finite_number, remarks=remarks
         )
+    ordered = bool(names) or numbers is not None
     names = _class_names(values, column, tuple(names), checked=problem_type is None)
     if len(names) < 2:
         raise DataError(f"column {column!r} has one class only, {values[0]!r}: there is nothing to tell apart")
-    return LabelColumn(problem_type=SINGLE, names=names, encode=_index_of(names), remarks=remarks)
+    return LabelColumn(problem_type=SINGLE, names=names, encode=_index_of(names), remarks=remarks, ordered=ordered)
 
 
 def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:

@@ -103,6 +103,13 @@ def task_options(command: F) -> F:
             "much it counts that a text has the label.",
         ),
         click.option(
+            "--ordinal",
+            is_flag=True,
+            default=None,
+            help="Classes have an order (stars), that of --labels or of their numbers: the nearer, the smaller the "
+            "mistake.",
+        ),
+        click.option(
             "--label-all-tokens/--label-first-token",
             default=None,
             help="Of token classification: whether all tokens of a word have a label, or only its first. "

@@ -18,7 +18,7 @@ TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
 CHOSEN = "chosen"  # of a batch whose tokens are learned: those of the stream that have a target
 STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")  # of a batch: the encoder's own
-SMALLER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})  # of the metrics of all tasks
+SMALLER_IS_BETTER = frozenset({"loss", "mae", "mse", "perplexity"})  # of the metrics of all tasks
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 

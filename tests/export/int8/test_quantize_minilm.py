@@ -1,9 +1,8 @@
-"""int8 of a real pre-trained model: a sentence-transformers folder of MiniLM-L6, where `NOPAD_MINILM` names one."""
+"""int8 of a real pre-trained model: MiniLM-L6 as a sentence-transformers folder, from the extra `test-weights`."""
 
 from __future__ import annotations
 
 import json
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -17,17 +16,14 @@ from nopad.runtime.data.table import DataSource
 
 
 @pytest.mark.slow
-def test_minilm_finds_the_same_texts_in_int8(imdb: Path, tmp_path: Path) -> None:
-    folder = os.environ.get("NOPAD_MINILM")
-    if not folder:
-        pytest.skip("NOPAD_MINILM names no folder of all-MiniLM-L6-v2 (all_minilm_l6_v2/model.zip of that package)")
+def test_minilm_finds_the_same_texts_in_int8(minilm: Path, imdb: Path, tmp_path: Path) -> None:
     with (imdb / "train.jsonl").open(encoding="utf-8") as lines:
         texts = [sentence for line in islice(lines, 400) for sentence in json.loads(line)["text"].split(". ")]
     texts = [text for text in dict.fromkeys(texts) if 40 < len(text) < 300]
     calibration = tmp_path / "texts.jsonl"
     calibration.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:500]), "utf-8")
     options = ExportOptions(precision="fp32,int8", calibrate=DataSource(path=str(calibration)), threads=1)
-    result = export_checkpoint(folder, tmp_path / "bundle", options)
+    result = export_checkpoint(str(minilm), tmp_path / "bundle", options)
     assert result.passed
     (int8,) = (a for a in result.bundle.manifest.artifacts if a.precision == "int8")
     assert int8.quantized is not None and len(int8.quantized["kept"]) <= 2

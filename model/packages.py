@@ -39,6 +39,7 @@ PACKAGES: Mapping[str, Package] = {
     "onnx": Package(name="onnx", extras=("export",), purpose="export"),
     "onnxscript": Package(name="onnxscript", extras=("export",), purpose="export"),
     "accelerate": Package(name="accelerate", extras=("train",), purpose="train"),
+    "peft": Package(name="peft", extras=("lora",), purpose="train --lora"),
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
     "scipy": Package(name="scipy", extras=("train",), purpose="train"),

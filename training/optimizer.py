@@ -12,7 +12,7 @@ from nopad.model.encoder import PackedEncoder
 from nopad.runtime.errors import UsageError
 
 
-def _blocks(encoder: PackedEncoder) -> list[nn.Module]:
+def blocks(encoder: PackedEncoder) -> list[nn.Module]:
     """The embeddings and then the layers, from the input up."""
     backbone = encoder.backbone()
     if isinstance(backbone, BertBackbone):
@@ -26,7 +26,7 @@ def freeze(encoder: PackedEncoder, layers: int) -> None:
     Nothing below the first trained layer needs a gradient, so autograd keeps no activations there and has no backward.
     Raises `UsageError` if there are fewer layers.
     """
-    embeddings, *above = _blocks(encoder)
+    embeddings, *above = blocks(encoder)
     if layers > len(above):
         raise UsageError(f"--freeze-layers {layers}: the model has only {len(above)} layers")
     for block in (embeddings, *above[:layers]):
@@ -46,9 +46,9 @@ def parameter_groups(
     The head has `learning_rate`; each layer below it the rate of the one above times `layer_decay`, and the embeddings
     come last (arXiv:1905.05583, section 5.3.4). `weight_decay` is for the parameters named in `decayed`.
     """
-    blocks = _blocks(encoder)
+    layers = blocks(encoder)
     below_head = {
-        id(parameter): len(blocks) - index for index, block in enumerate(blocks) for parameter in block.parameters()
+        id(parameter): len(layers) - index for index, block in enumerate(layers) for parameter in block.parameters()
     }
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from nopad.model.checkpoint.save_pooling import write_pooling
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.runtime.atomic import sha256_of
 from nopad.training.curves import curves_page, curves_svg
+from nopad.training.lora import Adapter
 from nopad.training.model_card import model_card
 from nopad.training.outcome import Outcome
-from nopad.training.run_folder import CARD, CURVES, CURVES_PAGE, RECORD
+from nopad.training.run_folder import ADAPTER, CARD, CURVES, CURVES_PAGE, RECORD
 
 
-def write_output(folder: Path, checkpoint: Checkpoint, tokenizer: Any, outcome: Outcome) -> None:
-    """Write everything into an existing, empty folder."""
+def write_output(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Any, outcome: Outcome, adapter: Adapter | None
+) -> None:
+    """Write everything into an existing, empty folder; the adapter, which its weights contain, into one inside it."""
     architecture, names = checkpoint.config.architecture, outcome.data.task.metric_names
     figures = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     lead = f"Kept: epoch {outcome.epoch:.4g}, {figures}."
@@ -32,5 +36,9 @@ def write_output(folder: Path, checkpoint: Checkpoint, tokenizer: Any, outcome: 
     record["card_sha256"] = sha256_of(folder / CARD)  # a card that somebody has edited is never replaced
     write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, RECORD: record}, folder)
     save_tokenizer(tokenizer, folder)
+    if adapter is not None:
+        adapter.write(folder / ADAPTER)
+        shutil.copy(folder / "config.json", folder / ADAPTER)  # which names the labels
+        save_tokenizer(tokenizer, folder / ADAPTER)
     if checkpoint.config.task == "embeddings":
         write_pooling(checkpoint.config, folder)

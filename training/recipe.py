@@ -36,6 +36,9 @@ class Recipe:
     patience: int | None = None  # evaluations without a better one that end the run
     freeze_layers: int | None = None  # with the embeddings; None: all is trained
     layer_decay: float = 1.0  # a layer's learning rate, as a share of the rate of the one above
+    lora: int | None = None  # rank of the updates that are learned instead of the layers
+    lora_alpha: int | None = None  # their scale times the rank; None: twice the rank
+    lora_dropout: float = 0.0  # of what enters them
     gradient_checkpointing: bool = False
     seed: int = 42
     best_metric: str | None = None  # which evaluation is kept; None: by the task's own
@@ -50,12 +53,14 @@ class Recipe:
         for name in (*positive, "temperature"):
             if not 0 < getattr(self, name) < math.inf:  # refuses NaN, too
                 raise UsageError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
-        for name in ("eval_steps", "patience"):
+        for name in ("eval_steps", "patience", "lora", "lora_alpha"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UsageError(f"--batch-tokens must be a positive number, got {self.batch_tokens}")
-        shares = ("warmup_ratio", "label_smoothing", "teacher_weight")
+        if self.lora is None and (self.lora_alpha is not None or self.lora_dropout):
+            raise UsageError("--lora-alpha and --lora-dropout are settings of --lora RANK, which is missing")
+        shares = ("lora_dropout", "warmup_ratio", "label_smoothing", "teacher_weight")
         for name, high in (*((share, 1) for share in shares), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):

@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from nopad.model.checkpoint.adapter import SETTINGS_FILE
 from nopad.model.checkpoint.save_pooling import POOLING_FILES
+from nopad.model.checkpoint.weights import ADAPTER_FILE
 from nopad.model.errors import CheckpointError
 from nopad.model.products import cpu_has_bf16
 from nopad.runtime.atomic import check_output, locked, sha256_of
@@ -27,12 +29,16 @@ from nopad.training.saved import newest_whole
 MARKER = "model.safetensors"
 CARD, CURVES, CURVES_PAGE = "README.md", "curves.svg", "curves.html"
 KEPT = "teacher.safetensors"  # of the work folder: a teacher's answers
+ADAPTER = "adapter"  # a folder, of a run with LoRA
 RECORD = "nopad_training"  # of config.json: what the run was
 # What a run writes, in any version of transformers: a folder with anything else in it is not replaced.
+_CONFIGURED = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+_CONFIGURED |= {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"}
 CHECKPOINT_FILES = frozenset(
-    {MARKER, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-    | {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", CURVES, CURVES_PAGE}
+    {MARKER, CURVES, CURVES_PAGE}
+    | _CONFIGURED
     | POOLING_FILES
+    | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, "README.md", *_CONFIGURED)}
 )
 _EPOCH = re.compile(r"checkpoint-\d+")
 

@@ -34,6 +34,7 @@ from nopad.training.errors import DataError, DivergedError
 from nopad.training.evaluation import EvaluateAtTheEnd, details
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
+from nopad.training.lora import add_lora, check_lora, take_lora
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import freeze, parameter_groups
 from nopad.training.outcome import Outcome, kept_evaluation
@@ -227,11 +228,14 @@ def train(
     _check_best_metric(recipe, data.task)
     if recipe.teacher is not None:
         check_task(data.task)
+    check_lora(recipe, data.task.head)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
     if recipe.freeze_layers is not None:
         freeze(checkpoint.encoder, recipe.freeze_layers)
+    if recipe.lora is not None:
+        add_lora(checkpoint.encoder, recipe)
     data = replace(data, task=data.task.with_tokenizer(model_tokenizer))
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
@@ -266,8 +270,9 @@ def train(
             provenance=depends_on,
         )
         checkpoint.encoder.cpu().eval()
+        adapter = None if recipe.lora is None else take_lora(checkpoint.encoder, recipe, base=model)
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):
-            write_output(folder, checkpoint, model_tokenizer, outcome)
+            write_output(folder, checkpoint, model_tokenizer, outcome, adapter)
     return result
 
 

@@ -90,6 +90,14 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     help="Each layer's learning rate is the one above's times this; the head has --learning-rate.",
 )
 @click.option(
+    "--lora",
+    type=int,
+    metavar="RANK",
+    help="Leave the layers as they are, and train low-rank updates beside them, and the head. [default: train all]",
+)
+@click.option("--lora-alpha", type=int, help="Scale of these updates, times the rank. [default: twice the rank]")
+@click.option("--lora-dropout", type=float, default=Recipe.lora_dropout, help="Of what enters these updates.")
+@click.option(
     "--gradient-checkpointing", is_flag=True, help="Compute layers again in the backward pass: less memory, more time."
 )
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")

@@ -122,8 +122,10 @@ def _training(outcome: Outcome) -> list[str]:
     where = machine["gpu"] or f"{threads} thread{'s' * (threads != 1)} of a CPU ({machine['cpu']})"
     versions = ", ".join(f"{name} {version}" for name, version in outcome.provenance["versions"].items() if version)
     recipe = vars(outcome.recipe)
-    unused = () if outcome.recipe.teacher else ("teacher_weight", "temperature")
-    unused += () if outcome.recipe.lora else ("lora_dropout",)
+    unused = {
+        *(() if outcome.recipe.teacher else ("teacher_weight", "temperature")),
+        *(() if outcome.recipe.lora else ("lora_dropout",)),
+    }
     recipe = {name: value for name, value in recipe.items() if name not in unused}
     if outcome.recipe.teacher is not None:
         recipe = {**recipe, "teacher": _shown(outcome.recipe.teacher)}

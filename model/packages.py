@@ -40,6 +40,7 @@ PACKAGES: Mapping[str, Package] = {
     "onnxscript": Package(name="onnxscript", extras=("export",), purpose="export"),
     "accelerate": Package(name="accelerate", extras=("train",), purpose="train"),
     "peft": Package(name="peft", extras=("lora",), purpose="train --lora"),
+    "optuna": Package(name="optuna", extras=("sweep",), purpose="train --trials"),
     "datasets": Package(name="datasets", extras=("train",), purpose="train"),
     "sklearn": Package(name="scikit-learn", extras=("train",), purpose="train"),
     "scipy": Package(name="scipy", extras=("train",), purpose="train"),

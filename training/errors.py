@@ -7,5 +7,9 @@ class DataError(NopadError):
     """A data set that cannot be trained on; the message names the file, line, column or value at fault."""
 
 
+class SweepError(NopadError):
+    """No trial of a sweep has finished."""
+
+
 class DivergedError(NopadError):
     """The loss or a metric of the model to keep is not a finite number."""

@@ -155,6 +155,10 @@ def _limits(outcome: Outcome, max_length: int) -> list[str]:
         limits.append("It answers with the labels above for every text, also for one that none of them fits.")
     if _evaluations(outcome) > 1:
         limits.append("The evaluation chose the weights, so its figures are a little better than new texts will give.")
+    if outcome.trials > 1:
+        limits.append(
+            f"Its settings are the best of {outcome.trials} trials by that evaluation, which flatters it more."
+        )
     limits.append("What it does on texts of another kind or language than its data was not tested.")
     return ["## Limits", "\n".join(f"- {limit}" for limit in limits)]
 

@@ -19,7 +19,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
@@ -211,12 +218,16 @@ def train(
     log_every: float = 30.0,
     report_to: Sequence[Reporter] = (),
     sources: Sequence[str] = (),
+    name: str | None = None,
+    trials: int = 1,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
     """Fine-tune and write the best evaluation's checkpoint to `output`, with learning curves and a model card.
 
     Saved states are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
     is removed at the end. `console` is where progress goes, every `log_every` seconds where it is no terminal;
-    `sources` is what the card calls the data. In the main thread, Ctrl-C and SIGTERM are taken: the step is finished
+    `sources` is what the card calls the data, `name` the model (None: the folder's), and of how many `trials` this is
+    one; `callbacks` are transformers'. In the main thread, Ctrl-C and SIGTERM are taken: the step is finished
     and saved before `KeyboardInterrupt` (or its kind `Terminated`) is raised.
 
     Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
@@ -246,7 +257,7 @@ def train(
         trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)
         with saving_on_signals(console) as stop:
-            for callback in (*reporter_callbacks(report_to, output), progress, stop):
+            for callback in (*reporter_callbacks(report_to, output), progress, *callbacks, stop):
                 trainer.add_callback(callback)
             try:
                 done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -258,7 +269,8 @@ def train(
         if not first_process():
             return result
         outcome = Outcome(
-            name=output.absolute().name,
+            name=name or output.absolute().name,
+            trials=trials,
             model=model,
             sources=sources,
             data=data,

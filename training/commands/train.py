@@ -18,6 +18,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.commands.options import column_options, data_options, task_options
 from nopad.training.recipe import Recipe
 from nopad.training.reporting import REPORTERS, Reporter, check_reporters
+from nopad.training.search_space import read_space
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,6 +130,18 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     default=Recipe.temperature,
     help="Softens classes before they are compared with the teacher's.",
 )
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    help="Try so many settings, each in a run of its own (Optuna), and keep the best. [default: no sweep]",
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="SETTING=VALUES",
+    help="What --trials try, once for each setting: learning-rate=1e-5..1e-3, batch-size=16,32, ... [default: learning "
+    "rate, weight decay, warm-up and batch size around the ones given]",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
 @click.option(
     "--report-to",
@@ -172,6 +185,8 @@ def train(
     label_all_tokens: bool | None,
     mask_probability: float | None,
     whole_word: bool | None,
+    trials: int | None,
+    sweep: tuple[str, ...],
     resume: bool,
     report_to: tuple[Reporter, ...],
     log_every: float,
@@ -202,7 +217,22 @@ def train(
 
     settings = Recipe(**recipe)
     check_reporters(report_to)
-    check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=settings, resume=resume)
+    if sweep and trials is None:
+        raise UsageError("--sweep says what --trials try; say how many: --trials 20")
+    space = read_space(sweep, settings)
+    if trials is not None:
+        from nopad.training.sweep import check_sweep
+
+        check_sweep(output, resume)
+    sweep_resumes = trials is not None and resume
+    check_run(
+        output,
+        model=model,
+        from_scratch=from_scratch,
+        tokenizer=tokenizer,
+        recipe=settings,
+        resume=resume and not sweep_resumes,
+    )
     if threads is not None:
         torch.set_num_threads(threads)
     console = messages(quiet or not first_process())
@@ -234,17 +264,18 @@ def train(
     _print_data_summary(data, console)
     start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
     with _report_saved_epochs(output, console):
-        result = run(
-            data,
-            output,
-            **start,
-            recipe=settings,
-            resume=resume,
-            console=console,
-            log_every=log_every,
-            report_to=report_to,
-            sources=[*train_data, *eval_data],
-        )
+        said: dict[str, Any] = {"console": console, "log_every": log_every, "report_to": report_to}
+
+        def once(folder: Path, **options: Any) -> TrainingResult:
+            return run(data, folder, **start, **said, sources=[*train_data, *eval_data], **options)
+
+        if trials is None:
+            result = once(output, recipe=settings, resume=resume)
+        else:
+            from nopad.training.sweep import Sweep, run_sweep
+
+            plan = Sweep(space=space, trials=trials, metric=settings.best_metric or data.task.best_metric)
+            result = run_sweep(plan, once, output, recipe=settings, resume=resume, console=console)
     if first_process():
         _print_result(result, as_json)
 

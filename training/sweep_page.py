@@ -25,7 +25,7 @@ def sweep_page(study: Any, metric: str, name: str) -> str:
         [
             str(trial.number + 1),
             f"{trial.value:.4f}" if trial in done else trial.user_attrs.get("reason", trial.state.name.lower()),
-            *(units.tick(value) if isinstance(value, float) else str(value) for value in map(trial.params.get, names)),
+            *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(trial.params.get, names)),
         ]
         for trial in study.trials
     ]

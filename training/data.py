@@ -182,11 +182,11 @@ def _examples(
 ) -> tuple[list[_Example], list[str]]:
     """The rows that have a text, with their labels (of several columns, lists), and a remark on the rows left out."""
     examples = []
-    before = bad.count
     class_names = rows.class_names if len(columns.labels) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
         value = rows.text(record, columns.text)
         if not isinstance(value, str) or not value.strip():
+            bad.add_blank()
             continue
         try:
             _check_unicode(value, columns.text)
@@ -201,9 +201,7 @@ def _examples(
     if not examples:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
         raise DataError(f"the {part} data has no row with text in column {columns.text!r}{reasons}")
-    blank = len(rows.records) - len(examples) - (bad.count - before)
-    what = f"rows of the {part} data have no text in column {columns.text!r}"
-    return examples, [f"{blank:,} of {len(rows.records):,} {what}: left out"] if blank else []
+    return examples, bad.remark_on_blank(len(rows.records), f"have no text in column {columns.text!r}")
 
 
 def _check_unicode(text: str, column: str) -> None:

@@ -91,10 +91,11 @@ def _examples(
     known = TAG_COLUMNS if of_words else SPAN_COLUMNS
     tags = rows.column(label_column, known, "--label-column", what=f"{part} data")
     names = rows.class_names.get(tags, ()) if of_words else ()
-    examples, before = [], bad.count
+    examples = []
     for record, place in zip(rows.records, rows.places, strict=True):
         value = record.get(column)
         if not value or (isinstance(value, str) and not value.strip()):
+            bad.add_blank()
             continue
         read = _from_words if of_words else _from_spans
         try:
@@ -103,9 +104,7 @@ def _examples(
             bad.add(place, f"columns {column!r} and {tags!r}: {error}")
     if not examples:
         raise DataError(f"the {part} data has no row with {'words' if of_words else 'text'} in column {column!r}")
-    blank = len(rows.records) - len(examples) - (bad.count - before)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have nothing in column {column!r}: left out"
-    return examples, names, [remark] if blank else []
+    return examples, names, bad.remark_on_blank(len(rows.records), f"have nothing in column {column!r}")
 
 
 def _from_words(words: Any, tags: Any, place: str) -> _Tagged:

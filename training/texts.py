@@ -60,10 +60,11 @@ def load_texts(
 
 def _texts(rows: Rows, column: str, part: str, bad: BadRows) -> tuple[list[str], list[str]]:
     """The texts, and a remark on rows without one. Raises `DataError`."""
-    texts, before = [], bad.count
+    texts = []
     for record, place in zip(rows.records, rows.places, strict=True):
         text = rows.text(record, column)
         if not isinstance(text, str) or not text.strip():
+            bad.add_blank()
             continue
         if has_half_a_character(text):
             bad.add(place, f"column {column!r} holds half a character (a lone surrogate)")
@@ -71,6 +72,4 @@ def _texts(rows: Rows, column: str, part: str, bad: BadRows) -> tuple[list[str],
         texts.append(text)
     if not texts:
         raise DataError(f"the {part} data has no row with text in column {column!r}")
-    blank = len(rows.records) - len(texts) - (bad.count - before)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have no text in column {column!r}: left out"
-    return texts, [remark] if blank else []
+    return texts, bad.remark_on_blank(len(rows.records), f"have no text in column {column!r}")

@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, PrinterCallback,
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.head import Head
 from nopad.model.products import fast_products
@@ -110,7 +111,7 @@ class PackedTrainer(Trainer):
         """
         logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
-        loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
+        loss = self.task.loss(*self.task.of_all_processes(logits, inputs), label_smoothing=smoothing)
         if TEACHER in inputs:
             assert isinstance(self.task, Distilled), "see check_task"
             apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
@@ -236,7 +237,11 @@ def train(
         freeze(checkpoint.encoder, recipe.freeze_layers)
     if recipe.lora is not None:
         add_lora(checkpoint.encoder, recipe)
-    data = replace(data, task=data.task.with_tokenizer(model_tokenizer))
+    pipeline = checkpoint.pipeline or Pipeline()
+    task = data.task.with_tokenizer(model_tokenizer).with_prompts(pipeline.prompts, pipeline.default_prompt_name)
+    if told := task.describe():
+        console.print(told)
+    data = replace(data, task=task)
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()

@@ -111,7 +111,8 @@ class PackedTrainer(Trainer):
         """
         logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
-        loss = self.task.loss(*self.task.of_all_processes(logits, inputs), label_smoothing=smoothing)
+        compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
+        loss = self.task.loss(*compared, label_smoothing=smoothing)
         if TEACHER in inputs:
             assert isinstance(self.task, Distilled), "see check_task"
             apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
@@ -185,6 +186,7 @@ class PackedTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process has written its random states
             if self.args.should_save:
                 seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.notes)
 
@@ -192,6 +194,8 @@ class PackedTrainer(Trainer):
         """Nothing: a weight that is tied to another is stored once, and loaded with it."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # transformers 5 asks every process
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)

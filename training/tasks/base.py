@@ -69,7 +69,7 @@ class Task(Protocol):
         """
 
     def of_all_processes(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """What the loss is computed of: a task that compares rows with each other gathers those of all processes."""
+        """What the loss of a training step is of: a task that compares rows with each other gathers all processes'."""
         return logits, batch
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:

@@ -21,6 +21,17 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def greatest(number: int) -> int:
+    """The greatest of the numbers that all processes give."""
+    if not several_processes():
+        return number
+    from accelerate import PartialState
+
+    numbers = torch.tensor(number, device=PartialState().device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
 def gather(tensor: Tensor) -> list[Tensor]:
     """The tensor of each process, in their order: of one type and number of dimensions, the sizes may differ.
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +88,70 @@ def test_two_processes_train_what_one_does(
     curves = [losses(tmp_path / name) for name in ("one", "two")]
     assert len(curves[0]) > 4 and curves[0] == pytest.approx(curves[1], rel=2e-3)
     assert not (tmp_path / "two.training").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_processes_at_one_step_and_resume_goes_on(tmp_path: Path) -> None:
+    """First a signal to one of two workers alone, then to torchrun, which passes it on."""
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    rows = write_jsonl(tmp_path / "rows.jsonl", sentences(200))
+    (tmp_path / "held.jsonl").write_bytes(rows.read_bytes())
+    (tmp_path / "scratch").mkdir()
+    make_scratch(tmp_path / "scratch", rows, mlp_dropout=0.1, embedding_dropout=0.1)
+    train(tmp_path, "--batch-size", "4", "--output", "whole", launcher=RUN)
+    options = [*TRAIN, *QUICK, "--batch-size", "4", "--output", "out", "--log-every", "1e-6"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", *options],
+            cwd=tmp_path,
+            env={**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        wait_for_step(workers[0], 3)
+        workers[1].send_signal(signal.SIGTERM)
+        said = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [143, 143], said
+    first = saved(tmp_path)
+    assert 3 <= first < 25 and f"checkpoint-{first}: go on with --resume" in said[0]
+
+    launched = [sys.executable, "-m", *RUN, "-m", *options, "--resume"]
+    with subprocess.Popen(launched, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        wait_for_step(run, first + 5)
+        run.send_signal(signal.SIGTERM)
+        rest = run.communicate(timeout=120)[1]
+    assert run.returncode == 1 and "nopad: terminated" in rest  # torchrun's own exit code
+    assert saved(tmp_path) > first and "damaged" not in rest
+    train(tmp_path, "--batch-size", "4", "--output", "out", "--resume", launcher=RUN)
+    assert weight_difference(tmp_path / "whole", tmp_path / "out") == 0.0
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
+            return
+    raise AssertionError("".join(said))
+
+
+def saved(folder: Path) -> int:
+    """The newest step that has been saved."""
+    return max(int(path.name.split("-")[1]) for path in (folder / "out.training").glob("checkpoint-*"))
 
 
 def losses(output: Path) -> list[float]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
@@ -32,6 +33,7 @@ class SaveAndStop(TrainerCallback):
         self._console = console
         self._signal: signal.Signals | None = None
         self._noted = 0.0  # when it came
+        self._device = torch.device("cpu")
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signals. The second one ends the run at once."""
@@ -45,13 +47,17 @@ class SaveAndStop(TrainerCallback):
 
     def agreed(self) -> signal.Signals | None:
         """The signal that any of the processes has had; all of them must ask."""
-        number = greatest(self._signal or 0)
+        number = greatest(self._signal or 0, self._device)
         return signal.Signals(number) if number else None
 
     def raise_noted(self) -> None:
         """Raise `KeyboardInterrupt`, or its kind `Terminated`, if a signal has come; all processes must ask."""
         if (asked := self.agreed()) is not None:
             raise _RAISED[asked]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Learn what is trained on."""
+        self._device = args.device
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have this step saved. An epoch's last step is saved anyway, after its evaluation."""

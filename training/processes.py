@@ -21,13 +21,11 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def greatest(number: int) -> int:
-    """The greatest of the numbers that all processes give."""
+def greatest(number: int, device: torch.device) -> int:
+    """The greatest of the numbers that all processes give; `device` is what this one trains on."""
     if not several_processes():
         return number
-    from accelerate import PartialState
-
-    numbers = torch.tensor(number, device=PartialState().device)
+    numbers = torch.tensor(number, device=device)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return int(numbers)
 

@@ -17,13 +17,14 @@ from nopad.model.checkpoint.save_pooling import POOLINGS
 from nopad.runtime.data.fields import LABEL_COLUMNS, find_column, plain_name
 from nopad.runtime.data.labels import split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
 from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import hold_out, read_parts
+from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.embeddings import DOCUMENT, QUERY, Pairs, ScoredPairs
 from nopad.training.tasks.rerank import LabelledPairs, Rerank
 
@@ -43,6 +44,7 @@ class _Columns:
     second: str
     negatives: tuple[str, ...] = ()
     number: str | None = None  # of a score or a label
+    group: str | None = None  # of --split-group
 
     @property
     def names(self) -> str:
@@ -57,6 +59,8 @@ class _Row:
     seconds: list[str]
     negatives: list[str]
     number: float | None
+    place: str
+    group: Any
 
 
 def load_pairs(
@@ -70,6 +74,8 @@ def load_pairs(
     matryoshka: Sequence[int] = (),
     prompts: Mapping[str, str] | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
@@ -90,15 +96,23 @@ def load_pairs(
     unused = columns.negatives if score is not None else ()
     if score is not None:
         columns = replace(columns, negatives=(), number=rows.column(score, (), "--label-column"))
-    found, remarks = _read(rows, columns, "training", bad)
-    train = _pairs(found)
+    group = group_column(rows, held_rows, split_group)
+    found, remarks = _read(rows, replace(columns, group=group), "training", bad)
+    held: list[_Row] | None = None
     if held_rows is not None:
-        columns_there = _provided(held_rows, columns, known_names)
-        found, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad)
-        test = _pairs(found)
+        held, held_remarks = _read(held_rows, _provided(held_rows, columns, known_names), "evaluation", held_bad)
         remarks += held_remarks
-    else:
-        train, test = hold_out(train, eval_fraction, seed)
+    found, held, repeats = divide(
+        found,
+        held,
+        as_text=_as_text,
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[row.group for row in found] if group is not None else None,
+        duplicates=duplicates,
+        near=False,  # pairs often share one of their texts
+    )
+    train, test = _pairs(found), _pairs(held)
     if unused:
         remarks.append(f"not used: {', '.join(unused)} (a scored pair has no negative)")
     for part, name in ((train, "training"), (test, "evaluation")):
@@ -112,7 +126,7 @@ def load_pairs(
         labels=(),
         problem_type=None,
         summary=_summary(train, columns),
-        remarks=(*remarks, *bad.remarks(), *held_bad.remarks()),
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
 
 
@@ -124,6 +138,8 @@ def load_passages(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
@@ -139,15 +155,25 @@ def load_passages(
     known_names = not (text_column or text_pair_column)
     if label_column or not columns.negatives:
         columns = replace(columns, negatives=(), number=rows.column(label_column, LABEL_COLUMNS, "--label-column"))
-    found, remarks = _read(rows, columns, "training", bad, unit=True)
-    train = _passages(found)
+    group = group_column(rows, held_rows, split_group)
+    found, remarks = _read(rows, replace(columns, group=group), "training", bad, unit=True)
+    held: list[_Row] | None = None
     if held_rows is not None:
         columns_there = _provided(held_rows, columns, known_names)
-        found, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, unit=True)
-        test = _passages(found)
+        held, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, unit=True)
         remarks += held_remarks
-    else:
-        train, test = hold_out(train, eval_fraction, seed, groups=train["query_id"][:])
+    found, held, repeats = divide(
+        found,
+        held,
+        as_text=_as_text,
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[row.first if group is None else row.group for row in found],
+        duplicates=duplicates,
+        conflicts=columns.number is not None,
+        near=False,
+    )
+    train, test = _passages(found), _passages(held)
     labels = np.asarray(train["target"])
     return TrainingData(
         train=train,
@@ -157,7 +183,7 @@ def load_passages(
         problem_type=None,
         summary=f"{columns.names}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
         f"{len(labels):,} passages answer theirs",
-        remarks=(*remarks, *bad.remarks(), *held_bad.remarks()),
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
 
 
@@ -225,12 +251,19 @@ def _read(
         except ValueError as error:
             bad.add(place, str(error))
         else:
-            found.append(_Row(first=first[0], seconds=seconds, negatives=negatives, number=number))
+            group = record.get(columns.group) if columns.group is not None else None
+            row = _Row(first=first[0], seconds=seconds, negatives=negatives, number=number, place=place, group=group)
+            found.append(row)
     names = f"{columns.first}, {columns.second}"
     if not found:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
         raise DataError(f"the {part} data has no row with texts in the columns {names}{reasons}")
     return found, [*rows.remarks, *bad.remark_on_blank(len(rows.records), f"lack one of {names}")]
+
+
+def _as_text(row: _Row) -> LabelledText:
+    """A row repeats another if all its texts are the same."""
+    return LabelledText(text="\n".join([row.first, *row.seconds, *row.negatives]), label=row.number, place=row.place)
 
 
 def _cell(rows: Rows, record: dict[str, Any], column: str, *, several: bool = True) -> list[str]:

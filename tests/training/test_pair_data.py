@@ -54,9 +54,13 @@ def test_negatives_of_several_columns(tmp_path: Path) -> None:
     rows = rows_of("anchor positive negative_1 negative_2", label=1)
     rows[3]["negative_1"] = " "
     rows[4] |= {"negative_1": None, "negative_2": ""}
-    source, plain = (str(write_jsonl(tmp_path / name, rows)) for name in ("train.jsonl", "eval.jsonl"))
-    data = load_pairs(source, plain)
-    assert data.task == Pairs() and data.remarks == ()
+    source = str(write_jsonl(tmp_path / "train.jsonl", rows))
+    data = load_pairs(source, str(write_jsonl(tmp_path / "eval.jsonl", rows_of("anchor positive", label=1))))
+    assert data.task == Pairs()
+    assert data.remarks == (
+        "1 rows of the training data have a text of the evaluation data, 1 exactly and 0 nearly: "
+        f"{source}, line 5 and {tmp_path / 'eval.jsonl'}, line 5; kept (--duplicates drop leaves them out)",
+    )
     assert data.train[0]["texts"] == ["anchor 0", "positive 0", "negative_1 0", "negative_2 0"]
     assert data.train[3]["texts"] == ["anchor 3", "positive 3", "negative_2 3"]
     assert data.train[4]["texts"] == ["anchor 4", "positive 4"]

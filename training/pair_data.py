@@ -53,7 +53,7 @@ class _Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """The texts of a row, at least a first and a second one; several second ones are those of a list."""
+    """The texts of a row, at least two; several second ones are those of a list."""
 
     first: str
     seconds: list[str]
@@ -156,11 +156,11 @@ def load_passages(
     if label_column or not columns.negatives:
         columns = replace(columns, negatives=(), number=rows.column(label_column, LABEL_COLUMNS, "--label-column"))
     group = group_column(rows, held_rows, split_group)
-    found, remarks = _read(rows, replace(columns, group=group), "training", bad, unit=True)
+    found, remarks = _read(rows, replace(columns, group=group), "training", bad, rerank=True)
     held: list[_Row] | None = None
     if held_rows is not None:
         columns_there = _provided(held_rows, columns, known_names)
-        held, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, unit=True)
+        held, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, rerank=True)
         remarks += held_remarks
     found, held, repeats = divide(
         found,
@@ -235,19 +235,24 @@ def _provided(held: Rows, columns: _Columns, known_names: bool) -> _Columns:
 
 
 def _read(
-    rows: Rows, columns: _Columns, part: str, bad: BadRows, *, unit: bool = False
+    rows: Rows, columns: _Columns, part: str, bad: BadRows, *, rerank: bool = False
 ) -> tuple[list[_Row], list[str]]:
-    """The rows that have a first and a second text, and remarks. `unit`: numbers are from 0 to 1."""
+    """The rows that have a first and a second text, and remarks.
+
+    To rerank, numbers are from 0 to 1, and a row may have negatives alone.
+    """
     found = []
     for record, place in zip(rows.records, rows.places, strict=True):
         try:
             first = _cell(rows, record, columns.first, several=False)
             seconds = _cell(rows, record, columns.second, several=columns.number is None)
-            if not first or not seconds:
+            negatives = [text for name in columns.negatives for text in _cell(rows, record, name)]
+            if not first or not (seconds or (rerank and negatives)):
                 bad.add_blank()
                 continue
-            negatives = [text for name in columns.negatives for text in _cell(rows, record, name)]
-            number = None if columns.number is None else _number(record.get(columns.number), columns.number, unit=unit)
+            number = (
+                None if columns.number is None else _number(record.get(columns.number), columns.number, unit=rerank)
+            )
         except ValueError as error:
             bad.add(place, str(error))
         else:

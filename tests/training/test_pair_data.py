@@ -84,6 +84,13 @@ def test_lists_of_texts(tmp_path: Path) -> None:
     assert passages.task == Rerank()
     assert passages.train["passage"][-7:] == ["p5", "r5", "n0", "n1", "n2", "n3", "n4"]
     assert passages.train["target"][-7:] == [1, 1, 0, 0, 0, 0, 0] and set(passages.train["query_id"][-7:]) == {5}
+    alone = [
+        {"query": "q", "positive": None, "negatives": ["n", "m"]},
+        {"query": "r", "positive": " ", "negatives": []},
+    ]
+    bare = str(write_jsonl(tmp_path / "alone.jsonl", [*rows, *alone]))
+    assert load_passages(source, bare).evaluation["target"][-2:] == [0, 0]
+    assert ["q", "n", "m"] not in load_pairs(source, bare).evaluation["texts"][:]
     with pytest.raises(DataError, match="line 1: column 'positive' holds a list of 2 texts, and one is needed"):
         load_passages(
             str(write_jsonl(tmp_path / "labelled.jsonl", [{**row, "label": 1} for row in rows])), label_column="label"

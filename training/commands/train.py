@@ -186,7 +186,8 @@ def train(
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
     (regression) follow from the label column; the command prints what it has understood before it trains.
-    For --task embeddings, rows are pairs, triplets or scored pairs; for rerank query, passage and label.
+    For --task embeddings, rows are pairs (with any number of negatives) or scored pairs; for rerank query, passage and
+    label, or query, answers and negatives.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/

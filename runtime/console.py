@@ -57,11 +57,12 @@ def reading_options(command: F) -> F:
 
 
 def labelled_options(command: F) -> F:
-    """`--text-field`, `--label-field`, `--limit`: the columns and rows of --data that are held to the answers."""
+    """`--text-field`, `--second-field`, `--label-field`, `--limit`: what of --data is held to the answers."""
     options = [
         click.option(
             "--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]"
         ),
+        click.option("--second-field", help="The same of the second text, for models of text pairs."),
         click.option(
             "--label-field",
             help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "

@@ -1,4 +1,4 @@
-"""Rows that may be left out: what the user chooses, and bad rows refused, or counted and shown."""
+"""Rows that are left out: what the user chooses, bad rows refused, or counted and shown, and rows without a text."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class BadRows:
         self._choice, self._part = choice, part
         self._first: list[str] = []
         self.count = 0
+        self._blank = 0
 
     @property
     def skipped(self) -> bool:
@@ -42,6 +43,15 @@ class BadRows:
         self.count += 1
         if len(self._first) < _SHOWN:
             self._first.append(f"{place}: {reason:.200}")
+
+    def add_blank(self) -> None:
+        """Leave out a row that has no text: that is no fault, whatever the choice."""
+        self._blank += 1
+
+    def remark_on_blank(self, rows: int, what: str) -> list[str]:
+        """How many of so many rows were left out since they `what` (have no text in a column)."""
+        remark = f"{self._blank:,} of {rows:,} rows of the {self._part} data {what}: left out"
+        return [remark] if self._blank else []
 
     def remarks(self) -> list[str]:
         """How many rows were left out, and the first of them."""

@@ -30,9 +30,9 @@ from nopad.training.labels import (
     zeros_and_ones,
 )
 from nopad.training.recipe import EVAL_FRACTION, Recipe
-from nopad.training.repeats import LabelledText, find_repeats
+from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import held_rows, read_parts, rows_to_hold_out
+from nopad.training.splits import divide, group_column, read_parts, rows_to_hold_out
 from nopad.training.tasks.base import Task
 
 
@@ -107,23 +107,23 @@ def load_data(
     train = _encoded(examples, columns.labels, kind, "training", bad)
     targets = np.asarray([target for _, target in train])
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
-    if held is None:
-        train, test = _divided(train, targets, kind, eval_fraction, seed, split_group)
-    else:
+    test: list[tuple[_Example, Any]] | None = None
+    if held is not None:
         held_examples, held_remarks = _examples(held, columns, "evaluation", labels, held_bad)
         test = _encoded(held_examples, columns.labels, kind, "evaluation", held_bad)
         remarks += [*held.remarks, *held_remarks]
-    repeats = find_repeats(
-        _texts(train),
-        _texts(test),
-        duplicates,
-        classes=kind.problem_type != REGRESSION,
+    train, test, repeats = divide(
+        train,
+        test,
+        as_text=_as_text,
+        eval_fraction=eval_fraction,
+        seed=seed,
+        classes=_classes(kind, targets),
+        groups=[example.group for example, _ in train] if split_group is not None else None,
+        duplicates=duplicates,
+        conflicts=kind.problem_type != REGRESSION,
         near=columns.pair is None,  # pairs often share one of their texts
     )
-    if duplicates == "drop":
-        train = [row for row, repeated in zip(train, repeats.repeated, strict=True) if not repeated]
-    if not train or not test:
-        raise DataError(f"no row is left to {'evaluate' if train else 'train'} on: {'; '.join(repeats.remarks)}")
     return TrainingData(
         train=_dataset(train),
         evaluation=_dataset(test),
@@ -131,7 +131,7 @@ def load_data(
         labels=kind.names,
         problem_type=kind.problem_type,
         summary=describe(kind, targets),
-        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats.remarks),
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
 
 
@@ -139,8 +139,6 @@ def _find_columns(
     rows: Rows, held: Rows | None, text: str | None, pair: str | None, label: str | None, group: str | None
 ) -> _Columns:
     """The columns of the training data, which the evaluation data then has, too. Raises `DataError`, `UsageError`."""
-    if held is not None and group is not None:
-        raise UsageError("--split-group says how to hold rows out, but there is evaluation data; leave it out")
     columns = _Columns(
         text=rows.column(text, TEXT_COLUMNS, "--text-column"),
         pair=rows.column(pair, (), "--text-pair-column") if pair else None,
@@ -148,7 +146,7 @@ def _find_columns(
             rows.column(name, LABEL_COLUMNS, "--label-column")
             for name in (split_columns(label, rows.columns) if label else [None])
         ],
-        group=rows.column(group, (), "--split-group") if group else None,
+        group=group_column(rows, held, group),
     )
     if held is not None:
         held.provide(columns.text, "--text-column")
@@ -182,11 +180,11 @@ def _examples(
 ) -> tuple[list[_Example], list[str]]:
     """The rows that have a text, with their labels (of several columns, lists), and a remark on the rows left out."""
     examples = []
-    before = bad.count
     class_names = rows.class_names if len(columns.labels) == 1 else {}
     for record, place in zip(rows.records, rows.places, strict=True):
         value = rows.text(record, columns.text)
         if not isinstance(value, str) or not value.strip():
+            bad.add_blank()
             continue
         try:
             _check_unicode(value, columns.text)
@@ -201,9 +199,7 @@ def _examples(
     if not examples:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
         raise DataError(f"the {part} data has no row with text in column {columns.text!r}{reasons}")
-    blank = len(rows.records) - len(examples) - (bad.count - before)
-    what = f"rows of the {part} data have no text in column {columns.text!r}"
-    return examples, [f"{blank:,} of {len(rows.records):,} {what}: left out"] if blank else []
+    return examples, bad.remark_on_blank(len(rows.records), f"have no text in column {columns.text!r}")
 
 
 def _check_unicode(text: str, column: str) -> None:
@@ -287,30 +283,18 @@ def _encoded(
     return rows
 
 
-def _divided(
-    rows: Sequence[tuple[_Example, Any]],
-    targets: Any,
-    kind: LabelColumn,
-    eval_fraction: float,
-    seed: int,
-    split_group: str | None,
-) -> tuple[list[tuple[_Example, Any]], list[tuple[_Example, Any]]]:
-    """The rows to train on, and those to evaluate on."""
-    classes = None if kind.problem_type == REGRESSION else targets
-    if kind.problem_type == MULTI:  # by the rarest label that a row has; -1 for none
+def _classes(kind: LabelColumn, targets: Any) -> Any:
+    """By what rows are held out evenly: the class; of several labels, the rarest that a row has, -1 for none."""
+    if kind.problem_type == MULTI:
         rare = np.argsort(targets.sum(axis=0), kind="stable")
-        classes = np.where(targets.any(axis=1), rare[targets[:, rare].argmax(axis=1)], -1)
-    groups = [example.group for example, _ in rows] if split_group is not None else None
-    held = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
-    train, test = ([row for row, is_held in zip(rows, held, strict=True) if is_held == half] for half in (False, True))
-    return train, test
+        return np.where(targets.any(axis=1), rare[targets[:, rare].argmax(axis=1)], -1)
+    return None if kind.problem_type == REGRESSION else targets
 
 
-def _texts(rows: Sequence[tuple[_Example, Any]]) -> list[LabelledText]:
-    return [
-        LabelledText(text="\n".join(filter(None, (row.text, row.pair))), label=row.label, place=row.place)
-        for row, _ in rows
-    ]
+def _as_text(row: tuple[_Example, Any]) -> LabelledText:
+    example, _ = row
+    whole = "\n".join(filter(None, (example.text, example.pair)))
+    return LabelledText(text=whole, label=example.label, place=example.place)
 
 
 def _dataset(rows: Sequence[tuple[_Example, Any]]) -> Any:

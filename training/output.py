@@ -41,4 +41,7 @@ def write_output(
         shutil.copy(folder / "config.json", folder / ADAPTER)  # which names the labels
         save_tokenizer(tokenizer, folder / ADAPTER)
     if checkpoint.config.task == "embeddings":
-        write_pooling(checkpoint.config, folder)
+        task = outcome.data.task
+        write_pooling(
+            checkpoint.config, folder, prompts=task.prompts or {}, default_prompt_name=task.default_prompt_name
+        )

@@ -1,35 +1,66 @@
-"""Rows of several texts: pairs, triplets and scored pairs for embeddings; query, passage and label for reranking."""
+"""Rows of several texts: pairs, with negatives or not, and scored pairs for embeddings; passages of queries to rerank.
+
+Columns are found here, and cells become texts; `nopad.training.tasks` knows what is learned from them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 
 from nopad.model.checkpoint.save_pooling import POOLINGS
-from nopad.runtime.data.fields import LABEL_COLUMNS, find_column
+from nopad.runtime.data.fields import LABEL_COLUMNS, find_column, plain_name
 from nopad.runtime.data.labels import split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
 from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import hold_out, read_parts
-from nopad.training.tasks.embeddings import Pairs, ScoredPairs
+from nopad.training.splits import divide, group_column, read_parts
+from nopad.training.tasks.embeddings import DOCUMENT, QUERY, Pairs, ScoredPairs
 from nopad.training.tasks.rerank import LabelledPairs, Rerank
 
 # The names that data sets for sentence-transformers have, in this order.
 FIRST = ("anchor", "query", "question", "sentence1", "sentence_1", "premise", "text1", "sentence_A")
 SECOND = ("positive", "answer", "passage", "document", "response", "sentence2", "sentence_2", "hypothesis", "text2",
-          "sentence_B", "context", "text")  # fmt: skip
-THIRD = ("negative", "hard_negative", "negative_1", "negative_0")
-_NEGATIVE = re.compile(r"(hard_)?negative(_\d+)?")
+          "sentence_B", "context", "text", "positives", "answers")  # fmt: skip
+_NEGATIVE = re.compile(r"(hard_)?negatives?(_\d+)?")
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score", "label", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Which columns hold what; a cell of the second or of a negative may be a list of texts."""
+
+    first: str
+    second: str
+    negatives: tuple[str, ...] = ()
+    number: str | None = None  # of a score or a label
+    group: str | None = None  # of --split-group
+
+    @property
+    def names(self) -> str:
+        return ", ".join(filter(None, (self.first, self.second, *self.negatives, self.number)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """The texts of a row, at least two; several second ones are those of a list."""
+
+    first: str
+    seconds: list[str]
+    negatives: list[str]
+    number: float | None
+    place: str
+    group: Any
 
 
 def load_pairs(
@@ -41,50 +72,61 @@ def load_pairs(
     label_column: str | None = None,
     pooling: str | None = None,
     matryoshka: Sequence[int] = (),
+    prompts: Mapping[str, str] | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
-    """Rows for embeddings: triplets where there is a column of negatives, else scored pairs or pairs.
+    """Rows for embeddings: pairs with negatives where there are columns of them, else scored pairs or pairs.
 
-    `text_column` and `text_pair_column` name two or three columns, with commas between several; then a column of
-    scores counts only if `label_column` names it.
-    Raises `DataError`, and `UsageError` for a bad `pooling` or `matryoshka`.
+    `text_column` and `text_pair_column` name two or more columns, with commas between several: the third and all behind
+    it are negatives; then a column of scores counts only if `label_column` names it. A list of positives makes several
+    rows. `prompts`: by name (`nopad.training.tasks.embeddings`), else the model's own.
+    Raises `DataError`, and `UsageError` for a bad `pooling`, `matryoshka` or `prompts`.
     """
-    if pooling not in (None, *POOLINGS):
-        raise UsageError(f"--pooling {pooling!r} is unknown; known: {', '.join(POOLINGS)}")
-    if any(size < 1 for size in matryoshka) or len(set(matryoshka)) < len(matryoshka):
-        raise UsageError(f"--matryoshka must name sizes, each once, got {','.join(map(str, matryoshka))}")
+    _check_options(pooling, matryoshka, prompts)
     bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
     rows, held_rows = read_parts(source, evaluation, wanted=FIRST, bad_rows=(bad, held_bad))
-    columns = _text_columns(rows, text_column, text_pair_column, most=3)
+    columns = _text_columns(rows, text_column, text_pair_column)
     known_names = not (text_column or text_pair_column)
-    score = label_column or (_first(rows.columns, SCORES) if known_names and len(columns) == 2 else None)
+    unscored = columns.negatives or not known_names
+    score = label_column or (None if unscored else _first(rows.columns, SCORES))
+    unused = columns.negatives if score is not None else ()
     if score is not None:
-        columns, score = columns[:2], rows.column(score, (), "--label-column")
-    unused = [name for name in rows.columns if _NEGATIVE.fullmatch(name.lower()) and name not in columns]
-    train, remarks = _read(rows, columns, score, "training", bad)
+        columns = replace(columns, negatives=(), number=rows.column(score, (), "--label-column"))
+    group = group_column(rows, held_rows, split_group)
+    found, remarks = _read(rows, replace(columns, group=group), "training", bad)
+    held: list[_Row] | None = None
     if held_rows is not None:
-        test, held_remarks = _read(held_rows, columns, score, "evaluation", held_bad)
+        held, held_remarks = _read(held_rows, _provided(held_rows, columns, known_names), "evaluation", held_bad)
         remarks += held_remarks
-    else:
-        train, test = hold_out(train, eval_fraction, seed)
+    found, held, repeats = divide(
+        found,
+        held,
+        as_text=_as_text,
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[row.group for row in found] if group is not None else None,
+        duplicates=duplicates,
+        near=False,  # pairs often share one of their texts
+    )
+    train, test = _pairs(found), _pairs(held)
     if unused:
-        kind = "a scored pair has no negative" if score else "one negative in a row is used"
-        remarks.append(f"not used: {', '.join(unused)} ({kind})")
-    options: dict[str, Any] = {"pooling": pooling, "matryoshka": tuple(matryoshka)}
+        remarks.append(f"not used: {', '.join(unused)} (a scored pair has no negative)")
     for part, name in ((train, "training"), (test, "evaluation")):
         if score is not None and len(set(part["target"])) < 2:
             raise DataError(f"all rows of the {name} data have one score in column {score!r}: there is no order")
-    texts = ", ".join(columns)
+    kind = ScoredPairs if score is not None else Pairs
     return TrainingData(
         train=train,
         evaluation=test,
-        task=ScoredPairs(**options) if score is not None else Pairs(**options),
+        task=kind(pooling=pooling, matryoshka=tuple(matryoshka), prompts=prompts),
         labels=(),
         problem_type=None,
-        summary=f"scored pairs: {texts}, {score}" if score else f"{('pairs', 'triplets')[len(columns) - 2]}: {texts}",
-        remarks=(*remarks, *bad.remarks(), *held_bad.remarks()),
+        summary=_summary(train, columns),
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
 
 
@@ -96,25 +138,42 @@ def load_passages(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
 ) -> TrainingData:
     """Rows of query, passage and label from 0 to 1 for reranking; columns are named as in `load_pairs`.
 
-    Rows of one query stay together where a fraction is held out. Raises `DataError`.
+    Or rows of a query, its answers and negatives, where there are columns of them and `label_column` names none: each
+    of their texts is a passage, with the label 1 or 0. Rows of one query stay together where a fraction is held out.
+    Raises `DataError`.
     """
     bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
     rows, held_rows = read_parts(source, evaluation, wanted=FIRST, bad_rows=(bad, held_bad))
-    columns = _text_columns(rows, text_column, text_pair_column, most=2)
-    label = rows.column(label_column, LABEL_COLUMNS, "--label-column")
-    train, remarks = _read(rows, columns, label, "training", bad, unit=True)
-    train = _with_queries(train)
+    columns = _text_columns(rows, text_column, text_pair_column)
+    known_names = not (text_column or text_pair_column)
+    if label_column or not columns.negatives:
+        columns = replace(columns, negatives=(), number=rows.column(label_column, LABEL_COLUMNS, "--label-column"))
+    group = group_column(rows, held_rows, split_group)
+    found, remarks = _read(rows, replace(columns, group=group), "training", bad, rerank=True)
+    held: list[_Row] | None = None
     if held_rows is not None:
-        test, held_remarks = _read(held_rows, columns, label, "evaluation", held_bad, unit=True)
-        test = _with_queries(test)
+        columns_there = _provided(held_rows, columns, known_names)
+        held, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, rerank=True)
         remarks += held_remarks
-    else:
-        train, test = hold_out(train, eval_fraction, seed, groups=train["query_id"][:])
+    found, held, repeats = divide(
+        found,
+        held,
+        as_text=_as_text,
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[row.first if group is None else row.group for row in found],
+        duplicates=duplicates,
+        conflicts=columns.number is not None,
+        near=False,
+    )
+    train, test = _passages(found), _passages(held)
     labels = np.asarray(train["target"])
     return TrainingData(
         train=train,
@@ -122,10 +181,20 @@ def load_passages(
         task=Rerank() if _has_rankings(test) else LabelledPairs(),
         labels=("LABEL_0",),  # as sentence-transformers names the score
         problem_type=None,
-        summary=f"{columns[0]}, {columns[1]}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
-        "passages answer theirs",
-        remarks=(*remarks, *bad.remarks(), *held_bad.remarks()),
+        summary=f"{columns.names}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
+        f"{len(labels):,} passages answer theirs",
+        remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
+
+
+def _check_options(pooling: str | None, matryoshka: Sequence[int], prompts: Mapping[str, str] | None) -> None:
+    if pooling not in (None, *POOLINGS):
+        raise UsageError(f"--pooling {pooling!r} is unknown; known: {', '.join(POOLINGS)}")
+    if any(size < 1 for size in matryoshka) or len(set(matryoshka)) < len(matryoshka):
+        raise UsageError(f"--matryoshka must name sizes, each once, got {','.join(map(str, matryoshka))}")
+    known = (*QUERY, *DOCUMENT)
+    if not set(prompts or ()) <= set(known):
+        raise UsageError(f"--prompts may name {', '.join(known)}, got {', '.join(prompts or ())}")
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
@@ -135,52 +204,83 @@ def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
         raise DataError(f"the training data has several such columns: {error}; name one with --label-column") from None
 
 
-def _text_columns(rows: Rows, first: str | None, second: str | None, *, most: int) -> list[str]:
+def _text_columns(rows: Rows, first: str | None, second: str | None) -> _Columns:
     """The columns that the options name, or those with known names."""
-    names = ",".join(filter(None, (first, second)))
+    option, names = "--text-column", ",".join(filter(None, (first, second)))
     if names:
         chosen = split_columns(names, rows.columns)
-        if not 2 <= len(chosen) <= most or len(set(chosen)) < len(chosen):
-            number = "two columns" if most == 2 else "two or three columns"
+        if len(chosen) < 2 or len(set(chosen)) < len(chosen):
             raise UsageError(
-                f"--text-column (and --text-pair-column) must name {number} with commas between them, got {names!r}"
+                "--text-column (and --text-pair-column) must name two or more columns with commas between them, got "
+                f"{names!r}"
             )
-        return [rows.column(name, (), "--text-column") for name in chosen]
-    columns = [rows.column(None, known, "--text-column") for known in (FIRST, SECOND)]
-    third = _first(rows.columns, THIRD) if most == 3 else None
-    return columns if third is None else [*columns, third]
+        one, other, *others = (rows.column(name, (), option) for name in chosen)
+        return _Columns(first=one, second=other, negatives=tuple(others))
+    one, other = (rows.column(None, known, option) for known in (FIRST, SECOND))
+    return _Columns(first=one, second=other, negatives=_negatives(rows))
+
+
+def _negatives(rows: Rows) -> tuple[str, ...]:
+    return tuple(name for name in rows.columns if _NEGATIVE.fullmatch(plain_name(name)))
+
+
+def _provided(held: Rows, columns: _Columns, known_names: bool) -> _Columns:
+    """The columns in evaluation data: the same, but for negatives with known names, of which it may have others."""
+    texts = (columns.first, columns.second, *(() if known_names else columns.negatives))
+    for name in texts:
+        held.provide(name, "--text-column")
+    if columns.number is not None:
+        held.provide(columns.number, "--label-column")
+    return replace(columns, negatives=_negatives(held)) if known_names and columns.negatives else columns
 
 
 def _read(
-    rows: Rows, columns: Sequence[str], number: str | None, part: str, bad: BadRows, *, unit: bool = False
-) -> tuple[Any, list[str]]:
-    """The rows whose texts are all there, as `texts` (and `target`), and remarks. `unit`: numbers from 0 to 1."""
-    for name in columns:
-        rows.provide(name, "--text-column")
-    if number is not None:
-        rows.provide(number, "--label-column")
-    before, texts, targets = bad.count, [], []
+    rows: Rows, columns: _Columns, part: str, bad: BadRows, *, rerank: bool = False
+) -> tuple[list[_Row], list[str]]:
+    """The rows that have a first and a second text, and remarks.
+
+    To rerank, numbers are from 0 to 1, and a row may have negatives alone.
+    """
+    found = []
     for record, place in zip(rows.records, rows.places, strict=True):
-        found = [rows.text(record, name) for name in columns]
-        if not all(isinstance(text, str) and text.strip() for text in found):
-            continue
-        if any(map(has_half_a_character, found)):
-            bad.add(place, "a text holds half a character (a lone surrogate)")
-            continue
         try:
-            target = None if number is None else _number(record.get(number), number, unit=unit)
+            first = _cell(rows, record, columns.first, several=False)
+            seconds = _cell(rows, record, columns.second, several=columns.number is None)
+            negatives = [text for name in columns.negatives for text in _cell(rows, record, name)]
+            if not first or not (seconds or (rerank and negatives)):
+                bad.add_blank()
+                continue
+            number = (
+                None if columns.number is None else _number(record.get(columns.number), columns.number, unit=rerank)
+            )
         except ValueError as error:
             bad.add(place, str(error))
         else:
-            texts.append(found)
-            targets.append(target)
-    if not texts:
+            group = record.get(columns.group) if columns.group is not None else None
+            row = _Row(first=first[0], seconds=seconds, negatives=negatives, number=number, place=place, group=group)
+            found.append(row)
+    names = f"{columns.first}, {columns.second}"
+    if not found:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
-        raise DataError(f"the {part} data has no row with texts in the columns {', '.join(columns)}{reasons}")
-    blank = len(rows.records) - len(texts) - (bad.count - before)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data lack one of {', '.join(columns)}: left out"
-    columns_read = {"texts": texts} | ({"target": targets} if number is not None else {})
-    return datasets.Dataset.from_dict(columns_read), [*rows.remarks, *([remark] if blank else [])]
+        raise DataError(f"the {part} data has no row with texts in the columns {names}{reasons}")
+    return found, [*rows.remarks, *bad.remark_on_blank(len(rows.records), f"lack one of {names}")]
+
+
+def _as_text(row: _Row) -> LabelledText:
+    """A row repeats another if all its texts are the same."""
+    return LabelledText(text="\n".join([row.first, *row.seconds, *row.negatives]), label=row.number, place=row.place)
+
+
+def _cell(rows: Rows, record: dict[str, Any], column: str, *, several: bool = True) -> list[str]:
+    """The texts of a cell: itself, or those of a list. Raises `ValueError` for what cannot be taken."""
+    value = rows.text(record, column)
+    cells = value if isinstance(value, list) else [value]
+    texts = [text for text in cells if isinstance(text, str) and text.strip()]
+    if len(texts) > 1 and not several:
+        raise ValueError(f"column {column!r} holds a list of {len(texts)} texts, and one is needed")
+    if any(map(has_half_a_character, texts)):
+        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
+    return texts
 
 
 def _number(value: Any, column: str, *, unit: bool) -> float:
@@ -194,18 +294,34 @@ def _number(value: Any, column: str, *, unit: bool) -> float:
     return found
 
 
-def _with_queries(rows: Any) -> Any:
-    """`texts` as `query` and `passage`, and `query_id`: equal queries have equal numbers, from 0 without gaps."""
-    queries, passages = zip(*rows["texts"], strict=True)
+def _pairs(rows: Sequence[_Row]) -> Any:
+    """`texts` of each row (first, second, negatives) and, of scored pairs, `target`."""
+    texts = [[row.first, second, *row.negatives] for row in rows for second in row.seconds]
+    scored = rows[0].number is not None
+    return datasets.Dataset.from_dict({"texts": texts, **({"target": [row.number for row in rows]} if scored else {})})
+
+
+def _passages(rows: Sequence[_Row]) -> Any:
+    """`query`, `passage`, `target`, and `query_id`: equal queries have equal numbers, from 0 without gaps."""
+    each = [
+        (row.first, passage, target if row.number is None else row.number)
+        for row in rows
+        for target, passages in ((1.0, row.seconds), (0.0, row.negatives))
+        for passage in passages
+    ]
+    queries, passages, targets = map(list, zip(*each, strict=True))
     numbers = {query: number for number, query in enumerate(dict.fromkeys(queries))}
-    return datasets.Dataset.from_dict(
-        {
-            "query": list(queries),
-            "passage": list(passages),
-            "target": rows["target"][:],
-            "query_id": [numbers[query] for query in queries],
-        }
-    )
+    columns = {"query": queries, "passage": passages, "target": targets}
+    return datasets.Dataset.from_dict({**columns, "query_id": [numbers[query] for query in queries]})
+
+
+def _summary(rows: Any, columns: _Columns) -> str:
+    if columns.number is not None:
+        return f"scored pairs: {columns.names}"
+    counts = [len(texts) - 2 for texts in rows["texts"]]
+    least, most = min(counts), max(counts)
+    negatives = f"{most}" if least == most else f"{least} to {most}"
+    return f"pairs{f' with {negatives} negatives each' if most else ''}: {columns.names}"
 
 
 def _has_rankings(rows: Any) -> bool:

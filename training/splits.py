@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nopad.training.bad_rows import BadRows
+from nopad.runtime.errors import UsageError
+from nopad.training.bad_rows import BadRows, OnDuplicate
 from nopad.training.errors import DataError
+from nopad.training.repeats import LabelledText, find_repeats
 from nopad.training.sources import Rows, Sources, find_splits, read_rows
+
+T = TypeVar("T")
 
 
 def read_parts(
@@ -29,21 +33,51 @@ def read_parts(
     return rows, None if held_out is None else read_rows(held_out, wanted=wanted, bad_rows=held)
 
 
-def hold_out(
-    rows: Any,
+def group_column(rows: Rows, held: Rows | None, name: str | None) -> str | None:
+    """The column that `--split-group` names. Raises `DataError`, and `UsageError` where nothing is held out."""
+    if name is None:
+        return None
+    if held is not None:
+        raise UsageError("--split-group says how to hold rows out, but there is evaluation data; leave it out")
+    return rows.column(name, (), "--split-group")
+
+
+def divide(
+    rows: Sequence[T],
+    held: Sequence[T] | None,
+    *,
+    as_text: Callable[[T], LabelledText],
     eval_fraction: float,
     seed: int,
-    *,
     classes: npt.NDArray[np.int64] | None = None,
     groups: Sequence[Any] | None = None,
-) -> tuple[Any, Any]:
-    """Divide a `datasets.Dataset`: what to train on, and the fraction to evaluate on. Raises `DataError`.
+    duplicates: OnDuplicate | None,
+    conflicts: bool = False,
+    near: bool = True,
+) -> tuple[list[T], list[T], tuple[str, ...]]:
+    """The rows to train on, those to evaluate on (`held`, else a fraction of `rows`), and remarks on repeats.
 
     With `classes` of the rows, each has its share in both halves, and the first of each is trained on. With `groups`,
-    no group is in both halves, and the fraction is met as well as whole groups can.
+    no group is in both halves, and the fraction is met as well as whole groups can. Texts that repeat are looked for
+    unless `duplicates` is None, nearly the same ones if `near`, and those whose labels differ if `conflicts`. Raises
+    `DataError`.
     """
-    held = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
-    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
+    if held is None:
+        out = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
+        rows, held = (
+            [row for row, is_held in zip(rows, out, strict=True) if is_held == half] for half in (False, True)
+        )
+    train: list[T] = list(rows)
+    remarks: tuple[str, ...] = ()
+    if duplicates is not None:
+        texts, held_texts = (list(map(as_text, half)) for half in (rows, held))
+        found = find_repeats(texts, held_texts, duplicates, classes=conflicts, near=near)
+        remarks = found.remarks
+        if duplicates == "drop":
+            train = [row for row, repeated in zip(rows, found.repeated, strict=True) if not repeated]
+    if not train or not held:
+        raise DataError(f"no row is left to {'evaluate' if train else 'train'} on: {'; '.join(remarks)}")
+    return train, list(held), remarks
 
 
 def held_rows(
@@ -54,7 +88,7 @@ def held_rows(
     classes: npt.NDArray[np.int64] | None = None,
     groups: Sequence[Any] | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Which rows `hold_out` holds out, bool [rows]. Raises `DataError`."""
+    """Which rows `divide` holds out, bool [rows]. Raises `DataError`."""
     count = rows_to_hold_out(rows, eval_fraction)
     draw = np.random.default_rng(seed)
     held = np.zeros(rows, dtype=bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -13,12 +13,13 @@ import datasets
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.labels import label_finder, listed
 from nopad.runtime.entities import read_tags, spans
-from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import hold_out, read_parts
+from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.token_labels import TokenLabels
 
 WORD_COLUMNS = ("tokens", "words")
@@ -37,6 +38,7 @@ class _Tagged:
     words: list[tuple[int, int]]
     tags: list[Any]
     place: str
+    group: Any = None
 
 
 def load_tagged(
@@ -47,6 +49,8 @@ def load_tagged(
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate = "keep",
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
     label_all_tokens: bool = LABEL_ALL_TOKENS,
@@ -59,17 +63,24 @@ def load_tagged(
     bad, held_bad = BadRows(bad_rows, "training"), BadRows(bad_rows, "evaluation")
     wanted = [text_column] if text_column else (*WORD_COLUMNS, *TEXT_COLUMNS)
     rows, held_rows = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
-    examples, names, remarks = _examples(rows, text_column, label_column, "training", bad)
+    group = group_column(rows, held_rows, split_group)
+    examples, names, remarks = _examples(rows, text_column, label_column, "training", bad, group)
     held: list[_Tagged] | None = None
     if held_rows is not None:
         held, _, held_remarks = _examples(held_rows, text_column, label_column, "evaluation", held_bad)
         remarks += [*held_rows.remarks, *held_remarks]
     labels = tuple(labels or names or _label_names(tag for example in examples for tag in example.tags))
-    train, test = _encoded(examples, labels, "training"), None
-    if held is None:
-        train, test = hold_out(train, eval_fraction, seed)
-    else:
-        test = _encoded(held, labels, "evaluation")
+    examples, held, repeats = divide(
+        examples,
+        held,
+        as_text=lambda row: LabelledText(text=row.text, label=row.tags, place=row.place),
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[example.group for example in examples] if group is not None else None,
+        duplicates=duplicates,
+        conflicts=True,
+    )
+    train, test = _encoded(examples, labels, "training"), _encoded(held, labels, "evaluation")
     summary, scheme_remarks = _describe(labels, train["target"])
     return TrainingData(
         train=train,
@@ -78,12 +89,12 @@ def load_tagged(
         labels=labels,
         problem_type=None,
         summary=summary,
-        remarks=(*rows.remarks, *remarks, *bad.remarks(), *held_bad.remarks(), *scheme_remarks),
+        remarks=(*rows.remarks, *remarks, *bad.remarks(), *held_bad.remarks(), *repeats, *scheme_remarks),
     )
 
 
 def _examples(
-    rows: Rows, text_column: str | None, label_column: str | None, part: str, bad: BadRows
+    rows: Rows, text_column: str | None, label_column: str | None, part: str, bad: BadRows, group: str | None = None
 ) -> tuple[list[_Tagged], tuple[str, ...], list[str]]:
     """The rows that have words, the names that the data has for its tags, and a remark on the rows left out."""
     column = rows.column(text_column, (*WORD_COLUMNS, *TEXT_COLUMNS), "--text-column", what=f"{part} data")
@@ -91,21 +102,22 @@ def _examples(
     known = TAG_COLUMNS if of_words else SPAN_COLUMNS
     tags = rows.column(label_column, known, "--label-column", what=f"{part} data")
     names = rows.class_names.get(tags, ()) if of_words else ()
-    examples, before = [], bad.count
+    examples = []
     for record, place in zip(rows.records, rows.places, strict=True):
         value = record.get(column)
         if not value or (isinstance(value, str) and not value.strip()):
+            bad.add_blank()
             continue
         read = _from_words if of_words else _from_spans
         try:
-            examples.append(read(value, record.get(tags), place))
+            example = read(value, record.get(tags), place)
         except ValueError as error:
             bad.add(place, f"columns {column!r} and {tags!r}: {error}")
+        else:
+            examples.append(replace(example, group=record.get(group)) if group is not None else example)
     if not examples:
         raise DataError(f"the {part} data has no row with {'words' if of_words else 'text'} in column {column!r}")
-    blank = len(rows.records) - len(examples) - (bad.count - before)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have nothing in column {column!r}: left out"
-    return examples, names, [remark] if blank else []
+    return examples, names, bad.remark_on_blank(len(rows.records), f"have nothing in column {column!r}")
 
 
 def _from_words(words: Any, tags: Any, place: str) -> _Tagged:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import datasets
 
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
+from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import hold_out, read_parts
+from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.masked_lm import MASK_PROBABILITY, MaskedLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    text: str
+    place: str
+    group: Any
 
 
 def load_texts(
@@ -21,6 +32,8 @@ def load_texts(
     *,
     text_column: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
+    split_group: str | None = None,
+    duplicates: OnDuplicate | None = None,
     bad_rows: OnBadRow = "refuse",
     seed: int = Recipe.seed,
     mask_probability: float = MASK_PROBABILITY,
@@ -28,6 +41,7 @@ def load_texts(
 ) -> TrainingData:
     """Read the texts of `source` (and of `evaluation`, or a split of it, or a held-out fraction).
 
+    Repeats are looked for only if `duplicates` says what becomes of them: there may be very many texts.
     The data has columns `text` and, to evaluate on, `number`. Raises `DataError`, and `UsageError` for a
     `mask_probability` that hides nothing or everything.
     """
@@ -37,40 +51,46 @@ def load_texts(
     wanted = [text_column] if text_column else TEXT_COLUMNS
     rows, held_rows = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
     column = rows.column(text_column, TEXT_COLUMNS, "--text-column")
-    texts, remarks = _texts(rows, column, "training", bad)
-    train = datasets.Dataset.from_dict({"text": texts})
-    if held_rows is None:
-        train, test = hold_out(train, eval_fraction, seed)
-    else:
+    group = group_column(rows, held_rows, split_group)
+    texts, remarks = _texts(rows, column, "training", bad, group)
+    held: list[_Text] | None = None
+    if held_rows is not None:
         held_rows.provide(column, "--text-column")
-        held_texts, held_remarks = _texts(held_rows, column, "evaluation", held_bad)
-        test = datasets.Dataset.from_dict({"text": held_texts})
+        held, held_remarks = _texts(held_rows, column, "evaluation", held_bad)
         remarks += [*held_rows.remarks, *held_remarks]
+    train, test, repeats = divide(
+        texts,
+        held,
+        as_text=lambda row: LabelledText(text=row.text, label=None, place=row.place),
+        eval_fraction=eval_fraction,
+        seed=seed,
+        groups=[row.group for row in texts] if group is not None else None,
+        duplicates=duplicates,
+    )
     unit = "words" if whole_word else "tokens"
     return TrainingData(
-        train=train,
-        evaluation=test.add_column("number", list(range(len(test)))),
+        train=datasets.Dataset.from_dict({"text": [row.text for row in train]}),
+        evaluation=datasets.Dataset.from_dict({"text": [row.text for row in test], "number": list(range(len(test)))}),
         task=MaskedLM(mask_probability=mask_probability, whole_word=whole_word),
         labels=(),
         problem_type=None,
         summary=f"{100 * mask_probability:.4g} % of the {unit} are hidden, and found again",
-        remarks=(*rows.remarks, *remarks, *bad.remarks(), *held_bad.remarks()),
+        remarks=(*rows.remarks, *remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
 
 
-def _texts(rows: Rows, column: str, part: str, bad: BadRows) -> tuple[list[str], list[str]]:
+def _texts(rows: Rows, column: str, part: str, bad: BadRows, group: str | None = None) -> tuple[list[_Text], list[str]]:
     """The texts, and a remark on rows without one. Raises `DataError`."""
-    texts, before = [], bad.count
+    texts = []
     for record, place in zip(rows.records, rows.places, strict=True):
         text = rows.text(record, column)
         if not isinstance(text, str) or not text.strip():
+            bad.add_blank()
             continue
         if has_half_a_character(text):
             bad.add(place, f"column {column!r} holds half a character (a lone surrogate)")
             continue
-        texts.append(text)
+        texts.append(_Text(text=text, place=place, group=record.get(group) if group is not None else None))
     if not texts:
         raise DataError(f"the {part} data has no row with text in column {column!r}")
-    blank = len(rows.records) - len(texts) - (bad.count - before)
-    remark = f"{blank:,} of {len(rows.records):,} rows of the {part} data have no text in column {column!r}: left out"
-    return texts, [remark] if blank else []
+    return texts, bad.remark_on_blank(len(rows.records), f"have no text in column {column!r}")

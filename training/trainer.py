@@ -30,6 +30,7 @@ from transformers import (
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.head import Head
 from nopad.model.products import fast_products
@@ -117,7 +118,8 @@ class PackedTrainer(Trainer):
         """
         logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
-        loss = self.task.loss(logits, inputs, label_smoothing=smoothing)
+        compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
+        loss = self.task.loss(*compared, label_smoothing=smoothing)
         if TEACHER in inputs:
             assert isinstance(self.task, Distilled), "see check_task"
             apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
@@ -191,6 +193,7 @@ class PackedTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with room_on_disk(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process has written its random states
             if self.args.should_save:
                 seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.notes)
 
@@ -198,6 +201,8 @@ class PackedTrainer(Trainer):
         """Nothing: a weight that is tied to another is stored once, and loaded with it."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # transformers 5 asks every process
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)
@@ -247,7 +252,11 @@ def train(
         freeze(checkpoint.encoder, recipe.freeze_layers)
     if recipe.lora is not None:
         add_lora(checkpoint.encoder, recipe)
-    data = replace(data, task=data.task.with_tokenizer(model_tokenizer))
+    pipeline = checkpoint.pipeline or Pipeline()
+    task = data.task.with_tokenizer(model_tokenizer).with_prompts(pipeline.prompts, pipeline.default_prompt_name)
+    if told := task.describe():
+        console.print(told)
+    data = replace(data, task=task)
     depends_on = provenance(data)
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()

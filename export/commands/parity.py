@@ -42,6 +42,7 @@ def parity(
     encoding: str | None,
     columns: tuple[str, ...],
     text_field: str | None,
+    second_field: str | None,
     label_field: str | None,
     limit: int | None,
     base: str | None,
@@ -78,7 +79,8 @@ def parity(
     rows = None
     if data is not None:
         file = DataSource(path=data, encoding=encoding, columns=columns)
-        rows = read_labelled(file, opened.manifest, text_field=text_field, label_field=label_field, limit=limit)
+        fields = {"text_field": text_field, "second_field": second_field, "label_field": label_field}
+        rows = read_labelled(file, opened.manifest, **fields, limit=limit)
     with (
         status(console) as progress,
         open_reference(source, opened.manifest, allow_pickle=allow_pickle, progress=progress) as judge,

@@ -17,15 +17,16 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     data, model, bounds = trial.data, trial.model, trial.bounds
     if data is None:
         return
-    count = len(data.texts)
+    texts = data.inputs
+    count = len(texts)
     start = time.perf_counter()
     answers = []
-    for done, logits in enumerate(model.iter_logits(data.texts)):
+    for done, logits in enumerate(model.iter_logits(texts)):
         answers.append(logits)
         trial.progress("parity: the data through the bundle", done, count)
     middle = time.perf_counter()
     reference_logits = trial.reference.batch_logits(
-        data.texts,
+        texts,
         model.manifest.max_length,
         progress=lambda done: trial.progress("parity: the data through transformers", done, count),
     )
@@ -35,7 +36,7 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     yield Row.at_most(
         "logits", case, difference(bundle_logits, reference_logits), scaled(bounds.logits, reference_logits)
     )
-    if bundle_logits.shape != reference_logits.shape or model.task == "embeddings":
+    if bundle_logits.shape != reference_logits.shape or model.task != "text-classification":
         return
     figures = evaluate(
         bundle_logits, reference_logits, model.manifest.head.uncalibrated, data.targets, (middle - start, end - middle)

@@ -96,15 +96,16 @@ class Reference:
 
     def encode(self, text: Text, max_length: int) -> tuple[list[int], list[int] | None]:
         """Token ids and token types as transformers would feed them; None where its tokenizer makes no types."""
-        parts = list(text) if isinstance(text, tuple) else [text]
-        parts[0] = self._prompt() + parts[0]
-        encoded = self.tokenizer(*parts, truncation=True, max_length=max_length)
+        encoded = self.tokenizer(*self._parts(text), truncation=True, max_length=max_length)
         return list(encoded["input_ids"]), encoded.get("token_type_ids")
 
-    def _prompt(self) -> str:
+    def _parts(self, text: Text) -> list[str]:
+        """A text, or the two of a pair; the default prompt is before the first."""
         prompted = self.embedder or self.cross_encoder
         name = prompted.default_prompt_name if prompted else None
-        return prompted.prompts[name] if prompted and name is not None else ""
+        prompt = prompted.prompts[name] if prompted and name is not None else ""
+        first, *second = text if isinstance(text, tuple) else (text,)
+        return [prompt + first, *second]
 
     def answer(self, text: Text, ids: Sequence[int], token_type_ids: Sequence[int] | None) -> FloatArray:
         """The checkpoint's answer to a text with these `ids`: by sentence-transformers' `encode` where that library
@@ -149,20 +150,21 @@ class Reference:
 
     def batch_logits(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         max_length: int,
         progress: Callable[[int], None] = lambda done: None,
     ) -> FloatArray:
-        """Logits of many texts as users get them by default: batches in order, padded to the longest."""
+        """Logits of many texts, or of many pairs, as users get them by default: batches in order, padded."""
         rows = []
         for start in range(0, len(texts), BATCH):
             progress(start)
             part = list(texts[start : start + BATCH])
             if self.embedder is not None:
-                rows.append(self.embedder.encode(part))
+                rows.append(self.embedder.encode([text for text in part if isinstance(text, str)]))
                 continue
+            columns = map(list, zip(*map(self._parts, part), strict=True))
             batch = self.tokenizer(
-                part, truncation=True, max_length=max_length, padding=True, return_tensors="pt",
+                *columns, truncation=True, max_length=max_length, padding=True, return_tensors="pt",
             )  # fmt: skip
             rows.append(self._forward(dict(batch)).numpy())
         return np.concatenate(rows)

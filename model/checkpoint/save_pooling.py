@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ def check_pooling(config: EncoderConfig) -> None:
         )
 
 
-def write_pooling(config: EncoderConfig, folder: Path) -> None:
+def write_pooling(
+    config: EncoderConfig, folder: Path, *, prompts: Mapping[str, str], default_prompt_name: str | None
+) -> None:
     """Write `modules.json` and the files of its modules beside the transformer's own in `folder`."""
     names = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] * config.normalize)]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(names)
     ]
-    pooling = {"word_embedding_dimension": config.hidden_size, "include_prompt": True}
+    pooling = {"word_embedding_dimension": config.hidden_size, "include_prompt": config.include_prompt}
     modes = {key: mode == config.pooling for mode, key in _MODES.items()}
     _write(folder / MODULES, modules)
     _write(folder / _POOLING, pooling | modes)
-    _write(folder / MODEL_CONFIG, {"similarity_fn_name": "cosine", "truncate_dim": config.truncate_dim})
+    about = {"similarity_fn_name": "cosine", "truncate_dim": config.truncate_dim}
+    _write(folder / MODEL_CONFIG, {**about, "prompts": dict(prompts), "default_prompt_name": default_prompt_name})
 
 
 def _write(file: Path, content: Any) -> None:

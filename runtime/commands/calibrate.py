@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nopad.runtime.calibration import Calibrated
     from nopad.runtime.manifest import Calibration
     from nopad.runtime.predictor import Model
+    from nopad.runtime.types import Text
 
 _NAMES = {
     "nll": "negative log-likelihood",
@@ -79,6 +80,7 @@ def calibrate(
     encoding: str | None,
     columns: tuple[str, ...],
     text_field: str | None,
+    second_field: str | None,
     label_field: str | None,
     limit: int | None,
     thresholds: str | None,
@@ -113,7 +115,8 @@ def calibrate(
         _reset(opened, console, dry_run=dry_run, as_json=as_json)
         return
     source = DataSource(path=data, encoding=encoding, columns=columns)
-    fields = {"text_field": text_field, "label_field": label_field, "limit": limit}
+    names = {"text_field": text_field, "second_field": second_field, "label_field": label_field}
+    fields = {**names, "limit": limit}
     result, answered, baseline = _fit(opened, source, fields, thresholds, abstain_below, opening, console)
     found = {**_origin(source), **_report(result), **answered, **_today()}
     head = result.head
@@ -224,18 +227,19 @@ def _fit(
     if rows.targets is None:
         raise InputFileError(f"{source.path} has no labels: name their column with --label-field")
     with load(bundle.path, **opening) as model:
-        logits = _logits(model, rows.texts, console)
-        lengths = _lengths(model, rows.texts)
+        logits = _logits(model, rows.inputs, console)
+        lengths = _lengths(model, rows.inputs)
         answered = {
             "engine": model.status().engine,
             "precision": model.artifact.precision,
             "file": model.artifact.file,
         }
-    result = fit(logits, rows.targets, rows.texts, head, thresholds=with_thresholds, abstain_below=abstain_below)
+    whole = ["\n".join(text) if isinstance(text, tuple) else text for text in rows.inputs]
+    result = fit(logits, rows.targets, whole, head, thresholds=with_thresholds, abstain_below=abstain_below)
     return result, answered, baseline(logits, lengths, result.head).to_json()
 
 
-def _logits(model: Model, texts: Sequence[str], console: Console) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _logits(model: Model, texts: Sequence[Text], console: Console) -> np.ndarray[Any, np.dtype[np.float32]]:
     import numpy as np
 
     answers = []
@@ -246,7 +250,7 @@ def _logits(model: Model, texts: Sequence[str], console: Console) -> np.ndarray[
     return np.stack(answers)
 
 
-def _lengths(model: Model, texts: Sequence[str]) -> list[int]:
+def _lengths(model: Model, texts: Sequence[Text]) -> list[int]:
     """Tokens of each whole text, all of which have been answered."""
     from nopad.runtime.batching import windows
     from nopad.runtime.tokenizer import Tokens

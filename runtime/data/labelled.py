@@ -20,6 +20,7 @@ from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource, Table
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
+from nopad.runtime.types import Text
 
 # [rows, num_labels]: 0 and 1 for classes, the values themselves for regression.
 Targets = npt.NDArray[np.float64]
@@ -27,10 +28,16 @@ Targets = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts:
-    """Texts of a data file; `targets` is None if it has no labels."""
+    """Texts of a data file, or pairs of texts; `targets` is None if it has no labels."""
 
     texts: list[str]
+    seconds: list[str] | None = None  # of pairs
     targets: Targets | None = None
+
+    @property
+    def inputs(self) -> Sequence[Text]:
+        """What a model is asked."""
+        return self.texts if self.seconds is None else list(zip(self.texts, self.seconds, strict=True))
 
 
 def read_labelled(
@@ -38,32 +45,38 @@ def read_labelled(
     manifest: Manifest,
     *,
     text_field: str | None = None,
+    second_field: str | None = None,
     label_field: str | None = None,
     limit: int | None = None,
 ) -> LabelledTexts:
     """Read a file or folder for the classifier that `manifest` describes; for embeddings, only the texts.
 
+    With `second_field`, rows are pairs of texts; for a reranker they must be, and have no labels.
     A label is a name or, if no name consists of digits, its index (`labels.py`, as in training). It is a list of those,
     or of zeros and ones, where a text can have several labels, and a number for regression. `label_field` may be
     several columns separated by commas: zeros and ones for each label. Without the fields, common names are looked for
     (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
     """
-    if manifest.task not in ("text-classification", "embeddings"):
-        raise UsageError(f"--data is for text-classification and embeddings, this bundle does {manifest.task}")
-    if manifest.task == "embeddings":
-        return LabelledTexts(texts=read_texts(source, text_field=text_field, limit=limit))
+    _check_task(manifest, second_field)
     texts: list[str] = []
+    seconds: list[str] | None = None if second_field is None else []
     labels: list[Any] = []  # None where a row has no label
     places: list[str] = []
     with _open(source, text_field) as table:
-        fields = _label_fields(table, label_field, manifest.labels)
+        second = None if second_field is None else Field(table, second_field, (), "--second-field")
+        labelled = manifest.task == "text-classification"
+        fields = _label_fields(table, label_field, manifest.labels) if labelled else []
         for place, text, record in _texts(table, text_field, limit):
             texts.append(text)
+            if second is not None and seconds is not None:
+                seconds.append(_text(second, record, place, "--second-field"))
+            if not labelled:
+                continue
             labels.append(_by_name(_label(record, fields, place), table, fields, manifest.labels))
             places.append(place)
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
-    if len(missing) == len(texts) and (label_field is None or table.columns is not None):
-        return LabelledTexts(texts=texts)
+    if not labelled or (len(missing) == len(texts) and (label_field is None or table.columns is not None)):
+        return LabelledTexts(texts=texts, seconds=seconds)
     if missing:
         named = ",".join(str(field.name) for field in fields)
         raise InputFileError(
@@ -77,7 +90,7 @@ def read_labelled(
             rows.append(target(label))
         except (ValueError, OverflowError) as error:
             raise InputFileError(f"{place}: {error}") from None
-    return LabelledTexts(texts=texts, targets=np.array(rows, dtype=np.float64))
+    return LabelledTexts(texts=texts, seconds=seconds, targets=np.array(rows, dtype=np.float64))
 
 
 def read_texts(
@@ -100,13 +113,27 @@ def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[
         place = table.place(number)
         if isinstance(record, str):
             raise InputFileError(f"{place}: {record}")
-        try:
-            text = text_of.text(record)
-        except ValueError as error:
-            raise InputFileError(f"{place}: {error}") from None
-        if not text.strip():
-            raise InputFileError(f"{place}: no text in field {text_of.name!r}; name one with --text-field")
-        yield place, text, record
+        yield place, _text(text_of, record, place, "--text-field"), record
+
+
+def _text(field: Field, record: Mapping[str, Any], place: str, option: str) -> str:
+    try:
+        text = field.text(record)
+    except ValueError as error:
+        raise InputFileError(f"{place}: {error}") from None
+    if not text.strip():
+        raise InputFileError(f"{place}: no text in field {field.name!r}; name one with {option}")
+    return text
+
+
+def _check_task(manifest: Manifest, second_field: str | None) -> None:
+    task = manifest.task
+    if task not in ("text-classification", "embeddings", "rerank"):
+        raise UsageError(f"--data is for text-classification, embeddings and rerank, this bundle does {task}")
+    if task == "embeddings" and second_field is not None:
+        raise UsageError("--second-field: a model of embeddings reads no pairs; name the text with --text-field")
+    if task == "rerank" and second_field is None:
+        raise UsageError("a reranker reads pairs: name the query with --text-field, the passage with --second-field")
 
 
 def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -> list[Field]:

@@ -217,3 +217,9 @@ def test_entailment_is_trained_exported_and_predicted(
         scores = answer["scores"]
         found = [scores[name] for name in (model.config.id2label[0], model.config.id2label[1])]
         assert found == pytest.approx(expected.tolist(), abs=1e-3)
+    capsys.readouterr()
+    fields = ["--text-field", "premise", "--second-field", "hypothesis", "--label-field", "entailment", "--json"]
+    assert run(["parity", "bundle", "--reference", "checkpoint", "--data", "rte.jsonl", *fields]) == 0
+    evaluation = json.loads(capsys.readouterr().out)["evaluation"]
+    right = [answer["label"] == pair["entailment"] for pair, answer in zip(pairs, answers, strict=True)]
+    assert evaluation["accuracy"] == evaluation["reference_accuracy"] == pytest.approx(sum(right) / len(pairs))

@@ -50,11 +50,54 @@ def test_scored_pairs_and_columns_by_name(tmp_path: Path) -> None:
     assert both.task == ScoredPairs() and both.train[0]["texts"][0].startswith("third")
 
 
+def test_negatives_of_several_columns(tmp_path: Path) -> None:
+    rows = rows_of("anchor positive negative_1 negative_2", label=1)
+    rows[3]["negative_1"] = " "
+    rows[4] |= {"negative_1": None, "negative_2": ""}
+    source = str(write_jsonl(tmp_path / "train.jsonl", rows))
+    data = load_pairs(source, str(write_jsonl(tmp_path / "eval.jsonl", rows_of("anchor positive", label=1))))
+    assert data.task == Pairs()
+    assert data.remarks == (
+        "1 rows of the training data have a text of the evaluation data, 1 exactly and 0 nearly: "
+        f"{source}, line 5 and {tmp_path / 'eval.jsonl'}, line 5; kept (--duplicates drop leaves them out)",
+    )
+    assert data.train[0]["texts"] == ["anchor 0", "positive 0", "negative_1 0", "negative_2 0"]
+    assert data.train[3]["texts"] == ["anchor 3", "positive 3", "negative_2 3"]
+    assert data.train[4]["texts"] == ["anchor 4", "positive 4"]
+    assert data.summary == "pairs with 0 to 2 negatives each: anchor, positive, negative_1, negative_2"
+    named = load_pairs(source, text_column="positive,anchor,negative_2", eval_fraction=0.5)
+    assert {len(texts) for texts in named.train["texts"]} <= {2, 3}
+
+
+def test_lists_of_texts(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"q{i}", "positive": [f"p{i}", f"r{i}"], "negatives": [f"n{k}" for k in range(i)]} for i in range(6)
+    ]
+    source = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    bare = str(write_jsonl(tmp_path / "eval.jsonl", rows_of("query positive")))
+    data = load_pairs(source, bare)
+    assert data.train["texts"][:] == [
+        [f"q{i}", a, *row["negatives"]] for i, row in enumerate(rows) for a in row["positive"]
+    ]
+    assert all(len(texts) == 2 for texts in data.evaluation["texts"]) and "0 to 5 negatives" in data.summary
+    passages = load_passages(source, source)
+    assert passages.task == Rerank()
+    assert passages.train["passage"][-7:] == ["p5", "r5", "n0", "n1", "n2", "n3", "n4"]
+    assert passages.train["target"][-7:] == [1, 1, 0, 0, 0, 0, 0] and set(passages.train["query_id"][-7:]) == {5}
+    alone = [
+        {"query": "q", "positive": None, "negatives": ["n", "m"]},
+        {"query": "r", "positive": " ", "negatives": []},
+    ]
+    bare = str(write_jsonl(tmp_path / "alone.jsonl", [*rows, *alone]))
+    assert load_passages(source, bare).evaluation["target"][-2:] == [0, 0]
+    assert ["q", "n", "m"] not in load_pairs(source, bare).evaluation["texts"][:]
+    with pytest.raises(DataError, match="line 1: column 'positive' holds a list of 2 texts, and one is needed"):
+        load_passages(
+            str(write_jsonl(tmp_path / "labelled.jsonl", [{**row, "label": 1} for row in rows])), label_column="label"
+        )
+
+
 def test_negatives_that_are_not_used_are_told(tmp_path: Path) -> None:
-    source = str(write_jsonl(tmp_path / "rows.jsonl", rows_of("anchor positive negative_1 negative_2", label=1)))
-    data = load_pairs(source)
-    assert data.task == Pairs() and len(data.train[0]["texts"]) == 3
-    assert data.remarks == ("not used: negative_2 (one negative in a row is used)",)
     rows = [{**row, "label": i} for i, row in enumerate(rows_of("anchor positive negative"))]
     scored = load_pairs(str(write_jsonl(tmp_path / "scored.jsonl", rows)), label_column="label")
     assert scored.task == ScoredPairs() and scored.remarks == ("not used: negative (a scored pair has no negative)",)
@@ -138,6 +181,10 @@ def test_bad_options(options: dict[str, Any], tmp_path: Path) -> None:
     [
         (["--task", "embeddings", "--matryoshka", "16,x"], "whole numbers with commas between them, got '16,x'"),
         (["--task", "rerank", "--pooling", "cls"], "--pooling does not apply to --task rerank"),
+        (["--task", "embeddings", "--prompts", "query: "], "--prompts must be none, or a JSON object of texts"),
+        (["--task", "embeddings", "--prompts", '{"query": 1}'], "--prompts must be none, or a JSON object of texts"),
+        (["--task", "embeddings", "--prompts", '{"anchor": "a"}'], "may name query, document, passage, corpus, got"),
+        (["--task", "rerank", "--prompts", "none"], "--prompts does not apply to --task rerank"),
         (["--task", "embeddings", "--labels", "a,b"], "--labels does not apply to --task embeddings"),
     ],
 )

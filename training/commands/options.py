@@ -90,6 +90,12 @@ def column_options(command: F) -> F:
             "--matryoshka",
             help="Of embeddings: smaller sizes to which vectors may be cut, comma-separated; each adds a loss.",
         ),
+        click.option(
+            "--prompts",
+            metavar="JSON",
+            help='Of embeddings: what is put before texts, {"query": ..., "document": ...}: the first before the first '
+            "text of a row, the second before the others; none: nothing. [default: the prompts of --model's folder]",
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,7 @@ def train(
     problem_type: ProblemType | None,
     pooling: str | None,
     matryoshka: str | None,
+    prompts: str | None,
     class_weights: str | None,
     ordinal: bool | None,
     label_all_tokens: bool | None,
@@ -199,7 +201,8 @@ def train(
 
     The defaults are the known recipe for ModernBERT on IMDb. Classes, several labels at once, or a number
     (regression) follow from the label column; the command prints what it has understood before it trains.
-    For --task embeddings, rows are pairs, triplets or scored pairs; for rerank query, passage and label.
+    For --task embeddings, rows are pairs (with any number of negatives) or scored pairs; for rerank query, passage and
+    label, or query, answers and negatives.
 
     \b
     nopad train --model answerdotai/ModernBERT-base --train imdb --output checkpoint/
@@ -250,6 +253,7 @@ def train(
         problem_type=problem_type,
         pooling=pooling,
         matryoshka=_sizes(matryoshka),
+        prompts=_prompts(prompts),
         class_weights=class_weights,
         ordinal=ordinal,
         label_all_tokens=label_all_tokens,
@@ -285,6 +289,19 @@ def _sizes(names: str | None) -> list[int] | None:
         return None if names is None else [int(name) for name in names.split(",")]
     except ValueError:
         raise UsageError(f"--matryoshka must be whole numbers with commas between them, got {names!r}") from None
+
+
+def _prompts(text: str | None) -> dict[str, str] | None:
+    if text is None or text.strip().lower() == "none":
+        return None if text is None else {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(prompt, str) for prompt in found.values()):
+        example = '{"query": "query: ", "document": "passage: "}'
+        raise UsageError(f"--prompts must be none, or a JSON object of texts such as {example}, got {text!r}")
+    return found
 
 
 def _print_data_summary(data: TrainingData, console: Console) -> None:

@@ -17,7 +17,8 @@ from nopad.model.packing import pack
 TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
 CHOSEN = "chosen"  # of a batch whose tokens are learned: those of the stream that have a target
-STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids")  # of a batch: the encoder's own
+# Of a batch: the encoder's own.
+STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids", "prompt_lengths")
 SMALLER_IS_BETTER = frozenset({"loss", "mae", "mse", "perplexity"})  # of the metrics of all tasks
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -35,10 +36,20 @@ class Task(Protocol):
     best_metric: ClassVar[str]  # decides which epoch is kept, unless the user names another
     config_changes: ClassVar[Mapping[str, Any]] = {}  # keys of config.json that tell what the model is for
     pooling: str | None = None  # of the encoder, where the user has chosen
+    prompts: Mapping[str, str] | None = None  # put before texts, by name; None: those of the model's folder
+    default_prompt_name: str | None = None
 
     def with_tokenizer(self, tokenizer: Any) -> Task:
         """The task, with what it must know of the model's tokenizer. Raises `CheckpointError` if that cannot do."""
         return self
+
+    def with_prompts(self, prompts: Mapping[str, str], default: str | None) -> Task:
+        """The task, with the prompts of the model's folder and the name of its default one."""
+        return self
+
+    def describe(self) -> str:
+        """What the user should know of the task once its model is known; mostly nothing."""
+        return ""
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Columns of the data -> the columns that `collate` takes.
@@ -56,6 +67,10 @@ class Task(Protocol):
         `CHOSEN`, where they are there, are the tokens whose logits the loss needs.
         The stream's length is a multiple of `multiple`.
         """
+
+    def of_all_processes(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What the loss of a training step is of: a task that compares rows with each other gathers all processes'."""
+        return logits, batch
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """The loss that transformers' own classes use; a scalar, the mean over `items` of the batch."""
@@ -91,9 +106,10 @@ def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple
 
 
 def pack_stream(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-    """Rows of `input_ids` (and `token_type_ids`) -> the `STREAM` of a batch."""
+    """Rows of `input_ids` (and `token_type_ids`, `prompt_length`) -> the `STREAM` of a batch."""
     types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
-    batch = pack([row["input_ids"] for row in rows], types, multiple=multiple)
+    prompts = [row.get("prompt_length", 0) for row in rows]
+    batch = pack([row["input_ids"] for row in rows], types, multiple=multiple, prompt_lengths=prompts)
     return {name: torch.from_numpy(getattr(batch, name)) for name in STREAM}
 
 

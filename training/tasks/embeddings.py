@@ -1,13 +1,15 @@
-"""Embeddings: texts that belong together come near each other, by pairs, triplets or scored pairs.
+"""Embeddings: texts that belong together come near each other, by pairs, with negatives or not, or by scored pairs.
 
-All texts of a batch ride one packed stream: the first text of every row, then the second, then the third.
+All texts of a batch ride one packed stream: the first text of every row, then the second, then those that have more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from hashlib import blake2b
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,37 +18,88 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
+from transformers.trainer_pt_utils import nested_concat
 
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.errors import UsageError
+from nopad.training.processes import gather, several_processes
 from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_stream
 from nopad.training.tasks.ranking import CUTOFF, ranking
 
 SCALE = 20.0  # of cosines: the inverse of the temperature, sentence-transformers' default
-_IDS = "input_ids"  # of encoded rows, after the number of the text
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # names of prompts, as encode_query and encode_document
+NONE = -100  # where a row has fewer texts than others: what `Trainer` fills up with
 _QUERIES = 1024  # compared with the corpus at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Embeddings(Task):
-    """What pairs and scored pairs share. Columns of the data: `texts`, of each row a list of as many."""
+    """What pairs and scored pairs share. Columns of the data: `texts`, of each row a list of two or more."""
 
     head: ClassVar[HeadTask] = "embeddings"
 
     pooling: str | None = None
     matryoshka: tuple[int, ...] = ()  # sizes to which embeddings may be cut: the loss is the sum over them
+    prompts: Mapping[str, str] | None = None
+    default_prompt_name: str | None = None
+
+    def with_prompts(self, prompts: Mapping[str, str], default: str | None) -> Task:
+        """See `Task.with_prompts`; prompts of the user's take the place of the folder's."""
+        chosen = dict(prompts if self.prompts is None else self.prompts)
+        return replace(self, prompts=chosen, default_prompt_name=default if default in chosen else None)
+
+    def prompt(self, place: int) -> str:
+        """What is put before a row's text: the query's before the first, else the document's; or the default one."""
+        prompts = self.prompts or {}
+        names = [*(QUERY if place == 0 else DOCUMENT), self.default_prompt_name or ""]
+        return next((prompts[name] for name in names if prompts.get(name)), "")
+
+    def describe(self) -> str:
+        """See `Task.describe`: the prompts."""
+        first, others = self.prompt(0), self.prompt(1)
+        return f"prompts: {first!r} before the first text of a row, {others!r} before the others" * bool(
+            first or others
+        )
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """See `Task.encode`."""
-        flat = [text for texts in rows["texts"] for text in texts]
-        ids = tokenizer(flat, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-        width = len(rows["texts"][0])
-        columns = {f"{column}_{_IDS}": ids[column::width] for column in range(width)}
-        return {**columns, **{name: rows[name] for name in rows if name == "target"}}
+        """The tokens of a row's texts in a row, and of each text: how many they are, also of its prompt; its identity.
 
-    def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The embeddings of a row's texts side by side, float32 [rows, texts * size], and the targets."""
-        return torch.cat(logits.chunk(len(logits) // len(batch[TARGETS])), dim=1), batch[TARGETS]
+        Texts that the model reads alike, but for the prompt, have the same identity.
+        """
+
+        def tokens(texts: list[str]) -> list[list[int]]:
+            found: list[list[int]] = tokenizer(
+                texts, truncation=True, max_length=max_length, return_attention_mask=False
+            )["input_ids"]
+            return found
+
+        texts = [(place, text) for row in rows["texts"] for place, text in enumerate(row)]
+        plain = tokens([text for _, text in texts])
+        prompts = [self.prompt(place) for place in (0, 1)]
+        before = [_prompt_length(prompt, tokenizer) for prompt in prompts]
+        read = tokens([prompts[place > 0] + text for place, text in texts]) if any(prompts) else plain
+        ends = np.cumsum([len(row) for row in rows["texts"]])
+        parts = [slice(end - len(row), end) for row, end in zip(rows["texts"], ends.tolist(), strict=True)]
+        return {
+            "input_ids": [[token for ids in read[part] for token in ids] for part in parts],
+            "lengths": [[len(ids) for ids in read[part]] for part in parts],
+            "prompt_lengths": [[before[place > 0] for place, _ in texts[part]] for part in parts],
+            "identities": [[_identity(ids) for ids in plain[part]] for part in parts],
+            **{name: rows[name] for name in rows if name == "target"},
+        }
+
+    def of_all_processes(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See `Task.of_all_processes`: the first texts of all of them, then the second, and so on."""
+        if not several_processes():
+            return logits, batch
+        targets = gather(batch[TARGETS])
+        each = [part.split(self._columns(own)) for part, own in zip(gather(logits), targets, strict=True)]
+        columns = zip_longest(*each, fillvalue=logits[:0])
+        return torch.cat([part for column in columns for part in column]), {TARGETS: reduce(nested_concat, targets)}
+
+    def _columns(self, targets: Tensor) -> list[int]:
+        """How many rows have a first text, a second, and so on: so their embeddings lie in the logits."""
+        return [len(targets)] * 2
 
     def _sizes(self, size: int) -> list[int]:
         if any(cut >= size for cut in self.matryoshka):
@@ -57,15 +110,18 @@ class _Embeddings(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(_Embeddings):
-    """Rows of anchor, positive, and perhaps a negative. Targets: which text each is, int64 [rows, texts]."""
+    """Rows of anchor, positive, and any number of negatives.
+
+    Targets: which text each is, int64 [rows, texts of the longest row], `NONE` past the end of the others.
+    """
 
     metric_names: ClassVar[Sequence[str]] = ("accuracy@1", f"mrr@{CUTOFF}", f"ndcg@{CUTOFF}")
     best_metric: ClassVar[str] = f"ndcg@{CUTOFF}"
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
-        targets = torch.tensor([[_identity(ids) for ids in _texts(row)] for row in rows])
-        return {TARGETS: targets, **_pack_columns(rows, multiple=multiple)}
+        columns = zip_longest(*(row["identities"] for row in rows), fillvalue=NONE)
+        return {TARGETS: torch.tensor(list(columns)).T, **_pack_columns(rows, multiple=multiple)}
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """In-batch negatives: every other row's texts; label smoothing has no effect.
@@ -76,6 +132,13 @@ class Pairs(_Embeddings):
         barred = _not_negatives(batch[TARGETS])
         return torch.stack([_in_batch(logits[:, :size], barred) for size in self._sizes(logits.shape[1])]).sum()
 
+    def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The embeddings of a row's texts side by side, float32 [rows, texts * size], and the targets."""
+        targets = batch[TARGETS]
+        vectors = logits.new_zeros(*targets.T.shape, logits.shape[1])
+        vectors[targets.T != NONE] = logits
+        return vectors.transpose(0, 1).flatten(1), targets
+
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Each anchor as a query, all other texts of the evaluation rows as the corpus."""
         rows, width = targets.shape
@@ -83,8 +146,9 @@ class Pairs(_Embeddings):
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         vectors = vectors.reshape(rows, width, -1)
         queries, first = np.unique(targets[:, 0], return_index=True)
-        documents, place = np.unique(targets[:, 1:], return_index=True)
-        corpus = vectors[:, 1:].reshape(rows * (width - 1), -1)[place]
+        there = targets[:, 1:] != NONE
+        documents, place = np.unique(targets[:, 1:][there], return_index=True)
+        corpus = vectors[:, 1:][there][place]
         relevant = np.zeros((len(queries), len(documents)), dtype=bool)
         relevant[np.searchsorted(queries, targets[:, 0]), np.searchsorted(documents, targets[:, 1])] = True
         hits = [
@@ -93,6 +157,10 @@ class Pairs(_Embeddings):
         ]
         found = np.concatenate(hits)
         return {"accuracy@1": float(found[:, 0].mean()), **ranking(found, relevant.sum(1))}
+
+    def _columns(self, targets: Tensor) -> list[int]:
+        counts: list[int] = (targets != NONE).sum(0).tolist()
+        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +180,10 @@ class ScoredPairs(_Embeddings):
         sizes = self._sizes(logits.shape[1])
         return torch.stack([_cosent(logits[:, :size], batch[TARGETS]) for size in sizes]).sum()
 
+    def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The embeddings of a row's texts side by side, float32 [rows, 2 * size], and the targets."""
+        return torch.cat(logits.chunk(2), dim=1), batch[TARGETS]
+
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Spearman's rank correlation of cosines and scores."""
         first, second = np.split(predictions, 2, axis=1)
@@ -120,13 +192,22 @@ class ScoredPairs(_Embeddings):
 
 
 def _pack_columns(rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
-    texts = [ids for column in zip(*map(_texts, rows), strict=True) for ids in column]
-    return pack_stream([{"input_ids": ids} for ids in texts], multiple=multiple)
+    columns = zip_longest(*map(_texts, rows))
+    return pack_stream([text for column in columns for text in column if text is not None], multiple=multiple)
 
 
-def _texts(row: Mapping[str, Any]) -> list[list[int]]:
-    """The token ids of each of a row's texts, in order."""
-    return [row[name] for name in sorted(row) if name.endswith(_IDS)]
+def _texts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each of an encoded row's texts, in order."""
+    parts = np.split(np.asarray(row["input_ids"]), np.cumsum(row["lengths"])[:-1])
+    return [
+        {"input_ids": ids, "prompt_length": before} for ids, before in zip(parts, row["prompt_lengths"], strict=True)
+    ]
+
+
+def _prompt_length(prompt: str, tokenizer: Any) -> int:
+    """Its tokens, without a special one at its end: as `Encoder.prompt_length` of nopad.runtime counts them."""
+    ids = tokenizer(prompt)["input_ids"] if prompt else []
+    return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 
 def _identity(ids: Sequence[int]) -> int:
@@ -136,9 +217,10 @@ def _identity(ids: Sequence[int]) -> int:
 
 
 def _not_negatives(texts: Tensor) -> Tensor:
-    """Which candidates do not count for an anchor: bool [rows, rows * (texts - 1)], its own positive excepted."""
+    """Which candidates do not count for an anchor: bool [rows, positives and negatives], its own positive excepted."""
     anchors, positives = texts[:, :1], texts[:, 1:2]
     candidates = texts[:, 1:].T.reshape(1, -1)
+    candidates = candidates[:, candidates[0] != NONE]
     barred = (candidates == anchors) | (candidates == positives)
     rows = len(texts)
     barred[:, :rows] |= anchors == anchors.T

@@ -91,6 +91,20 @@ def refused(capsys: Capture, code: int, *arguments: object) -> str:
     return err
 
 
+def test_pairs_of_texts(embedded: Path, tmp_path: Path, capsys: Capture) -> None:
+    pairs = [(text.split(", ")[0], text.split(", ")[1]) for text in TEXTS]
+    with load(embedded, threads=1) as model:
+        sure = softmax(np.stack(model.logits(pairs)) / np.float32(TRUE))[:, 1]
+    labels = np.random.default_rng(0).random(len(sure)) < sure
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"text": a, "other": b, "label": int(n)} for (a, b), n in zip(pairs, labels, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = calibrated(capsys, embedded, "--data", path, "--second-field", "other", "--dry-run")
+    assert found["rows"] == len(TEXTS) and abs(found["temperature"] / TRUE - 1) < 0.3
+    assert "8 different texts are too few" in refused(capsys, 3, embedded, "--data", path, "--dry-run")
+    assert "'third'" in refused(capsys, 3, embedded, "--data", path, "--second-field", "third")
+
+
 def test_the_temperature_is_found_written_and_followed(embedded: Path, rows: Path, capsys: Capture) -> None:
     with load(embedded, threads=1) as model:
         before = model.predict(TEXTS, return_logits=True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nopad.runtime.bundle import DEFAULT_BUNDLE, open_bundle
-from nopad.runtime.data.labelled import read_labelled
-from nopad.runtime.errors import InputFileError
+from nopad.runtime.data.labelled import LabelledTexts, read_labelled
+from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 
 MULTI = "multi_label_classification"
@@ -94,3 +94,25 @@ def test_numbers_to_learn(tmp_path: Path) -> None:
     for value in ("1,5", "1_0", "\u0663", "nan", "good"):
         with pytest.raises(InputFileError, match="line 1: label .* is not 1 finite number"):
             read(tmp_path / "a.jsonl", manifest, [value])
+
+
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    rows = [{"text": "a", "other": "b", "label": 1}, {"text": "c", "other": "d", "label": 0}]
+    path = tmp_path / "rows.jsonl"
+    write = lambda: path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # noqa: E731
+    write()
+    pairs = classifier("no", "yes")
+    found = read_labelled(path, pairs, second_field="other")
+    assert found.inputs == [("a", "b"), ("c", "d")] and found.targets is not None
+    assert found.targets.tolist() == [[0, 1], [1, 0]] and found.texts == ["a", "c"]
+    assert read_labelled(path, pairs).inputs == ["a", "c"]
+    ranked = replace(classifier("LABEL_0"), task="rerank")
+    assert read_labelled(path, ranked, second_field="other") == LabelledTexts(texts=["a", "c"], seconds=["b", "d"])
+    with pytest.raises(UsageError, match="a reranker reads pairs"):
+        read_labelled(path, ranked)
+    with pytest.raises(UsageError, match="embeddings reads no pairs"):
+        read_labelled(path, replace(pairs, task="embeddings"), second_field="other")
+    rows[1]["other"] = " "
+    write()
+    with pytest.raises(InputFileError, match="line 2: no text in field 'other'; name one with --second-field"):
+        read_labelled(path, pairs, second_field="other")

@@ -67,7 +67,9 @@ def test_accuracy_where_each_query_has_one_passage() -> None:
 
 
 @pytest.mark.slow
-def test_train_export_and_serve(reviews: Path, halves: Halves, tmp_path: Path) -> None:
+def test_train_export_and_serve(
+    reviews: Path, halves: Halves, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     start = ["--from-scratch", str(reviews / "config.json"), "--train", str(reviews / "passages")]
     options = ["--epochs", "1", "--max-length", "64", "--learning-rate", "1e-3", "--quiet"]
@@ -79,3 +81,7 @@ def test_train_export_and_serve(reviews: Path, halves: Halves, tmp_path: Path) -
         ranked = model.rerank(query, passages)
     assert [each.index for each in ranked] == np.argsort(-want).tolist()
     assert [each.score for each in ranked] == pytest.approx(sorted(want, reverse=True), abs=1e-4)
+    fields = ["--data", str(reviews / "passages" / "test.jsonl"), "--text-field", "query", "--second-field", "passage"]
+    assert run(["parity", str(bundle), "--reference", str(out), *fields, "--limit", "40", "--quiet", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["case"] for row in rows if row["check"] == "logits" and row["case"].endswith("texts")] == ["40 texts"]

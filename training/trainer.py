@@ -31,7 +31,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.batches import Batches, BatchLoader, token_counts
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError, DivergedError
-from nopad.training.evaluation import EvaluateAtTheEnd, details
+from nopad.training.evaluation import EvaluateAtTheEnd, LossOfItems, details
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
 from nopad.training.lora import add_lora, check_lora, take_lora
@@ -59,6 +59,9 @@ class TrainingResult:
     metrics: dict[str, float]  # evaluation of the epoch kept
     epoch: float
     seconds: float
+    # Of this session and process:
+    tokens: int  # trained on, without filler
+    texts_per_second: float  # of training alone, without evaluations
 
 
 class PackedTrainer(Trainer):
@@ -158,6 +161,15 @@ class PackedTrainer(Trainer):
             raise DivergedError(f"training diverged ({', '.join(wrong)} in epoch {self.state.epoch:.4g})")
         return figures
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """`Trainer`'s, with a loss that does not depend on the number of processes."""
+        at, size = self.args, self.args.per_device_eval_batch_size
+        rows = len(self.eval_dataset)
+        self._losses = LossOfItems(size=size, rows=rows, process=at.process_index, processes=at.world_size)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_loss"] = self._losses.mean()
+        return output
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -165,6 +177,11 @@ class PackedTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager(), fast_products():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            own, counted, mean = self._losses.own_rows(), inputs, loss
+            if own and len(own) < len(inputs[TARGETS]):
+                counted = self._prepare_inputs(self.data_collator([self.eval_dataset[row] for row in own]))
+                mean = self.compute_loss(model, counted)
+            self._losses.add(float(mean), self.task.items(counted) if own else 0)
         return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -253,7 +270,15 @@ def train(
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
-        result = TrainingResult(output=output, metrics=metrics, epoch=epoch, seconds=done.metrics["train_runtime"])
+        seconds = done.metrics["train_runtime"]
+        result = TrainingResult(
+            output=output,
+            metrics=metrics,
+            epoch=epoch,
+            seconds=seconds,
+            tokens=trainer.meter.tokens,
+            texts_per_second=trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9),
+        )
         trainer.accelerator.wait_for_everyone()  # the best state has been read
         if not first_process():
             return result

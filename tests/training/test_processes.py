@@ -34,7 +34,9 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     make_scratch(tmp_path / "scratch", rows)
     one = train(tmp_path, "--batch-size", "16", "--output", "one")
-    two = train(tmp_path, "--batch-size", "8", "--output", "two", launcher=RUN)
+    # 15 rows to evaluate in four batches of 4: the second process repeats a row, which must not count twice.
+    two = train(tmp_path, "--batch-size", "8", "--eval-batch-size", "4", "--output", "two", launcher=RUN)
     assert weight_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
     assert {name: two[name] for name in ("accuracy", "f1")} == {name: one[name] for name in ("accuracy", "f1")}
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert not (tmp_path / "two.training").exists()

@@ -186,9 +186,9 @@ def as_table(runs: list[dict[str, Any]]) -> str:
                 f"{name}, {rate:g}",
                 f"{own[0]['parameters']:,}",
                 f"{own[0]['tokens']:,}",
-                shown(mean_interval([run["accuracy"] for run in own]), 4),
+                shown(mean_interval([run["accuracy"] for run in own]), ".4f"),
                 " ".join(f"{run['accuracy']:.4f}" for run in own),
-                shown(mean_interval([run["texts_per_second"] for run in own]), 1),
+                shown(mean_interval([run["texts_per_second"] for run in own]), ".1f"),
                 f"{times[0]:.2f}" if times else "",
             )
         )

@@ -194,15 +194,15 @@ def report_quality(runs: Mapping[str, Sequence[Run]]) -> None:
         each = " ".join(f"{one.accuracy:.4f}" for one in own)
         cells = [
             name,
-            shown(mean_interval([one.accuracy for one in own]), 4),
+            shown(mean_interval([one.accuracy for one in own]), ".4f"),
             each,
-            shown(mean_interval([one.evaluation_loss for one in own]), 4),
+            shown(mean_interval([one.evaluation_loss for one in own]), ".4f"),
         ]
-        for what in ("accuracy", "evaluation_loss"):
+        for what, style in (("accuracy", ".4f"), ("evaluation_loss", ".1e")):
             differences = [
                 getattr(our, what) - getattr(one, what) for our, one in zip(runs.get("nopad", own), own, strict=True)
             ]
-            cells.append("" if name == "nopad" or "nopad" not in runs else shown(mean_interval(differences), 4))
+            cells.append("" if name == "nopad" or "nopad" not in runs else shown(mean_interval(differences), style))
         rows.append(cells)
     print(table(("", "accuracy", "of each round", "loss", "nopad's accuracy - its", "nopad's loss - its"), rows))
     curves = {name: np.array([one.curve for one in own]) for name, own in runs.items()}

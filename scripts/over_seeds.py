@@ -23,10 +23,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return mean - half, mean, mean + half
 
 
-def shown(interval: Interval, digits: int) -> str:
-    """As `0.812 (0.790 to 0.834)`."""
+def shown(interval: Interval, style: str) -> str:
+    """As `0.812 (0.790 to 0.834)`, each number in the style of a format string."""
     low, middle, high = interval
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{middle:{style}} ({low:{style}} to {high:{style}})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from nopad.model.head import Head
 from nopad.model.reliability import calibration_error, reliability
@@ -53,12 +53,13 @@ def details(head: Head, predictions: FloatArray, targets: Array) -> dict[str, An
 class LossOfItems:
     """The mean loss of an evaluation over all items, each counted once, however many processes share them.
 
-    So that all processes have as many batches, of `size` rows, accelerate goes on with the first of the `rows` rows of
-    the data where they end.
+    So that all processes have as many batches, all full, accelerate goes on with the first of the `rows` rows of the
+    data where they end.
     """
 
-    def __init__(self, *, size: int, rows: int, process: int, processes: int) -> None:
-        self._size, self._rows, self._process, self._processes = size, rows, process, processes
+    def __init__(self, settings: TrainingArguments, *, rows: int) -> None:
+        self._size, self._rows = settings.per_device_eval_batch_size, rows
+        self._process, self._processes = settings.process_index, settings.world_size
         self._batches: list[tuple[float, int]] = []  # of this process: the sum over the items, the items
 
     def own_rows(self) -> range:

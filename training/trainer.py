@@ -163,9 +163,7 @@ class PackedTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """`Trainer`'s, with a loss that does not depend on the number of processes."""
-        at, size = self.args, self.args.per_device_eval_batch_size
-        rows = len(self.eval_dataset)
-        self._losses = LossOfItems(size=size, rows=rows, process=at.process_index, processes=at.world_size)
+        self._losses = LossOfItems(self.args, rows=len(self.eval_dataset))
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = self._losses.mean()
         return output
@@ -270,14 +268,10 @@ def train(
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
-        seconds = done.metrics["train_runtime"]
+        seconds, tokens = done.metrics["train_runtime"], trainer.meter.tokens
+        rate = trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9)
         result = TrainingResult(
-            output=output,
-            metrics=metrics,
-            epoch=epoch,
-            seconds=seconds,
-            tokens=trainer.meter.tokens,
-            texts_per_second=trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9),
+            output=output, metrics=metrics, epoch=epoch, seconds=seconds, tokens=tokens, texts_per_second=rate
         )
         trainer.accelerator.wait_for_everyone()  # the best state has been read
         if not first_process():

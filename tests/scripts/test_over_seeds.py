@@ -1,4 +1,4 @@
-"""The scripts that compare trainings, on a handful of rows: what they hold equal, and that they still run."""
+"""What the scripts hold equal that compare trainings over seeds, on a handful of rows; and that they still run."""
 
 import json
 import re

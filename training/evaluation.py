@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from nopad.model.head import Head
 from nopad.model.reliability import calibration_error, reliability
@@ -47,6 +48,33 @@ def details(head: Head, predictions: FloatArray, targets: Array) -> dict[str, An
         for label, row in zip(head.labels, np.stack(figures).T, strict=True)
     ]
     return result
+
+
+class LossOfItems:
+    """The mean loss of an evaluation over all items, each counted once, however many processes share them.
+
+    So that all processes have as many batches, all full, accelerate goes on with the first of the `rows` rows of the
+    data where they end.
+    """
+
+    def __init__(self, settings: TrainingArguments, *, rows: int) -> None:
+        self._size, self._rows = settings.per_device_eval_batch_size, rows
+        self._process, self._processes = settings.process_index, settings.world_size
+        self._batches: list[tuple[float, int]] = []  # of this process: the sum over the items, the items
+
+    def own_rows(self) -> range:
+        """The rows of this process's next batch without those that it repeats, its first ones; perhaps none."""
+        begin = self._size * (len(self._batches) * self._processes + self._process)
+        return range(begin, min(begin + self._size, self._rows))
+
+    def add(self, mean: float, items: int) -> None:
+        """Count a batch of this process: the mean loss of its own rows' items."""
+        self._batches.append((mean * items, items))
+
+    def mean(self) -> float:
+        """Of all processes, which must all ask; 0 without items."""
+        total, items = map(sum, zip(*gather_object(self._batches), strict=True))
+        return float(total / max(items, 1))
 
 
 class EvaluateAtTheEnd(TrainerCallback):

@@ -35,6 +35,7 @@ class ProgressReport(TrainerCallback):
         self._evaluation: TaskID | None = None
         self._evaluated = 0  # batches of the evaluation that runs
         self._evaluation_began = 0.0
+        self.evaluation_seconds = 0.0  # of all evaluations, whose time is not training's
         self._started = self._told = self._read = 0.0
         self._first_step = 0
         self._before = (0, 0, 0, 0.0)  # of the meter, when it was last read
@@ -74,7 +75,9 @@ class ProgressReport(TrainerCallback):
         """A line for each evaluation."""
         if self._evaluation is not None:
             self._bars.remove_task(self._evaluation)
-            self._read += time.monotonic() - self._evaluation_began  # the rates are those of training
+            taken = time.monotonic() - self._evaluation_began
+            self.evaluation_seconds += taken
+            self._read += taken  # the rates are those of training
         self._evaluation, self._evaluated = None, 0
         known = [name for name in self._names if f"eval_{name}" in metrics]
         figures = ", ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in known)

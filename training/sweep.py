@@ -170,7 +170,7 @@ def _run_trial(
         study.tell(trial, state=TrialState.FAIL)
         console.print(f"trial {trial.number + 1} failed: {error}", style="yellow")
     else:
-        told = {"metrics": result.metrics, "epoch": result.epoch, "seconds": result.seconds}
+        told = {name: value for name, value in vars(result).items() if name != "output"}
         trial.set_user_attr("result", json.dumps(told))
         study.tell(trial, result.metrics[sweep.metric])
     kept = study.best_trial.number if _finished(study) else None

@@ -7,46 +7,38 @@ folders; the best becomes the output, put in place by one rename.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
 from nopad.model.checkpoint.load import Checkpoint
-from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.sentence_transformers import Pipeline
-from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.model.head import Head
-from nopad.model.products import fast_products
 from nopad.runtime.atomic import replace_folder
 from nopad.runtime.errors import UsageError
-from nopad.training.batches import Batches, BatchLoader, token_counts
+from nopad.training.batches import Batches, token_counts
 from nopad.training.data import TrainingData
-from nopad.training.errors import DataError, DivergedError
-from nopad.training.evaluation import EvaluateAtTheEnd, details
+from nopad.training.evaluation import EvaluateAtTheEnd
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
 from nopad.training.lora import add_lora, check_lora, take_lora
-from nopad.training.meter import FACTS, Meter, collate_with_facts
-from nopad.training.optimizer import freeze, parameter_groups
+from nopad.training.meter import Meter
+from nopad.training.optimizer import freeze
 from nopad.training.outcome import Outcome, kept_evaluation
 from nopad.training.output import write_output
+from nopad.training.packed_trainer import PackedTrainer
 from nopad.training.processes import first_process
 from nopad.training.progress import ProgressReport
 from nopad.training.provenance import provenance
@@ -54,9 +46,9 @@ from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
-from nopad.training.saved import Notes, read_notes, seal
-from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Distilled, Task
-from nopad.training.teacher import TEACHER, check_task, collate_with_teacher, taught
+from nopad.training.saved import Notes, read_notes
+from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, Task
+from nopad.training.teacher import TEACHER, check_task, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,146 +59,9 @@ class TrainingResult:
     metrics: dict[str, float]  # evaluation of the epoch kept
     epoch: float
     seconds: float
-
-
-class PackedTrainer(Trainer):
-    """`Trainer` for a packed encoder: its loss, and its checkpoints as ordinary checkpoint folders."""
-
-    optimizer: Any  # transformers leaves it without a type
-
-    def __init__(
-        self,
-        *,
-        checkpoint: Checkpoint,
-        tokenizer: Any,
-        task: Task,
-        head: Head,
-        meter: Meter,
-        notes: Notes,
-        recipe: Recipe,
-        batches: Batches,
-        **kwargs: Any,
-    ) -> None:
-        collate: Any = partial(task.collate, multiple=checkpoint.config.block)
-        collate = partial(collate_with_facts, collate=partial(collate_with_teacher, collate=collate))
-        super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
-        self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
-        self.batches = batches
-        self.checkpoint = checkpoint
-        self.task = task
-        self.head = head
-        self.meter = meter
-        self.tokenizer_to_save = tokenizer
-        self.recipe = recipe
-        self._notes = notes  # of the sessions before
-        self._evaluation = notes.evaluation
-        self._began = (time.monotonic(), time.process_time())
-
-    @property
-    def notes(self) -> Notes:
-        """What is to be known of the run beside `Trainer`'s state, as of now."""
-        wall, cpu = (now - then for now, then in zip((time.monotonic(), time.process_time()), self._began, strict=True))
-        seconds, cpu_seconds = self._notes.seconds + wall, self._notes.cpu_seconds + cpu
-        return Notes(seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The task's loss, as this batch's part of the mean over all items of its training step.
-
-        The recipe's label smoothing applies to training steps only.
-        """
-        logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
-        smoothing = self.recipe.label_smoothing if model.training else 0.0
-        compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
-        loss = self.task.loss(*compared, label_smoothing=smoothing)
-        if TEACHER in inputs:
-            assert isinstance(self.task, Distilled), "see check_task"
-            apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
-            loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
-        if model.training:
-            self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
-        if num_items_in_batch:  # gradients of several processes are averaged; without any item the loss is 0
-            loss = loss * (self.task.items(inputs) * self.args.world_size / num_items_in_batch)
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one batch."""
-        with fast_products():
-            return super().training_step(*args, **kwargs)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The batches of one step, and the items in them, of all processes."""
-        samples = list(islice(epoch_iterator, num_batches))
-        items = torch.tensor(sum(self.task.items(batch) for batch in samples), device=device)
-        return samples, self.accelerator.gather(items).sum().item()
-
-    def get_train_dataloader(self) -> BatchLoader:
-        """The training batches of this process."""
-        options = {"collate_fn": self.data_collator, "pin_memory": self.args.dataloader_pin_memory}
-        return BatchLoader(self.train_dataset, self.batches, **options)
-
-    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions, targets = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        if np.isfinite(predictions).all():
-            self._evaluation = details(self.head, predictions, targets)
-        metrics = self.task.metrics(predictions, targets)
-        best = self.args.metric_for_best_model
-        if best not in ("loss", *metrics):
-            raise DataError(f"{best} is undefined for this evaluation data (all labels are equal); see --best-metric")
-        return metrics
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """`Trainer`'s; raises `DivergedError` for a figure that is not finite, before anything of it is saved."""
-        figures = super().evaluate(*args, **kwargs)
-        names = {f"eval_{name}": name for name in ("loss", *self.task.metric_names)}
-        wrong = [
-            f"{names[key]} {value:g}" for key, value in figures.items() if key in names and not math.isfinite(value)
-        ]
-        if wrong:
-            raise DivergedError(f"training diverged ({', '.join(wrong)} in epoch {self.state.epoch:.4g})")
-        return figures
-
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss of an evaluation batch, and what the task's metrics need of it."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), fast_products():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), *self.task.judge(outputs["logits"].detach(), inputs)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW, with the recipe's rate for each layer."""
-        if self.optimizer is None:
-            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = parameter_groups(
-                self.checkpoint.encoder,
-                learning_rate=self.recipe.learning_rate,
-                weight_decay=self.recipe.weight_decay,
-                layer_decay=self.recipe.layer_decay,
-                decayed=set(self.get_decay_parameter_names(self.checkpoint.encoder)),
-            )
-            self.optimizer = optimizer(groups, **settings)
-        return self.optimizer
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with room_on_disk(Path(self.args.output_dir)):
-            super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()  # each process has written its random states
-            if self.args.should_save:
-                seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.notes)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing: a weight that is tied to another is stored once, and loaded with it."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:  # transformers 5 asks every process
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)
-        save_tokenizer(self.tokenizer_to_save, folder)
+    # Of this session and process:
+    tokens: int  # trained on, without filler
+    texts_per_second: float  # of training alone, without evaluations
 
 
 def train(
@@ -273,7 +128,11 @@ def train(
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
-        result = TrainingResult(output=output, metrics=metrics, epoch=epoch, seconds=done.metrics["train_runtime"])
+        seconds, tokens = done.metrics["train_runtime"], trainer.meter.tokens
+        rate = trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9)
+        result = TrainingResult(
+            output=output, metrics=metrics, epoch=epoch, seconds=seconds, tokens=tokens, texts_per_second=rate
+        )
         trainer.accelerator.wait_for_everyone()  # the best state has been read
         if not first_process():
             return result

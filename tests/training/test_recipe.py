@@ -9,8 +9,9 @@ from training_samples import sentences, write_jsonl
 
 from nopad.runtime.errors import OutputError, UsageError
 from nopad.training.data import load_data
+from nopad.training.packed_trainer import PackedTrainer
 from nopad.training.recipe import Recipe
-from nopad.training.trainer import PackedTrainer, train
+from nopad.training.trainer import train
 
 
 class Stop(Exception):

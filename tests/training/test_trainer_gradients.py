@@ -17,11 +17,11 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.head import Head
 from nopad.training.batches import Batches, token_counts
 from nopad.training.meter import ROW, Meter
+from nopad.training.packed_trainer import PackedTrainer
 from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.saved import Notes
 from nopad.training.tasks.single_label import SingleLabel
-from nopad.training.trainer import PackedTrainer
 
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -46,5 +46,6 @@ class Ordinal(SingleLabel):
         decisions = predictions.argmax(-1)
         ordinal = {"mae": float(np.abs(decisions - targets).mean())}
         if len(np.union1d(decisions, targets)) > 1:
-            ordinal["qwk"] = float(cohen_kappa_score(targets, decisions, weights="quadratic"))
+            classes = range(predictions.shape[-1])  # those that are absent count in the distances, too
+            ordinal["qwk"] = float(cohen_kappa_score(targets, decisions, labels=classes, weights="quadratic"))
         return {**ordinal, **super().metrics(predictions, targets)}

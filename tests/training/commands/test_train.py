@@ -12,7 +12,7 @@ from training_samples import sentences, weights, write_jsonl
 
 from nopad.runtime.atomic import locked
 from nopad.runtime.cli import run
-from nopad.training.trainer import PackedTrainer
+from nopad.training.packed_trainer import PackedTrainer
 
 Command = Callable[..., tuple[int, str]]
 

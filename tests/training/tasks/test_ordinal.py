@@ -38,6 +38,9 @@ def test_kappa_is_its_formula() -> None:
     assert metrics["qwk"] == pytest.approx(1 - apart / by_chance)
     assert metrics["mae"] == pytest.approx(np.abs(decisions - targets).mean())
     assert set(metrics) <= set(Ordinal.metric_names)
+    absent = Ordinal().metrics(np.eye(5, dtype=np.float32)[[0, 3, 3, 4]], np.array([0, 3, 0, 4]))
+    apart, by_chance = 9 / 4, np.square(np.array([0, 3, 3, 4])[:, None] - [0, 3, 0, 4]).mean()
+    assert absent["qwk"] == pytest.approx(1 - apart / by_chance), "from 0 to 3 are three classes, if 1 and 2 are absent"
     alike = Ordinal().metrics(np.eye(4, dtype=np.float32)[[2, 2]], np.array([2, 2]))
     assert alike["mae"] == 0 and "qwk" not in alike
 

@@ -57,6 +57,7 @@ from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceabl
 from nopad.training.saved import Notes, read_notes, seal
 from nopad.training.tasks.base import CHOSEN, ROW, SMALLER_IS_BETTER, STREAM, TARGETS, Distilled, Task
 from nopad.training.teacher import TEACHER, check_task, collate_with_teacher, taught
+from nopad.training.tokenizer_fit import remark_on_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +249,8 @@ def train(
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
+    if remark := remark_on_tokenizer(model_tokenizer, data.train):
+        console.print(f"note: {remark}", style="yellow")
     if recipe.freeze_layers is not None:
         freeze(checkpoint.encoder, recipe.freeze_layers)
     if recipe.lora is not None:

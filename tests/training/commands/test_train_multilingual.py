@@ -78,6 +78,7 @@ def test_two_languages_trained_exported_and_served(kind: str, tmp_path: Path) ->
     assert {text: answer.label for text, answer in zip(texts, answers, strict=True)} == TOLD
     for answer, want in zip(answers, pipeline(texts), strict=True):
         assert (answer.label, answer.score) == (want["label"], pytest.approx(want["score"], abs=1e-5))
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
     server = Running({"films": bundle}).start()
     try:
         reply = httpx.post(f"{server.url}/v1/classify", json={"input": texts}, trust_env=False).json()

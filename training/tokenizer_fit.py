@@ -51,7 +51,9 @@ def measure_fit(tokenizer: Any, texts: Sequence[str]) -> Fit:
     plain = [" ".join(every) for every in words]
     tokens = None
     if 2 * sum(len(word) for every in words for word in every) > letters.total():
-        tokens = sum(map(len, tokenizer(plain, add_special_tokens=False)["input_ids"])) / sum(map(len, plain))
+        tokens = sum(map(len, tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"])) / sum(
+            map(len, plain)
+        )
     return Fit(
         unknown=sum(letters[letter] for letter in unknown) / max(1, letters.total()),
         examples=tuple(unknown[:5]),

@@ -16,7 +16,7 @@ from training_samples import write_jsonl
 
 from nopad.runtime.cli import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # four commands each, 3 minutes on a quiet machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # four commands, one after the other
 
 
 def rte(split: str) -> Iterator[dict[str, Any]]:

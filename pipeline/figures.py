@@ -78,7 +78,7 @@ def _gate(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
         yield table(_parity_words(reports), head, [_checks(reports)])
     for name, report in reports.items():
         if evaluation := {name: value for name, value in (report.get("evaluation") or {}).items() if value is not None}:
-            yield _pairs(f"{name}: on labelled texts, beside transformers (reference)", evaluation)
+            yield _pairs(f"{name}: on the texts of the step's data, beside transformers (reference)", evaluation)
     notes = [*result.get("remarks", ()), *result.get("skipped", ())]
     yield "".join(f'<p class="about">{escaped(str(note))}</p>' for note in notes)
 

@@ -86,11 +86,15 @@ def _sections(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path) -> list
             sections.append((f"step-{one.step.name.replace(' ', '-')}", escaped(one.step.name), content))
     values = pairs("The values in force", recipe.values) if recipe.values else ""
     sections.append(("recipe", "Recipe", f"{values}<pre><code>{escaped(recipe.text)}</code></pre>"))
-    commands = [f"nopad {shlex.join(one.record.arguments)}" for one in outcomes if one.record is not None]
-    text = escaped("\n".join(commands))
+    text = escaped("\n".join(_typed(one.record.arguments) for one in outcomes if one.record is not None))
     about = f'<p class="about">As they were run, in {escaped(str(recipe.path.resolve().parent))}.</p>'
     sections.append(("commands", "Commands", f"{about}<pre><code>{text}</code></pre>"))
     return sections
+
+
+def _typed(arguments: Sequence[str]) -> str:
+    """A command as one types it, an argument a line: paths are long."""
+    return "nopad " + " \\\n    ".join(map(shlex.quote, arguments))
 
 
 def _shown(outcome: Outcome, folder: Path) -> str:

@@ -49,6 +49,7 @@ from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceabl
 from nopad.training.saved import Notes, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, Task
 from nopad.training.teacher import TEACHER, check_task, taught
+from nopad.training.tokenizer_fit import remark_on_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,8 @@ def train(
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
+    if remark := remark_on_tokenizer(model_tokenizer, data.train):
+        console.print(f"note: {remark}", style="yellow")
     if recipe.freeze_layers is not None:
         freeze(checkpoint.encoder, recipe.freeze_layers)
     if recipe.lora is not None:

@@ -15,7 +15,7 @@ from nopad.runtime.types import FloatArray
 class Evaluation:
     """The bundle and transformers on the same rows."""
 
-    rows: int
+    rows: int  # texts; of token classification, tokens
     agreement: float | None  # share of rows with equal labels; None for regression
     label_mix: dict[str, float]  # share of rows with each predicted label: a baseline for drift
     seconds: float  # of the bundle, tokenization included

@@ -13,7 +13,10 @@ from nopad.export.parity.trial import Trial
 
 
 def labelled_data(trial: Trial) -> Iterator[Row]:
-    """Rows over all texts of `trial.data`, where there are any; leaves the figures in `trial.evaluation`."""
+    """Rows over all texts of `trial.data`, where there are any; leaves the figures in `trial.evaluation`.
+
+    For token classification, an answer is a token's: logits are [tokens of all texts, labels].
+    """
     data, model, bounds = trial.data, trial.model, trial.bounds
     if data is None:
         return
@@ -31,7 +34,8 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
         progress=lambda done: trial.progress("parity: the data through transformers", done, count),
     )
     end = time.perf_counter()
-    bundle_logits = np.stack(answers)
+    join = np.concatenate if model.task == "token-classification" else np.stack
+    bundle_logits = join(answers)
     case = f"{count} texts"
     yield Row.at_most(
         "logits", case, difference(bundle_logits, reference_logits), scaled(bounds.logits, reference_logits)

@@ -154,11 +154,17 @@ class Reference:
         max_length: int,
         progress: Callable[[int], None] = lambda done: None,
     ) -> FloatArray:
-        """Logits of many texts, or of many pairs, as users get them by default: batches in order, padded."""
+        """Logits of many texts, or of many pairs, as users get them by default: batches in order, padded.
+
+        For token classification [tokens of all texts, labels], each text without padding.
+        """
         rows = []
         for start in range(0, len(texts), BATCH):
             progress(start)
             part = list(texts[start : start + BATCH])
+            if self.task == "token-classification":
+                rows += [self.logits(*self.encode(text, max_length)) for text in part]
+                continue
             if self.embedder is not None:
                 rows.append(self.embedder.encode([text for text in part if isinstance(text, str)]))
                 continue

@@ -49,7 +49,7 @@ def read_labelled(
     label_field: str | None = None,
     limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a file or folder for the classifier that `manifest` describes; for embeddings, only the texts.
+    """Read a file or folder for the classifier that `manifest` describes; for embeddings and tags, only the texts.
 
     With `second_field`, rows are pairs of texts; for a reranker they must be, and have no labels.
     A label is a name or, if no name consists of digits, its index (`labels.py`, as in training). It is a list of those,
@@ -128,10 +128,11 @@ def _text(field: Field, record: Mapping[str, Any], place: str, option: str) -> s
 
 def _check_task(manifest: Manifest, second_field: str | None) -> None:
     task = manifest.task
-    if task not in ("text-classification", "embeddings", "rerank"):
-        raise UsageError(f"--data is for text-classification, embeddings and rerank, this bundle does {task}")
-    if task == "embeddings" and second_field is not None:
-        raise UsageError("--second-field: a model of embeddings reads no pairs; name the text with --text-field")
+    known = ("text-classification", "token-classification", "embeddings", "rerank")
+    if task not in known:
+        raise UsageError(f"--data is for {', '.join(known)}; this bundle does {task}")
+    if task in ("token-classification", "embeddings") and second_field is not None:
+        raise UsageError(f"--second-field: a model of {task} reads no pairs; name the text with --text-field")
     if task == "rerank" and second_field is None:
         raise UsageError("a reranker reads pairs: name the query with --text-field, the passage with --second-field")
 

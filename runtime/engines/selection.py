@@ -158,7 +158,7 @@ def _obstacle(cpu: Cpu, bundle: Bundle, artifact: Artifact) -> str | None:
         return None
     exact = any(other.precision == "fp32" for other in bundle.manifest.artifacts)
     todo = "its fp32 file is for this CPU" if exact else "export the bundle with --precision fp32 too"
-    return f"{bundle.file(artifact.file)} is in bf16, and this CPU has no bf16 instructions: {cpu}; {todo}"
+    return f"{artifact.file} is in bf16, and this CPU has no bf16 instructions: {cpu}; {todo}"
 
 
 def _fastest(pairs: Sequence[_Pair], speeds: CpuSpeeds) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def byte_level(*, special: bool = True, prefix: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def unigram(*, special: bool = True) -> Tokenizer:
+def unigram(*, special: bool = True, corpus: Sequence[str] = CORPUS, size: int = 200) -> Tokenizer:
     """SentencePiece unigram with a metaspace and NFKC, as XLM-R and ModernBERT-Ja have it."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
@@ -70,15 +71,15 @@ def unigram(*, special: bool = True) -> Tokenizer:
     # The order of ModernBERT-Ja: cls is neither bos nor what opens a text.
     names = ["<unk>", "<s>", "</s>", "<pad>", "<sep>", "<mask>", "<cls>"]
     trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=names, unk_token="<unk>", max_piece_length=5, show_progress=False
+        vocab_size=size, special_tokens=names, unk_token="<unk>", max_piece_length=5, show_progress=False
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     if special:
         frame(tokenizer, "<s>", "</s>")
     return tokenizer
 
 
-def gemma() -> Tokenizer:
+def gemma(*, corpus: Sequence[str] = CORPUS, size: int = 480) -> Tokenizer:
     """BPE with spaces as letters and bytes for unknown characters, as mmBERT has it from Gemma 2."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -87,8 +88,8 @@ def gemma() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]  # type: ignore[list-item]
     )
     names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=names[:5], show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=names[:5], show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
     raw = json.loads(tokenizer.to_str())
     start = len(raw["model"]["vocab"])
     raw["model"]["vocab"] |= {byte: start + i for i, byte in enumerate(names[5:])}

@@ -115,7 +115,7 @@ class Pairs(_Embeddings):
     Targets: which text each is, int64 [rows, texts of the longest row], `NONE` past the end of the others.
     """
 
-    metric_names: ClassVar[Sequence[str]] = ("accuracy@1", f"mrr@{CUTOFF}", f"ndcg@{CUTOFF}")
+    metric_names: ClassVar[Sequence[str]] = (f"ndcg@{CUTOFF}", f"mrr@{CUTOFF}", "accuracy@1")
     best_metric: ClassVar[str] = f"ndcg@{CUTOFF}"
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:

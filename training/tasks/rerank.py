@@ -26,7 +26,7 @@ class Rerank(Task):
     """
 
     head: ClassVar[HeadTask] = "rerank"
-    metric_names: ClassVar[Sequence[str]] = (f"mrr@{CUTOFF}", f"ndcg@{CUTOFF}")
+    metric_names: ClassVar[Sequence[str]] = (f"ndcg@{CUTOFF}", f"mrr@{CUTOFF}")
     best_metric: ClassVar[str] = f"ndcg@{CUTOFF}"
     # The marks of a cross-encoder; the version is the first that wrote them.
     config_changes: ClassVar[Mapping[str, Any]] = {

@@ -70,6 +70,22 @@ def test_labelled_rows_give_accuracy_and_f1_of_both(
     assert manifest.evaluation == evaluation and manifest.verdict == "verified"
 
 
+def test_the_tags_of_a_users_texts(
+    own: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "modernbert-token"
+    (tmp_path / "words.conll").write_text("Alice B-PER\nworks O\nhere O\n\nin O\nParis B-LOC\n. O\n", "utf-8")
+    command = ["parity", str(own(name)), "--reference", str(checkpoint(name)), "--json", "--quiet"]
+    assert run([*command, "--data", str(tmp_path / "words.conll")]) == 0
+    report = reports(capsys)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(name))
+    evaluation = report["evaluation"]
+    assert evaluation["rows"] == sum(len(tokenizer(text)["input_ids"]) for text in ("Alice works here", "in Paris ."))
+    assert evaluation["agreement"] == 1.0 and evaluation["accuracy"] is None
+    ours = [row for row in report["rows"] if row["case"] == "2 texts"]
+    assert {row["check"]: row["passed"] for row in ours} == {"logits": True, "labels": True}
+
+
 @pytest.mark.parametrize("hot", [True, False])
 def test_several_labels(
     hot: bool, own: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -145,10 +161,10 @@ def test_bad_rows_are_named(
 def test_data_for_another_task_is_refused(
     bundle: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "modernbert-token"
+    name = "modernbert-mlm"
     data = write(tmp_path / "rows.jsonl", [{"text": "a"}])
     assert run(["parity", str(bundle(name)), "--reference", str(checkpoint(name)), "--data", data]) == 2
-    assert "token-classification" in capsys.readouterr().err
+    assert "this bundle does fill-mask" in capsys.readouterr().err
 
 
 def test_another_checkpoint_is_named_and_fails(

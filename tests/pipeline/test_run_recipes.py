@@ -1,0 +1,99 @@
+"""The recipes of recipes/ that are not of reviews, run for real: real rows, a small model, cached the second time."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repository import DATA, ROOT
+from training_samples import write_jsonl
+
+from nopad.runtime.cli import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # four commands, one after the other
+
+
+def rte(split: str) -> Iterator[dict[str, Any]]:
+    """Pairs of RTE-2: the short hypothesis as a query, the text as a passage, and whether it says so."""
+    for pair in ElementTree.parse(DATA / "rte" / f"rte2_{split}.xml").getroot():
+        text, hypothesis = pair.findtext("t"), pair.findtext("h")
+        yield {"query": hypothesis, "passage": text, "label": int(pair.attrib["entailment"] == "YES")}
+
+
+def tagged_files(folder: Path) -> None:
+    for name, part, count in (("train", "esp.train", 300), ("valid", "esp.testa", 60), ("test", "esp.testb", 60)):
+        sentences = (DATA / "conll" / part).read_text("utf-8").split("\n\n")
+        (folder / f"{name}.conll").write_text("\n\n".join(sentences[:count]) + "\n", "utf-8")
+
+
+def pair_files(folder: Path) -> None:
+    for name, split, count in (("train", "dev", 120), ("test", "test", 40)):
+        rows = [{key: row[key] for key in ("query", "passage")} for row in rte(split) if row["label"]]
+        write_jsonl(folder / f"{name}.jsonl", rows[:count])
+
+
+def passage_files(folder: Path) -> None:
+    """Each query with its own passage, and with the next one's, which says nothing of it."""
+    for name, split, count in (("train", "dev", 60), ("test", "test", 20)):
+        answered = list(islice((row for row in rte(split) if row["label"]), count))
+        others = [{**row, "passage": other["passage"], "label": 0} for row, other in pairwise(answered)]
+        write_jsonl(folder / f"{name}.jsonl", [*answered, *others])
+
+
+LEADS = {"ner": ("f1", "precision"), "embeddings": ("ndcg@10", "mrr@10"), "rerank": ("ndcg@10", "mrr@10")}  # first
+RECIPES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "ner": (tagged_files, "conll"),
+    "embeddings": (pair_files, "rte"),
+    "rerank": (passage_files, "rte"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_of_the_repository(
+    name: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_data, needs = RECIPES[name]
+    if not (DATA / needs).is_dir():
+        pytest.skip(f"no {DATA / needs}; set NOPAD_DATA to the folder with the test data")
+    (tmp_path / "data").mkdir()
+    make_data(tmp_path / "data")
+    for option, value in {"EPOCHS": "1", "LEARNING_RATE": "3e-3", "THREADS": "1"}.items():
+        monkeypatch.setenv(f"NOPAD_TRAIN_{option}", value)
+    for command in ("EXPORT", "PARITY", "BENCH"):
+        monkeypatch.setenv(f"NOPAD_{command}_THREADS", "1")
+    monkeypatch.setenv("NOPAD_BENCH_ROUNDS", "2")
+    monkeypatch.setenv("NOPAD_BENCH_NO_BUILD_TIME", "true")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    values = {
+        "data": tmp_path / "data",
+        "model": checkpoint("modernbert-mlm"),
+        "targets": "cpu",
+        "precisions": "fp32,int8" if name == "ner" else "fp32",
+    }
+    folder = tmp_path / "run"
+
+    def go() -> list[dict[str, Any]]:
+        sets = [word for pair in values.items() for word in ("--set", "{}={}".format(*pair))]
+        code = run(["run", str(ROOT / "recipes" / f"{name}.yaml"), *sets, "--output", str(folder), "--json"])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return [line for line in map(json.loads, said.out.splitlines()) if "step" in line]
+
+    first = go()
+    assert {step["status"] for step in first} == {"done"}
+    results = {step["step"]: step["results"][-1] for step in first}
+    assert results["export"]["verdict"] == "verified" and results["parity"]["passed"]
+    page = (folder / "report.html").read_text("utf-8")
+    assert all(f">{step['step']}</h2>" in page for step in first) and "Nothing to show" not in page
+    assert list(LEADS[name]) == re.findall(rf"train: ({'|'.join(LEADS[name])})", page)
+    assert {step["status"] for step in go()} == {"cached"}

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nopad.model.head import Head
+from nopad.model.packages import install_hint, missing
 from nopad.runtime.answering import Answering, Asking
 from nopad.runtime.engines.base import ENGINES, Differentiable
-from nopad.runtime.errors import EngineError, TextError, UsageError
+from nopad.runtime.errors import EngineError, EnvironmentProblem, TextError, UsageError
 from nopad.runtime.explain import shapley
 from nopad.runtime.explain.perturbed import Perturbed, perturb
 from nopad.runtime.explain.units import Unit, units_of
@@ -183,6 +184,8 @@ class Explainer:
                 f"can do {' and '.join(OTHERS)}. For gradients, export the bundle with --target torch too, and open "
                 f"it with engine {' or '.join(with_them)}"
             )
+        if missing(["captum"]):
+            raise EnvironmentProblem(f"{self._asked.method} needs the package captum: {install_hint('explain')}")
 
     def _by_gradients(self, text: Text) -> Explanation:
         from nopad.runtime.explain import gradients

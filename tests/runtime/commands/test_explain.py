@@ -36,12 +36,13 @@ class Marks(HTMLParser):
 
 
 def test_words_are_printed_with_the_strongest_of_each_side(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["explain", TEXT, "--threads", "1"]) == 0
+    text = "A dull film. But the acting wasn't bad; I loved it!"
+    assert run(["explain", text, "--threads", "1"]) == 0
     head, shown, *sides = capsys.readouterr().out.splitlines()
     assert head.startswith("negative 0.") and "occlusion by word" in head and "onnx-cpu" in head
-    assert shown == TEXT
+    assert shown == text
     assert [line.split()[0] for line in sides] == ["for", "against"]
-    assert "Dull" in sides[0] and "loved" in sides[1]
+    assert "dull" in sides[0] and "loved" in sides[1]
 
 
 def test_json_has_spans_that_add_up(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +70,7 @@ def test_a_file_of_texts_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixtur
     seen.feed(page)
     assert seen.text == TEXT + "splendid" and "<b>" not in page
     assert seen.marked == [each["text"] for line in (lines[0], lines[2]) for each in line["attributions"]]
-    assert "default-src 'none'" in page and "style=" not in page.partition("<body>")[2] and "http" not in page
+    assert "default-src 'none'" in page and "style=" not in page.partition("<body>")[2] and "://" not in page
 
 
 @pytest.mark.parametrize(

@@ -55,16 +55,17 @@ class Table(NamedTuple):
 
 def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]) -> str:
     """The text of an HTML file: a title, a sentence below it, plots side by side as the window allows, then tables."""
-    style = f"{_COLOURS} {style_sheet()}{_PAGE}"
     figures = "".join(
         f"<figure><figcaption>{escaped(one.title)} <small>{escaped(one.remark)}</small></figcaption>{one.svg}</figure>"
         for one in panels
     )
-    body = f"""<h1>{escaped(title)}</h1>
-<p>{escaped(lead)}</p>
-<div class="plots">{figures}</div>
-{"".join(map(_table, tables))}"""
-    return html_document(title=title, style=style, body=body)
+    return plain_page(title, lead, f'<div class="plots">{figures}</div>\n{"".join(map(_table, tables))}')
+
+
+def plain_page(title: str, lead: str, content: str, style: str = "") -> str:
+    """The text of an HTML file with that look: a title, a sentence below, then HTML; `style` is added to the style."""
+    body = f"<h1>{escaped(title)}</h1>\n<p>{escaped(lead)}</p>\n{content}"
+    return html_document(title=title, style=f"{_COLOURS} {style_sheet()}{_PAGE}{style}", body=body)
 
 
 def _table(table: Table) -> str:

@@ -121,6 +121,18 @@ class Head:
         scores = SCORE_ACTIVATIONS[self.activation or default]
         return scores(logits if self.temperature == 1.0 else logits / np.float32(self.temperature))
 
+    def log_odds(self, logits: FloatArray, label: int) -> npt.NDArray[np.float64]:
+        """log(p / (1 - p)) of a label's probability p, from the logits: [..., num_labels] -> [...], without rounding.
+
+        Of a score that is no probability beside others (several labels, rerank, regression), the label's logit alone.
+        """
+        scaled = np.asarray(logits, dtype=np.float64) / self.temperature
+        if not self.one_label or len(self.labels) < 2:
+            return scaled[..., label]
+        others = np.delete(scaled, label, axis=-1)
+        out: npt.NDArray[np.float64] = scaled[..., label] - np.logaddexp.reduce(others, axis=-1)
+        return out
+
     def best(self, logits: FloatArray) -> npt.NDArray[np.int64]:
         """The index of the label, where a text has exactly one: [..., num_labels] -> [...].
 

@@ -58,6 +58,7 @@ PACKAGES: Mapping[str, Package] = {
     "tensorrt": Package(name="tensorrt", extras=("tensorrt",)),
     "tensorrt_rtx": Package(name="tensorrt_rtx", extras=("tensorrt-rtx",)),
     "cuda": Package(name="cuda-python", extras=("tensorrt", "tensorrt-rtx")),
+    "captum": Package(name="captum", extras=("explain",), purpose="explain by gradients"),
     "pyarrow": Package(name="pyarrow", extras=("tables",)),
     "openpyxl": Package(name="openpyxl", extras=("tables",)),
     "zstandard": Package(name="zstandard", extras=("tables",)),

@@ -7,8 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nopad.runtime.types import (
+    Attribution,
     Embedding,
     Entity,
+    Explanation,
     Failure,
     MaskFill,
     Prediction,
@@ -22,7 +24,8 @@ from nopad.runtime.types import (
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
-    "Embedding", "Entity", "Failure", "MaskFill", "Model", "Prediction", "Ranked", "Tagging", "TokenEmbeddings", "load",
+    "Attribution", "Embedding", "Entity", "Explanation", "Failure", "MaskFill", "Model", "Prediction", "Ranked",
+    "Tagging", "TokenEmbeddings", "load",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

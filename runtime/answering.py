@@ -16,10 +16,10 @@ from nopad.runtime.errors import DeadlineError, NopadError, TextError
 from nopad.runtime.inference import TRUNCATED, Decoder, Inference, Piece, collect, listed, pieces
 from nopad.runtime.scheduler.events import Observer
 from nopad.runtime.scheduler.queue import Limits
-from nopad.runtime.scheduler.request import Done, Priority
+from nopad.runtime.scheduler.request import Call, Done, Priority
 from nopad.runtime.scheduler.scheduler import Scheduler
 from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import Failure, LongTexts, Text
+from nopad.runtime.types import AnsweredBy, Failure, FloatArray, LongTexts, Text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,6 +135,28 @@ class Answering:
             batch_tokens=max((each.batch_tokens for each in done), default=0),
         )
 
+    def run(self, texts: Sequence[Tokens], asking: Asking) -> list[tuple[FloatArray, AnsweredBy]]:
+        """Logits of token ids, each run as one text beside those of other callers, and whose they are; in order.
+
+        For a model whose answers are decoded from logits, so not for fill-mask. Raises as `stream`, and the first
+        error of any text.
+        """
+        self.inference.require_open()
+        parts = [Piece(tokens, _undecoded) for tokens in texts]
+        if self.scheduler.in_worker():  # which would wait for itself
+            return _sound(self.inference.run_all(parts))
+        return _sound(map(_result, self.scheduler.wait(self._submit(parts, asking, bounded=False))))
+
+    async def arun(self, texts: Sequence[Tokens], asking: Asking) -> list[tuple[FloatArray, AnsweredBy]]:
+        """`run` for coroutines; raises `OverloadedError`, too."""
+        self.inference.require_open()
+        parts = [Piece(tokens, _undecoded) for tokens in texts]
+        return _sound(map(_result, await self.scheduler.awaited(self._submit(parts, asking, bounded=True))))
+
+    def _submit(self, parts: Sequence[Piece], asking: Asking, *, bounded: bool) -> Call[Any]:
+        lengths = [part.tokens.used for part in parts]
+        return self.scheduler.submit(parts, lengths, priority=asking.priority, timeout=asking.timeout, bounded=bounded)
+
     def close(self) -> None:
         """Fail whoever waits, and release the engines."""
         self.scheduler.close()
@@ -143,6 +165,18 @@ class Answering:
 
 def _result(outcome: Done[Any] | NopadError) -> Any:
     return outcome.value if isinstance(outcome, Done) else outcome
+
+
+def _undecoded(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> FloatArray:
+    return logits
+
+
+def _sound(results: Iterable[Any]) -> list[tuple[FloatArray, AnsweredBy]]:
+    found = list(results)
+    for each in found:
+        if isinstance(each, NopadError):
+            raise each
+    return found
 
 
 def _left(asking: Asking, started: float) -> float | None:

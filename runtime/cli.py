@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("runtime", "Plan engine profiles from the lengths of real texts."),
     "tune": ("runtime", "Measure which engine answers your texts fastest here."),
     "predict": ("runtime", "Answer texts, or a file of them."),
+    "explain": ("runtime", "Mark the words that speak for a text's label, or against it."),
     "serve": ("runtime", "Serve bundles over HTTP, to clients of many libraries."),
     "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
     "run": ("pipeline", "Run a recipe of these commands; what is done already is kept."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from nopad.runtime.errors import BundleError
 
 # For --help: what a command reads.
 FILES = (
@@ -73,6 +76,21 @@ def labelled_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def bundle_and_texts(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Bundle and texts of a command's arguments: a first one that is a folder is the bundle. Raises `BundleError`."""
+    # Unlike Path.is_dir, it accepts texts that are too long for a file name.
+    if arguments and os.path.isdir(arguments[0]):
+        return arguments[0], arguments[1:]
+    if arguments and os.path.isfile(arguments[0]):
+        raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
+    # A single word before other texts, or with a slash, is more likely a missing bundle than a text.
+    if arguments and len(arguments[0].split()) == 1 and (len(arguments) > 1 or "/" in arguments[0]):
+        raise BundleError(
+            f"no bundle at {arguments[0]}: the folder does not exist (if it is a text, give it with --input -)"
+        )
+    return None, arguments
 
 
 def emit(value: Any) -> None:

@@ -157,7 +157,7 @@ class Inference:
         return lambda logits, tokens, by: decode.prediction(logits, tokens, head, by, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int, targets: Sequence[str] | None) -> Decoder[MaskFill]:
-        head, encoder, mask_id = self.manifest.head, self._encoder, self._mask_id
+        head, encoder, mask_id = self.manifest.head, self._encoder, self.mask_id
         among = None if targets is None else decode.target_ids(targets, encoder)
 
         def fill(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> MaskFill:
@@ -172,7 +172,8 @@ class Inference:
         return self.manifest.mask_token or "[MASK]"
 
     @property
-    def _mask_id(self) -> int | None:
+    def mask_id(self) -> int | None:
+        """Id of the mask token; None for a tokenizer without one."""
         return self._encoder.token_id(self._mask)
 
     def answers(
@@ -186,11 +187,12 @@ class Inference:
         for window in windows(listed(texts), lambda text: text):
             self.require_open()
             encoded = self.encode(window, prompt, long)
-            results = self._run_all(pieces(encoded, decoder))
+            results = self.run_all(pieces(encoded, decoder))
             yield from collect(encoded, self.finish(encoded, results, decoder, long.merge), start)
             start += len(window)
 
-    def _run_all(self, parts: Sequence[Piece]) -> list[Any]:
+    def run_all(self, parts: Sequence[Piece]) -> list[Any]:
+        """What `finish` takes of each, in order, or the error of its micro-batch."""
         results: dict[int, Any] = {}
         for batch in self.planner.plan([part.tokens.used for part in parts]):
             try:
@@ -229,7 +231,7 @@ class Inference:
             return next((error for error in bad if not isinstance(error, TextError)), bad[0])
         first = next(each for each in results if not isinstance(each, NopadError))
         if isinstance(first, MaskFill):
-            return cast(R, long_texts.merged_masks(text, results, self._mask_id) if text.windows else first)
+            return cast(R, long_texts.merged_masks(text, results, self.mask_id) if text.windows else first)
         if not isinstance(first, tuple):  # a decoder of the caller's own, early
             return cast(R, first)
         logits, by = first

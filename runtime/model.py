@@ -6,55 +6,37 @@ callers, run, and answered in the caller's order.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import numpy as np
 
 from nopad.runtime.answering import Answered, Asking
 from nopad.runtime.errors import UsageError
+from nopad.runtime.explain.explaining import Asked, Explainer
 from nopad.runtime.inference import MASKS_TOP_K, Decoder
-from nopad.runtime.long_texts import check_merge
-from nopad.runtime.opened import OpenedBundle, raise_failures
-from nopad.runtime.prompts import resolve_prompt
-from nopad.runtime.scheduler.request import Priority
+from nopad.runtime.opened import CallOptions, OpenedBundle, raise_failures
 from nopad.runtime.types import (
     IGNORED_LABELS,
+    By,
     Embedding,
+    Explanation,
     Failure,
     FloatArray,
-    LongTexts,
     MaskFill,
-    Merge,
+    Method,
     Prediction,
     Ranked,
+    Removal,
     Result,
-    Side,
     Strategy,
     Tagging,
     Text,
-    Truncation,
 )
 
 R = TypeVar("R")
 OnError = Literal["raise", "return"]
 Texts = list[str] | list[tuple[str, str]] | list[Text]
-
-
-class CallOptions(TypedDict, total=False):
-    """Keyword arguments of every method of `Model` that answers."""
-
-    timeout: float | None
-    priority: Priority
-    truncation: Truncation | None
-    truncation_side: Side | None
-    stride: int | None
-    merge: Merge | None
-
-
-# What a call may say about long texts, by the names of `LongTexts`.
-_LONG = {"truncation": "truncation", "truncation_side": "side", "stride": "stride", "merge": "merge"}
 
 
 class Model(OpenedBundle):
@@ -289,6 +271,43 @@ class Model(OpenedBundle):
         asking = self._asking(options, prompt_name, prompt)
         return _ranked(passages, await self._all(pairs, decoder, asking))
 
+    def explain(
+        self,
+        texts: Sequence[Text],
+        *,
+        label: str | None = None,
+        method: Method = "occlusion",
+        by: By = "word",
+        budget: int | None = None,
+        removal: Removal = "drop",
+        on_error: OnError = "raise",
+        **options: Unpack[CallOptions],
+    ) -> list[Explanation | Failure]:
+        """What the tokens, words or sentences of each text did for `label` (None: its own answer): docs/explain.md.
+
+        `budget`: the most runs for a text. `removal`: "drop" or "mask". Other callers go first (`priority` "batch"),
+        unless told otherwise. `on_error`: as of `predict`.
+        """
+        asked = Asked(method=method, by=by, label=label, budget=budget, removal=removal)
+        explainer = Explainer(self._answering, asked, self._asking({"priority": "batch", **options}))
+        answers = explainer.answers(texts)
+        return list(raise_failures(answers) if on_error == "raise" else answers)
+
+    async def aexplain(
+        self,
+        text: Text,
+        *,
+        label: str | None = None,
+        method: Method = "occlusion",
+        by: By = "word",
+        budget: int | None = None,
+        removal: Removal = "drop",
+        **options: Unpack[CallOptions],
+    ) -> Explanation:
+        """`explain` for coroutines, of one text."""
+        asked = Asked(method=method, by=by, label=label, budget=budget, removal=removal)
+        return await Explainer(self._answering, asked, self._asking({"priority": "batch", **options})).aexplain(text)
+
     def results(
         self,
         texts: Iterable[Text],
@@ -333,24 +352,6 @@ class Model(OpenedBundle):
         )
         asking = self._asking(options, prompt_name, prompt)
         return await self._answering.answer(texts, decoder, asking, whole=all_or_none)
-
-    def _asking(self, options: CallOptions, prompt_name: str | None = None, prompt: str | None = None) -> Asking:
-        own = prompt_name is prompt is None
-        timing: Any = {name: value for name, value in options.items() if name not in _LONG}
-        return Asking(
-            prompt=self._prompt if own else resolve_prompt(self.manifest, prompt_name, prompt),
-            long=self._long(options),
-            **timing,
-        )
-
-    def _long(self, options: Mapping[str, Any]) -> LongTexts:
-        """What becomes of long texts in a call: as loaded, but for what it says itself."""
-        given = {field: options[name] for name, field in _LONG.items() if options.get(name) is not None}
-        if not given:
-            return self._long_texts
-        same = given.get("truncation") in (None, self._long_texts.truncation)
-        check_merge(given.get("merge"), self.task)
-        return dataclasses.replace(self._long_texts if same else LongTexts(), **given)
 
     def _each(self, texts: Iterable[Text], decoder: Decoder[R], asking: Asking) -> list[R]:
         return list(raise_failures(self._answering.stream(texts, decoder, asking)))

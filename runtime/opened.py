@@ -1,23 +1,42 @@
-"""`OpenedBundle`: what an opened bundle is, how it is closed, and its raw logits; knows no answers."""
+"""`OpenedBundle`: what an opened bundle is, how it is closed and asked, and its raw logits; knows no answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from nopad.model.head import BARE
-from nopad.runtime.answering import Answering
+from nopad.runtime.answering import Answering, Asking
 from nopad.runtime.engines.chain import ChainStatus
 from nopad.runtime.errors import TextError
 from nopad.runtime.inference import TRUNCATED, Decoder, Inference
+from nopad.runtime.long_texts import check_merge
 from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.scheduler.events import Observer
 from nopad.runtime.scheduler.queue import Limits
+from nopad.runtime.scheduler.request import Priority
 from nopad.runtime.tokenizer import Tokens
-from nopad.runtime.types import Failure, FloatArray, LongTexts, Text
+from nopad.runtime.types import Failure, FloatArray, LongTexts, Merge, Side, Text, Truncation
 
 R = TypeVar("R")
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments of every method of `Model` that answers."""
+
+    timeout: float | None
+    priority: Priority
+    truncation: Truncation | None
+    truncation_side: Side | None
+    stride: int | None
+    merge: Merge | None
+
+
+# What a call may say about long texts, by the names of `LongTexts`.
+_LONG = {"truncation": "truncation", "truncation_side": "side", "stride": "stride", "merge": "merge"}
 
 
 class OpenedBundle:
@@ -118,6 +137,24 @@ class OpenedBundle:
     ) -> list[FloatArray]:
         """Logits of token id sequences, run as one micro-batch in the caller's order (`predict` would sort them)."""
         return self._inference.run_ids(sequences, token_types or [[0] * len(ids) for ids in sequences])[0]
+
+    def _asking(self, options: CallOptions, prompt_name: str | None = None, prompt: str | None = None) -> Asking:
+        own = prompt_name is prompt is None
+        timing: Any = {name: value for name, value in options.items() if name not in _LONG}
+        return Asking(
+            prompt=self._prompt if own else resolve_prompt(self.manifest, prompt_name, prompt),
+            long=self._long(options),
+            **timing,
+        )
+
+    def _long(self, options: Mapping[str, Any]) -> LongTexts:
+        """What becomes of long texts in a call: as loaded, but for what it says itself."""
+        given = {field: options[name] for name, field in _LONG.items() if options.get(name) is not None}
+        if not given:
+            return self._long_texts
+        same = given.get("truncation") in (None, self._long_texts.truncation)
+        check_merge(given.get("merge"), self.task)
+        return dataclasses.replace(self._long_texts if same else LongTexts(), **given)
 
 
 def raise_failures(answers: Iterable[R | Failure]) -> Iterator[R]:

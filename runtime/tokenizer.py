@@ -30,6 +30,7 @@ class Tokens:
     special: list[int]  # 1 for [CLS], [SEP] and the like
     pieces: list[str]  # the tokens as text
     prompt_length: int = 0  # tokens of the prompt at the beginning
+    second: int | None = None  # of a pair: the first token of its second text
     # Of a text that is left whole though it is too long:
     body: tuple[int, int] = (0, 0)  # its tokens from here to there are divided, the rest is in every window
     windows: tuple[Window, ...] = ()  # what the model reads instead
@@ -249,6 +250,7 @@ class TextEncoder:
             special=encoding.special_tokens_mask,
             pieces=encoding.tokens,
             prompt_length=prompt_length,
+            second=_second(encoding) if isinstance(text, tuple) else None,
             body=_body(encoding, prompt_length) if total > self.max_length and truncation == "window" else (0, 0),
         )
 
@@ -260,6 +262,11 @@ class TextEncoder:
             encoding = self._tokenizer.encode(part, add_special_tokens=False)
             total += len(encoding.ids) + sum(len(rest.ids) for rest in encoding.overflowing)
         return total
+
+
+def _second(encoding: Encoding) -> int | None:
+    parts = encoding.sequence_ids
+    return parts.index(1) if 1 in parts else None
 
 
 def _body(encoding: Encoding, prompt_length: int) -> tuple[int, int]:

@@ -20,6 +20,13 @@ Side = Literal["left", "right"]
 Merge = Literal["mean", "max", "first"]
 # How tokens become entities, by the names of transformers' pipeline.
 Strategy = Literal["none", "simple", "first", "average", "max"]
+# How a text's words are made to answer for its label, and what is removed at once (docs/explain.md).
+Method = Literal["occlusion", "shapley", "integrated-gradients", "gradient-x-input"]
+By = Literal["token", "word", "sentence"]
+Removal = Literal["drop", "mask"]
+METHODS: tuple[Method, ...] = get_args(Method)
+BYS: tuple[By, ...] = get_args(By)
+REMOVALS: tuple[Removal, ...] = get_args(Removal)
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 MERGES: tuple[Merge, ...] = get_args(Merge)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -162,6 +169,42 @@ class Ranked:
     index: int  # position in the caller's list of passages
     score: float
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """What a token, word or sentence did for a label; `start` and `end` are character positions in its text."""
+
+    start: int
+    end: int
+    text: str
+    score: float  # log-odds: above 0 it speaks for the label, below 0 against it
+    part: int = 0  # 1: it stands in the second text of a pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(Usage):
+    """Why a model of text-classification or rerank gave a label its score.
+
+    Everything is in log-odds of the label, log(p / (1 - p)); of several labels, rerank and regression, its logit.
+    `base_value` is that of the text with everything removed; where the method is additive, it and the scores of all
+    attributions add up to `value`, and `residual` is what they lack.
+    """
+
+    label: str
+    score: float  # the label's score, as of `Prediction`
+    value: float  # of the whole text
+    base_value: float
+    attributions: tuple[Attribution, ...]  # in the text's order, without overlap
+    method: Method
+    by: By
+    removal: Removal
+    runs: int  # texts that were run, or gradients computed, to find out
+
+    @property
+    def residual(self) -> float:
+        """What the scores lack to `value`: about 0 for shapley and integrated-gradients."""
+        return self.value - self.base_value - sum(each.score for each in self.attributions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,11 @@ MODULES = [
     "nopad.runtime.data.records",
     "nopad.runtime.data.table",
     "nopad.runtime.decode",
+    "nopad.runtime.explain.explaining",
+    "nopad.runtime.explain.page",
+    "nopad.runtime.explain.perturbed",
+    "nopad.runtime.explain.shapley",
+    "nopad.runtime.explain.units",
     "nopad.runtime.errors",
     "nopad.runtime.inference",
     "nopad.runtime.offline.resumable",
@@ -69,8 +74,10 @@ def public(module: ModuleType) -> list[tuple[str, object]]:
 
 def test_the_names_of_the_runtime() -> None:
     assert set(nopad.runtime.__all__) == {
+        "Attribution",
         "Embedding",
         "Entity",
+        "Explanation",
         "Failure",
         "MaskFill",
         "Model",

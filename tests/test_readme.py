@@ -49,5 +49,11 @@ def test_the_first_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[0] for line in lines] == ["negative", "positive"]
 
 
+def test_the_explanation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    block = next(block for kind, block in BLOCKS if kind == "python" and "explain(" in block)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[0].startswith("dull 2 6 ")
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     assert "@@" not in README

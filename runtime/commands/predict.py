@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,19 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, threads_option
+from nopad.runtime.console import (
+    FILES,
+    bundle_and_texts,
+    common_options,
+    emit,
+    messages,
+    reading_options,
+    threads_option,
+)
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import ENGINES, named_engines
-from nopad.runtime.errors import BundleError, UsageError
+from nopad.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from nopad.runtime.predictor import Model
@@ -122,7 +129,7 @@ def predict(
     """
     from nopad.runtime.offline.answers import answer_file
 
-    bundle, texts = _split(arguments)
+    bundle, texts = bundle_and_texts(arguments)
     output = None if output == Path("-") else output
     _check_usage(texts, source, output, keep=keep, scores=scores, resume=resume)
     console = messages(quiet)
@@ -192,22 +199,6 @@ def _say_if_degraded(model: Model, console: Console) -> None:
                 f"engine {engine.name} ({engine.precision}) failed on {engine.failures} batches, another answered: "
                 f"{engine.reason}"
             )
-
-
-def _split(arguments: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """Bundle and texts: a first argument that is a folder is the bundle."""
-    if arguments and os.path.isdir(
-        arguments[0]
-    ):  # unlike Path.is_dir, it accepts texts that are too long for a file name
-        return arguments[0], arguments[1:]
-    if arguments and os.path.isfile(arguments[0]):
-        raise BundleError(f"{arguments[0]} is a file: a bundle is a folder, and a file of texts goes to --input")
-    # A single word before other texts, or with a slash, is more likely a missing bundle than a text.
-    if arguments and len(arguments[0].split()) == 1 and (len(arguments) > 1 or "/" in arguments[0]):
-        raise BundleError(
-            f"no bundle at {arguments[0]}: the folder does not exist (if it is a text, give it with --input -)"
-        )
-    return None, arguments
 
 
 def _print(model: Model, texts: tuple[str, ...], wanted: Mapping[str, Any], as_json: bool, console: Console) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nopad.model.packages import Need
 from nopad.model.packing import PackedBatch
@@ -45,6 +45,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """An engine whose encoder can be asked for gradients, too."""
+
+    def differentiable(self) -> Any:
+        """A `nopad.model.encoder.PackedEncoder` of the caller's own, in fp32: hooks on it touch no answer."""
         ...
 
 

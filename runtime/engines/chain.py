@@ -141,6 +141,11 @@ class EngineChain:
         return self._chosen.candidate
 
     @property
+    def engine(self) -> Engine | None:
+        """The engine that was chosen at load; None while it is not open."""
+        return self._chosen.engine
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the chosen engine reports now; None if it reports none."""
         engine = self._chosen.engine

@@ -8,6 +8,7 @@ The key `nopad` of `config.json` holds what transformers' own keys cannot say: t
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 from collections.abc import Mapping
@@ -101,6 +102,16 @@ class TorchEngine:
             raise EngineError(f"the GPU ran out of memory on {batch.num_tokens} tokens: {error}") from None
         except Exception as error:
             raise EngineError(f"PyTorch failed on {batch.num_tokens} tokens: {error}") from None
+
+    def differentiable(self) -> Any:
+        """A copy of the encoder with modules of its own; weights in fp32 are the engine's, others copied to fp32."""
+        encoder = self._encoder
+        if encoder is None:
+            raise EngineError("engine torch is closed")
+        weights = list(encoder.parameters())
+        exact = all(weight.dtype == self._torch.float32 for weight in weights)
+        copied = copy.deepcopy(encoder, {id(weight): weight for weight in weights} if exact else {})
+        return copied if exact else copied.float()
 
     def _set_threads(self) -> None:
         if self._asked_threads is not None and self._asked_threads != self._torch.get_num_threads():

@@ -23,10 +23,11 @@ from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.records import Row, read_rows, source_columns, source_files
 from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import UsageError
+from nopad.runtime.explain.page import explained
 from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
 from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
-from nopad.runtime.types import Embedding, Failure, MaskFill, Prediction, Result, Tagging, TokenEmbeddings
+from nopad.runtime.types import Embedding, Explanation, Failure, MaskFill, Prediction, Result, Tagging, TokenEmbeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,7 @@ def _answer(line: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def as_object(answer: Result) -> dict[str, Any]:
+def as_object(answer: Result | Explanation) -> dict[str, Any]:
     """An answer as a JSON object."""
     usage: dict[str, Any] = {"tokens": answer.tokens, "tokens_used": answer.tokens_used, "engine": answer.engine}
     if answer.windows != 1:
@@ -234,6 +235,8 @@ def as_object(answer: Result) -> dict[str, Any]:
         if answer.abstained:
             value["abstained"] = True
         return value | usage
+    if isinstance(answer, Explanation):
+        return explained(answer) | usage
     if isinstance(answer, Tagging):
         entities = [
             {"label": e.label, "score": e.score, "start": e.start, "end": e.end, "text": e.text}

@@ -91,7 +91,7 @@ def test_the_help_of_a_command_explains_every_option(name: str, capsys: Capture)
 
 def test_threads_are_an_option_of_the_commands_that_compute() -> None:
     have = {name for name in COMMANDS if any("--threads" in option.opts for option in command(name).params)}
-    assert have == {"train", "export", "parity", "calibrate", "tune", "predict", "serve", "bench", "demo"}
+    assert have == {"train", "export", "parity", "calibrate", "tune", "predict", "explain", "serve", "bench", "demo"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -100,10 +100,20 @@ def _token_steps(lengths: IntArray, tokens: int, processes: int) -> int:
     return max(1, math.ceil(total / (processes * (tokens - longest))))
 
 
-def token_counts(rows: Any) -> list[int]:
+def token_counts(rows: Any) -> IntArray:
     """Tokens of each row of a data set: of its columns of token ids together."""
-    columns = [name for name in rows.column_names if name.endswith("input_ids")]
-    return [sum(map(len, ids)) for ids in zip(*(rows[name] for name in columns), strict=True)]
+    return np.sum(text_lengths(rows), axis=0, dtype=np.int64)
+
+
+def text_lengths(rows: Any) -> list[IntArray]:
+    """Tokens of each text of the rows of a data set: [rows] for each column of token ids."""
+    names = [name for name in rows.column_names if name.endswith("input_ids")]
+    batches = rows.select_columns(names).with_format("arrow").iter(batch_size=1000)
+    chunks: dict[str, list[IntArray]] = {name: [] for name in names}
+    for batch in batches:
+        for name in names:
+            chunks[name] += [chunk.value_lengths().to_numpy() for chunk in batch[name].chunks]
+    return [np.concatenate(each).astype(np.int64) for each in chunks.values()]
 
 
 class BatchLoader(DataLoader[Any]):

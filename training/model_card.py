@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from nopad.charts import units
+from nopad.model.checkpoint.read_config import LENGTHS
 from nopad.training.outcome import Outcome
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -113,6 +114,7 @@ def _data(outcome: Outcome) -> list[str]:
         "## Data",
         _table(("", "source", "rows", "SHA-256 of the rows"), rows),
         _cell(parts["summary"]),
+        f"Lengths: {_cell(outcome.lengths.line())}; all of them: `{LENGTHS}`.",
     ]
 
 

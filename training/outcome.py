@@ -11,6 +11,7 @@ from transformers import TrainerState
 
 from nopad.model.errors import CheckpointError
 from nopad.training.data import TrainingData
+from nopad.training.lengths import LengthReport
 from nopad.training.recipe import Recipe
 from nopad.training.saved import Notes
 
@@ -28,6 +29,7 @@ class Outcome:
     metrics: Mapping[str, float]  # of the evaluation whose weights are kept
     epoch: float
     history: Sequence[Mapping[str, float]]  # `Trainer`'s log
+    lengths: LengthReport  # of the texts trained on
     notes: Notes  # as of the end, with the evaluation's details
     provenance: Mapping[str, Any]
 
@@ -39,6 +41,7 @@ class Outcome:
             "recipe": vars(self.recipe),
             "task": {"head": self.data.task.head, **vars(self.data.task)},
             "seconds": round(self.notes.seconds, 1),
+            "lengths": self.lengths.record(),
             "cpu_seconds": round(self.notes.cpu_seconds, 1),
             **self.provenance,
         }

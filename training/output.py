@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nopad.model.checkpoint.load import Checkpoint
+from nopad.model.checkpoint.read_config import LENGTHS
 from nopad.model.checkpoint.save import write_checkpoint
 from nopad.model.checkpoint.save_pooling import write_pooling
 from nopad.model.checkpoint.tokenizer import save_tokenizer
@@ -29,6 +30,7 @@ def write_output(
     texts = {
         CURVES: curves_svg(outcome.history, names),
         CURVES_PAGE: curves_page(outcome.history, names, title=outcome.name, lead=lead, record=record),
+        LENGTHS: outcome.lengths.histogram(),
         CARD: model_card(outcome, architecture=architecture, max_length=tokenizer.model_max_length, curves=CURVES),
     }
     for name, text in texts.items():

@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from nopad.model.checkpoint.adapter import SETTINGS_FILE
+from nopad.model.checkpoint.read_config import LENGTHS
 from nopad.model.checkpoint.save_pooling import POOLING_FILES
 from nopad.model.checkpoint.weights import ADAPTER_FILE
 from nopad.model.errors import CheckpointError
@@ -36,7 +37,7 @@ RECORD = "nopad_training"  # of config.json: what the run was
 _CONFIGURED = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _CONFIGURED |= {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"}
 CHECKPOINT_FILES = frozenset(
-    {MARKER, CURVES, CURVES_PAGE, SWEEP_PAGE}
+    {MARKER, CURVES, CURVES_PAGE, LENGTHS, SWEEP_PAGE}
     | _CONFIGURED
     | POOLING_FILES
     | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, "README.md", *_CONFIGURED)}

@@ -28,11 +28,12 @@ from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.head import Head
 from nopad.runtime.atomic import replace_folder
 from nopad.runtime.errors import UsageError
-from nopad.training.batches import Batches, token_counts
+from nopad.training.batches import Batches, text_lengths
 from nopad.training.data import TrainingData
 from nopad.training.evaluation import EvaluateAtTheEnd
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
+from nopad.training.lengths import LengthReport, length_report
 from nopad.training.lora import add_lora, check_lora, take_lora
 from nopad.training.meter import Meter
 from nopad.training.optimizer import freeze
@@ -121,7 +122,8 @@ def train(
         if recipe.teacher is not None:
             digest = depends_on["data"]["train"]["sha256"]
             data = taught(data, recipe.teacher, work=work, digest=digest, console=console)
-        trainer = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
+        trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
+        console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)
         with saving_on_signals(console) as stop:
             for callback in (*reporter_callbacks(report_to, output), progress, *callbacks, stop):
@@ -149,6 +151,7 @@ def train(
             metrics=metrics,
             epoch=epoch,
             history=trainer.state.log_history,
+            lengths=lengths,
             notes=replace(trainer.notes, evaluation=read_notes(best).evaluation),
             provenance=depends_on,
         )
@@ -161,7 +164,7 @@ def train(
 
 def _make_trainer(
     checkpoint: Checkpoint, tokenizer: Any, data: TrainingData, work: Path, recipe: Recipe, notes: Notes
-) -> PackedTrainer:
+) -> tuple[PackedTrainer, LengthReport]:
     task = data.task
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
@@ -173,9 +176,10 @@ def _make_trainer(
         )
         for part in (data.train, data.evaluation)
     )
+    lengths = text_lengths(rows)
     arguments = _arguments(recipe, task, work)
     batches = Batches(
-        token_counts(rows),
+        np.sum(lengths, axis=0),
         texts=recipe.batch_size,
         tokens=recipe.batch_tokens,
         seed=recipe.seed,
@@ -204,7 +208,7 @@ def _make_trainer(
         trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
-    return trainer
+    return trainer, length_report(lengths, recipe.max_length)
 
 
 def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:

@@ -17,6 +17,7 @@ from nopad.model.errors import CheckpointError
 from nopad.model.head import BARE, Task
 from nopad.model.rope_config import Rope, read_rope
 
+LENGTHS = "lengths.json"  # beside config.json: how long the texts were that it was trained on, {"length": texts}
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
 

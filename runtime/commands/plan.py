@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.option(
     "--lengths",
     metavar="FILE",
-    help='Token lengths instead of texts: lines of "length" or "length count", or JSON {"length": count}; - for stdin.',
+    help='Token lengths instead of texts: lines of "length" or "length count", or JSON {"length": count}; - for stdin. '
+    "[default, without --data: those of the texts that the checkpoint was trained on]",
 )
 @click.option(
     "--model", "-m", metavar="FOLDER", help="A bundle, or a checkpoint before its export. [default: the embedded model]"
@@ -75,6 +76,7 @@ def plan(
 
     \b
     nopad plan --data reviews.jsonl --model checkpoint/ --output profiles.json
+    nopad plan --model checkpoint/ --output profiles.json
     nopad plan --lengths histogram.txt --memory 4GiB
 
     Costs are forecasts of a model (nopad.runtime.planning.cost_model says which), not measurements.
@@ -82,12 +84,16 @@ def plan(
     from nopad.runtime.planning.lengths import Lengths, open_model, parse_bytes, read_lengths
     from nopad.runtime.planning.search import plan_profiles
 
-    if (data is None) == (lengths is None):
-        raise UsageError("give --data FILE (texts) or --lengths FILE (token lengths)" + (", not both" if data else ""))
-    source = data if data is not None else lengths
-    assert source is not None
+    if data is not None and lengths is not None:
+        raise UsageError("give --data FILE (texts) or --lengths FILE (token lengths), not both")
     memory_bytes = parse_bytes(memory)
     opened = open_model(model)
+    source = data or lengths or (str(opened.lengths) if opened.lengths else None)
+    if source is None:
+        raise UsageError(
+            "give --data FILE (texts) or --lengths FILE (token lengths), or as --model a checkpoint that nopad train "
+            "has written with the lengths of its texts"
+        )
     longest = _longest(max_length, opened)
     _check_output(output)
     console = messages(quiet)

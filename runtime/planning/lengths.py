@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nopad.model.checkpoint.read_config import read_config
+from nopad.model.checkpoint.read_config import LENGTHS, read_config
 from nopad.model.config import EncoderConfig, attention_block
 from nopad.model.errors import CheckpointError
 from nopad.runtime.batching import windows
@@ -36,6 +36,7 @@ class PlannedModel:
     max_length: int  # tokens
     open_encoder: Callable[[], TextEncoder]
     prompt: str = ""  # put before each text
+    lengths: Path | None = None  # a histogram of the texts that it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ def open_model(path: str | None) -> PlannedModel:
         block=config.block,
         max_length=config.max_position_embeddings,
         open_encoder=lambda: _encoder_of_checkpoint(folder / _TOKENIZER, config),
+        lengths=folder / LENGTHS if (folder / LENGTHS).is_file() else None,
     )
 
 

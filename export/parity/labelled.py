@@ -40,7 +40,7 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     yield Row.at_most(
         "logits", case, difference(bundle_logits, reference_logits), scaled(bounds.logits, reference_logits)
     )
-    if bundle_logits.shape != reference_logits.shape or model.task != "text-classification":
+    if bundle_logits.shape != reference_logits.shape or model.task not in ("text-classification", "token-classification"):
         return
     figures = evaluate(
         bundle_logits, reference_logits, model.manifest.head.uncalibrated, data.targets, (middle - start, end - middle)

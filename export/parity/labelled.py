@@ -40,7 +40,8 @@ def labelled_data(trial: Trial) -> Iterator[Row]:
     yield Row.at_most(
         "logits", case, difference(bundle_logits, reference_logits), scaled(bounds.logits, reference_logits)
     )
-    if bundle_logits.shape != reference_logits.shape or model.task != "text-classification":
+    judged = model.task in ("text-classification", "token-classification")
+    if bundle_logits.shape != reference_logits.shape or not judged:
         return
     figures = evaluate(
         bundle_logits, reference_logits, model.manifest.head.uncalibrated, data.targets, (middle - start, end - middle)

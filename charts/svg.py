@@ -95,6 +95,32 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, *, label: str) -> str:
     return _points(series, x, y, label=label, joined=False)
 
 
+def parallel(series: Sequence[Series], axes: Sequence[Axis], *, label: str) -> str:
+    """Parallel coordinates: point n of a series is its value on axis n; each line is darker than the one before it."""
+    longest = max(len(axis.title) for axis in axes) * CHARACTER
+    left, top, bottom, step = max(62.0, longest / 2 + 4), 52.0, 316.0, max(88.0, longest * 0.6)
+    width = left + step * (len(axes) - 1) + longest / 2 + 4
+    parts, scales = [], []
+    for n, axis in enumerate(axes):
+        x = left + step * n
+        scale = _Scale(axis, [line.points[n].y for line in series], bottom, top)
+        scales.append(scale)
+        parts.append(_line("axis", x, bottom, x, top))
+        parts.append(_text(x, 34.0 - 18 * (n % 2), axis.title, "title middle"))  # by turns, for long names
+    for n, line in enumerate(series):
+        places = [(left + step * place, scales[place](point.y)) for place, point in enumerate(line.points)]
+        path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        strength = 1.0 if line.strong else 0.15 + 0.6 * (n + 1) / len(series)
+        heavy = " strong" if line.strong else ""
+        drawn = f'<path class="line s{line.style % COLOURS}{heavy}" stroke-opacity="{strength:.2f}" d="{path}"/>'
+        parts.append(_group(line.style, line.points[-1].tip if line.points else "", [drawn]))
+    for n, (axis, scale) in enumerate(zip(axes, scales, strict=True)):  # over the lines, to be read
+        parts += [
+            _text(left + step * n - 5, scale(tick) + 4, axis.write(tick), "name tick end") for tick in scale.ticks
+        ]
+    return _svg(width, bottom + 16, label, parts)
+
+
 def escaped(text: str) -> str:
     """Text for XML and HTML. Characters that XML cannot hold are replaced."""
     return escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

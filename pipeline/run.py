@@ -175,10 +175,10 @@ def _touched(book: Book, step: Step, steps: Sequence[Step], record: Record) -> B
 
 def _resumes(step: Step, record: Record | None, parts: Mapping[str, Any]) -> bool:
     """Whether an earlier run of the very same step was ended early, and has left epochs to go on from."""
-    epochs = KINDS[step.command].epochs
-    if not epochs or step.output is None or record is None or record.state == "done" or record.parts != parts:
+    saved = KINDS[step.command].saved
+    if not saved or step.output is None or record is None or record.state == "done" or record.parts != parts:
         return False
-    return bool(glob.glob(epochs.format(glob.escape(str(step.output)))))
+    return any(glob.glob(pattern.format(glob.escape(str(step.output)))) for pattern in saved)
 
 
 def _results(path: Path) -> tuple[Any, ...]:

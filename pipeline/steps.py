@@ -30,11 +30,13 @@ class Kind:
     suffix: str | None = None  # of its output, "" for a folder; None: the command has no --output
     takes: Mapping[str, str] = field(default_factory=dict)  # option or argument -> what it is
     changes: str = ""  # which of them is changed in its place
-    epochs: str = ""  # where an interrupted run leaves what --resume goes on from, beside its output
+    saved: tuple[str, ...] = ()  # where an interrupted run leaves what --resume goes on from, beside its output
 
 
 KINDS: Mapping[str, Kind] = {
-    "train": Kind(makes="checkpoint", suffix="", epochs="{}.training/checkpoint-*/trainer_state.json"),
+    "train": Kind(
+        makes="checkpoint", suffix="", saved=("{}.training/checkpoint-*/trainer_state.json", "{}.sweep/study.db")
+    ),
     "plan": Kind(makes="profiles", suffix=".json", takes={"model": "checkpoint"}),
     "export": Kind(makes="bundle", suffix="", takes={"checkpoint": "checkpoint"}),
     "calibrate": Kind(suffix=".svg", takes={"bundle": "bundle"}, changes="bundle"),

@@ -16,6 +16,8 @@ from nopad.training.outcome import Outcome
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_TASKS = {"embeddings": "sentence-similarity", "rerank": "text-ranking"}  # where its name differs from ours
 _HUB_METRICS = {"accuracy", "f1", "mse"}  # names that the Hub knows
+_OF_TRIALS = "Its settings are the best of"
+_UNTESTED = "What it does on texts of another kind or language than its data was not tested."
 
 
 def model_card(outcome: Outcome, *, architecture: str, max_length: int, curves: str) -> str:
@@ -157,12 +159,15 @@ def _limits(outcome: Outcome, max_length: int) -> list[str]:
         limits.append("It answers with the labels above for every text, also for one that none of them fits.")
     if _evaluations(outcome) > 1:
         limits.append("The evaluation chose the weights, so its figures are a little better than new texts will give.")
-    if outcome.trials > 1:
-        limits.append(
-            f"Its settings are the best of {outcome.trials} trials by that evaluation, which flatters it more."
-        )
-    limits.append("What it does on texts of another kind or language than its data was not tested.")
+    limits.append(_UNTESTED)
     return ["## Limits", "\n".join(f"- {limit}" for limit in limits)]
+
+
+def of_sweep(card: str, trials: int) -> str:
+    """The card of a sweep's best run, which says of how many trials it is the best."""
+    lines = [line for line in card.split("\n") if not line.startswith(f"- {_OF_TRIALS}")]
+    told = f"- {_OF_TRIALS} {trials} trials by that evaluation, which flatters it more."
+    return "\n".join([f"{told}\n{line}" if line == f"- {_UNTESTED}" and trials > 1 else line for line in lines])
 
 
 def _evaluations(outcome: Outcome) -> int:

@@ -21,7 +21,6 @@ class Outcome:
     """A finished run."""
 
     name: str  # of the model
-    trials: int  # with other settings, of which this is the best
     model: str | None  # what was fine-tuned, as the user named it; None: random weights
     sources: Sequence[str]  # the data, as the user named it: to train on, and to evaluate
     data: TrainingData

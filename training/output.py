@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.runtime.atomic import sha256_of
 from nopad.training.curves import curves_page, curves_svg
 from nopad.training.lora import Adapter
-from nopad.training.model_card import model_card
+from nopad.training.model_card import model_card, of_sweep
 from nopad.training.outcome import Outcome
 from nopad.training.run_folder import ADAPTER, CARD, CURVES, CURVES_PAGE, RECORD
 
@@ -47,3 +48,12 @@ def write_output(
         write_pooling(
             checkpoint.config, folder, prompts=task.prompts or {}, default_prompt_name=task.default_prompt_name
         )
+
+
+def add_sweep(folder: Path, trials: int) -> None:
+    """Say in the card and the record of a checkpoint folder that it is the best of so many trials."""
+    card, config = folder / CARD, folder / "config.json"
+    card.write_text(of_sweep(card.read_text("utf-8"), trials), encoding="utf-8")
+    content = json.loads(config.read_text("utf-8"))
+    content[RECORD] |= {"trials": trials, "card_sha256": sha256_of(card)}
+    config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from nopad.training.saved import newest_whole
 
 MARKER = "model.safetensors"
 CARD, CURVES, CURVES_PAGE = "README.md", "curves.svg", "curves.html"
-SWEEP_PAGE = "sweep.html"
+SWEEP_PAGE, STUDY = "sweep.html", "study.db"  # of a sweep
 KEPT = "teacher.safetensors"  # of the work folder: a teacher's answers
 ADAPTER = "adapter"  # a folder, of a run with LoRA
 RECORD = "nopad_training"  # of config.json: what the run was
@@ -37,7 +37,7 @@ RECORD = "nopad_training"  # of config.json: what the run was
 _CONFIGURED = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _CONFIGURED |= {"vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"}
 CHECKPOINT_FILES = frozenset(
-    {MARKER, CURVES, CURVES_PAGE, LENGTHS, SWEEP_PAGE}
+    {MARKER, CURVES, CURVES_PAGE, LENGTHS, SWEEP_PAGE, STUDY}
     | _CONFIGURED
     | POOLING_FILES
     | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, "README.md", *_CONFIGURED)}

@@ -40,6 +40,13 @@ class Choice:
 Space = Mapping[str, Range | Choice]  # by the fields of `Recipe`
 
 
+def contains(values: Range | Choice, value: Any) -> bool:
+    """Whether a value is one of those that are tried."""
+    if isinstance(values, Choice):
+        return value in values.values
+    return value is not None and values.low <= value <= values.high
+
+
 def default_space(recipe: Recipe) -> Space:
     """What usually matters, around the values of the recipe."""
     return {

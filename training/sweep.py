@@ -1,75 +1,56 @@
 """A sweep: trials with other settings, each an ordinary run, on Optuna; the best one's checkpoint becomes the output.
 
-Trials and the study (SQLite) are in `OUTPUT.sweep`, of the trials' checkpoints only the best so far. A trial that falls
-behind the median of the others is pruned. An interrupted sweep goes on: in the middle of a trial, too.
+`OUTPUT.sweep` holds the study, the best checkpoint so far (`best`) and the run of the trial at hand. An interrupted
+sweep goes on, in the middle of a trial, too. In the end the study is in the output: more trials can be added to it.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import gc
 import json
 import os
+import re
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback
 
 from nopad.model.errors import NopadError
 from nopad.model.packages import importable, install_hint
 from nopad.runtime.atomic import check_output, locked, replace_folder
-from nopad.runtime.errors import EnvironmentProblem, UsageError
-from nopad.training.errors import SweepError
+from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
+from nopad.training.errors import DivergedError, SweepError
+from nopad.training.output import add_sweep
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import MARKER, SWEEP_PAGE, replaceable, saved_epochs
-from nopad.training.search_space import Choice, Space
+from nopad.training.run_folder import MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
+from nopad.training.study import (
+    Pruned,
+    Report,
+    Row,
+    Sweep,
+    fail,
+    next_trial,
+    open_study,
+    prune,
+    short,
+    suggest,
+    trial_rows,
+)
 from nopad.training.sweep_page import sweep_page
-from nopad.training.tasks.base import SMALLER_IS_BETTER
 from nopad.training.trainer import TrainingResult
 
-_STUDY = "study.db"
-_NAME = "sweep"
+_BEST = "best"
+_TRIAL = re.compile(r"trial-(\d+)(\.training|\.runs)?")
+_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
+_ATTEMPTS = 2  # to go on from the same saved state, after the process was killed
 
 Train = Callable[..., TrainingResult]  # nopad.training.trainer.train of the same data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What a sweep is to do."""
-
-    space: Space
-    trials: int
-    metric: str  # of the task's, or loss
-
-    @property
-    def smaller_is_better(self) -> bool:
-        """Whether the best trial has the smallest value."""
-        return self.metric in SMALLER_IS_BETTER
-
-
-class Pruned(Exception):
-    """The trial is behind the others."""
-
-
-class _Report(TrainerCallback):
-    """Tells the study every evaluation, and ends a trial that is behind."""
-
-    def __init__(self, trial: Any, metric: str) -> None:
-        self._trial, self._metric = trial, metric
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **kwargs: Any) -> None:
-        """After each evaluation."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a step that was told before the interruption
-            self._trial.report(metrics[f"eval_{self._metric}"], state.global_step)
-        if self._trial.should_prune():
-            raise Pruned
 
 
 def check_sweep(output: Path, resume: bool) -> None:
@@ -79,35 +60,66 @@ def check_sweep(output: Path, resume: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("a sweep runs in one process; start it without torchrun")
     check_output(output, MARKER, replaceable(output))
-    if resume and not (_work(output) / _STUDY).is_file():
-        raise UsageError(f"nothing to resume: there is no {_work(output) / _STUDY}; run without --resume")
+    work = _work(output)
+    if "?" in str(work):
+        raise UsageError(f"the path of a sweep's study must have no question mark: {work}; name another --output")
+    if work.exists() and not work.is_dir():
+        raise OutputError(f"{work}, where trials are kept, is not a folder; move it away, or name another output")
+    if foreign := [path.name for path in sorted(work.glob("*")) if not _OURS.fullmatch(path.name)]:
+        raise OutputError(f"{work}, where trials are kept, holds {foreign[0]}; move it away, or name another output")
+    if resume and not ((work / STUDY).is_file() or (output / STUDY).is_file()):
+        raise UsageError(f"nothing to resume: there is no {work / STUDY}; run without --resume")
+    if not resume and any(work.glob(f"*/{MARKER}")):
+        raise OutputError(
+            f"{work} holds a sweep that has not ended, with its best checkpoint so far: go on with --resume, or remove "
+            "that folder to begin anew"
+        )
 
 
 def run_sweep(
-    sweep: Sweep, train: Train, output: Path, *, recipe: Recipe, resume: bool, console: Console
+    sweep: Sweep,
+    train: Train,
+    output: Path,
+    *,
+    recipe: Recipe,
+    resume: bool,
+    console: Console,
+    tell: Callable[[Row], None] = lambda row: None,
 ) -> TrainingResult:
     """Run the trials that are missing, and write the best one's checkpoint, with a page of all, to `output`.
 
-    Raises `UsageError` where `resume` meets another space, `SweepError` if no trial has finished.
+    `tell` gets every trial at the end. Raises `UsageError` where `resume` meets another sweep, `SweepError` if no trial
+    has finished; an error that is not the settings' (`EnvironmentProblem`, `CheckpointError`) ends the sweep.
     """
     work = _work(output)
+    if resume and not (work / STUDY).is_file():
+        _take_up(output, work)
     with locked(work, f"sweeping to {output}"):
         if not resume:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
         work.mkdir(parents=True, exist_ok=True)
-        study = _open_study(sweep, work / _STUDY, recipe.seed)
-        while trial := _next_trial(study, sweep):
-            _run_trial(study, trial, sweep, train, work, recipe, console)
-        console.print(_table(study, sweep))
-        if not _finished(study):
-            raise SweepError(f"no trial of {len(study.trials)} has finished: {_reasons(study)}; see {work}")
-        best = study.best_trial
+        study = open_study(sweep, work / STUDY, recipe)
+        try:
+            while trial := _next(study, sweep, work, output, recipe):
+                _run_trial(study, trial, sweep, train, work, recipe, console)
+        except (KeyboardInterrupt, NopadError):
+            ended = sum(row.state != "interrupted" for row in trial_rows(study))
+            console.print(f"{ended} of {sweep.trials} trials have ended, and are in {work}: go on with --resume")
+            raise
+        rows = trial_rows(study)
+        console.print(_table(rows, sweep))
+        for row in rows:
+            tell(row)
+        if not any(row.state == "finished" for row in rows):
+            raise SweepError(_no_result(rows, work))
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder:
-            shutil.copytree(work / f"trial-{best.number}", folder, dirs_exist_ok=True)
-            (folder / SWEEP_PAGE).write_text(sweep_page(study, sweep.metric, output.absolute().name), "utf-8")
-        shutil.rmtree(work)
-    told = json.loads(best.user_attrs["result"])
-    return TrainingResult(output=output, **told)
+            shutil.copytree(work / _BEST, folder, dirs_exist_ok=True)
+            shutil.copy(work / STUDY, folder / STUDY)
+            add_sweep(folder, len(rows))
+            page = sweep_page(study, rows, sweep.metric, output.absolute().name)
+            (folder / SWEEP_PAGE).write_text(page, encoding="utf-8")
+        _remove(work)
+    return TrainingResult(output=output, **json.loads(study.best_trial.user_attrs["result"]))
 
 
 def _work(output: Path) -> Path:
@@ -115,105 +127,105 @@ def _work(output: Path) -> Path:
     return path.with_name(path.name + ".sweep")
 
 
-def _open_study(sweep: Sweep, path: Path, seed: int) -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=_NAME,
-        storage=f"sqlite:///{path}",
-        direction="minimize" if sweep.smaller_is_better else "maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-        load_if_exists=True,
-    )
-    asked = {"metric": sweep.metric, "space": {name: str(values) for name, values in sweep.space.items()}}
-    if study.user_attrs.get("asked", asked) != asked:
-        raise UsageError(f"{path} is a sweep of other settings or another metric; run without --resume")
-    study.set_user_attr("asked", asked)
-    return study
+def _take_up(output: Path, work: Path) -> None:
+    """Make the folder of trials from the output of a sweep that has ended."""
+    with replace_folder(work, marker=STUDY) as folder:
+        shutil.copytree(output, folder / _BEST)
+        shutil.copy(output / STUDY, folder / STUDY)
 
 
-def _next_trial(study: Any, sweep: Sweep) -> Any:
-    """A trial that was interrupted, else a new one; None where all have been run."""
-    from optuna.trial import Trial, TrialState
+def _remove(work: Path) -> None:
+    """Remove what is ours in a folder of trials, and it, if nothing is left."""
+    for path in work.glob("*"):
+        if path.is_dir() and _OURS.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or not empty
+        work.rmdir()
 
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if running:
-        return Trial(study, running[0]._trial_id)
-    return study.ask() if len(study.trials) < sweep.trials else None
+
+def _next(study: Any, sweep: Sweep, work: Path, output: Path, recipe: Recipe) -> Any:
+    """The next trial, once only the best checkpoint is left of those before it."""
+    rows = trial_rows(study)
+    running = {row.trial - 1 for row in rows if row.state == "interrupted"}
+    if any(row.state == "finished" for row in rows):
+        best = work / f"trial-{study.best_trial.number}"
+        if best.is_dir():
+            shutil.rmtree(work / _BEST, ignore_errors=True)
+            best.rename(work / _BEST)
+    for path in work.glob("trial-*"):
+        name = _TRIAL.fullmatch(path.name)
+        if name is None or int(name[1]) in running:
+            continue
+        if name[2] == ".runs":  # TensorBoard's
+            runs = output.absolute().with_name(f"{output.name}.runs")
+            runs.mkdir(exist_ok=True)
+            for run in path.iterdir():
+                run.rename(runs / f"{run.name}-trial-{int(name[1]) + 1}")
+        shutil.rmtree(path, ignore_errors=True)
+    return next_trial(study, sweep, recipe)
 
 
 def _run_trial(
     study: Any, trial: Any, sweep: Sweep, train: Train, work: Path, recipe: Recipe, console: Console
 ) -> None:
-    from optuna.trial import TrialState
-
-    folder = work / f"trial-{trial.number}"
-    settings = {name: _suggest(trial, name, values) for name, values in sweep.space.items()}
-    shown = ", ".join(f"{name.replace('_', '-')} {_short(value)}" for name, value in settings.items())
-    console.print(f"trial {trial.number + 1} of {sweep.trials}: {shown}")
+    folder, number = work / f"trial-{trial.number}", trial.number + 1
+    settings = suggest(trial, sweep.space)
+    shown = ", ".join(f"{name.replace('_', '-')} {short(value)}" for name, value in settings.items())
+    console.print(f"trial {number} of {sweep.trials}: {shown}")
+    saved = saved_epochs(folder)
+    at, before = saved[-1].name if saved else "start", trial.user_attrs.get("attempts", [])
+    if before.count(at) >= _ATTEMPTS:
+        reason = f"the process was killed {_ATTEMPTS} times at the same place ({at}); out of memory?"
+        fail(study, trial, reason)
+        console.print(f"trial {number} failed: {reason}", style="yellow")
+        return
+    trial.set_user_attr("attempts", [*before, at])
+    name = work.name.removesuffix(".sweep")
     try:
-        result = train(
-            folder,
-            recipe=dataclasses.replace(recipe, **settings),
-            resume=bool(saved_epochs(folder)),
-            callbacks=[_Report(trial, sweep.metric)],
-            name=work.name.removesuffix(".sweep"),
-            trials=sweep.trials,
-        )
+        told = [Report(trial, sweep.metric)]
+        result = train(folder, recipe=replace(recipe, **settings), resume=bool(saved), callbacks=told, name=name)
     except Pruned:
-        study.tell(trial, state=TrialState.PRUNED)
-        console.print(f"trial {trial.number + 1} is behind the others: ended")
-    except (NopadError, torch.OutOfMemoryError) as error:
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-        study.tell(trial, state=TrialState.FAIL)
-        console.print(f"trial {trial.number + 1} failed: {error}", style="yellow")
+        prune(study, trial)
+        console.print(f"trial {number} is behind the others: ended")
+    except (DivergedError, UsageError, RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        fail(study, trial, reason)
+        console.print(f"trial {number} failed: {reason}", style="yellow")
+    except (KeyboardInterrupt, NopadError):
+        trial.set_user_attr("attempts", [])  # ended in an orderly way
+        raise
     else:
-        told = {name: value for name, value in vars(result).items() if name != "output"}
-        trial.set_user_attr("result", json.dumps(told))
+        trial.set_user_attr(
+            "result", json.dumps({name: value for name, value in vars(result).items() if name != "output"})
+        )
         study.tell(trial, result.metrics[sweep.metric])
-    kept = study.best_trial.number if _finished(study) else None
-    for path in work.glob("trial-*"):
-        if path.name != f"trial-{kept}":
-            shutil.rmtree(path, ignore_errors=True)
+    gc.collect()  # a trainer and its callbacks know each other, and hold the weights
 
 
-def _finished(study: Any) -> bool:
-    from optuna.trial import TrialState
-
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the latter on a CPU
 
 
-def _suggest(trial: Any, name: str, values: Any) -> Any:
-    if isinstance(values, Choice):
-        return trial.suggest_categorical(name, values.values)
-    suggest = trial.suggest_int if values.whole else trial.suggest_float
-    return suggest(name, values.low, values.high, log=values.log)
+def _no_result(rows: list[Row], work: Path) -> str:
+    reasons = [f"trial {row.trial}: {row.reason or row.state}" for row in rows]
+    more = "; ..." if len(reasons) > 3 else ""
+    return (
+        f"no trial of {len(rows)} has finished: {'; '.join(reasons[:3])}{more}. Mend what they name, or begin anew "
+        f"with other --sweep values; more of the same: --resume with a larger --trials (the study is in {work})"
+    )
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _reasons(study: Any) -> str:
-    reasons = [f"trial {trial.number + 1}: {trial.user_attrs.get('reason', 'pruned')}" for trial in study.trials]
-    return "; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else "")
-
-
-def _table(study: Any, sweep: Sweep) -> Table:
+def _table(rows: list[Row], sweep: Sweep) -> Table:
     """The trials, the best first; those that did not finish last."""
     names = [name.replace("_", "-") for name in sweep.space]
     table = Table("trial", sweep.metric, *names, "")
     sign = 1 if sweep.smaller_is_better else -1
-
-    def rank(trial: Any) -> tuple[bool, float]:
-        return trial.state.name != "COMPLETE", sign * (trial.value or 0.0)
-
-    for trial in sorted(study.trials, key=rank):
-        value = f"{trial.value:.4f}" if trial.state.name == "COMPLETE" else ""
-        cells = [_short(trial.params[name]) if name in trial.params else "" for name in sweep.space]
-        table.add_row(
-            str(trial.number + 1), value, *cells, {"PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "")
-        )
+    for row in sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0))):
+        value = "" if row.value is None else f"{row.value:.4f}"
+        cells = [short(row.settings[name]) if name in row.settings else "" for name in names]
+        table.add_row(str(row.trial), value, *cells, "" if row.state == "finished" else row.state)
     return table

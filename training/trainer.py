@@ -81,16 +81,15 @@ def train(
     report_to: Sequence[Reporter] = (),
     sources: Sequence[str] = (),
     name: str | None = None,
-    trials: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
     """Fine-tune and write the best evaluation's checkpoint to `output`, with learning curves and a model card.
 
     Saved states are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
     is removed at the end. `console` is where progress goes, every `log_every` seconds where it is no terminal;
-    `sources` is what the card calls the data, `name` the model (None: the folder's), and of how many `trials` this is
-    one; `callbacks` are transformers'. In the main thread, Ctrl-C and SIGTERM are taken: the step is finished
-    and saved before `KeyboardInterrupt` (or its kind `Terminated`) is raised.
+    `sources` is what the card calls the data, `name` the model (None: the folder's); `callbacks` are transformers'.
+    In the main thread, Ctrl-C and SIGTERM are taken: the step is finished and saved before `KeyboardInterrupt` (or its
+    kind `Terminated`) is raised.
 
     Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
     `EnvironmentProblem` where the disk is full, and `DivergedError`.
@@ -98,7 +97,7 @@ def train(
     recipe, console = recipe or Recipe(), console or Console(quiet=True)
     check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
-    _check_best_metric(recipe, data.task)
+    check_best_metric(recipe, data.task)
     if recipe.teacher is not None:
         check_task(data.task)
     check_lora(recipe, data.task.head)
@@ -143,7 +142,6 @@ def train(
             return result
         outcome = Outcome(
             name=name or output.absolute().name,
-            trials=trials,
             model=model,
             sources=sources,
             data=data,
@@ -256,7 +254,8 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     return arguments
 
 
-def _check_best_metric(recipe: Recipe, task: Task) -> None:
+def check_best_metric(recipe: Recipe, task: Task) -> None:
+    """Raise `UsageError` for a metric that the task does not have."""
     known = ("loss", *task.metric_names)
     if recipe.best_metric not in (None, *known):
         raise UsageError(f"--best-metric {recipe.best_metric!r} is none of this task's: {', '.join(known)}")

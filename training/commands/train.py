@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,6 +216,7 @@ def train(
     from nopad.training.loaders import load
     from nopad.training.processes import first_process
     from nopad.training.run_folder import check_run
+    from nopad.training.trainer import check_best_metric
     from nopad.training.trainer import train as run
 
     settings = Recipe(**recipe)
@@ -267,7 +268,7 @@ def train(
     )
     _print_data_summary(data, console)
     start: dict[str, Any] = {"model": model, "from_scratch": from_scratch, "base": base, "tokenizer": tokenizer}
-    with _report_saved_epochs(output, console):
+    with nullcontext() if trials is not None else _report_saved_epochs(output, console):
         said: dict[str, Any] = {"console": console, "log_every": log_every, "report_to": report_to}
 
         def once(folder: Path, **options: Any) -> TrainingResult:
@@ -276,12 +277,29 @@ def train(
         if trials is None:
             result = once(output, recipe=settings, resume=resume)
         else:
-            from nopad.training.sweep import Sweep, run_sweep
+            from nopad.training.provenance import provenance
+            from nopad.training.study import Sweep
+            from nopad.training.sweep import run_sweep
 
-            plan = Sweep(space=space, trials=trials, metric=settings.best_metric or data.task.best_metric)
-            result = run_sweep(plan, once, output, recipe=settings, resume=resume, console=console)
+            check_best_metric(settings, data.task)
+            metric = settings.best_metric or data.task.best_metric
+            inputs = {**{name: _whole(value) for name, value in start.items()}, "data": provenance(data)["data"]}
+            result = run_sweep(
+                Sweep(space=space, trials=trials, metric=metric, inputs=inputs),
+                once,
+                output,
+                recipe=settings,
+                resume=resume,
+                console=console,
+                tell=(lambda row: emit(vars(row))) if as_json else (lambda row: None),
+            )
     if first_process():
         _print_result(result, as_json)
+
+
+def _whole(source: str | Path | None) -> str | None:
+    """A folder by its whole path, from wherever it is named; a name of the Hub as it is."""
+    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source and str(source)
 
 
 def _sizes(names: str | None) -> list[int] | None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from nopad.model.errors import NopadError
 from nopad.model.packages import importable, install_hint
@@ -28,7 +29,7 @@ from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError, SweepError
 from nopad.training.output import add_sweep
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
+from nopad.training.run_folder import KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
 from nopad.training.study import (
     Pruned,
     Report,
@@ -47,7 +48,7 @@ from nopad.training.trainer import TrainingResult
 
 _BEST = "best"
 _TRIAL = re.compile(r"trial-(\d+)(\.training|\.runs)?")
-_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
+_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{re.escape(KEPT)}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
 _ATTEMPTS = 2  # to go on from the same saved state, after the process was killed
 
 Train = Callable[..., TrainingResult]  # nopad.training.trainer.train of the same data
@@ -222,7 +223,8 @@ def _no_result(rows: list[Row], work: Path) -> str:
 def _table(rows: list[Row], sweep: Sweep) -> Table:
     """The trials, the best first; those that did not finish last."""
     names = [name.replace("_", "-") for name in sweep.space]
-    table = Table("trial", sweep.metric, *names, "")
+    heads = ("trial", sweep.metric, *(name.replace("-", " ") for name in names), "")  # which wrap where it is narrow
+    table = Table(*(Column(head, overflow="fold") for head in heads), box=SIMPLE)
     sign = 1 if sweep.smaller_is_better else -1
     for row in sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0))):
         value = "" if row.value is None else f"{row.value:.4f}"

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from nopad.charts.svg import COLOURS, Axis, Bar, Point, Series, bars, lines, scatter, style_sheet
+from nopad.charts.svg import COLOURS, Axis, Bar, Point, Series, bars, lines, parallel, scatter, style_sheet
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:
@@ -54,3 +54,21 @@ def test_the_style_sheet_has_every_class_and_leaves_four_colours_to_the_page() -
     assert not [name for name in classes if not re.search(rf"\.{name}\b", style)]
     used, set_here = (set(re.findall(pattern, style)) for pattern in (r"var\((--\w+)", r"(--\w+):"))
     assert used - set_here == {"--ink", "--soft", "--grid", "--card"}
+
+
+def test_parallel_axes_have_scales_of_their_own_and_later_lines_are_darker() -> None:
+    axes = [Axis(title="rate", write=str, log=True), Axis(title="size", write=str)]
+    pairs = ((1e-5, 8.0), (1e-4, 16.0), (1e-3, 24.0))
+    series = [
+        Series(name="", style=0, points=tuple(Point(x=x, y=y, tip=f"{n}") for x, y in enumerate(pair)))
+        for n, pair in enumerate(pairs)
+    ]
+    svg = ElementTree.fromstring(parallel(series, axes, label="settings"))
+    drawn = [one for one in svg.iter("path") if one.get("class") == "line s0"]
+    ends = [[float(y) for y in re.findall(r",([\d.]+)", one.attrib["d"])] for one in drawn]
+    (a1, b1), (a2, b2), (a3, b3) = ends
+    assert a1 - a2 == pytest.approx(a2 - a3, abs=0.2) and b1 - b2 == pytest.approx(b2 - b3, abs=0.2)
+    assert a1 > a2 > a3 and b1 > b2 > b3
+    shades = [float(one.attrib["stroke-opacity"]) for one in drawn]
+    assert shades == sorted(shades) and len(set(shades)) == 3 and max(shades) <= 1
+    assert [one.text for one in svg.iter("title")] == ["0", "1", "2"]

@@ -14,6 +14,7 @@ import pytest
 from training_samples import logits, sentences, write_jsonl
 
 from nopad.runtime.cli import run
+from nopad.runtime.errors import EnvironmentProblem
 from nopad.training import trainer
 from nopad.training.errors import DivergedError
 
@@ -51,10 +52,14 @@ def test_the_best_trial_becomes_the_output_with_a_page_of_all(
     record = json.loads((output / "config.json").read_text())["nopad_training"]
     kept = record["recipe"]["learning_rate"], record["recipe"]["batch_size"]
     assert kept in {(recipe.learning_rate, recipe.batch_size) for recipe in seen}
-    figures = json.loads(told.splitlines()[-1])
+    *trials, figures = map(json.loads, told.splitlines())
+    assert [one["trial"] for one in trials] == [1, 2, 3, 4] and {one["metric"] for one in trials} == {"f1"}
+    assert [one["state"] for one in trials if one["trial"] in (1, 2)] == ["finished", "failed"]
+    assert max(one["value"] for one in trials if one["state"] == "finished") == figures["f1"]
     assert figures["checkpoint"] == str(output) and figures["f1"] == record["metrics"]["f1"]
     card = (output / "README.md").read_text()
     assert "# out" in card and "Of 4 trials" in re.sub("Its settings are the best of", "Of", card)
+    assert record["trials"] == 4
     page = (output / "sweep.html").read_text()
     assert "4 trials: " in page and "1 failed" in page and "learning-rate" in page and "training diverged" in page
     assert not re.search(r"(src|href)=[\"']?http", page)
@@ -77,7 +82,8 @@ def test_a_trial_that_is_behind_is_pruned_and_sweeps_without_a_result_say_why(
     said = capsys.readouterr().err
     assert ended == [0, 1]  # at their first evaluation
     assert "trial 1 is behind the others: ended" in said
-    assert "no trial of 2 has finished: trial 1: pruned; trial 2: pruned" in said and not (tmp_path / "out").exists()
+    assert "no trial of 2 has finished: trial 1: pruned; trial 2: pruned. Mend what they name" in said
+    assert not (tmp_path / "out").exists()
     assert not list((tmp_path / "out.sweep").glob("trial-*"))
     monkeypatch.undo()
     assert run([*start, "--trials", "3", "--resume"]) == 0  # one more
@@ -90,6 +96,8 @@ def test_a_trial_that_is_behind_is_pruned_and_sweeps_without_a_result_say_why(
         (["--sweep", "batch-size=8,16"], "say how many: --trials 20"),
         (["--trials", "2", "--sweep", "speed=1..2"], "expected SETTING=LOW..HIGH"),
         (["--trials", "2", "--resume"], "nothing to resume"),
+        (["--trials", "2", "--sweep", "learning-rate=0..1e-3"], "--learning-rate must be a positive number"),
+        (["--trials", "2", "--sweep", "batch-size=32..8"], "the first number of a range must be the smaller"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_data_is_read(
@@ -98,6 +106,85 @@ def test_what_cannot_be_swept_is_refused_before_data_is_read(
     (tmp_path / "rows.jsonl").unlink()
     assert run([*start, *options]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out.sweep").exists()
+
+
+class Killed(BaseException):
+    """As SIGKILL ends a process: nothing catches it."""
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, ends: dict[int, BaseException]) -> list[Any]:
+    """Makes the n-th run (from 1) of a sweep end so before it begins; returns the recipes of all."""
+    seen: list[Any] = []
+    inner = trainer.train
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["recipe"])
+        if error := ends.get(len(seen)):
+            raise error
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "train", train)
+    return seen
+
+
+def test_a_sweep_that_has_ended_takes_more_trials(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, options = tmp_path / "out", ["--sweep", "learning-rate=1e-4,5e-3", "--json"]
+    seen = ending(monkeypatch, {2: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")})
+    assert run([*start, *options, "--trials", "1"]) == 0
+    assert "best of" not in (output / "README.md").read_text()
+    assert run([*start, *options, "--trials", "2", "--resume"]) == 0
+    assert "failed: [enforce fail] DefaultCPUAllocator: can't allocate memory" in capsys.readouterr().err
+    assert run([*start, *options, "--trials", "3", "--resume"]) == 0
+    trials = [json.loads(line) for line in capsys.readouterr().out.splitlines()][:-1]
+    assert [one["state"] for one in trials] == ["finished", "failed", "finished"] and len(seen) == 3
+    card = (output / "README.md").read_text()
+    assert card.count("the best of 3 trials") == 1 and "the best of 2 trials" not in card
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{output / 'study.db'}")
+    assert study.best_value == max(one["value"] or 0 for one in trials)
+    record = json.loads((output / "config.json").read_text())["nopad_training"]
+    assert record["recipe"]["learning_rate"] == study.best_params["learning_rate"]
+    assert not (tmp_path / "out.sweep").exists()
+
+
+def test_what_is_not_the_settings_fault_ends_the_sweep_and_loses_nothing(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, command = tmp_path / "out.sweep", [*start, "--sweep", "learning-rate=1e-4..5e-3", "--trials", "4"]
+    full, stop = EnvironmentProblem("cannot write (disk full)"), KeyboardInterrupt()
+    ends = {2: full, 3: stop, 4: Killed(), 5: Killed(), 6: Killed()}
+    seen = ending(monkeypatch, ends)
+    assert run(command) == 4
+    assert f"1 of 4 trials have ended, and are in {work}: go on with --resume" in capsys.readouterr().err
+    assert run(command) == 3  # forgot --resume
+    assert "holds a sweep that has not ended" in capsys.readouterr().err and len(seen) == 2
+    assert (work / "best" / "model.safetensors").is_file()
+    assert run([*command, "--resume", "--epochs", "3"]) == 2
+    assert "a sweep with other settings (epochs)" in capsys.readouterr().err
+    assert run([*command, "--resume"]) == 130
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run([*command, "--resume"])
+    assert len({recipe.learning_rate for recipe in seen[1:]}) == 1 and len(seen) == 5  # the same trial every time
+    capsys.readouterr()
+    with pytest.raises(Killed):
+        run([*command, "--resume"])
+    assert "trial 2 failed: the process was killed 2 times at the same place (start)" in capsys.readouterr().err
+    assert run([*command, "--resume", "--json"]) == 0
+    trials = [json.loads(line) for line in capsys.readouterr().out.splitlines()][:-1]
+    assert [one["state"] for one in trials] == ["finished", "failed", "finished", "finished"]
+
+
+def test_a_folder_of_trials_with_something_else_in_it_is_left_alone(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "out.sweep" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert run([*start, "--trials", "2"]) == 3
+    assert "out.sweep, where trials are kept, holds notes.txt" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -117,5 +204,5 @@ def test_a_sweep_that_was_killed_goes_on_with_the_trial_it_was_in(start: list[st
     assert subprocess.run([*command, "--resume", "--sweep", "batch-size=8,16"]).returncode == 2  # another space
     assert subprocess.run([*command, "--resume"]).returncode == 0
     page = (tmp_path / "out" / "sweep.html").read_text()
-    assert "3 trials: " in page
+    assert "3 trials: 3 finished" in page
     assert all(f"{params['learning_rate']:.3g}"[:4] in page for params in before)

@@ -291,7 +291,7 @@ def train(
                 recipe=settings,
                 resume=resume,
                 console=console,
-                tell=(lambda row: emit(vars(row))) if as_json else (lambda row: None),
+                tell=(lambda row: emit({**vars(row), "metric": metric})) if as_json else (lambda row: None),
             )
     if first_process():
         _print_result(result, as_json)

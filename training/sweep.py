@@ -48,7 +48,9 @@ from nopad.training.trainer import TrainingResult
 
 _BEST = "best"
 _TRIAL = re.compile(r"trial-(\d+)(\.training|\.runs)?")
-_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{re.escape(KEPT)}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
+_OURS = re.compile(
+    rf"{re.escape(STUDY)}(-journal)?|{re.escape(KEPT)}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*"
+)
 _ATTEMPTS = 2  # to go on from the same saved state, after the process was killed
 
 Train = Callable[..., TrainingResult]  # nopad.training.trainer.train of the same data

@@ -64,16 +64,18 @@ def _some(numbers: Sequence[int]) -> tuple[float, ...]:
 
 def _importances(study: Any, done: Sequence[Row], metric: str) -> list[Panel]:
     """How much of the differences each setting explains; nothing where too few trials, or all equal, say nothing."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     if len(done) < 4 or len({row.value for row in done}) < 2:
         return []
-    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    # Not PED-ANOVA: it judges by the best tenth of the trials, which is one or two of them here.
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     rows = [
-        Bar(name=name.replace("_", "-"), style=0, value=value, text=units.share(value)) for name, value in found.items()
+        Bar(name=name.replace("_", "-"), style=0, value=float(value), text=units.share(float(value)))
+        for name, value in found.items()
     ]
     svg = bars(rows, Axis(title="", write=units.share, least=0.0), label="Importance of each setting")
-    return [Panel("Importance", f"What the best trials' {metric} has to do with each setting (PED-ANOVA).", svg)]
+    return [Panel("Importance", f"Share of the differences of {metric} that each setting explains (fANOVA).", svg)]
 
 
 def _parallel(done: Sequence[Row], space: dict[str, Any], metric: str, upward: bool, best: int) -> list[Panel]:

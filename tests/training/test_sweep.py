@@ -133,7 +133,7 @@ def test_a_sweep_that_has_ended_takes_more_trials(
     output, options = tmp_path / "out", ["--sweep", "learning-rate=1e-4,5e-3", "--json"]
     seen = ending(monkeypatch, {2: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")})
     assert run([*start, *options, "--trials", "1"]) == 0
-    assert "best of" not in (output / "README.md").read_text()
+    assert "trials by that evaluation" not in (output / "README.md").read_text()
     assert run([*start, *options, "--trials", "2", "--resume"]) == 0
     assert "failed: [enforce fail] DefaultCPUAllocator: can't allocate memory" in capsys.readouterr().err
     assert run([*start, *options, "--trials", "3", "--resume"]) == 0

@@ -143,7 +143,11 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     help="What --trials try, once for each setting: learning-rate=1e-5..1e-3, batch-size=16,32, ... [default: learning "
     "rate, weight decay, warm-up and batch size around the ones given]",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same --output.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an interrupted run of the same --output, or add trials to a sweep.",
+)
 @click.option(
     "--report-to",
     multiple=True,

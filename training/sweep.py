@@ -27,7 +27,7 @@ from nopad.runtime.atomic import check_output, locked, replace_folder
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 from nopad.training.errors import SweepError
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import MARKER, SWEEP_PAGE, replaceable, saved_epochs
+from nopad.training.run_folder import KEPT, MARKER, SWEEP_PAGE, replaceable, saved_epochs
 from nopad.training.search_space import Choice, Space
 from nopad.training.sweep_page import sweep_page
 from nopad.training.tasks.base import SMALLER_IS_BETTER
@@ -161,6 +161,7 @@ def _run_trial(
             callbacks=[_Report(trial, sweep.metric)],
             name=work.name.removesuffix(".sweep"),
             trials=sweep.trials,
+            answers=work / KEPT,
         )
     except Pruned:
         study.tell(trial, state=TrialState.PRUNED)

@@ -129,7 +129,7 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     "--temperature",
     type=float,
     default=Recipe.temperature,
-    help="Softens classes before they are compared with the teacher's.",
+    help="Softens classes, or neighbours of embeddings, before they are compared with the teacher's.",
 )
 @click.option(
     "--trials",

@@ -132,7 +132,8 @@ def _training(outcome: Outcome) -> list[str]:
     }
     recipe = {name: value for name, value in recipe.items() if name not in unused}
     if outcome.recipe.teacher is not None:
-        recipe = {**recipe, "teacher": _shown(outcome.recipe.teacher)}
+        digest = outcome.provenance["teacher"]["sha256"]
+        recipe = {**recipe, "teacher": f"{_shown(outcome.recipe.teacher)} (SHA-256 {digest[:16]})"}
     settings = [(name.replace("_", " "), value) for name, value in recipe.items() if value is not None]
     return [
         "## Training",

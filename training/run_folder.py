@@ -111,8 +111,6 @@ def _clean(work: Path, keep: Sequence[Path]) -> None:
     for path in work.glob("checkpoint-*"):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
-    if not keep:
-        (work / KEPT).unlink(missing_ok=True)
     with suppress(OSError):  # not there, or not empty
         work.rmdir()
 
@@ -137,6 +135,7 @@ def epochs_kept(output: Path, resume: bool, console: Console) -> Iterator[tuple[
         keep = []
         try:
             yield work, last
+            (work / KEPT).unlink(missing_ok=True)  # else the next run need not ask again
         except DivergedError as error:
             keep = saved_epochs(output)
             raise DivergedError(f"{error}; {_after_divergence(keep)}") from None

@@ -188,7 +188,14 @@ def _run_trial(
     name = work.name.removesuffix(".sweep")
     try:
         told = [Report(trial, sweep.metric)]
-        result = train(folder, recipe=replace(recipe, **settings), resume=bool(saved), callbacks=told, name=name)
+        result = train(
+            folder,
+            recipe=replace(recipe, **settings),
+            resume=bool(saved),
+            callbacks=told,
+            name=name,
+            answers=work / KEPT,
+        )
     except Pruned:
         prune(study, trial)
         console.print(f"trial {number} is behind the others: ended")

@@ -1,14 +1,16 @@
-"""Distillation: a teacher's logits for the training rows, asked for once, and the loss that follows them.
+"""Distillation: a teacher's answers for the training rows, asked for once, and kept for the loss that follows them.
 
-The teacher is a checkpoint folder or an exported bundle; its tokenizer, size and architecture are its own. Its answers
-are kept beside the saved states, so that a resumed run need not ask again.
+The teacher is a checkpoint folder or an exported bundle; its tokenizer, size and architecture are its own. Answers are
+kept on the disk, so that a resumed run need not ask again, nor one that was interrupted while it asked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +25,69 @@ from torch import Tensor
 
 from nopad.model.checkpoint.hub import resolve_checkpoint
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.checkpoint.source import open_source
 from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.head import Head
-from nopad.model.packing import pack
 from nopad.model.products import fast_products
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
-from nopad.training.run_folder import KEPT
 from nopad.training.tasks.base import STREAM, Distilled, Task
+from nopad.training.tasks.embeddings import Embeddings
 
-TEACHER = "teacher"  # of data, encoded rows and batches: the teacher's logits, float32 [labels]
+# Of data and encoded rows: the teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
+# batches: float32 [texts, size], in the order of the student's.
+TEACHER = "teacher"
 _TOKENS = 8192  # of a batch of the teacher's
-_ASKED = 1024  # texts between two steps of the progress bar
+_ASKED = 1024  # rows between two steps of the progress bar
 
-Texts = Sequence[Any]  # texts, or pairs of texts
-Ask = Callable[[Texts], npt.NDArray[np.float32]]
+FloatArray = npt.NDArray[np.float32]
+Rows = Mapping[str, list[Any]]  # columns of the data
 
 
-def taught(data: TrainingData, teacher: str, *, work: Path, digest: str, console: Console) -> TrainingData:
-    """`data`, with the logits of `teacher` as a column `TEACHER` of the training rows, in the order of its labels.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Teacher:
+    """An opened teacher."""
 
-    `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle; `digest` that of the training rows.
-    The logits are kept in the folder `work`. Raises `UsageError` for a task without a distillation loss and a teacher
-    that answers another question, and the errors of opening a checkpoint or a bundle.
+    head: Head
+    max_length: int  # tokens that it reads of a text
+    ask: Callable[[Rows], list[FloatArray]]  # answers to each row's texts, [texts, size]
+
+
+def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console: Console) -> TrainingData:
+    """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
+
+    `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
+    `kept`, as those to `digest`, which stands for teacher and rows. Raises `UsageError` for a task without a
+    distillation loss and a teacher that answers another question, and the errors of opening a checkpoint or a bundle.
     """
     check_task(data.task)
     folder = _folder(teacher)
-    key = hashlib.sha256("\n".join([digest, *_digests(folder)]).encode()).hexdigest()
-    logits = _kept(work / KEPT, key, len(data.train))
-    if logits is None:
-        head, ask = _open(folder, data)
-        order = _order(head, data, folder)
-        logits = np.ascontiguousarray(_asked(ask, data.train, console)[:, order])
-        if first_process():
-            work.mkdir(parents=True, exist_ok=True)
-            write_file(work / KEPT, save({"logits": logits}, metadata={"key": key}))
-    return replace(data, train=data.train.add_column(TEACHER, list(logits)))
+    texts = data.train["texts"] if "texts" in data.train.column_names else [[None]] * len(data.train)
+    ends = np.cumsum([len(row) for row in texts])
+    answers = _kept(kept, digest)
+    done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
+    if done < len(data.train):
+        parts = [answers[: ends[done - 1]]] if done else []
+        with _opened(folder, data) as opened:
+            order = _order(opened.head, data, folder)
+            console.print(f"teacher: {folder.name}, reads up to {opened.max_length:,} tokens of a text")
+            try:
+                for part in _asked(opened.ask, data.train, done, console):
+                    parts.append(part if order is None else part[:, order])
+            finally:  # also of an interrupted run
+                if parts:
+                    answers = np.ascontiguousarray(np.concatenate(parts))  # safetensors writes memory as it lies
+                    _keep(answers, kept, digest)
+    rows = [part.ravel() for part in np.split(answers, ends[:-1])]
+    return dataclasses.replace(data, train=data.train.add_column(TEACHER, rows))
 
 
 def check_task(task: Task) -> None:
-    """Raises `UsageError` where a teacher's logits mean nothing to the task."""
+    """Raises `UsageError` where a teacher's answers mean nothing to the task."""
     if not isinstance(task, Distilled):
         raise UsageError(f"--teacher does not apply to --task {task.head}; leave it out")
 
@@ -74,10 +95,12 @@ def check_task(task: Task) -> None:
 def collate_with_teacher(
     rows: Sequence[Mapping[str, Any]], *, collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The batch that `collate` makes of encoded rows, with the teacher's logits [rows, labels] where rows have them."""
+    """The batch that `collate` makes of encoded rows, with the teacher's answers [texts, size] where rows have them."""
     batch = collate(rows)
     if TEACHER in rows[0]:
-        batch[TEACHER] = torch.tensor([row[TEACHER] for row in rows], dtype=torch.float32)
+        size = sum(len(row[TEACHER]) for row in rows) // len(batch["pad_index"])
+        answers = [np.asarray(row[TEACHER], dtype=np.float32).reshape(-1, size) for row in rows]
+        batch[TEACHER] = torch.from_numpy(np.stack(_by_column(answers)))
     return batch
 
 
@@ -86,63 +109,106 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def teacher_digest(teacher: str) -> str:
+    """SHA-256 that stands for the teacher's files."""
+    folder = _folder(teacher)
+    # A bundle's manifest has the digests of its files.
+    files = [folder / MANIFEST] if is_bundle(folder) else sorted(folder.rglob("*"))
+    kinds = (".json", ".safetensors", ".bin", ".txt", ".model")
+    own = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in files if path.suffix in kinds]
+    return hashlib.sha256("\n".join(own).encode()).hexdigest()
+
+
+def _by_column(rows: Iterable[Iterable[Any]]) -> list[Any]:
+    """The first of each row, then the second, then those of the rows that have more: as tasks pack a row's texts."""
+    return [each for column in zip_longest(*rows) for each in column if each is not None]
+
+
 def _folder(teacher: str) -> Path:
     return Path(teacher) if is_bundle(Path(teacher)) else resolve_checkpoint(teacher)
 
 
-def _digests(folder: Path) -> Iterator[str]:
-    """Of a bundle the manifest's, which has those of its files; of a checkpoint, its configuration and weights."""
-    if is_bundle(folder):
-        yield sha256_of(folder / MANIFEST)
-        return
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
-            yield sha256_of(path)
-
-
-def _kept(path: Path, key: str, rows: int) -> npt.NDArray[np.float32] | None:
-    """The logits of the file, if they are this teacher's for these rows."""
+def _kept(path: Path, digest: str) -> FloatArray:
+    """The answers of the file, [texts, size], if they are to this digest."""
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("key") == key and len(logits := file.get_tensor("logits")) == rows:
-                return np.asarray(logits, dtype=np.float32)
+            if (file.metadata() or {}).get("digest") == digest:
+                return np.asarray(file.get_tensor("answers"), dtype=np.float32)
     except (OSError, SafetensorError):  # none yet, or damaged: asked again
         pass
-    return None
+    return np.empty((0, 0), dtype=np.float32)
 
 
-def _open(folder: Path, data: TrainingData) -> tuple[Head, Ask]:
-    if is_bundle(folder):
-        from nopad.runtime import load
+def _keep(answers: FloatArray, path: Path, digest: str) -> None:
+    if first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, save({"answers": answers}, metadata={"digest": digest}))
 
-        model = load(folder)
-        return model.manifest.head, lambda texts: np.stack(model.logits(texts))
+
+@contextmanager
+def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
+    if not is_bundle(folder):
+        yield _open_checkpoint(folder, data)
+        return
+    from nopad.runtime import load
+
+    with load(folder) as model:
+        manifest = model.manifest
+        own = _with_prompts(data.task, manifest.prompts, manifest.default_prompt_name)
+
+        def ask(rows: Rows) -> list[FloatArray]:
+            if not isinstance(own, Embeddings):
+                return list(np.stack(model.logits(_texts(rows)))[:, None])
+            answers: list[list[FloatArray]] = [[] for _ in rows["texts"]]
+            for place in (0, 1):  # queries, and the others
+                texts = [row[:1] if place == 0 else row[1:] for row in rows["texts"]]
+                flat = model.embed([text for row in texts for text in row], prompt=own.prompt(place))
+                for found, part in zip(
+                    answers, np.split(flat, np.cumsum([len(row) for row in texts])[:-1]), strict=True
+                ):
+                    found.append(part)
+            return [np.concatenate(parts) for parts in answers]
+
+        yield _Teacher(head=manifest.head, max_length=manifest.max_length, ask=ask)
+
+
+def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
     source = open_source(folder)
     checkpoint = load_checkpoint(source, task=data.task.head)
     tokenizer = open_tokenizer(source.tokenizer)
-    longest = min(tokenizer.model_max_length, checkpoint.config.max_position_embeddings)
-    encoder = checkpoint.encoder.eval()
+    pipeline = checkpoint.pipeline or Pipeline()
+    limits = (pipeline.max_seq_length, tokenizer.model_max_length, checkpoint.config.max_position_embeddings)
+    longest = min(filter(None, limits))
+    own = _with_prompts(data.task, pipeline.prompts, pipeline.default_prompt_name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = checkpoint.encoder.to(device).eval()
 
-    def ask(texts: Texts) -> npt.NDArray[np.float32]:
-        encoded = tokenizer(list(texts), truncation=True, max_length=longest, return_attention_mask=False)
-        ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-        out: list[Any] = [None] * len(ids)
-        for some in _batches([len(one) for one in ids]):
-            batch = pack(
-                [ids[i] for i in some], [types[i] for i in some] if types else None, multiple=checkpoint.config.block
-            )
-            stream = {name: torch.from_numpy(getattr(batch, name)) for name in STREAM}
+    def ask(rows: Rows) -> list[FloatArray]:
+        columns = own.encode(rows, tokenizer, longest)
+        encoded = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        answers: list[list[FloatArray]] = [[] for _ in encoded]
+        for some in _batches([len(row["input_ids"]) for row in encoded]):
+            batch = own.collate([encoded[i] for i in some], multiple=checkpoint.config.block)
+            stream = {name: batch[name].to(device) for name in STREAM if name in batch}
             with torch.inference_mode(), fast_products():
-                logits = encoder(**stream).numpy()
-            for i, row in zip(some, logits, strict=True):
-                out[i] = row
-        return np.stack(out)
+                found = encoder(**stream).float().cpu().numpy()
+            places = _by_column([[i] * len(encoded[i].get("lengths", [0])) for i in some])
+            for i, answer in zip(places, found, strict=True):
+                answers[i].append(answer)
+        return [np.stack(row) for row in answers]
 
-    return checkpoint.head, ask
+    return _Teacher(head=checkpoint.head, max_length=longest, ask=ask)
+
+
+def _with_prompts(task: Task, prompts: Mapping[str, str], default: str | None) -> Task:
+    """The task as the teacher does it: with its own prompts."""
+    if isinstance(task, Embeddings):
+        task = dataclasses.replace(task, prompts=None)
+    return task.with_prompts(prompts, default)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts, the longest first, together at most `_TOKENS` tokens."""
+    """Indices of rows, the longest first, together at most `_TOKENS` tokens."""
     some: list[int] = []
     tokens = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -154,14 +220,14 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     yield some
 
 
-def _order(head: Head, data: TrainingData, folder: Path) -> list[int]:
-    """Which of the teacher's logits belong to each label of the data."""
+def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
+    """Which of the teacher's logits belongs to each label of the data; None without labels."""
     own = (data.task.head, data.problem_type)
     if (head.task, head.problem_type) != own:
         theirs, wanted = (" ".join(filter(None, names)) for names in ((head.task, head.problem_type), own))
         raise UsageError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
     if not head.has_labels:
-        return [0]
+        return None
     if set(head.labels) != set(data.labels):
         raise UsageError(
             f"the teacher {folder} knows the labels {', '.join(head.labels)}, the training data has "
@@ -171,14 +237,18 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int]:
     return [head.labels.index(label) for label in data.labels]
 
 
-def _asked(ask: Ask, rows: Any, console: Console) -> npt.NDArray[np.float32]:
-    texts: Any = rows["query"] if "query" in rows.column_names else rows["text"]
-    seconds = next((rows[name] for name in ("passage", "text_pair") if name in rows.column_names), None)
-    asked = list(texts) if seconds is None else list(zip(texts, seconds, strict=True))
-    parts = []
+def _texts(rows: Rows) -> list[Any]:
+    """The text of each row, or its pair of texts."""
+    first = rows["query"] if "query" in rows else rows["text"]
+    second = next((rows[name] for name in ("passage", "text_pair") if name in rows), None)
+    return list(first) if second is None else list(zip(first, second, strict=True))
+
+
+def _asked(ask: Callable[[Rows], list[FloatArray]], rows: Any, done: int, console: Console) -> Iterator[FloatArray]:
+    """The answers to the texts of the rows from `done` on, [texts, size] for each part of the rows."""
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Asking the teacher", total=len(asked))
-        for start in range(0, len(asked), _ASKED):
-            parts.append(ask(asked[start : start + _ASKED]))
-            progress.advance(task, len(parts[-1]))
-    return np.concatenate(parts)
+        task = progress.add_task("Asking the teacher", total=len(rows), completed=done)
+        for start in range(done, len(rows), _ASKED):
+            part = rows[start : start + _ASKED]
+            yield np.concatenate(ask(part))
+            progress.advance(task, len(next(iter(part.values()))))

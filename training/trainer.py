@@ -46,10 +46,10 @@ from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
-from nopad.training.run_folder import MARKER, check_run, epochs_kept, replaceable, room_on_disk
+from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, Task
-from nopad.training.teacher import TEACHER, check_task, taught
+from nopad.training.teacher import TEACHER, check_task, taught, teacher_digest
 from nopad.training.tokenizer_fit import remark_on_tokenizer
 
 
@@ -82,14 +82,15 @@ def train(
     sources: Sequence[str] = (),
     name: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    answers: Path | None = None,
 ) -> TrainingResult:
     """Fine-tune and write the best evaluation's checkpoint to `output`, with learning curves and a model card.
 
     Saved states are in `OUTPUT.training` beside it; after an interruption `resume=True` continues from there, and it
     is removed at the end. `console` is where progress goes, every `log_every` seconds where it is no terminal;
-    `sources` is what the card calls the data, `name` the model (None: the folder's); `callbacks` are transformers'.
-    In the main thread, Ctrl-C and SIGTERM are taken: the step is finished and saved before `KeyboardInterrupt` (or its
-    kind `Terminated`) is raised.
+    `sources` is what the card calls the data, `name` the model (None: the folder's); `callbacks` are transformers',
+    `answers` is the file of a teacher's (None: beside the saved states). In the main thread, Ctrl-C and SIGTERM are
+    taken: the step is finished and saved before `KeyboardInterrupt` (or its kind `Terminated`) is raised.
 
     Raises `CheckpointError`, `UsageError`, `EnvironmentProblem` or `OutputError` before anything is written; later
     `EnvironmentProblem` where the disk is full, and `DivergedError`.
@@ -116,11 +117,13 @@ def train(
         console.print(told)
     data = replace(data, task=task)
     depends_on = provenance(data)
+    if recipe.teacher is not None:
+        depends_on["teacher"] = {"sha256": teacher_digest(recipe.teacher)}
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
         if recipe.teacher is not None:
-            digest = depends_on["data"]["train"]["sha256"]
-            data = taught(data, recipe.teacher, work=work, digest=digest, console=console)
+            asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
+            data = taught(data, recipe.teacher, kept=answers or work / KEPT, digest=asked, console=console)
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
         console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)

@@ -129,7 +129,7 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     "--temperature",
     type=float,
     default=Recipe.temperature,
-    help="Softens classes before they are compared with the teacher's.",
+    help="Softens classes, or neighbours of embeddings, before they are compared with the teacher's.",
 )
 @click.option(
     "--trials",
@@ -303,7 +303,9 @@ def train(
 
 def _whole(source: str | Path | None) -> str | None:
     """A folder by its whole path, from wherever it is named; a name of the Hub as it is."""
-    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source and str(source)
+    if source is None:
+        return None
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def _sizes(names: str | None) -> list[int] | None:

@@ -95,7 +95,10 @@ class Distilled(Protocol):
     """A task whose logits can be learned from a teacher's."""
 
     def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-        """How far logits are from a teacher's, both [rows, labels]: a scalar, the mean over the rows."""
+        """How far logits are from a teacher's: a scalar, the mean over the texts.
+
+        Both [texts, labels]; of embeddings [texts, size], and the sizes may differ.
+        """
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:

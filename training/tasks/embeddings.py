@@ -33,7 +33,7 @@ _QUERIES = 1024  # compared with the corpus at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Embeddings(Task):
+class Embeddings(Task):
     """What pairs and scored pairs share. Columns of the data: `texts`, of each row a list of two or more."""
 
     head: ClassVar[HeadTask] = "embeddings"
@@ -97,6 +97,19 @@ class _Embeddings(Task):
         columns = zip_longest(*each, fillvalue=logits[:0])
         return torch.cat([part for column in columns for part in column]), {TARGETS: reduce(nested_concat, targets)}
 
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Kullback-Leibler divergence of each text's neighbours among the batch's other texts, softened.
+
+        As of classes (Hinton, arXiv:1503.02531), where the other texts are the classes and scaled cosines the logits:
+        so the teacher's embeddings may have another size. Cuts of --matryoshka follow the whole embedding's neighbours.
+        """
+        theirs = _neighbours(teacher, temperature)
+        losses = [
+            F.kl_div(_neighbours(logits[:, :size], temperature), theirs, reduction="batchmean", log_target=True)
+            for size in self._sizes(logits.shape[1])
+        ]
+        return torch.stack(losses).sum() * temperature**2
+
     def _columns(self, targets: Tensor) -> list[int]:
         """How many rows have a first text, a second, and so on: so their embeddings lie in the logits."""
         return [len(targets)] * 2
@@ -109,7 +122,7 @@ class _Embeddings(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs(_Embeddings):
+class Pairs(Embeddings):
     """Rows of anchor, positive, and any number of negatives.
 
     Targets: which text each is, int64 [rows, texts of the longest row], `NONE` past the end of the others.
@@ -164,7 +177,7 @@ class Pairs(_Embeddings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredPairs(_Embeddings):
+class ScoredPairs(Embeddings):
     """Rows of two texts and how similar they are. Targets: the scores, float32 [rows]; only their order counts."""
 
     metric_names: ClassVar[Sequence[str]] = ("spearman",)
@@ -234,6 +247,13 @@ def _in_batch(embeddings: Tensor, barred: Tensor) -> Tensor:
     unit = F.normalize(embeddings, dim=-1)
     scores = (SCALE * unit[:rows] @ unit[rows:].T).masked_fill(barred, -torch.inf)
     return F.cross_entropy(scores, torch.arange(rows, device=scores.device))
+
+
+def _neighbours(embeddings: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of all other texts by their cosines, float32 [texts, texts - 1]."""
+    unit = F.normalize(embeddings.float(), dim=-1)
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return (SCALE / temperature * unit @ unit.T)[others].view(len(unit), -1).log_softmax(-1)
 
 
 def _cosent(embeddings: Tensor, scores: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ NopadError                       3
 |     +- OutOfDeviceMemoryError  4  the GPU has no room (nopad.runtime.engines.cuda)
 +- DataError                     3  a data set that cannot be trained on (nopad.training.errors)
 +- DivergedError                 3  a training run whose figures are no longer finite (nopad.training.errors)
++- SweepError                    3  no trial of a sweep has finished (nopad.training.errors)
 +- ExportError                   3  a checkpoint that cannot be exported as asked (nopad.export.errors)
 +- UncountableError              3  a graph whose work is not known (nopad.bench.forecast.groups)
 """

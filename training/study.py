@@ -58,8 +58,8 @@ class Row:
     reason: str = ""  # of a failure
 
 
-class Pruned(Exception):
-    """The trial is behind the others."""
+class Pruned(BaseException):
+    """The trial is behind the others. No `Exception`, so that nothing on the way takes it for a failure."""
 
 
 class Report(TrainerCallback):

@@ -80,7 +80,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[..., in], [out, in], [out] or None -> [..., out]."""
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # of frozen layers nothing asks for x
         return _product(x, weight, bias)
 
     @staticmethod
@@ -89,11 +89,15 @@ class _Linear(torch.autograd.Function):
         """Gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows, inputs = gradient.flatten(0, -2), x.flatten(0, -2)
-        # The first factor is copied where it is transposed: the narrower of the two.
-        wide = rows.shape[1] > inputs.shape[1]
+        rows = gradient.flatten(0, -2)
         return (
             _product(gradient, weight.t()) if of_x else None,
-            (_product(inputs.t(), rows.t()).t() if wide else _product(rows.t(), inputs.t())) if of_weight else None,
+            _outer(rows, x.flatten(0, -2)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _outer(rows: Tensor, inputs: Tensor) -> Tensor:
+    """The product rows.T @ inputs. Its first factor is copied where it is transposed: the narrower of the two."""
+    wide = rows.shape[1] > inputs.shape[1]
+    return _product(inputs.t(), rows.t()).t() if wide else _product(rows.t(), inputs.t())

@@ -48,6 +48,12 @@ def open_model(
         folder = from_scratch if from_scratch.is_dir() else from_scratch.parent
     elif model is not None:
         source = open_source(resolve_checkpoint(model), base)
+        if recipe.lora is not None and source.adapter is not None:
+            raise UsageError(
+                f"--lora needs a whole checkpoint, and {model} is an adapter: nothing on disk would be the new one's "
+                "base. Give what it was merged into (a run of nopad has that one folder up), or merge it by PEFT's "
+                "merge_and_unload().save_pretrained(DIR)"
+            )
         checkpoint = _pretrained(source, task, pooling, changes)
         folder = source.tokenizer
     else:

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from nopad.charts import units
 from nopad.model.checkpoint.read_config import LENGTHS
 from nopad.training.outcome import Outcome
+from nopad.training.run_folder import ADAPTER
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_TASKS = {"embeddings": "sentence-similarity", "rerank": "text-ranking"}  # where its name differs from ours
@@ -146,11 +147,16 @@ def _training(outcome: Outcome) -> list[str]:
 
 
 def _use(outcome: Outcome) -> list[str]:
+    adapter = [
+        f"These weights contain the updates that LoRA learned; `{ADAPTER}/` has them apart, small, as PEFT reads them. "
+        f"Their base is {_cell(_shown(outcome.model or ''))}."
+    ]
     return [
         "## Use",
         "Exported and verified once, then without torch:",
         "```\nnopad export . --output bundle/\nnopad predict bundle/ --input texts.jsonl --output answers.jsonl\n```",
         "The folder also opens in transformers, by `from_pretrained`.",
+        *(adapter if outcome.recipe.lora else ()),
     ]
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.read_config import LENGTHS
-from nopad.model.checkpoint.save import write_checkpoint
+from nopad.model.checkpoint.save import config_json, write_checkpoint
 from nopad.model.checkpoint.save_pooling import write_pooling
 from nopad.model.checkpoint.tokenizer import save_tokenizer
 from nopad.runtime.atomic import sha256_of
@@ -39,15 +38,17 @@ def write_output(
     record["card_sha256"] = sha256_of(folder / CARD)  # a card that somebody has edited is never replaced
     write_checkpoint(checkpoint.encoder, {**checkpoint.raw_config, RECORD: record}, folder)
     save_tokenizer(tokenizer, folder)
+    folders = [folder]
     if adapter is not None:
-        adapter.write(folder / ADAPTER)
-        shutil.copy(folder / "config.json", folder / ADAPTER)  # which names the labels
+        adapter.write(folder / ADAPTER, config_json(checkpoint.raw_config, checkpoint.config))
         save_tokenizer(tokenizer, folder / ADAPTER)
+        folders.append(folder / ADAPTER)
     if checkpoint.config.task == "embeddings":
         task = outcome.data.task
-        write_pooling(
-            checkpoint.config, folder, prompts=task.prompts or {}, default_prompt_name=task.default_prompt_name
-        )
+        for place in folders:
+            write_pooling(
+                checkpoint.config, place, prompts=task.prompts or {}, default_prompt_name=task.default_prompt_name
+            )
 
 
 def add_sweep(folder: Path, trials: int) -> None:

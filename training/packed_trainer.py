@@ -25,6 +25,7 @@ from nopad.model.products import fast_products
 from nopad.training.batches import Batches, BatchLoader
 from nopad.training.errors import DataError, DivergedError
 from nopad.training.evaluation import LossOfItems, details
+from nopad.training.lora import lora_settings
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import parameter_groups
 from nopad.training.recipe import Recipe
@@ -184,3 +185,5 @@ class PackedTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.checkpoint.encoder, self.checkpoint.raw_config, folder)
         save_tokenizer(self.tokenizer_to_save, folder)
+        if self.recipe.lora is not None:  # so that the state is a checkpoint: its reader merges the updates by this
+            lora_settings(self.checkpoint.encoder, self.recipe).save_pretrained(folder)

@@ -39,6 +39,7 @@ class Recipe:
     lora: int | None = None  # rank of the updates that are learned instead of the layers
     lora_alpha: int | None = None  # their scale times the rank; None: twice the rank
     lora_dropout: float = 0.0  # of what enters them
+    lora_modules: str | None = None  # ends of names of linear layers, with commas; None: all
     gradient_checkpointing: bool = False
     seed: int = 42
     best_metric: str | None = None  # which evaluation is kept; None: by the task's own
@@ -58,8 +59,8 @@ class Recipe:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UsageError(f"--batch-tokens must be a positive number, got {self.batch_tokens}")
-        if self.lora is None and (self.lora_alpha is not None or self.lora_dropout):
-            raise UsageError("--lora-alpha and --lora-dropout are settings of --lora RANK, which is missing")
+        if self.lora is None and (self.lora_alpha is not None or self.lora_dropout or self.lora_modules is not None):
+            raise UsageError("--lora-alpha, -dropout and -modules are settings of --lora RANK, which is missing")
         shares = ("lora_dropout", "warmup_ratio", "label_smoothing", "teacher_weight")
         for name, high in (*((share, 1) for share in shares), ("weight_decay", math.inf)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from nopad.model.checkpoint.adapter import SETTINGS_FILE
+from nopad.model.checkpoint.adapter import HEAD_FILE, SETTINGS_FILE
 from nopad.model.checkpoint.read_config import LENGTHS
 from nopad.model.checkpoint.save_pooling import POOLING_FILES
 from nopad.model.checkpoint.weights import ADAPTER_FILE
@@ -40,7 +40,7 @@ CHECKPOINT_FILES = frozenset(
     {MARKER, CURVES, CURVES_PAGE, LENGTHS, SWEEP_PAGE, STUDY}
     | _CONFIGURED
     | POOLING_FILES
-    | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, "README.md", *_CONFIGURED)}
+    | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, HEAD_FILE, *_CONFIGURED, *POOLING_FILES)}
 )
 _EPOCH = re.compile(r"checkpoint-\d+")
 
@@ -60,6 +60,8 @@ def check_run(
     """
     if (model is None) == (from_scratch is None):
         raise UsageError("give one of --model (a checkpoint folder or Hub name) and --from-scratch CONFIG")
+    if recipe.lora is not None and model is None:
+        raise UsageError("--lora needs --model: its updates are small changes of trained weights")
     if recipe.bf16 and not (torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()):
         raise EnvironmentProblem("--bf16 needs a GPU or a CPU that has bfloat16, and there is none; leave it out")
     check_output(output, MARKER, replaceable(output))

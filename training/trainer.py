@@ -110,7 +110,7 @@ def train(
     if recipe.freeze_layers is not None:
         freeze(checkpoint.encoder, recipe.freeze_layers)
     if recipe.lora is not None:
-        add_lora(checkpoint.encoder, recipe)
+        console.print(add_lora(checkpoint.encoder, recipe))
     pipeline = checkpoint.pipeline or Pipeline()
     task = data.task.with_tokenizer(model_tokenizer).with_prompts(pipeline.prompts, pipeline.default_prompt_name)
     if told := task.describe():

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from nopad.model.checkpoint.hub import resolve_checkpoint
-from nopad.model.checkpoint.json_files import read_json, read_raw_config
+from nopad.model.checkpoint.json_files import read_json
+from nopad.model.checkpoint.read_head import CROSS_ENCODER_KEYS
 from nopad.model.checkpoint.weights import ADAPTER_FILE, Match, plain_name, read_tensors, stored_weights
 from nopad.model.encoder import PackedEncoder
 from nopad.model.errors import CheckpointError
 
 SETTINGS_FILE = "adapter_config.json"
+# What nopad writes beside an adapter. Not into a config.json: with one, transformers takes a folder for a whole model.
+HEAD_FILE = "nopad_head.json"
+HEAD_KEYS = ("id2label", "label2id", "num_labels", "problem_type", *CROSS_ENCODER_KEYS)  # of a config.json
 _SUFFIX = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification", "FEATURE_EXTRACTION": "Model"}
 _CLASS_END = re.compile(r"(For[A-Z]\w+|Model)$")
 # Settings of PEFT that change nothing once the weights are trained, or that are read below.
@@ -133,16 +137,16 @@ def adapted_config(adapter: Adapter, raw: Mapping[str, Any]) -> tuple[dict[str, 
     """The base's config.json `raw` changed by the adapter, and remarks on what had to be guessed.
 
     The class follows from `task_type`; the number of labels and the vocabulary from the weights that the adapter saved
-    whole; the labels' names from a config.json beside the adapter, or from the base if it has as many.
+    whole; the labels' names from `HEAD_FILE` or a config.json beside the adapter, or from the base if it has as many.
     """
     config = dict(raw)
     suffix = _SUFFIX.get(str(adapter.settings.get("task_type")))
     names = config.get("architectures")
     if suffix and isinstance(names, list) and names:
         config["architectures"] = [_CLASS_END.sub("", str(names[0])) + suffix]
-    if (adapter.folder / "config.json").is_file():
-        beside = read_raw_config(adapter.folder)
-        config |= {key: beside[key] for key in ("id2label", "label2id", "num_labels", "problem_type") if key in beside}
+    for file in (adapter.folder / "config.json", adapter.folder / HEAD_FILE):
+        beside = read_json(file, dict) if file.is_file() else {}
+        config |= {key: beside[key] for key in HEAD_KEYS if key in beside}
     remarks: tuple[str, ...] = ()
     for name, stored in stored_weights([adapter.file]).items():
         plain, part = plain_name(name)

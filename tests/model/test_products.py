@@ -48,6 +48,18 @@ def test_results_and_gradients(shape: tuple[int, ...], bias: bool) -> None:
                 assert (mine - right).norm() <= 1e-6 * right.norm()
 
 
+def test_a_frozen_layer_keeps_nothing_of_what_enters_it() -> None:
+    layer, x, gradient = nn.Linear(5, 7), torch.randn(3, 5), torch.randn(3, 7)
+    layer.requires_grad_(False)
+    x.requires_grad_()
+    with fast_products():
+        out = layer(x)
+    kept = out.grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert kept[0] is None and torch.equal(kept[1], layer.weight)
+    out.backward(gradient)
+    assert x.grad is not None and torch.allclose(x.grad, gradient @ layer.weight)
+
+
 def test_what_it_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Linear(4, 4), torch.randn(3, 4)
 

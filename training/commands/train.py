@@ -100,6 +100,9 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
 @click.option("--lora-alpha", type=int, help="Scale of these updates, times the rank. [default: twice the rank]")
 @click.option("--lora-dropout", type=float, default=Recipe.lora_dropout, help="Of what enters these updates.")
 @click.option(
+    "--lora-modules", metavar="NAMES", help="Linear layers that have one: Wqkv,Wo or query,value. [default: all]"
+)
+@click.option(
     "--gradient-checkpointing", is_flag=True, help="Compute layers again in the backward pass: less memory, more time."
 )
 @click.option("--max-length", type=int, default=Recipe.max_length, help="Tokens of a text; kept as the model's limit.")

@@ -41,7 +41,7 @@ class Adapter:
     weights: dict[str, Tensor]  # by PEFT's names
 
     def write(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write it as PEFT does, into a folder that is not there yet; beside it what `config` (config.json) says of labels."""
+        """Write it as PEFT does, into a new folder; beside it what `config` (config.json) says of labels."""
         self.settings.save_pretrained(folder)
         head = {key: config[key] for key in HEAD_KEYS if key in config}
         (folder / HEAD_FILE).write_text(json.dumps(head, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

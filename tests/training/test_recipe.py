@@ -54,6 +54,7 @@ def test_defaults_are_the_known_recipe() -> None:
         "lora": None,
         "lora_alpha": None,
         "lora_dropout": 0.0,
+        "lora_modules": None,
         "gradient_checkpointing": False,
         "seed": 42,
         "best_metric": None,

@@ -216,7 +216,7 @@ def test_an_embedder_answers_each_text_with_prompts_of_its_own(
     folder, exported = tmp_path / "teacher", tmp_path / "bundle"
     with quiet():
         model = library().SentenceTransformer(
-            str(checkpoint("modernbert-embed-default")), device="cpu", prompts={"query": "find: ", "document": "say: "}
+            str(checkpoint("modernbert-embed-default")), device="cpu", prompts={"query": "find:", "document": "say:"}
         )
         model.set_pooling_include_prompt(False)
         model.save_pretrained(str(folder))

@@ -7,7 +7,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 PYTEST := pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo test test-full test-transformers4 lint bench clean
+.PHONY: setup demo test test-full test-transformers4 lint docs bench clean
 
 setup: $(VENV)/.done
 
@@ -41,6 +41,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p nopad
 	$(VENV)/bin/hadolint deploy/Dockerfile
+
+# The documentation as a site, in build/site. A link or an anchor that leads nowhere fails.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # The embedded model beside every competitor; or BENCH="bundle/ --reference checkpoint/ ...".
 BENCH ?=

@@ -1,4 +1,4 @@
-"""The README's commands parse, its Python runs, and its names exist."""
+"""The commands of README and tutorial parse; the README's Python runs, and its names exist."""
 
 import re
 import shlex
@@ -9,10 +9,11 @@ from repository import ROOT
 from nopad.runtime.cli import COMMANDS, cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 SHELL = [
     line
-    for kind, block in BLOCKS
+    for kind, block in BLOCKS + re.findall(r"```(\w*)\n(.*?)```", TUTORIAL, flags=re.DOTALL)
     if kind in ("", "sh", "bash")
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("nopad ")

@@ -65,7 +65,7 @@ def test_no_page_asks_another_host_for_a_font_or_a_script(site: Path) -> None:
 
 def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
     kept = shutil.ignore_patterns("__pycache__")
-    for folder in ("docs", "scripts/site", "recipes", "deploy", "runtime/engines", ".typing"):
+    for folder in ("docs", "scripts", "recipes", "deploy", "runtime/engines", ".typing"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=kept, symlinks=True)
     for file in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / file, tmp_path / file)

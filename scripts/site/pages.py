@@ -27,7 +27,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files.documentation_pages()):
         for target in LINK.findall(file.content_string):
             name = _in_project(file.src_uri, target)
-            if not name.startswith("docs/") and files.get_file_from_path(OUTSIDE.get(name, name)) is None and (ROOT / name).is_file():
+            if (
+                not name.startswith("docs/")
+                and files.get_file_from_path(OUTSIDE.get(name, name)) is None
+                and (ROOT / name).is_file()
+            ):
                 files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 

@@ -1,8 +1,8 @@
 """Pages of the site that lie outside docs/, and the links between them: a hook of mkdocs.yml.
 
 The README becomes the first page. On the site the folder docs/ is the root: links are rewritten as they would be found
-there, and a file of the project that a page links to (a recipe, a script) is published beside it, so that the strict build
-checks those links, too.
+there, and a file of the project that a page links to (a recipe, a script) is published beside it, so that the strict
+build checks those links, too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files.documentation_pages()):
         for target in LINK.findall(file.content_string):
             name = _in_project(file.src_uri, target)
-            if (
-                not name.startswith("docs/")
-                and files.get_file_from_path(OUTSIDE.get(name, name)) is None
-                and (ROOT / name).is_file()
-            ):
+            known = files.get_file_from_path(OUTSIDE.get(name, name)) is not None
+            if not known and not name.startswith("docs/") and (ROOT / name).is_file():
                 files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 

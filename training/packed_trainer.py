@@ -31,8 +31,8 @@ from nopad.training.optimizer import parameter_groups
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
 from nopad.training.saved import Notes, seal
-from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, Distilled, Task
-from nopad.training.teacher import TEACHER, collate_with_teacher
+from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Distilled, Task
+from nopad.training.teacher import collate_with_teacher
 
 
 class PackedTrainer(Trainer):

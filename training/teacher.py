@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +32,14 @@ from nopad.model.head import Head
 from nopad.model.products import fast_products
 from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.bundle import MANIFEST
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import TextError, UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
-from nopad.training.tasks.base import STREAM, Distilled, Task
+from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Distilled, Task, pack_stream
 from nopad.training.tasks.embeddings import Embeddings
+from nopad.training.tasks.token_labels import TokenLabels, answers_of_words
+from nopad.training.tasks.token_targets import need_offsets
 
-# Of data and encoded rows: the teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
-# batches: float32 [texts, size], in the order of the student's.
-TEACHER = "teacher"
 _TOKENS = 8192  # of a batch of the teacher's
 _ASKED = 1024  # rows between two steps of the progress bar
 
@@ -54,7 +53,7 @@ class _Teacher:
 
     head: Head
     max_length: int  # tokens that it reads of a text
-    ask: Callable[[Rows], list[FloatArray]]  # answers to each row's texts, [texts, size]
+    ask: Callable[[Rows], list[FloatArray]]  # answers to each row's texts (or words), [texts, size]
 
 
 def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console: Console) -> TrainingData:
@@ -66,8 +65,8 @@ def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console
     """
     check_task(data.task)
     folder = _folder(teacher)
-    texts = data.train["texts"] if "texts" in data.train.column_names else [[None]] * len(data.train)
-    ends = np.cumsum([len(row) for row in texts])
+    several = next((name for name in ("texts", "words") if name in data.train.column_names), None)
+    ends = np.cumsum([len(row) for row in data.train[several]] if several else [1] * len(data.train))
     answers = _kept(kept, digest)
     done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
     if done < len(data.train):
@@ -95,12 +94,13 @@ def check_task(task: Task) -> None:
 def collate_with_teacher(
     rows: Sequence[Mapping[str, Any]], *, collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The batch that `collate` makes of encoded rows, with the teacher's answers [texts, size] where rows have them."""
+    """The batch that `collate` makes of encoded rows, with the teacher's answers where rows have them."""
     batch = collate(rows)
-    if TEACHER in rows[0]:
-        size = sum(len(row[TEACHER]) for row in rows) // len(batch["pad_index"])
+    count = len(batch.get(CHOSEN, batch["pad_index"]))
+    if TEACHER in rows[0] and count:
+        size = sum(len(row[TEACHER]) for row in rows) // count
         answers = [np.asarray(row[TEACHER], dtype=np.float32).reshape(-1, size) for row in rows]
-        batch[TEACHER] = torch.from_numpy(np.stack(_by_column(answers)))
+        batch[TEACHER] = torch.from_numpy(np.concatenate(answers) if CHOSEN in batch else np.stack(_by_column(answers)))
     return batch
 
 
@@ -157,6 +157,10 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
         own = _with_prompts(data.task, manifest.prompts, manifest.default_prompt_name)
 
         def ask(rows: Rows) -> list[FloatArray]:
+            if isinstance(own, TokenLabels):
+                found = model.logits(rows["text"])  # raises for a text that it cannot read
+                offsets = [text.offsets for text in model.encode(rows["text"]) if not isinstance(text, TextError)]
+                return list(map(answers_of_words, found, offsets, rows["words"]))
             if not isinstance(own, Embeddings):
                 return list(np.stack(model.logits(_texts(rows)))[:, None])
             answers: list[list[FloatArray]] = [[] for _ in rows["texts"]]
@@ -183,20 +187,38 @@ def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = checkpoint.encoder.to(device).eval()
 
+    def run(batch: Mapping[str, Tensor]) -> FloatArray:
+        stream = {name: batch[name].to(device) for name in STREAM if name in batch}
+        with torch.inference_mode(), fast_products():
+            return cast("FloatArray", encoder(**stream).float().cpu().numpy())
+
     def ask(rows: Rows) -> list[FloatArray]:
         columns = own.encode(rows, tokenizer, longest)
         encoded = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         answers: list[list[FloatArray]] = [[] for _ in encoded]
         for some in _batches([len(row["input_ids"]) for row in encoded]):
-            batch = own.collate([encoded[i] for i in some], multiple=checkpoint.config.block)
-            stream = {name: batch[name].to(device) for name in STREAM if name in batch}
-            with torch.inference_mode(), fast_products():
-                found = encoder(**stream).float().cpu().numpy()
+            found = run(own.collate([encoded[i] for i in some], multiple=checkpoint.config.block))
             places = _by_column([[i] * len(encoded[i].get("lengths", [0])) for i in some])
             for i, answer in zip(places, found, strict=True):
                 answers[i].append(answer)
         return [np.stack(row) for row in answers]
 
+    def ask_of_words(rows: Rows) -> list[FloatArray]:
+        options = {"truncation": True, "max_length": longest, "return_attention_mask": False}
+        columns = tokenizer(rows["text"], return_offsets_mapping=True, **options)
+        lengths = list(map(len, columns["input_ids"]))
+        answers = [np.empty(0, dtype=np.float32)] * len(lengths)
+        for some in _batches(lengths):
+            encoded = [{name: columns[name][i] for name in columns} for i in some]
+            found = run(pack_stream(encoded, multiple=checkpoint.config.block))
+            ends = np.cumsum([lengths[i] for i in some])  # filler behind them
+            for i, logits in zip(some, np.split(found, ends)[:-1], strict=True):
+                answers[i] = answers_of_words(logits, columns["offset_mapping"][i], rows["words"][i])
+        return answers
+
+    if isinstance(own, TokenLabels):
+        need_offsets(tokenizer)
+        ask = ask_of_words
     return _Teacher(head=checkpoint.head, max_length=longest, ask=ask)
 
 

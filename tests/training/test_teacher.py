@@ -23,12 +23,12 @@ from nopad.training import trainer
 from nopad.training.data import TrainingData, load_data
 from nopad.training.pair_data import load_pairs, load_passages
 from nopad.training.run_folder import KEPT
-from nopad.training.tasks.base import Distilled
+from nopad.training.tasks.base import TEACHER, Distilled
 from nopad.training.tasks.embeddings import SCALE, Pairs
 from nopad.training.tasks.multi_label import MultiLabel
 from nopad.training.tasks.regression import Regression
 from nopad.training.tasks.single_label import SingleLabel
-from nopad.training.teacher import TEACHER, taught, teacher_digest
+from nopad.training.teacher import taught, teacher_digest
 
 LABELS = ["neg|ative", "posi_tive"]
 

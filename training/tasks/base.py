@@ -17,6 +17,9 @@ from nopad.model.packing import pack
 TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
 CHOSEN = "chosen"  # of a batch whose tokens are learned: those of the stream that have a target
+# Of data and encoded rows: the teacher's answers to a row's texts (of data whose words have labels: to its words), one
+# after the other, float32 [answers * size]; of batches: float32 [answers, size], one for each row of the logits.
+TEACHER = "teacher"
 # Of a batch: the encoder's own.
 STREAM = ("input_ids", "position_ids", "sequence_ids", "pad_index", "token_type_ids", "prompt_lengths")
 SMALLER_IS_BETTER = frozenset({"loss", "mae", "mse", "perplexity"})  # of the metrics of all tasks
@@ -97,7 +100,7 @@ class Distilled(Protocol):
     def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
         """How far logits are from a teacher's: a scalar, the mean over the texts.
 
-        Both [texts, labels]; of embeddings [texts, size], and the sizes may differ.
+        Both [texts, labels]; of embeddings [texts, size], and the sizes may differ; of tokens [tokens, labels].
         """
 
 

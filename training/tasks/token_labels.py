@@ -7,20 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.entities import Tag, read_tags, spans
-from nopad.training.tasks.base import TARGETS, Array, FloatArray
+from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
     TokenTask,
     need_offsets,
     pack_token_targets,
 )
+
+
+class _Piece(NamedTuple):
+    """A token that has a label: which, of which word, and whether it is the first and the last of that word's."""
+
+    token: int
+    word: int
+    first: bool
+    last: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,25 +68,51 @@ class TokenLabels(TokenTask):
             return_offsets_mapping=True,
         )
         offsets = columns.pop("offset_mapping")
-        targets = [
-            self._of_tokens(words_of_tokens(at, words), labels)
-            for at, words, labels in zip(offsets, rows["words"], rows["target"], strict=True)
-        ]
-        return {**columns, "target": targets}
+        places = [words_of_tokens(at, words) for at, words in zip(offsets, rows["words"], strict=True)]
+        pieces = [self._pieces(words) for words in places]
+        targets = []
+        for own, words, labels in zip(pieces, places, rows["target"], strict=True):
+            targets.append([IGNORED] * len(words))
+            for piece in own:
+                targets[-1][piece.token] = self._of_piece(labels[piece.word], first=piece.first, last=piece.last)
+        encoded = {**columns, "target": targets}
+        if TEACHER in rows:
+            taught = zip(rows[TEACHER], pieces, targets, strict=True)
+            encoded[TEACHER] = [
+                self._of_teacher(answers, [piece for piece in own if target[piece.token] != IGNORED])
+                for answers, own, target in taught
+            ]
+        return encoded
 
-    def _of_tokens(self, words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
-        """The target of each token, from the word that it belongs to and the labels of the words."""
-        pieces: dict[int, list[int]] = {}
+    def _pieces(self, words: Sequence[int | None]) -> list[_Piece]:
+        """The tokens of a text that have a label, in their order, from the word that each token belongs to."""
+        tokens: dict[int, list[int]] = {}
         for token, word in enumerate(words):
             if word is not None:
-                pieces.setdefault(word, []).append(token)
-        targets = [IGNORED] * len(words)
-        for word, own in pieces.items():
-            labelled = own if self.label_all_tokens else own[:1]
-            for token in labelled:
-                first, last = token == labelled[0], token == labelled[-1]
-                targets[token] = self._of_piece(labels[word], first=first, last=last)
-        return targets
+                tokens.setdefault(word, []).append(token)
+        labelled = {word: own if self.label_all_tokens else own[:1] for word, own in tokens.items()}
+        return [
+            _Piece(token=token, word=word, first=token == own[0], last=token == own[-1])
+            for word, own in labelled.items()
+            for token in own
+        ]
+
+    def _of_teacher(self, answers: Sequence[float], pieces: Sequence[_Piece]) -> FloatArray:
+        """What a teacher that has said `answers` of the words [words * labels] says of their pieces [pieces * labels].
+
+        Each label of a word goes, with its probability, to the label that the piece has for it.
+        """
+        size = len(self.labels)
+        logits = np.asarray(answers, dtype=np.float32).reshape(-1, size)
+        found = logits[[piece.word for piece in pieces]]
+        for first, last in ((True, False), (False, False), (False, True)):
+            labels = [self._of_piece(label, first=first, last=last) for label in range(size)]
+            goes = [label if piece == IGNORED else piece for label, piece in enumerate(labels)]
+            own = [(piece.first, piece.last) == (first, last) for piece in pieces]
+            moved = np.full((sum(own), size), -np.inf, dtype=np.float32)
+            np.logaddexp.at(moved.T, goes, found[own].T)
+            found[own] = moved
+        return found.ravel()
 
     def _of_piece(self, label: int, *, first: bool, last: bool) -> int:
         """The label of a piece of a word; `IGNORED` where the model has no label for it."""
@@ -90,6 +127,16 @@ class TokenLabels(TokenTask):
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
         return pack_token_targets(rows, multiple=multiple)
+
+    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """Kullback-Leibler divergence as of classes (Hinton, arXiv:1503.02531), the mean over the tokens with a target.
+
+        It is 0 for tokens of a word that the teacher has not read: their answers are NaN.
+        """
+        read = ~teacher.isnan().any(-1)
+        own, theirs = (logits[read].float() / temperature).log_softmax(-1), (teacher[read] / temperature).softmax(-1)
+        apart = F.kl_div(own, theirs, reduction="sum")  # of probabilities: those of some labels are 0
+        return apart * temperature**2 / max(len(teacher), 1)
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The best label and the true one of each token, int64 [rows, tokens]."""
@@ -135,3 +182,17 @@ def words_of_tokens(offsets: Sequence[Sequence[int]], words: Sequence[Sequence[i
             word += 1
         found.append(word if word < len(words) else None)
     return found
+
+
+def answers_of_words(
+    logits: FloatArray, offsets: Sequence[Sequence[int]], words: Sequence[Sequence[int]]
+) -> FloatArray:
+    """A tagger's logits of a text's tokens [tokens, labels] -> of its words [words, labels]: of each one's first token.
+
+    NaN for a word that has no token, since the text was cut before it.
+    """
+    answers = np.full((len(words), logits.shape[1]), np.nan, dtype=np.float32)
+    for token, word in reversed(list(enumerate(words_of_tokens(offsets, words)))):
+        if word is not None:
+            answers[word] = logits[token]
+    return answers

@@ -88,7 +88,7 @@ class PackedTrainer(Trainer):
         loss = self.task.loss(*compared, label_smoothing=smoothing)
         if TEACHER in inputs:
             assert isinstance(self.task, Distilled), "see check_task"
-            apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
+            apart = self.task.imitate(logits, inputs, temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)

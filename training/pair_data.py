@@ -73,6 +73,7 @@ def load_pairs(
     pooling: str | None = None,
     matryoshka: Sequence[int] = (),
     prompts: Mapping[str, str] | None = None,
+    teacher_vectors: bool = False,
     eval_fraction: float = EVAL_FRACTION,
     split_group: str | None = None,
     duplicates: OnDuplicate = "keep",
@@ -83,7 +84,8 @@ def load_pairs(
 
     `text_column` and `text_pair_column` name two or more columns, with commas between several: the third and all behind
     it are negatives; then a column of scores counts only if `label_column` names it. A list of positives makes several
-    rows. `prompts`: by name (`nopad.training.tasks.embeddings`), else the model's own.
+    rows. `prompts`: by name (`nopad.training.tasks.embeddings`), else the model's own. `teacher_vectors`: the vectors
+    of a teacher are learned, not their neighbours.
     Raises `DataError`, and `UsageError` for a bad `pooling`, `matryoshka` or `prompts`.
     """
     _check_options(pooling, matryoshka, prompts)
@@ -122,7 +124,7 @@ def load_pairs(
     return TrainingData(
         train=train,
         evaluation=test,
-        task=kind(pooling=pooling, matryoshka=tuple(matryoshka), prompts=prompts),
+        task=kind(pooling=pooling, matryoshka=tuple(matryoshka), prompts=prompts, teacher_vectors=teacher_vectors),
         labels=(),
         problem_type=None,
         summary=_summary(train, columns),

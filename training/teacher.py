@@ -37,6 +37,7 @@ from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
 from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Distilled, Task, pack_stream
 from nopad.training.tasks.embeddings import Embeddings
+from nopad.training.tasks.rerank import Rerank
 from nopad.training.tasks.token_labels import TokenLabels, answers_of_words
 from nopad.training.tasks.token_targets import need_offsets
 
@@ -56,14 +57,17 @@ class _Teacher:
     ask: Callable[[Rows], list[FloatArray]]  # answers to each row's texts (or words), [texts, size]
 
 
-def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console: Console) -> TrainingData:
+def taught(
+    data: TrainingData, teacher: str, *, kept: Path, digest: str, console: Console, size: int | None = None
+) -> TrainingData:
     """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
-    `kept`, as those to `digest`, which stands for teacher and rows. Raises `UsageError` for a task without a
-    distillation loss and a teacher that answers another question, and the errors of opening a checkpoint or a bundle.
+    `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Raises
+    `UsageError` for a task without a distillation loss and a teacher that answers another question, and the errors of
+    opening a checkpoint or a bundle.
     """
-    check_task(data.task)
+    check_task(data.task, teacher)
     folder = _folder(teacher)
     several = next((name for name in ("texts", "words") if name in data.train.column_names), None)
     ends = np.cumsum([len(row) for row in data.train[several]] if several else [1] * len(data.train))
@@ -76,18 +80,22 @@ def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console
             console.print(f"teacher: {folder.name}, reads up to {opened.max_length:,} tokens of a text")
             try:
                 for part in _asked(opened.ask, data.train, done, console):
+                    _check_size(part.shape[1], size, data.task, folder)
                     parts.append(part if order is None else part[:, order])
             finally:  # also of an interrupted run
                 if parts:
                     answers = np.ascontiguousarray(np.concatenate(parts))  # safetensors writes memory as it lies
                     _keep(answers, kept, digest)
+    _check_size(answers.shape[1], size, data.task, folder)
     rows = [part.ravel() for part in np.split(answers, ends[:-1])]
     return dataclasses.replace(data, train=data.train.add_column(TEACHER, rows))
 
 
-def check_task(task: Task) -> None:
-    """Raises `UsageError` where a teacher's answers mean nothing to the task."""
-    if not isinstance(task, Distilled):
+def check_task(task: Task, teacher: str | None) -> None:
+    """Raises `UsageError` where a teacher's answers mean nothing to the task, and where the task needs a teacher."""
+    if teacher is None and isinstance(task, Embeddings) and task.teacher_vectors:
+        raise UsageError("--teacher-vectors are those of a teacher; name it with --teacher, or leave them out")
+    if teacher is not None and not isinstance(task, Distilled):
         raise UsageError(f"--teacher does not apply to --task {task.head}; leave it out")
 
 
@@ -173,17 +181,21 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
                     found.append(part)
             return [np.concatenate(parts) for parts in answers]
 
-        yield _Teacher(head=manifest.head, max_length=manifest.max_length, ask=ask)
+        reranks = manifest.head.task == "rerank" and isinstance(own, Embeddings)
+        asked = _scores_of_texts(lambda rows: list(np.stack(model.logits(_texts(rows)))[:, None])) if reranks else ask
+        yield _Teacher(head=manifest.head, max_length=manifest.max_length, ask=asked)
 
 
 def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
     source = open_source(folder)
-    checkpoint = load_checkpoint(source, task=data.task.head)
+    classes = source.raw_config.get("architectures")
+    reranks = isinstance(data.task, Embeddings) and str(classes).endswith("ForSequenceClassification']")
+    checkpoint = load_checkpoint(source, task="rerank" if reranks else data.task.head)
     tokenizer = open_tokenizer(source.tokenizer)
     pipeline = checkpoint.pipeline or Pipeline()
     limits = (pipeline.max_seq_length, tokenizer.model_max_length, checkpoint.config.max_position_embeddings)
     longest = min(filter(None, limits))
-    own = _with_prompts(data.task, pipeline.prompts, pipeline.default_prompt_name)
+    own = _with_prompts(Rerank() if reranks else data.task, pipeline.prompts, pipeline.default_prompt_name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = checkpoint.encoder.to(device).eval()
 
@@ -219,7 +231,22 @@ def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
     if isinstance(own, TokenLabels):
         need_offsets(tokenizer)
         ask = ask_of_words
-    return _Teacher(head=checkpoint.head, max_length=longest, ask=ask)
+    return _Teacher(head=checkpoint.head, max_length=longest, ask=_scores_of_texts(ask) if reranks else ask)
+
+
+def _scores_of_texts(ask: Callable[[Rows], list[FloatArray]]) -> Callable[[Rows], list[FloatArray]]:
+    """A reranker's `ask`, for rows of embeddings: how well each text answers the first, [texts, 1]; NaN for that one."""
+
+    def asked(rows: Rows) -> list[FloatArray]:
+        pairs = [(row[0], text) for row in rows["texts"] for text in row[1:]]
+        queries, passages = map(list, zip(*pairs, strict=True))
+        none = [0] * len(pairs)
+        scores = np.concatenate(ask({"query": queries, "passage": passages, "target": none, "query_id": none}))
+        ends = np.cumsum([len(row) - 1 for row in rows["texts"]])
+        first = np.full((1, 1), np.nan, dtype=np.float32)
+        return [np.concatenate([first, part]) for part in np.split(scores, ends[:-1])]
+
+    return asked
 
 
 def _with_prompts(task: Task, prompts: Mapping[str, str], default: str | None) -> Task:
@@ -245,6 +272,13 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
     """Which of the teacher's logits belongs to each label of the data; None without labels."""
     own = (data.task.head, data.problem_type)
+    if head.task == "rerank" and isinstance(data.task, Embeddings):
+        if data.task.teacher_vectors or max(map(len, data.train["texts"])) < 3:
+            raise UsageError(
+                f"the teacher {folder} is a reranker: it has no vectors (--teacher-vectors), and teaches margins "
+                "between answers and negatives; give the training data a column of negatives, or name an embedding model"
+            )
+        return None
     if (head.task, head.problem_type) != own:
         theirs, wanted = (" ".join(filter(None, names)) for names in ((head.task, head.problem_type), own))
         raise UsageError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
@@ -257,6 +291,14 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
             "rename them in its config.json (id2label)"
         )
     return [head.labels.index(label) for label in data.labels]
+
+
+def _check_size(theirs: int, own: int | None, task: Task, folder: Path) -> None:
+    if isinstance(task, Embeddings) and task.teacher_vectors and theirs != own:
+        raise UsageError(
+            f"the vectors of the teacher {folder} have {theirs:,} elements, the student's {own:,}: take a student with "
+            f"a hidden_size of {theirs:,}, or leave out --teacher-vectors and learn which texts are near each other"
+        )
 
 
 def _texts(rows: Rows) -> list[Any]:

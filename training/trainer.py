@@ -99,8 +99,7 @@ def train(
     check_reporters(report_to)
     check_run(output, model=model, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, resume=resume)
     check_best_metric(recipe, data.task)
-    if recipe.teacher is not None:
-        check_task(data.task)
+    check_task(data.task, recipe.teacher)
     check_lora(recipe, data.task.head)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
@@ -123,7 +122,14 @@ def train(
         notes = read_notes(last) if last is not None else Notes()
         if recipe.teacher is not None:
             asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
-            data = taught(data, recipe.teacher, kept=answers or work / KEPT, digest=asked, console=console)
+            data = taught(
+                data,
+                recipe.teacher,
+                kept=answers or work / KEPT,
+                digest=asked,
+                console=console,
+                size=checkpoint.config.embedding_size,
+            )
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
         console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)

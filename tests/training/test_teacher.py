@@ -281,7 +281,7 @@ def test_the_loss_is_the_formula_and_zero_gradient_where_both_agree(task: Distil
     torch.manual_seed(0)
     teacher = torch.randn(5, 3)
     student = torch.randn(5, 3, requires_grad=True)
-    loss = task.imitate(student, teacher, temperature=3.0)
+    loss = task.imitate(student, {TEACHER: teacher}, temperature=3.0)
     soft, softened = (teacher / 3).softmax(-1), (teacher / 3).sigmoid()
     wanted = {
         SingleLabel: 9 * (soft * (soft.log() - (student / 3).log_softmax(-1))).sum(-1).mean(),
@@ -291,7 +291,7 @@ def test_the_loss_is_the_formula_and_zero_gradient_where_both_agree(task: Distil
     }[type(task)]
     assert torch.allclose(loss, wanted, rtol=1e-5)
     same = teacher.clone().requires_grad_()
-    task.imitate(same, teacher, temperature=3.0).backward()
+    task.imitate(same, {TEACHER: teacher}, temperature=3.0).backward()
     assert same.grad is not None and same.grad.abs().max() <= 1e-6
 
 
@@ -307,9 +307,9 @@ def test_the_loss_of_embeddings_is_the_divergence_of_neighbours() -> None:
         pairs = [(neighbours(teacher, n), neighbours(student[:, :cut], n)) for n in range(6)]
         return 9 * torch.stack([(p * (p / q).log()).sum() for p, q in pairs]).mean()
 
-    assert torch.allclose(Pairs().imitate(student, teacher, temperature=3.0), apart(5), rtol=1e-4)
-    cut = Pairs(matryoshka=(2,)).imitate(student, teacher, temperature=3.0)
+    assert torch.allclose(Pairs().imitate(student, {TEACHER: teacher}, temperature=3.0), apart(5), rtol=1e-4)
+    cut = Pairs(matryoshka=(2,)).imitate(student, {TEACHER: teacher}, temperature=3.0)
     assert torch.allclose(cut, apart(5) + apart(2), rtol=1e-4)
     turned = (teacher @ torch.linalg.qr(torch.randn(8, 8)).Q).requires_grad_()  # the same neighbours
-    Pairs().imitate(turned, teacher, temperature=3.0).backward()
+    Pairs().imitate(turned, {TEACHER: teacher}, temperature=3.0).backward()
     assert turned.grad is not None and turned.grad.abs().max() <= 1e-5

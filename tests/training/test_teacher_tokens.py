@@ -90,7 +90,7 @@ def test_the_loss_is_the_divergence_of_softened_tags_over_the_tokens_with_a_targ
     student, teacher = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
     teacher[1, 2] = -torch.inf
     teacher[3] = torch.nan  # a word that it has not read
-    loss = task.imitate(student, teacher, temperature=2.0)
+    loss = task.imitate(student, {TEACHER: teacher}, temperature=2.0)
     theirs = torch.distributions.Categorical(logits=teacher[:3] / 2)
     own = (student / 2).log_softmax(-1)[:3]
     wanted = 4 * (torch.xlogy(theirs.probs, theirs.probs) - theirs.probs * own).sum() / 4
@@ -98,9 +98,9 @@ def test_the_loss_is_the_divergence_of_softened_tags_over_the_tokens_with_a_targ
     loss.backward()
     assert student.grad is not None and bool(student.grad.isfinite().all()) and not student.grad[3].any()
     same = teacher[:1].clone().requires_grad_()
-    task.imitate(same, teacher[:1], temperature=2.0).backward()
+    task.imitate(same, {TEACHER: teacher[:1]}, temperature=2.0).backward()
     assert same.grad is not None and same.grad.abs().max() <= 1e-6
-    assert task.imitate(student[:0], teacher[:0], temperature=2.0).item() == 0
+    assert task.imitate(student[:0], {TEACHER: teacher[:0]}, temperature=2.0).item() == 0
 
 
 def test_a_batch_in_which_no_token_has_a_target_has_no_answers() -> None:

@@ -122,6 +122,13 @@ def task_options(command: F) -> F:
             "[default: all]",
         ),
         click.option(
+            "--teacher-vectors",
+            is_flag=True,
+            default=None,
+            help="Of embeddings with a --teacher: learn its vectors themselves, so that an index of them takes the "
+            "model's; both must have one size. [default: which texts are near each other]",
+        ),
+        click.option(
             "--mask-probability",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
             help="Share of the tokens that fill-mask hides. [default: 0.3]",

@@ -120,7 +120,7 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
 @click.option(
     "--teacher",
     help="Learn the answers of this model, too: a checkpoint (folder or Hub name) or an exported bundle, of the same "
-    "labels. Its tokenizer and size may be others.",
+    "labels. Its tokenizer and size may be others. Embeddings with negatives may also have a reranker as a teacher.",
 )
 @click.option(
     "--teacher-weight",
@@ -192,6 +192,7 @@ def train(
     class_weights: str | None,
     ordinal: bool | None,
     label_all_tokens: bool | None,
+    teacher_vectors: bool | None,
     mask_probability: float | None,
     whole_word: bool | None,
     trials: int | None,
@@ -265,6 +266,7 @@ def train(
         class_weights=class_weights,
         ordinal=ordinal,
         label_all_tokens=label_all_tokens,
+        teacher_vectors=teacher_vectors,
         mask_probability=mask_probability,
         whole_word=whole_word,
         eval_fraction=eval_fraction,

@@ -97,8 +97,8 @@ class Task(Protocol):
 class Distilled(Protocol):
     """A task whose logits can be learned from a teacher's."""
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-        """How far logits are from a teacher's: a scalar, the mean over the texts.
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
+        """How far the logits of a batch are from its `TEACHER`: a scalar, the mean over the texts.
 
         Both [texts, labels]; of embeddings [texts, size], and the sizes may differ; of tokens [tokens, labels].
         """

@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import nested_concat
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.errors import UsageError
 from nopad.training.processes import gather, several_processes
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_stream
+from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray, Task, pack_stream
 from nopad.training.tasks.ranking import CUTOFF, ranking
 
 SCALE = 20.0  # of cosines: the inverse of the temperature, sentence-transformers' default
@@ -39,6 +39,7 @@ class Embeddings(Task):
     head: ClassVar[HeadTask] = "embeddings"
 
     pooling: str | None = None
+    teacher_vectors: bool = False  # a teacher's vectors themselves are learned, not their neighbours
     matryoshka: tuple[int, ...] = ()  # sizes to which embeddings may be cut: the loss is the sum over them
     prompts: Mapping[str, str] | None = None
     default_prompt_name: str | None = None
@@ -97,12 +98,18 @@ class Embeddings(Task):
         columns = zip_longest(*each, fillvalue=logits[:0])
         return torch.cat([part for column in columns for part in column]), {TARGETS: reduce(nested_concat, targets)}
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of each text's neighbours among the batch's other texts, softened.
 
         As of classes (Hinton, arXiv:1503.02531), where the other texts are the classes and scaled cosines the logits:
         so the teacher's embeddings may have another size. Cuts of --matryoshka follow the whole embedding's neighbours.
+        With `teacher_vectors`, the squared distance from the teacher's vector, as a share of that one's squared length
+        (of vectors of length 1: two minus two cosines); the whole embedding's, of which cuts are a part.
         """
+        teacher = batch[TEACHER]
+        if self.teacher_vectors:
+            lengths = teacher.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+            return ((logits.float() - teacher).square().sum(-1) / lengths).mean()
         theirs = _neighbours(teacher, temperature)
         losses = [
             F.kl_div(_neighbours(logits[:, :size], temperature), theirs, reduction="batchmean", log_target=True)
@@ -144,6 +151,25 @@ class Pairs(Embeddings):
         """
         barred = _not_negatives(batch[TARGETS])
         return torch.stack([_in_batch(logits[:, :size], barred) for size in self._sizes(logits.shape[1])]).sum()
+
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
+        """As all embeddings do; or a reranker's scores of anchor and text, `TEACHER` [texts, 1].
+
+        Then the mean squared difference of two margins between the positive and each negative: that of the teacher's
+        logits and that of scaled cosines (MarginMSE, S. Hofstätter et al., arXiv:2010.02666); 0 without negatives.
+        """
+        if batch[TEACHER].shape[1] > 1:
+            return super().imitate(logits, batch, temperature=temperature)
+        there = batch[TARGETS][:, 2:] != NONE
+        theirs = self.judge(batch[TEACHER], batch)[0]
+        vectors = self.judge(logits.float(), batch)[0].unflatten(1, (theirs.shape[1], -1))
+        total = logits.new_zeros(())
+        for size in self._sizes(logits.shape[1]):
+            unit = F.normalize(vectors[:, :, :size], dim=-1)
+            own = SCALE * (unit[:, 1:] * unit[:, :1]).sum(-1)
+            apart = (own[:, :1] - own[:, 1:]) - (theirs[:, 1:2] - theirs[:, 2:])
+            total = total + apart[there].square().sum() / max(int(there.sum()), 1)
+        return total
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The embeddings of a row's texts side by side, float32 [rows, texts * size], and the targets."""

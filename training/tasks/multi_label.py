@@ -12,7 +12,16 @@ from torch import Tensor
 
 from nopad.model.head import Head
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, area_under_curve, decision_metrics, pack_rows
+from nopad.training.tasks.base import (
+    TARGETS,
+    TEACHER,
+    Array,
+    FloatArray,
+    Task,
+    area_under_curve,
+    decision_metrics,
+    pack_rows,
+)
 
 _HEAD = Head(task="text-classification", problem_type="multi_label_classification")
 
@@ -39,9 +48,9 @@ class MultiLabel(Task):
         weights = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
         return F.binary_cross_entropy_with_logits(logits, batch[TARGETS], pos_weight=weights)
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Binary cross-entropy with softened labels, times the temperature squared."""
-        softened = (teacher.float() / temperature).sigmoid()
+        softened = (batch[TEACHER].float() / temperature).sigmoid()
         return F.binary_cross_entropy_with_logits(logits.float() / temperature, softened) * temperature**2
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:

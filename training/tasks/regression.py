@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_rows
+from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray, Task, pack_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Regression(Task):
         """Mean squared error; label smoothing has no effect."""
         return F.mse_loss(logits.squeeze(-1), batch[TARGETS])
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Mean squared error of the logits; the temperature has no effect."""
-        return F.mse_loss(logits.float(), teacher)
+        return F.mse_loss(logits.float(), batch[TEACHER])
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Mean squared error; Pearson's and Spearman's correlation, unless all targets or all predictions are equal."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_rows
+from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray, Task, pack_rows
 from nopad.training.tasks.ranking import CUTOFF, ranking
 
 _QUERY = "query_ids"  # of a batch: which query each row has
@@ -49,9 +49,9 @@ class Rerank(Task):
         """Binary cross-entropy; label smoothing has no effect."""
         return F.binary_cross_entropy_with_logits(logits.squeeze(-1), batch[TARGETS])
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Mean squared error of the logits; the temperature has no effect."""
-        return F.mse_loss(logits.float(), teacher)
+        return F.mse_loss(logits.float(), batch[TEACHER])
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits, and label and query of each row, float64 [rows, 2]."""

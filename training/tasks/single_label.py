@@ -12,7 +12,16 @@ from torch import Tensor
 
 from nopad.model.head import Head
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, area_under_curve, decision_metrics, pack_rows
+from nopad.training.tasks.base import (
+    TARGETS,
+    TEACHER,
+    Array,
+    FloatArray,
+    Task,
+    area_under_curve,
+    decision_metrics,
+    pack_rows,
+)
 
 _HEAD = Head(task="text-classification", problem_type="single_label_classification")
 
@@ -43,9 +52,9 @@ class SingleLabel(Task):
         )
         return losses.mean()
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of softened classes, times the temperature squared (Hinton, arXiv:1503.02531)."""
-        own, theirs = ((x.float() / temperature).log_softmax(-1) for x in (logits, teacher))
+        own, theirs = ((x.float() / temperature).log_softmax(-1) for x in (logits, batch[TEACHER]))
         return F.kl_div(own, theirs, reduction="batchmean", log_target=True) * temperature**2
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:

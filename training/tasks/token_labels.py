@@ -128,11 +128,12 @@ class TokenLabels(TokenTask):
         """See `Task.collate`."""
         return pack_token_targets(rows, multiple=multiple)
 
-    def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Kullback-Leibler divergence as of classes (Hinton, arXiv:1503.02531), the mean over the tokens with a target.
 
         It is 0 for tokens of a word that the teacher has not read: their answers are NaN.
         """
+        teacher = batch[TEACHER]
         read = ~teacher.isnan().any(-1)
         own, theirs = (logits[read].float() / temperature).log_softmax(-1), (teacher[read] / temperature).softmax(-1)
         apart = F.kl_div(own, theirs, reduction="sum")  # of probabilities: those of some labels are 0

@@ -235,7 +235,7 @@ def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
 
 
 def _scores_of_texts(ask: Callable[[Rows], list[FloatArray]]) -> Callable[[Rows], list[FloatArray]]:
-    """A reranker's `ask`, for rows of embeddings: how well each text answers the first, [texts, 1]; NaN for that one."""
+    """A reranker's `ask`, for rows of embeddings: how well each text answers the first [texts, 1]; that's NaN."""
 
     def asked(rows: Rows) -> list[FloatArray]:
         pairs = [(row[0], text) for row in rows["texts"] for text in row[1:]]
@@ -276,7 +276,7 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
         if data.task.teacher_vectors or max(map(len, data.train["texts"])) < 3:
             raise UsageError(
                 f"the teacher {folder} is a reranker: it has no vectors (--teacher-vectors), and teaches margins "
-                "between answers and negatives; give the training data a column of negatives, or name an embedding model"
+                "between answers and negatives; give the training data negatives, or name an embedding model"
             )
         return None
     if (head.task, head.problem_type) != own:

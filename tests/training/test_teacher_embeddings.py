@@ -93,7 +93,7 @@ def test_vectors_of_another_size_or_without_a_teacher_are_refused(
     assert run([*start, "--teacher", str(checkpoint("bert-rerank"))]) == 2
     assert "is a reranker: it has no vectors (--teacher-vectors)" in capsys.readouterr().err
     assert run([*start[:-1], "--teacher", str(checkpoint("bert-rerank"))]) == 2
-    assert "give the training data a column of negatives" in capsys.readouterr().err
+    assert "give the training data negatives, or name" in capsys.readouterr().err
     start[2] = "rerank"
     assert run(start) == 2
     assert "--teacher-vectors does not apply to --task rerank" in capsys.readouterr().err

@@ -25,13 +25,14 @@ from nopad.model.products import fast_products
 from nopad.training.batches import Batches, BatchLoader
 from nopad.training.errors import DataError, DivergedError
 from nopad.training.evaluation import LossOfItems, details
+from nopad.training.live_teacher import LiveTeacher
 from nopad.training.lora import lora_settings
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import parameter_groups
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
 from nopad.training.saved import Notes, seal
-from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Distilled, Task
+from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Task
 from nopad.training.teacher import collate_with_teacher
 
 
@@ -51,13 +52,18 @@ class PackedTrainer(Trainer):
         notes: Notes,
         recipe: Recipe,
         batches: Batches,
+        live: LiveTeacher | None = None,
         **kwargs: Any,
     ) -> None:
-        collate: Any = partial(task.collate, multiple=checkpoint.config.block)
+        block = checkpoint.config.block
+        collate: Any = partial(task.collate, multiple=block if live is None else live.multiple(block))
         collate = partial(collate_with_facts, collate=partial(collate_with_teacher, collate=collate))
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
         self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
         self.batches = batches
+        self.live = live
+        if live is not None:
+            live.encoder.to(self.args.device)
         self.checkpoint = checkpoint
         self.task = task
         self.head = head
@@ -86,8 +92,9 @@ class PackedTrainer(Trainer):
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
         loss = self.task.loss(*compared, label_smoothing=smoothing)
+        if self.live is not None and model.training:
+            inputs = {**inputs, TEACHER: self.live.logits(inputs)}
         if TEACHER in inputs:
-            assert isinstance(self.task, Distilled), "see check_task"
             apart = self.task.imitate(logits, inputs, temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if model.training:

@@ -35,7 +35,7 @@ from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import TextError, UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
-from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Distilled, Task, pack_stream
+from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Task, pack_stream
 from nopad.training.tasks.embeddings import Embeddings
 from nopad.training.tasks.rerank import Rerank
 from nopad.training.tasks.token_labels import TokenLabels, answers_of_words
@@ -64,10 +64,8 @@ def taught(
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
     `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Raises
-    `UsageError` for a task without a distillation loss and a teacher that answers another question, and the errors of
-    opening a checkpoint or a bundle.
+    `UsageError` for a teacher that answers another question, and the errors of opening a checkpoint or a bundle.
     """
-    check_task(data.task, teacher)
     folder = _folder(teacher)
     several = next((name for name in ("texts", "words") if name in data.train.column_names), None)
     ends = np.cumsum([len(row) for row in data.train[several]] if several else [1] * len(data.train))
@@ -92,11 +90,9 @@ def taught(
 
 
 def check_task(task: Task, teacher: str | None) -> None:
-    """Raises `UsageError` where a teacher's answers mean nothing to the task, and where the task needs a teacher."""
+    """Raises `UsageError` where the task needs a teacher and there is none."""
     if teacher is None and isinstance(task, Embeddings) and task.teacher_vectors:
         raise UsageError("--teacher-vectors are those of a teacher; name it with --teacher, or leave them out")
-    if teacher is not None and not isinstance(task, Distilled):
-        raise UsageError(f"--teacher does not apply to --task {task.head}; leave it out")
 
 
 def collate_with_teacher(
@@ -235,7 +231,7 @@ def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
 
 
 def _scores_of_texts(ask: Callable[[Rows], list[FloatArray]]) -> Callable[[Rows], list[FloatArray]]:
-    """A reranker's `ask`, for rows of embeddings: how well each text answers the first [texts, 1]; that's NaN."""
+    """A reranker's `ask`, for rows of embeddings: how well each text answers the first [texts, 1]; NaN for itself."""
 
     def asked(rows: Rows) -> list[FloatArray]:
         pairs = [(row[0], text) for row in rows["texts"] for text in row[1:]]

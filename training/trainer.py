@@ -34,6 +34,7 @@ from nopad.training.evaluation import EvaluateAtTheEnd
 from nopad.training.initial_model import open_model
 from nopad.training.interruption import saving_on_signals
 from nopad.training.lengths import LengthReport, length_report
+from nopad.training.live_teacher import LiveTeacher, open_live_teacher
 from nopad.training.lora import add_lora, check_lora, take_lora
 from nopad.training.meter import Meter
 from nopad.training.optimizer import freeze
@@ -49,6 +50,7 @@ from nopad.training.reporting import Reporter, check_reporters, reporter_callbac
 from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
+from nopad.training.tasks.masked_lm import MaskedLM
 from nopad.training.teacher import check_task, taught, teacher_digest
 from nopad.training.tokenizer_fit import remark_on_tokenizer
 
@@ -120,7 +122,10 @@ def train(
         depends_on["teacher"] = {"sha256": teacher_digest(recipe.teacher)}
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
-        if recipe.teacher is not None:
+        live = None
+        if recipe.teacher is not None and isinstance(task, MaskedLM):
+            live = open_live_teacher(recipe.teacher, data, model_tokenizer, recipe.max_length)
+        elif recipe.teacher is not None:
             asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
             data = taught(
                 data,
@@ -130,7 +135,7 @@ def train(
                 console=console,
                 size=checkpoint.config.embedding_size,
             )
-        trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes)
+        trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes, live)
         console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)
         with saving_on_signals(console) as stop:
@@ -170,7 +175,13 @@ def train(
 
 
 def _make_trainer(
-    checkpoint: Checkpoint, tokenizer: Any, data: TrainingData, work: Path, recipe: Recipe, notes: Notes
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    data: TrainingData,
+    work: Path,
+    recipe: Recipe,
+    notes: Notes,
+    live: LiveTeacher | None,
 ) -> tuple[PackedTrainer, LengthReport]:
     task = data.task
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
@@ -206,6 +217,7 @@ def _make_trainer(
         notes=notes,
         recipe=recipe,
         batches=batches,
+        live=live,
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,

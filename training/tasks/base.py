@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,12 @@ class Task(Protocol):
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float) -> Tensor:
         """The loss that transformers' own classes use; a scalar, the mean over `items` of the batch."""
 
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
+        """How far the logits of a batch are from its `TEACHER`: a scalar, the mean over the texts.
+
+        Both [texts, labels]; of embeddings [texts, size], and the sizes may differ; of tokens [tokens, labels].
+        """
+
     def items(self, batch: Mapping[str, Tensor]) -> int:
         """Of how many items the loss is the mean: batches are weighted by it."""
         return len(batch[TARGETS])
@@ -91,17 +97,6 @@ class Task(Protocol):
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """The metrics of all evaluation rows at once, from what `judge` kept; those that are undefined are left out."""
-
-
-@runtime_checkable
-class Distilled(Protocol):
-    """A task whose logits can be learned from a teacher's."""
-
-    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
-        """How far the logits of a batch are from its `TEACHER`: a scalar, the mean over the texts.
-
-        Both [texts, labels]; of embeddings [texts, size], and the sizes may differ; of tokens [tokens, labels].
-        """
 
 
 def pack_rows(rows: Sequence[Mapping[str, Any]], dtype: torch.dtype, *, multiple: int) -> dict[str, Tensor]:

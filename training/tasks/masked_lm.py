@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import ROW, TARGETS, Array, FloatArray
+from nopad.training.tasks.base import ROW, TARGETS, TEACHER, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
     TokenTask,
@@ -107,6 +107,15 @@ class MaskedLM(TokenTask):
         replaced = hidden & (fate >= _MASKED) & (fate < _MASKED + _REPLACED)
         seen = np.where(replaced, random.integers(self.vocabulary, size=len(ids)), seen)
         return {**row, "input_ids": seen, "target": np.where(hidden, ids, IGNORED).tolist()}
+
+    def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
+        """Kullback-Leibler divergence of what hidden tokens may be (V. Sanh et al., arXiv:1910.01108), softened.
+
+        The mean over the hidden tokens; entries of the vocabulary that the tokenizer does not have do not count.
+        """
+        own, theirs = (x[:, : self.vocabulary].float() / temperature for x in (logits, batch[TEACHER]))
+        apart = F.kl_div(own.log_softmax(-1), theirs.log_softmax(-1), reduction="sum", log_target=True)
+        return apart * temperature**2 / max(len(own), 1)
 
     def judge(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Of each row: the sum of its losses and the number of right answers, [rows, 2]; its hidden tokens, [rows]."""

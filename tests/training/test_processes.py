@@ -93,6 +93,33 @@ def test_two_processes_train_what_one_does(
 
 
 @pytest.mark.slow
+def test_two_processes_learn_from_a_tagger_what_one_does(tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    rows = [
+        {
+            "tokens": row["text"].split(),
+            "tags": ["B-X" if word in ("good", "bad") else "O" for word in row["text"].split()],
+        }
+        for row in sentences(135)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "held.jsonl", rows[:63])
+    (tmp_path / "scratch").mkdir()
+    make_scratch(tmp_path / "scratch", write_jsonl(tmp_path / "texts.jsonl", sentences(150)))
+    options = ["--task", "token-classification"]
+    train(tmp_path, "--output", "teacher", *options)
+    options += ["--teacher", "teacher", "--teacher-weight", "0.7", "--seed", "3"]
+    train(tmp_path, "--batch-size", "32", "--output", "one", *options)
+    train(tmp_path, "--batch-size", "16", "--output", "two", *options, launcher=RUN)
+    assert (
+        weight_difference(tmp_path / "one", tmp_path / "two")
+        <= 1e-5
+        < weight_difference(*map(tmp_path.joinpath, ("teacher", "two")))
+    )
+
+
+@pytest.mark.slow
 def test_a_signal_ends_all_processes_at_one_step_and_resume_goes_on(tmp_path: Path) -> None:
     """First a signal to one of two workers alone, then to torchrun, which passes it on."""
     if not torch.distributed.is_available():

@@ -16,6 +16,7 @@ from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.runtime.bundle import DEFAULT_BUNDLE
 from nopad.runtime.cli import run
 from nopad.runtime.errors import UsageError
+from nopad.training import teacher as teaching
 from nopad.training.run_folder import KEPT
 from nopad.training.tagged_texts import load_tagged
 from nopad.training.tasks.base import TEACHER
@@ -35,7 +36,11 @@ def answers(data: Any, teacher: Path, work: Path) -> list[np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_a_word_is_answered_by_its_first_token_and_not_at_all_where_the_text_is_cut(
-    architecture: str, checkpoint: Callable[[str], Path], bundle: Callable[[str], Path], tmp_path: Path
+    architecture: str,
+    checkpoint: Callable[[str], Path],
+    bundle: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = checkpoint(f"{architecture}-token")
     labels = list(transformers.AutoConfig.from_pretrained(teacher).id2label.values())
@@ -56,6 +61,10 @@ def test_a_word_is_answered_by_its_first_token_and_not_at_all_where_the_text_is_
             cut += token is None
             assert np.isnan(answer).all() if token is None else np.abs(answer - theirs[token]).max() <= 1e-4
     assert 0 < cut < 400
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching, "_opened", lambda *args: 1 / 0)
+        kept = answers(data, teacher, tmp_path / "a")  # what a resumed run does, and each trial of a sweep
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(ours, kept, strict=True))
     again = answers(data, bundle(f"{architecture}-token"), tmp_path / "b")
     assert max(np.nanmax(np.abs(a - b)) for a, b in zip(ours, again, strict=True)) <= 1e-4
     assert [np.isnan(a).sum() for a in ours] == [np.isnan(b).sum() for b in again]

@@ -128,7 +128,7 @@ def _training(outcome: Outcome) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in outcome.provenance["versions"].items() if version)
     recipe = vars(outcome.recipe)
     unused = {
-        *(() if outcome.recipe.teacher else ("teacher_weight", "temperature")),
+        *(() if outcome.recipe.teacher else ("teacher_weight", "teacher_states", "temperature")),
         *(() if outcome.recipe.lora else ("lora_dropout",)),
     }
     recipe = {name: value for name, value in recipe.items() if name not in unused}

@@ -25,7 +25,7 @@ from nopad.model.products import fast_products
 from nopad.training.batches import Batches, BatchLoader
 from nopad.training.errors import DataError, DivergedError
 from nopad.training.evaluation import LossOfItems, details
-from nopad.training.live_teacher import LiveTeacher
+from nopad.training.live_teacher import LiveTeacher, hidden_states, states_apart
 from nopad.training.lora import lora_settings
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import parameter_groups
@@ -61,9 +61,7 @@ class PackedTrainer(Trainer):
         super().__init__(model=checkpoint.encoder, data_collator=collate, compute_metrics=self._metrics, **kwargs)
         self.model_accepts_loss_kwargs = True  # `compute_loss` weighs batches itself
         self.batches = batches
-        self.live = live
-        if live is not None:
-            live.encoder.to(self.args.device)
+        self.live = None if live is None else live.to(self.args.device)
         self.checkpoint = checkpoint
         self.task = task
         self.head = head
@@ -88,15 +86,20 @@ class PackedTrainer(Trainer):
 
         The recipe's label smoothing applies to training steps only.
         """
-        logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
+        with hidden_states(self.checkpoint.encoder) as states:
+            logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
         loss = self.task.loss(*compared, label_smoothing=smoothing)
+        theirs = None
         if self.live is not None and model.training:
-            inputs = {**inputs, TEACHER: self.live.logits(inputs)}
+            answers, theirs = self.live.read(inputs)
+            inputs = {TEACHER: answers, **inputs}  # what has been asked before goes first
         if TEACHER in inputs:
             apart = self.task.imitate(logits, inputs, temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
+        if theirs is not None and self.recipe.teacher_states:
+            loss = loss + self.recipe.teacher_states * states_apart(states[0], theirs, inputs["sequence_ids"])
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
         if num_items_in_batch:  # gradients of several processes are averaged; without any item the loss is 0

@@ -46,6 +46,7 @@ class Recipe:
     bf16: bool | None = None  # None: where a GPU has it
     teacher: str | None = None  # a checkpoint or bundle whose logits are learned
     teacher_weight: float = 0.5  # of the teacher's loss; the labels' has the rest
+    teacher_states: float = 0.0  # weight of the distance between hidden states, beside the loss of labels and teacher
     temperature: float = 2.0  # that softens the teacher's classes and the student's
 
     def __post_init__(self) -> None:
@@ -62,10 +63,13 @@ class Recipe:
         if self.lora is None and (self.lora_alpha is not None or self.lora_dropout or self.lora_modules is not None):
             raise UsageError("--lora-alpha, -dropout and -modules are settings of --lora RANK, which is missing")
         shares = ("lora_dropout", "warmup_ratio", "label_smoothing", "teacher_weight")
-        for name, high in (*((share, 1) for share in shares), ("weight_decay", math.inf)):
+        others = ("weight_decay", "teacher_states")
+        for name, high in (*((share, 1) for share in shares), *((other, math.inf) for other in others)):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if not (0 <= value <= high and math.isfinite(value)):
                 raise UsageError(f"{option} must be finite and from 0 to {high}, got {value}")
+        if self.teacher_states and self.teacher is None:
+            raise UsageError("--teacher-states is the weight of a teacher's; name it with --teacher, or leave it out")
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"--layer-decay must be above 0 and at most 1, got {self.layer_decay}")
         if self.freeze_layers is not None and self.freeze_layers < 0:

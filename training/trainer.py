@@ -123,9 +123,16 @@ def train(
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
         live = None
-        if recipe.teacher is not None and isinstance(task, MaskedLM):
-            live = open_live_teacher(recipe.teacher, data, model_tokenizer, recipe.max_length)
-        elif recipe.teacher is not None:
+        if recipe.teacher is not None and (isinstance(task, MaskedLM) or recipe.teacher_states):
+            live = open_live_teacher(
+                recipe.teacher,
+                data,
+                model_tokenizer,
+                max_length=recipe.max_length,
+                size=checkpoint.config.hidden_size,
+                seed=recipe.seed,
+            )
+        if recipe.teacher is not None and not isinstance(task, MaskedLM):
             asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
             data = taught(
                 data,

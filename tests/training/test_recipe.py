@@ -61,6 +61,7 @@ def test_defaults_are_the_known_recipe() -> None:
         "bf16": None,
         "teacher": None,
         "teacher_weight": 0.5,
+        "teacher_states": 0.0,
         "temperature": 2.0,
     }
 

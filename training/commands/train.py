@@ -129,6 +129,14 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
     help="Share of the loss that compares with the teacher; the labels have the rest.",
 )
 @click.option(
+    "--teacher-states",
+    type=click.FloatRange(min=0),
+    default=Recipe.teacher_states,
+    metavar="WEIGHT",
+    help="Learn its last hidden states, too, token by token: how much they count beside the other losses. Needs a "
+    "checkpoint with the same tokenizer, which then reads each batch.",
+)
+@click.option(
     "--temperature",
     type=float,
     default=Recipe.temperature,

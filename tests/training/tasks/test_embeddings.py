@@ -200,6 +200,7 @@ def test_their_library_opens_the_folder_with_equal_embeddings(trained: TrainingR
     assert raw["nopad_training"]["task"] == {
         "head": "embeddings",
         "pooling": None,
+        "teacher_vectors": False,
         "matryoshka": [16],
         "prompts": {},
         "default_prompt_name": None,

@@ -19,6 +19,7 @@ from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.encoder import PackedEncoder
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
+from nopad.training.recipe import Recipe
 from nopad.training.tasks.base import CHOSEN, STREAM
 from nopad.training.teacher import is_bundle
 
@@ -87,15 +88,14 @@ def states_apart(own: Tensor, theirs: Tensor, sequence_ids: Tensor) -> Tensor:
     return ((own - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(1e-12)).mean()
 
 
-def open_live_teacher(
-    teacher: str, data: TrainingData, tokenizer: Any, *, max_length: int, size: int, seed: int
-) -> LiveTeacher:
-    """Open a checkpoint (a folder or a Hub name) that reads what `tokenizer`, the student's, makes of the texts.
+def open_live_teacher(recipe: Recipe, data: TrainingData, tokenizer: Any, *, size: int) -> LiveTeacher:
+    """Open the recipe's teacher, a checkpoint that reads what `tokenizer`, the student's, makes of the texts.
 
-    `size` is that of the student's hidden states; `seed` draws the projection to it.
+    `size` is that of the student's hidden states; the recipe's seed draws the projection to it.
     Raises `UsageError` for a bundle and for another tokenizer, and the errors of opening a checkpoint.
     """
-    task = data.task.head
+    assert recipe.teacher is not None
+    teacher, max_length, task = recipe.teacher, recipe.max_length, data.task.head
     asking = "--task fill-mask" if task == "fill-mask" else "--teacher-states"
     if is_bundle(Path(teacher)):
         raise UsageError(
@@ -120,7 +120,9 @@ def open_live_teacher(
             f"tokens. Give the student the teacher's, --tokenizer {teacher}, or name another --teacher"
         )
     checkpoint.encoder.requires_grad_(False).eval()
-    return LiveTeacher(encoder=checkpoint.encoder, projection=projection(checkpoint.config.hidden_size, size, seed))
+    return LiveTeacher(
+        encoder=checkpoint.encoder, projection=projection(checkpoint.config.hidden_size, size, recipe.seed)
+    )
 
 
 def _texts(rows: Mapping[str, list[Any]]) -> list[str]:

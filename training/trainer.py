@@ -124,24 +124,11 @@ def train(
         notes = read_notes(last) if last is not None else Notes()
         live = None
         if recipe.teacher is not None and (isinstance(task, MaskedLM) or recipe.teacher_states):
-            live = open_live_teacher(
-                recipe.teacher,
-                data,
-                model_tokenizer,
-                max_length=recipe.max_length,
-                size=checkpoint.config.hidden_size,
-                seed=recipe.seed,
-            )
+            live = open_live_teacher(recipe, data, model_tokenizer, size=checkpoint.config.hidden_size)
         if recipe.teacher is not None and not isinstance(task, MaskedLM):
             asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
-            data = taught(
-                data,
-                recipe.teacher,
-                kept=answers or work / KEPT,
-                digest=asked,
-                console=console,
-                size=checkpoint.config.embedding_size,
-            )
+            size, kept = checkpoint.config.embedding_size, answers or work / KEPT
+            data = taught(data, recipe.teacher, kept=kept, digest=asked, console=console, size=size)
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes, live)
         console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)

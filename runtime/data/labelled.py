@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.head import Head
+from nopad.model.head import Head, Task
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
 from nopad.runtime.data.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.records import open_table
@@ -131,7 +131,12 @@ def _check_task(manifest: Manifest, second_field: str | None) -> None:
     known = ("text-classification", "token-classification", "embeddings", "rerank")
     if task not in known:
         raise UsageError(f"--data is for {', '.join(known)}; this bundle does {task}")
-    if task in ("token-classification", "embeddings") and second_field is not None:
+    check_pairs(task, second_field)
+
+
+def check_pairs(task: Task, second_field: str | None) -> None:
+    """Raises `UsageError` for pairs where a model of this task reads none, and for single texts of a reranker."""
+    if task not in ("text-classification", "rerank") and second_field is not None:
         raise UsageError(f"--second-field: a model of {task} reads no pairs; name the text with --text-field")
     if task == "rerank" and second_field is None:
         raise UsageError("a reranker reads pairs: name the query with --text-field, the passage with --second-field")

@@ -32,6 +32,7 @@ train:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four commands, one after the other
 def test_a_sweep_that_was_stopped_goes_on_in_the_middle_of_its_trial(tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", sentences(120))
     write_jsonl(tmp_path / "held.jsonl", sentences(40, seed=4))
@@ -43,12 +44,12 @@ def test_a_sweep_that_was_stopped_goes_on_in_the_middle_of_its_trial(tmp_path: P
     folder, log = tmp_path / "tuned.run", tmp_path / "tuned.run" / "logs" / "train.log"
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not list(folder.glob("train.sweep/trial-1.training/checkpoint-*/trainer_state.json")):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, log.read_text()
@@ -60,7 +61,7 @@ def test_a_sweep_that_was_stopped_goes_on_in_the_middle_of_its_trial(tmp_path: P
 
     looked = subprocess.run([*command, "--dry-run"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert json.loads(looked.stdout)["why"] == "was interrupted; goes on from its saved epochs"
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, log.read_text()
     (step,) = [line for line in map(json.loads, done.stdout.splitlines()) if "step" in line]
     assert (step["status"], step["why"]) == ("done", "was interrupted")
@@ -69,5 +70,5 @@ def test_a_sweep_that_was_stopped_goes_on_in_the_middle_of_its_trial(tmp_path: P
     assert [trial["state"] for trial in step["results"] if "trial" in trial] == ["finished"] * 3
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'train' / 'study.db'}")
     assert [trial.params for trial in study.trials][:2] == before
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert json.loads(again.stdout.splitlines()[0])["status"] == "cached"

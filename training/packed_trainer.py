@@ -31,8 +31,8 @@ from nopad.training.optimizer import parameter_groups
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
 from nopad.training.saved import Notes, seal
-from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, Distilled, Task
-from nopad.training.teacher import TEACHER, collate_with_teacher
+from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Distilled, Task
+from nopad.training.teacher import collate_with_teacher
 
 
 class PackedTrainer(Trainer):
@@ -84,11 +84,11 @@ class PackedTrainer(Trainer):
         """
         logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
-        compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
-        loss = self.task.loss(*compared, label_smoothing=smoothing)
-        if TEACHER in inputs:
+        compared, batch = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
+        loss = self.task.loss(compared, batch, label_smoothing=smoothing)
+        if TEACHER in batch:
             assert isinstance(self.task, Distilled), "see check_task"
-            apart = self.task.imitate(logits, inputs[TEACHER], temperature=self.recipe.temperature)
+            apart = self.task.imitate(compared, batch[TEACHER], temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)

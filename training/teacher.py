@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -35,14 +36,12 @@ from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
-from nopad.training.tasks.base import STREAM, Distilled, Task
+from nopad.training.tasks.base import STREAM, TEACHER, Distilled, Task
 from nopad.training.tasks.embeddings import Embeddings
 
-# Of data and encoded rows: the teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
-# batches: float32 [texts, size], in the order of the student's.
-TEACHER = "teacher"
 _TOKENS = 8192  # of a batch of the teacher's
 _ASKED = 1024  # rows between two steps of the progress bar
+_WAIT_SECONDS = 0.5  # between two looks of a process that does not ask itself
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Mapping[str, list[Any]]  # columns of the data
@@ -61,7 +60,8 @@ def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console
     """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
-    `kept`, as those to `digest`, which stands for teacher and rows. Raises `UsageError` for a task without a
+    `kept`, as those to `digest`, which stands for teacher and rows. Of several processes the first asks, and the others
+    wait for that file. Raises `UsageError` for a task without a
     distillation loss and a teacher that answers another question, and the errors of opening a checkpoint or a bundle.
     """
     check_task(data.task)
@@ -69,6 +69,9 @@ def taught(data: TrainingData, teacher: str, *, kept: Path, digest: str, console
     texts = data.train["texts"] if "texts" in data.train.column_names else [[None]] * len(data.train)
     ends = np.cumsum([len(row) for row in texts])
     answers = _kept(kept, digest)
+    while len(answers) < ends[-1] and not first_process():  # which asks for all
+        time.sleep(_WAIT_SECONDS)
+        answers = _kept(kept, digest)
     done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
     if done < len(data.train):
         parts = [answers[: ends[done - 1]]] if done else []
@@ -140,9 +143,8 @@ def _kept(path: Path, digest: str) -> FloatArray:
 
 
 def _keep(answers: FloatArray, path: Path, digest: str) -> None:
-    if first_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save({"answers": answers}, metadata={"digest": digest}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save({"answers": answers}, metadata={"digest": digest}))
 
 
 @contextmanager

@@ -48,8 +48,8 @@ from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes
-from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, Task
-from nopad.training.teacher import TEACHER, check_task, taught, teacher_digest
+from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
+from nopad.training.teacher import check_task, taught, teacher_digest
 from nopad.training.tokenizer_fit import remark_on_tokenizer
 
 

@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import nested_concat
 from nopad.model.head import Task as HeadTask
 from nopad.runtime.errors import UsageError
 from nopad.training.processes import gather, several_processes
-from nopad.training.tasks.base import TARGETS, Array, FloatArray, Task, pack_stream
+from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray, Task, pack_stream
 from nopad.training.tasks.ranking import CUTOFF, ranking
 
 SCALE = 20.0  # of cosines: the inverse of the temperature, sentence-transformers' default
@@ -93,9 +93,15 @@ class Embeddings(Task):
         if not several_processes():
             return logits, batch
         targets = gather(batch[TARGETS])
-        each = [part.split(self._columns(own)) for part, own in zip(gather(logits), targets, strict=True)]
-        columns = zip_longest(*each, fillvalue=logits[:0])
-        return torch.cat([part for column in columns for part in column]), {TARGETS: reduce(nested_concat, targets)}
+
+        def together(rows: Tensor) -> Tensor:
+            each = [part.split(self._columns(own)) for part, own in zip(gather(rows), targets, strict=True)]
+            return torch.cat([part for column in zip_longest(*each, fillvalue=rows[:0]) for part in column])
+
+        whole = {TARGETS: reduce(nested_concat, targets)}
+        if TEACHER in batch:
+            whole[TEACHER] = together(batch[TEACHER])
+        return together(logits), whole
 
     def imitate(self, logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of each text's neighbours among the batch's other texts, softened.

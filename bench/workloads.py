@@ -16,11 +16,12 @@ from typing import Any
 
 from nopad.bench.schema import Workload
 from nopad.runtime.bundle import Bundle
-from nopad.runtime.data.labelled import Targets, read_labelled, read_texts
+from nopad.runtime.data.labelled import Targets, check_pairs, read_labelled, read_texts
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError, TextError, UsageError
 from nopad.runtime.planning.cost_model import cost_model
 from nopad.runtime.tokenizer import open_bundle_encoder
+from nopad.runtime.types import Text, in_one
 
 # name -> number of texts, and the most tokens of each (None: no limit)
 RAGGED = {"sst2-64": (64, None), "imdb-32": (32, 512)}
@@ -40,7 +41,7 @@ class Texts:
     """A workload and its texts; `targets` (0 and 1 of each label, [texts, labels]) where they have labels."""
 
     workload: Workload
-    texts: tuple[str, ...]
+    texts: tuple[Text, ...]
     targets: Targets | None = None
 
 
@@ -50,6 +51,7 @@ class OwnTexts:
 
     source: DataSource
     text_field: str | None = None
+    second_field: str | None = None  # of pairs
     label_field: str | None = None
     limit: int = 256
 
@@ -98,13 +100,20 @@ class Source:
         return self._texts(name, "ragged", [self._cut(text, most) for text in texts], source, targets)
 
     def own(self, data: OwnTexts, batch: int) -> Texts:
-        """The first `limit` rows of a file, in calls of `batch`. Raises `InputFileError`."""
+        """The first `limit` rows of a file, in calls of `batch`. Raises `InputFileError`, `UsageError`."""
         manifest = self.bundle.manifest
-        if manifest.task == "text-classification":
+        check_pairs(manifest.task, data.second_field)
+        texts: Sequence[Text]
+        if manifest.task in ("text-classification", "rerank"):
             rows = read_labelled(
-                data.source, manifest, text_field=data.text_field, label_field=data.label_field, limit=data.limit
+                data.source,
+                manifest,
+                text_field=data.text_field,
+                second_field=data.second_field,
+                label_field=data.label_field,
+                limit=data.limit,
             )
-            texts, targets = rows.texts, rows.targets
+            texts, targets = rows.inputs, rows.targets
         else:
             texts, targets = read_texts(data.source, text_field=data.text_field, limit=data.limit), None
         path = Path(data.source.path)
@@ -113,7 +122,7 @@ class Source:
         return self._texts(name, "ragged", texts, path.name, targets, batch)
 
     def _texts(
-        self, name: str, kind: Any, texts: Sequence[str], source: str, targets: Targets | None = None, batch: int = 0
+        self, name: str, kind: Any, texts: Sequence[Text], source: str, targets: Targets | None = None, batch: int = 0
     ) -> Texts:
         lengths = []
         for index, item in enumerate(self._encoder.encode(texts)):
@@ -136,7 +145,7 @@ class Source:
             lengths=tuple(lengths),
             flops=flops_of(self.bundle.manifest.architecture, lengths),
             labelled=targets is not None,
-            sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            sha256=hashlib.sha256("\0".join(map(in_one, texts)).encode()).hexdigest(),
         )
         return Texts(workload=workload, texts=tuple(texts), targets=targets)
 

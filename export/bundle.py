@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from nopad.export.bundle_files import (
     add_engine,
+    calibration_texts,
     check_jobs,
     write_graph,
     write_int8_graph,
@@ -40,6 +41,7 @@ from nopad.runtime.engines.hardware import Precision
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Artifact, FileRecord, Manifest
 from nopad.runtime.profiles import ShapeProfile
+from nopad.runtime.types import Text
 
 Exporter = Literal["auto", "nopad", "padded", "optimum"]
 
@@ -54,6 +56,8 @@ class ExportOptions:
     archs: Sequence[str] = ()  # GPUs to build engines for
     profiles: Sequence[ShapeProfile] = ()  # of the engines; none: `planning.search.default_profiles`
     calibrate: DataSource | str | None = None  # texts, for int8
+    text_field: str | None = None  # of calibrate
+    second_field: str | None = None  # of calibrate, where it has pairs
     build: BuildOptions = BuildOptions()
     exporter: Exporter = "auto"
     max_length: int | None = None  # tokens of a text; None: the tokenizer's limit
@@ -143,6 +147,8 @@ def _plan(options: ExportOptions) -> Jobs:
         raise UsageError("--precision int8 for engines needs texts to find its scales on: --calibrate FILE")
     if options.calibrate is not None and "int8" not in (*jobs.cpu, *jobs.openvino, *jobs.graphs):
         raise UsageError("--calibrate is for --precision int8")
+    if options.calibrate is None and (options.text_field or options.second_field):
+        raise UsageError("--text-field and --second-field are of the texts of --calibrate FILE")
     return jobs
 
 
@@ -196,6 +202,10 @@ def _write_packed(source: Source, folder: Path, options: ExportOptions, jobs: Jo
     checkpoint = _load(load_checkpoint, source, options, progress)
     if jobs.engines:
         check_jobs(jobs.engines, jobs.graphs[-1], options.profiles, options.build, checkpoint.config)
+    texts = None
+    if options.calibrate is not None:
+        task = checkpoint.config.task
+        texts = calibration_texts(options.calibrate, task, options.text_field, options.second_field)
     bundle = write_bundle(
         checkpoint,
         folder,
@@ -204,7 +214,7 @@ def _write_packed(source: Source, folder: Path, options: ExportOptions, jobs: Jo
         graphs=jobs.graphs,
         torch=jobs.torch,
         max_length=options.max_length,
-        calibrate=options.calibrate,
+        calibrate=texts,
         progress=progress,
     )
     engines = []
@@ -258,13 +268,13 @@ def write_bundle(
     graphs: Sequence[Precision] = (),
     torch: Precision | None = None,
     max_length: int | None = None,
-    calibrate: DataSource | str | None = None,
+    calibrate: Sequence[Text] | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write the bundle of a loaded checkpoint into an existing, empty folder (no engines, no parity gate).
 
     `cpu` are the precisions of its graphs for ONNX Runtime on CPUs, `openvino` of those for OpenVINO, `graphs` of its
-    plain ONNX files, `torch` is that of the torch engine's weights (None: without them).
+    plain ONNX files, `torch` is that of the torch engine's weights (None: without them). `calibrate`: texts for int8.
     """
     source, config, pipeline = checkpoint.source, checkpoint.config, checkpoint.pipeline or Pipeline()
     assert source is not None, "a bundle names the files that it comes from"

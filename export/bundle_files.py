@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 from nopad.export.engines.tensorrt import BuildOptions, BuiltEngine, build_engine, engine_name, require_buildable
@@ -23,9 +22,11 @@ from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import own_json, write_checkpoint
 from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.config import EncoderConfig
+from nopad.model.head import Task
 from nopad.model.packing import PackedBatch, pack, plan_batches, round_up
 from nopad.runtime.atomic import sha256_of
 from nopad.runtime.bundle import Bundle, write_manifest
+from nopad.runtime.data.labelled import check_pairs
 from nopad.runtime.data.records import read_rows
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.hardware import Precision
@@ -74,14 +75,14 @@ def write_int8_graph(
     checkpoint: Checkpoint,
     folder: Path,
     target: GraphTarget,
-    calibrate: DataSource | str | None,
+    calibrate: Sequence[Text] | None,
     max_length: int,
     progress: Progress,
 ) -> Artifact:
     """Write a target's int8 graph, made from its fp32 one (`cpu`, `openvino`), or the fp16 one for TensorRT (`onnx`).
 
-    What it costs is measured on the texts of a file; TensorRT's scales are found on them, and the CPU's weights are
-    rounded for them. Without a file (not for TensorRT) the parity gate's sentences show which layers are sensitive.
+    What it costs is measured on the texts of `calibrate`; TensorRT's scales are found on them, and the CPU's weights
+    are rounded for them. Without (not for TensorRT) the parity gate's sentences show which layers are sensitive.
     """
     cpu = target == "cpu"
     multiple = checkpoint.config.block if target == "onnx" else 1
@@ -105,8 +106,30 @@ def write_int8_graph(
     return dataclasses.replace(exact, file=output.name, precision="int8", quantized=graph.to_json())
 
 
+def calibration_texts(
+    source: DataSource | str, task: Task, text_field: str | None, second_field: str | None
+) -> list[Text]:
+    """The texts that int8 is calibrated on: the first rows of a source that have one, pairs with a `second_field`.
+
+    Raises `InputFileError`, `UsageError`.
+    """
+    check_pairs(task, second_field)
+    texts: list[Text] = []
+    reason = ""
+    for row in read_rows(source, text_field, second_field, option="--text-field"):
+        if row.error is None:
+            texts.append(row.text)
+        reason = reason or (f" (line {row.line}: {row.error})" if row.error is not None else "")
+        if len(texts) == CALIBRATION_TEXTS:
+            break
+    if not texts:
+        name = source.path if isinstance(source, DataSource) else source
+        raise InputFileError(f"{name} has no texts to calibrate on{reason}; give a file with a column `text`")
+    return texts
+
+
 def _calibration_batches(
-    checkpoint: Checkpoint, folder: Path, source: DataSource | str | None, max_length: int, multiple: int
+    checkpoint: Checkpoint, folder: Path, texts: Sequence[Text] | None, max_length: int, multiple: int
 ) -> list[PackedBatch]:
     """Texts as the runtime will read them: through the bundle's tokenizer, after its default prompt; not those that
     the runtime refuses.
@@ -114,14 +137,10 @@ def _calibration_batches(
     encoder = open_encoder(folder / "tokenizer.json", max_length, vocab_size=checkpoint.config.vocab_size)
     pipeline = checkpoint.pipeline or Pipeline()
     prompt = pipeline.prompts[pipeline.default_prompt_name] if pipeline.default_prompt_name is not None else ""
-    rows: Iterable[Text] = SAMPLES
-    if source is not None:
-        rows = (row.text for row in read_rows(source) if row.error is None)
-    texts = list(islice(rows, CALIBRATION_TEXTS))
-    encoded = [tokens for tokens in encoder.encode(texts, prompt) if not isinstance(tokens, TextError)]
+    answered = encoder.encode(SAMPLES if texts is None else texts, prompt)
+    encoded = [tokens for tokens in answered if not isinstance(tokens, TextError)]
     if not encoded:
-        name = source.path if isinstance(source, DataSource) else source
-        raise InputFileError(f"{name} has no texts to calibrate on; give a file with a column `text`")
+        raise InputFileError(f"--calibrate: none of its texts can be read; the first: {answered[0]}")
     lengths = [tokens.used for tokens in encoded]
     batches = []
     for batch in plan_batches(lengths, token_budget=_CALIBRATION_TOKENS, max_sequences=64):

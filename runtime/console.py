@@ -59,13 +59,21 @@ def reading_options(command: F) -> F:
     return command
 
 
+def field_options(source: str) -> Callable[[F], F]:
+    """`--text-field`, `--second-field`: the text, or the two of a pair, in the rows that the option `source` names."""
+
+    def decorate(command: F) -> F:
+        where = f"Column, field or dotted path of the text in {source}. [default: the usual names]"
+        command = click.option("--second-field", help="The same of the second text, for models of text pairs.")(command)
+        return click.option("--text-field", help=where)(command)
+
+    return decorate
+
+
 def labelled_options(command: F) -> F:
-    """`--text-field`, `--second-field`, `--label-field`, `--limit`: what of --data is held to the answers."""
+    """`field_options`, `--label-field`, `--limit`: what of --data is held to the answers."""
     options = [
-        click.option(
-            "--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]"
-        ),
-        click.option("--second-field", help="The same of the second text, for models of text pairs."),
+        field_options("--data"),
         click.option(
             "--label-field",
             help="The same of the label: its name, or its number; or several, comma-separated, of zeros and ones. "

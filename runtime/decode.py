@@ -72,8 +72,8 @@ def prediction(
     )
 
 
-def _own_entities(head: Head, tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> tuple[Entity, ...]:
-    """By the model's own tag scheme."""
+def own_entities(head: Head, tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> tuple[Entity, ...]:
+    """Entities by the model's own tag scheme; `scores` float32 [tokens_used, labels], `best` label of each token."""
     tags, kept = read_tags(head.labels), [i for i, special in enumerate(tokens.special) if not special]
     values = [float(scores[i, best[i]]) for i in kept]
     return entities([tags[best[i]] for i in kept], values, [tokens.offsets[i] for i in kept], str(tokens.text))
@@ -90,7 +90,7 @@ def grouping(encoder: TextEncoder, head: Head, strategy: Strategy | None, ignore
     def group(tokens: Tokens, scores: FloatArray, best: npt.NDArray[np.int64]) -> tuple[Entity, ...]:
         found: Iterable[Entity]
         if strategy is None:
-            found = _own_entities(head, tokens, scores, best)
+            found = own_entities(head, tokens, scores, best)
         else:
             found = aggregate(tokens, scores, head.labels, strategy, encoder.words, encoder.spelled)
         return tuple(entity for entity in found if entity.label not in ignored)
@@ -112,7 +112,7 @@ def tagging(
         tokens_text=tuple(tokens.pieces[i] for i in kept),
         labels=tuple(labels),
         scores=tuple(float(scores[i, best[i]]) for i in kept),
-        entities=group(tokens, scores, best) if group else _own_entities(head, tokens, scores, best),
+        entities=group(tokens, scores, best) if group else own_entities(head, tokens, scores, best),
         logits=logits if keep_logits else None,
         **_usage(tokens, by),
     )

@@ -33,6 +33,11 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 IGNORED_LABELS = ("O",)
 
 
+def in_one(text: Text) -> str:
+    """A text, or the two of a pair in one, where only equality counts: digests, groups."""
+    return text if isinstance(text, str) else "\n".join(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LongTexts:
     """What becomes of a text over the model's max length. Raises `UsageError` for what makes no sense.

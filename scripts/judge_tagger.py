@@ -11,7 +11,7 @@ model's own tag scheme, and with each strategy of transformers' pipeline.
 import argparse
 
 from nopad.runtime import load
-from nopad.runtime.entities import read_tags, spans
+from nopad.runtime.entities import entity_scores, read_tags, spans
 from nopad.runtime.types import STRATEGIES
 from nopad.training.tagged_texts import load_tagged
 
@@ -37,9 +37,8 @@ def main() -> None:
                 for entity in answer.entities
                 if entity.label != "O"
             }
-            right = len(found & truth)
-            figures = (right / len(found), right / len(truth), 2 * right / (len(found) + len(truth)))
-            print(f"{strategy or 'own'}: precision {figures[0]:.4f}, recall {figures[1]:.4f}, F1 {figures[2]:.4f}")
+            scores = entity_scores([found], [truth])
+            print(f"{strategy or 'own'}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

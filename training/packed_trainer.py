@@ -89,14 +89,14 @@ class PackedTrainer(Trainer):
         with hidden_states(self.checkpoint.encoder) as states:
             logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
-        compared = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
-        loss = self.task.loss(*compared, label_smoothing=smoothing)
+        compared, batch = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
+        loss = self.task.loss(compared, batch, label_smoothing=smoothing)
         theirs = None
         if self.live is not None and model.training:
             answers, theirs = self.live.read(inputs)
-            inputs = {TEACHER: answers, **inputs}  # what has been asked before goes first
-        if TEACHER in inputs:
-            apart = self.task.imitate(logits, inputs, temperature=self.recipe.temperature)
+            batch = {TEACHER: answers, **batch}  # what has been asked before goes first
+        if TEACHER in batch:
+            apart = self.task.imitate(compared, batch, temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
         if theirs is not None and self.recipe.teacher_states:
             loss = loss + self.recipe.teacher_states * states_apart(states[0], theirs, inputs["sequence_ids"])

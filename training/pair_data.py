@@ -24,7 +24,7 @@ from nopad.training.labels import finite_number
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
 from nopad.training.sources import Rows, Sources
-from nopad.training.splits import divide, group_column, read_parts
+from nopad.training.splits import ONE_GROUP, divide, group_column, read_parts
 from nopad.training.tasks.embeddings import DOCUMENT, QUERY, Pairs, ScoredPairs
 from nopad.training.tasks.rerank import LabelledPairs, Rerank
 
@@ -171,6 +171,7 @@ def load_passages(
         eval_fraction=eval_fraction,
         seed=seed,
         groups=[row.first if group is None else row.group for row in found],
+        one_group=ONE_GROUP if group is not None else _one_query(columns.first),
         duplicates=duplicates,
         conflicts=columns.number is not None,
         near=False,
@@ -186,6 +187,14 @@ def load_passages(
         summary=f"{columns.names}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
         f"{len(labels):,} passages answer theirs",
         remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
+    )
+
+
+def _one_query(column: str) -> str:
+    return (
+        f"all rows of the training data have the same query (column {column!r}), and rows of one query are not "
+        "divided, so none can be held out to evaluate on: give rows of other queries with --eval, or more queries; if "
+        "the queries are in another column, name it and that of the passages with --text-column QUERY,PASSAGE"
     )
 
 

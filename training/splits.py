@@ -16,6 +16,7 @@ from nopad.training.repeats import LabelledText, find_repeats
 from nopad.training.sources import Rows, Sources, find_splits, read_rows
 
 T = TypeVar("T")
+ONE_GROUP = "--split-group: all rows are of one group, so none can be held out; give --eval"
 
 
 def read_parts(
@@ -51,6 +52,7 @@ def divide(
     seed: int,
     classes: npt.NDArray[np.int64] | None = None,
     groups: Sequence[Any] | None = None,
+    one_group: str = ONE_GROUP,
     duplicates: OnDuplicate | None,
     conflicts: bool = False,
     near: bool = True,
@@ -58,12 +60,13 @@ def divide(
     """The rows to train on, those to evaluate on (`held`, else a fraction of `rows`), and remarks on repeats.
 
     With `classes` of the rows, each has its share in both halves, and the first of each is trained on. With `groups`,
-    no group is in both halves, and the fraction is met as well as whole groups can. Texts that repeat are looked for
+    no group is in both halves, and the fraction is met as well as whole groups can; `one_group` is the error where all
+    rows are of one. Texts that repeat are looked for
     unless `duplicates` is None, nearly the same ones if `near`, and those whose labels differ if `conflicts`. Raises
     `DataError`.
     """
     if held is None:
-        out = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups)
+        out = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups, one_group=one_group)
         rows, held = (
             [row for row, is_held in zip(rows, out, strict=True) if is_held == half] for half in (False, True)
         )
@@ -87,13 +90,14 @@ def held_rows(
     *,
     classes: npt.NDArray[np.int64] | None = None,
     groups: Sequence[Any] | None = None,
+    one_group: str = ONE_GROUP,
 ) -> npt.NDArray[np.bool_]:
     """Which rows `divide` holds out, bool [rows]. Raises `DataError`."""
     count = rows_to_hold_out(rows, eval_fraction)
     draw = np.random.default_rng(seed)
     held = np.zeros(rows, dtype=bool)
     if groups is not None:
-        held[_whole_groups(groups, count, draw)] = True
+        held[_whole_groups(groups, count, draw, one_group)] = True
         return held
     shuffled = draw.permutation(rows)
     if classes is not None:
@@ -105,13 +109,13 @@ def held_rows(
     return held
 
 
-def _whole_groups(groups: Sequence[Any], count: int, draw: np.random.Generator) -> list[int]:
+def _whole_groups(groups: Sequence[Any], count: int, draw: np.random.Generator, one_group: str) -> list[int]:
     """Rows of groups in random order, as many as fit in `count`; of the smallest group if none does."""
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(str(group), []).append(row)
     if len(members) < 2:
-        raise DataError("--split-group: all rows are of one group, so none can be held out; give --eval")
+        raise DataError(one_group)
     names = sorted(members)
     held: list[int] = []
     for place in draw.permutation(len(names)):

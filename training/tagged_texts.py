@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,14 @@ import datasets
 
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.labels import label_finder, listed
+from nopad.runtime.data.tagged import (
+    SPAN_COLUMNS,
+    TAG_COLUMNS,
+    WORD_COLUMNS,
+    check_tags,
+    joined_words,
+    marked_spans,
+)
 from nopad.runtime.entities import read_tags, spans
 from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
 from nopad.training.data import TrainingData
@@ -22,9 +30,6 @@ from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.token_labels import TokenLabels
 
-WORD_COLUMNS = ("tokens", "words")
-TAG_COLUMNS = ("ner_tags", "tags", "labels", "chunk_tags", "pos_tags")
-SPAN_COLUMNS = ("entities", "spans", "label")  # of texts: the marked entities
 LABEL_ALL_TOKENS = True
 _OUTSIDE = "O"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -122,48 +127,28 @@ def _examples(
 
 def _from_words(words: Any, tags: Any, place: str) -> _Tagged:
     """Words with one space between them, which is the text that serving would get. Raises `ValueError`."""
-    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ValueError("the words are not a list of texts")
-    if not isinstance(tags, list) or len(tags) != len(words):
-        count = len(tags) if isinstance(tags, list) else "no"
-        raise ValueError(f"{len(words)} words, but {count} tags; each word needs one")
-    at, found = 0, []
-    for word in words:
-        found.append((at, at + len(word)))
-        at += len(word) + 1
-    text = " ".join(words)
+    text, found = joined_words(words)
+    check_tags(words, tags)
     _check_unicode(text)
     return _Tagged(text=text, words=found, tags=tags, place=place)
 
 
 def _from_spans(text: Any, entities: Any, place: str) -> _Tagged:
-    """A text and its marked entities: {"start": 0, "end": 4, "label": "PER"} or [0, 4, "PER"], in characters.
+    """A text and its marked entities; its words, cut where entities begin and end, have tags of IOB2.
 
-    Its words, cut where entities begin and end, have tags of IOB2. Raises `ValueError`.
+    Raises `ValueError`.
     """
     if not isinstance(text, str):
         raise ValueError("the text is not a text")
     _check_unicode(text)
     words, tags, at = [], [], 0
-    for start, end, label in [*sorted(map(_span, entities or [])), (len(text), len(text), "")]:
-        if not at <= start <= end <= len(text):
-            raise ValueError(f"an entity from {start} to {end} overlaps another, or is not in the text")
+    for start, end, label in [*marked_spans(text, entities), (len(text), len(text), "")]:
         outside = [match.span() for match in _WORD.finditer(text, at, start)]
         inside = [match.span() for match in _WORD.finditer(text, start, end)]
         words += outside + inside
         tags += [_OUTSIDE] * len(outside) + [f"{'I' if i else 'B'}-{label}" for i in range(len(inside))]
         at = end
     return _Tagged(text=text, words=words, tags=tags, place=place)
-
-
-def _span(entity: Any) -> tuple[int, int, str]:
-    try:
-        start, end, label = (
-            [entity[key] for key in ("start", "end", "label")] if isinstance(entity, Mapping) else entity
-        )
-        return int(start), int(end), str(label)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{entity!r:.80} is not an entity; expected start, end and label") from None
 
 
 def _check_unicode(text: str) -> None:

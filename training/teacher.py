@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -43,6 +44,7 @@ from nopad.training.tasks.token_targets import need_offsets
 
 _TOKENS = 8192  # of a batch of the teacher's
 _ASKED = 1024  # rows between two steps of the progress bar
+_WAIT_SECONDS = 0.5  # between two looks of a process that does not ask itself
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Mapping[str, list[Any]]  # columns of the data
@@ -63,13 +65,17 @@ def taught(
     """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
-    `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Raises
-    `UsageError` for a teacher that answers another question, and the errors of opening a checkpoint or a bundle.
+    `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of several
+    processes the first asks, and the others wait for that file. Raises `UsageError` for a teacher that answers another
+    question, and the errors of opening a checkpoint or a bundle.
     """
     folder = _folder(teacher)
     several = next((name for name in ("texts", "words") if name in data.train.column_names), None)
     ends = np.cumsum([len(row) for row in data.train[several]] if several else [1] * len(data.train))
     answers = _kept(kept, digest)
+    while len(answers) < ends[-1] and not first_process():  # which asks for all
+        time.sleep(_WAIT_SECONDS)
+        answers = _kept(kept, digest)
     done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
     if done < len(data.train):
         parts = [answers[: ends[done - 1]]] if done else []
@@ -144,9 +150,8 @@ def _kept(path: Path, digest: str) -> FloatArray:
 
 
 def _keep(answers: FloatArray, path: Path, digest: str) -> None:
-    if first_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, save({"answers": answers}, metadata={"digest": digest}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save({"answers": answers}, metadata={"digest": digest}))
 
 
 @contextmanager

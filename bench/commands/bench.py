@@ -6,10 +6,8 @@ import dataclasses
 import os
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,16 @@ import click
 from rich.console import Console
 
 from nopad.model.cpus import usable_cores
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.console import (
+    FILES,
+    common_options,
+    emit,
+    field_options,
+    messages,
+    reading_options,
+    status,
+    threads_option,
+)
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -100,7 +107,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--batches", metavar="N,..", callback=_numbers, help="Texts in one call, for --lengths and --data.")
 @click.option("--data", metavar="FILE", help=f"Your own texts, labelled or not: {FILES}.")
 @reading_options
-@click.option("--text-field", help="Column, field or dotted path of the text in --data. [default: the usual names]")
+@field_options("--data")
 @click.option("--label-field", help="The same of the label. [default: the usual names]")
 @click.option("--limit", type=click.IntRange(min=1), default=256, help="Only the first N rows of --data.")
 @click.option(
@@ -161,6 +168,7 @@ class _Options:
     encoding: str | None
     columns: tuple[str, ...]
     text_field: str | None
+    second_field: str | None
     label_field: str | None
     limit: int
     data_folder: Path | None
@@ -183,6 +191,7 @@ class _Options:
 def _bench(path: str | None, options: _Options) -> None:
     from nopad.bench.measure import machine
     from nopad.bench.report.files import check_folder
+    from nopad.bench.subjects.builds import cache_beside
     from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 
     threads = options.threads or usable_cores()
@@ -197,7 +206,7 @@ def _bench(path: str | None, options: _Options) -> None:
     reference = options.reference or (str(DEFAULT_CHECKPOINT) if path is None else None)
     if reference is None and not options.no_measure and options.against not in ((), ("none",)):
         raise UsageError("--against needs --reference CHECKPOINT: competitors run that")
-    with _cache(options.output) as cache, status(console) as show:
+    with cache_beside(options.output) as cache, status(console) as show:
         show("reading the texts")
         workloads, remarks = _workloads(opened, options)
         plans = [] if options.no_measure else _plans(opened, reference, options, threads, cache)
@@ -269,16 +278,6 @@ def _measure(
     Run(plans, workloads, record, settings, publish=publish, show=show).measure()
 
 
-@contextmanager
-def _cache(output: Path | None) -> Iterator[Path]:
-    """The cache of competitors' files: beside the output; without one, a temporary folder."""
-    if output is not None:
-        yield output.absolute().parent / "nopad-bench-cache"
-        return
-    with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
-        yield Path(scratch)
-
-
 def _workloads(bundle: Bundle, options: _Options) -> tuple[list[Texts], list[str]]:
     from nopad.bench.workloads import DEFAULTS, OwnTexts, Source, check_names, grid_size
     from nopad.runtime.data.table import DataSource
@@ -303,9 +302,7 @@ def _workloads(bundle: Bundle, options: _Options) -> tuple[list[Texts], list[str
     if options.data is not None:
         own = OwnTexts(
             source=DataSource(path=options.data, encoding=options.encoding, columns=options.columns),
-            text_field=options.text_field,
-            label_field=options.label_field,
-            limit=options.limit,
+            **{name: getattr(options, name) for name in ("text_field", "second_field", "label_field", "limit")},
         )
         workloads += [source.own(own, batch) for batch in options.batches or (32,)]
     generated = any(texts.workload.source != Path(options.data or "").name for texts in workloads)

@@ -72,7 +72,7 @@ def pool_of(
         if folder is not None and not folder.is_dir():
             raise UsageError(f"--data-folder {folder} is not a folder")
         source = Source(bundle or open_bundle(None), folder)
-        parts = [(name, list(source.named(name).texts)) for name in RAGGED]
+        parts = [(name, [text for text in source.named(name).texts if isinstance(text, str)]) for name in RAGGED]
         remarks = source.remarks
     every = tuple(text for _, group in parts for text in group)
     tokens = None if bundle is None else _tokens(bundle, every)

@@ -23,20 +23,21 @@ from nopad.bench.measure.machine import age_seconds, peak_bytes, resident_bytes
 from nopad.bench.subjects.runners import RUNNERS, import_libraries
 from nopad.bench.subjects.spec import Spec
 from nopad.runtime.engines.out_of_memory import is_out_of_memory
+from nopad.runtime.types import Text
 
 COLD_TEXT = "A film that I would see again, and soon."
 WATCH_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
 
 
-def in_calls(run: Callable[[Sequence[str]], list[Any]], texts: Sequence[str], batch: int) -> list[Any]:
+def in_calls(run: Callable[[Sequence[Text]], list[Any]], texts: Sequence[Text], batch: int) -> list[Any]:
     """Answers to all texts, in calls of `batch`."""
     if len(texts) <= batch:
         return run(texts)
     return [answer for at in range(0, len(texts), batch) for answer in run(texts[at : at + batch])]
 
 
-def measure_job(spec: Spec, texts: Sequence[str], batch: int) -> dict[str, Any]:
+def measure_job(spec: Spec, texts: Sequence[Text], batch: int) -> dict[str, Any]:
     """A job that opens a subject and runs one workload once."""
     return {"job": "measure", "spec": asdict(spec), "texts": list(texts), "batch": batch, "threads": spec.threads}
 
@@ -140,10 +141,11 @@ def _measure(job: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
     stage.append("run")
     gc.collect()
     resident = resident_bytes(os.getpid())
+    texts: list[Text] = [text if isinstance(text, str) else tuple(text) for text in job["texts"]]
     before = time.perf_counter()
     runner.run([COLD_TEXT])
     cold = time.perf_counter()
-    in_calls(runner.run, job["texts"], job["batch"])
+    in_calls(runner.run, texts, job["batch"])
     done = time.perf_counter()
     return {
         "import_seconds": since_start,

@@ -11,7 +11,8 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ EXPORTERS = {
 }
 _VERSIONS = ("nopad", "torch", "transformers", "optimum-onnx", "optimum-intel", "openvino", "sentence-transformers")
 _SOURCES = ("*.safetensors", "config.json", "tokenizer.json", "vocab.txt", "modules.json", "*/config.json")
+
+
+@contextlib.contextmanager
+def cache_beside(output: Path | None) -> Iterator[Path]:
+    """The cache of these files: beside the output; without one, a temporary folder."""
+    if output is not None:
+        yield output.absolute().parent / "nopad-bench-cache"
+        return
+    with tempfile.TemporaryDirectory(prefix="nopad-bench-") as scratch:
+        yield Path(scratch)
 
 
 def library_job(kind: str, checkpoint: Path, task: str, threads: int) -> dict[str, Any]:

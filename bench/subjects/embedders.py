@@ -18,7 +18,7 @@ from nopad.model.packages import version_of
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.engines.openvino import without_telemetry
 from nopad.runtime.errors import EnvironmentProblem
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, Text
 
 ST_BATCH = 32  # `batch_size` of `encode`, by default
 FASTEMBED_BATCH = 256  # the same of `embed`
@@ -52,12 +52,12 @@ class SentenceTransformersRunner:
             return int(self._inner.request.get_property("INFERENCE_NUM_THREADS"))
         return int(self._torch.get_num_threads())
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """The embedding of each text."""
         rows: list[FloatArray] = list(self._model.encode(list(texts), show_progress_bar=False, batch_size=ST_BATCH))
         return rows
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real and computed tokens: `encode` sorts by length in characters, then pads each batch."""
         ordered = sorted(texts, key=len, reverse=True)
         masks = [self._encode(ordered[at : at + ST_BATCH])["attention_mask"] for at in range(0, len(ordered), ST_BATCH)]
@@ -110,11 +110,11 @@ class FastembedRunner:
         """Threads of the session."""
         return int(self._inner.model.get_session_options().intra_op_num_threads)
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """The embedding of each text."""
         return list(self._model.embed(list(texts), batch_size=FASTEMBED_BATCH))
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real and computed tokens: a batch is padded to its longest text."""
         real = computed = 0
         for at in range(0, len(texts), FASTEMBED_BATCH):

@@ -8,7 +8,7 @@ from typing import Any
 
 from nopad.bench.subjects.spec import Spec
 from nopad.model.packing import round_up
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, Text
 
 
 class NopadRunner:
@@ -34,12 +34,12 @@ class NopadRunner:
         """Threads of the engine; those it was opened with where it uses none of the CPU."""
         return int(self._model.threads or self._spec.threads)
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Logits of each text."""
         logits: list[FloatArray] = self._model.logits(texts)
         return logits
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real and computed tokens: streams are filled up to whole attention blocks."""
         lengths = [item.used for item in self._model.encode(texts)]
         multiple, padded = self._model.token_multiple, self._model.artifact.layout == "padded"

@@ -16,7 +16,7 @@ from nopad.bench.subjects.spec import Spec
 from nopad.model.head import PER_TOKEN
 from nopad.runtime.engines.onnx_session import STOP_SPINNING, session_options
 from nopad.runtime.engines.openvino import import_openvino, openvino_core
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, Text
 
 
 class _PaddedGraph:
@@ -35,7 +35,7 @@ class _PaddedGraph:
         pad = open_bundle(spec.path, verify=False).manifest.pad_token_id
         self._tokenizer.enable_padding(pad_id=pad, pad_token=self._tokenizer.id_to_token(pad) or "[PAD]")
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Any]:
+    def _encode(self, texts: Sequence[Text]) -> dict[str, Any]:
         encodings = self._tokenizer.encode_batch(list(texts))
         return {
             "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
@@ -48,7 +48,7 @@ class _PaddedGraph:
             return list(logits)
         return [row[:length] for row, length in zip(logits, mask.sum(1), strict=True)]
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real and computed tokens: every text counts as long as the longest."""
         mask = self._encode(texts)["attention_mask"]
         return int(mask.sum()), int(mask.size)
@@ -73,7 +73,7 @@ class OptimumRunner(_PaddedGraph):
         """Threads of the session."""
         return int(self._session.get_session_options().intra_op_num_threads)
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Logits of each text, all in one padded call."""
         feeds = self._encode(texts)
         logits = self._session.run(None, {name: feeds[name] for name in self._input_names})[0]
@@ -101,7 +101,7 @@ class OpenVinoRunner(_PaddedGraph):
         """Threads of the compiled model."""
         return int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Logits of each text, all in one padded call."""
         feeds = self._encode(texts)
         self._request.infer({name: feeds[name] for name in self._input_names})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class Runner(Protocol):
         """Threads as the library reports them now."""
         ...
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Logits of each text: [labels], or [tokens, labels] for tasks per token."""
         ...
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real tokens of the texts, and those that one call computes, padding and filler included."""
         ...
 

@@ -13,7 +13,7 @@ from nopad.bench.subjects.spec import Spec
 from nopad.model.head import BARE, PER_TOKEN
 from nopad.model.packages import version_of
 from nopad.runtime.errors import EnvironmentProblem
-from nopad.runtime.types import FloatArray
+from nopad.runtime.types import FloatArray, Text
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -51,12 +51,13 @@ class TransformersRunner:
         """Threads of PyTorch, for the whole process."""
         return int(self._torch.get_num_threads())
 
-    def _encode(self, texts: Sequence[str]) -> Any:
+    def _encode(self, texts: Sequence[Text]) -> Any:
+        columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
         return self._tokenizer(
-            list(texts), truncation=True, max_length=self._max_length, padding=True, return_tensors="pt"
+            *map(list, columns), truncation=True, max_length=self._max_length, padding=True, return_tensors="pt"
         )
 
-    def run(self, texts: Sequence[str]) -> list[FloatArray]:
+    def run(self, texts: Sequence[Text]) -> list[FloatArray]:
         """Logits of each text, all in one padded call."""
         encoded = self._encode(texts)
         with self._torch.inference_mode():
@@ -77,7 +78,7 @@ class TransformersRunner:
         rows = (hidden * mask).sum(1) / mask.sum(1) if self._spec.pooling == "mean" else hidden[:, 0]
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._spec.normalize else rows
 
-    def tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def tokens(self, texts: Sequence[Text]) -> tuple[int, int]:
         """Real and computed tokens: every text counts as long as the longest."""
         mask = self._encode(texts)["attention_mask"]
         return int(mask.sum()), int(mask.numel())

@@ -13,7 +13,16 @@ from nopad.export.commands.gate_report import print_report, set_threads, source_
 from nopad.export.targets import TARGETS
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
-from nopad.runtime.console import FILES, common_options, emit, messages, reading_options, status, threads_option
+from nopad.runtime.console import (
+    FILES,
+    common_options,
+    emit,
+    field_options,
+    messages,
+    reading_options,
+    status,
+    threads_option,
+)
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.hardware import PRECISIONS
 
@@ -70,6 +79,7 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
     help=f"Texts that int8 is made for and judged on: {FILES}. [default for cpu: the gate's few sentences]",
 )
 @reading_options
+@field_options("--calibrate")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Kernel timings to start from and add to.")
 @click.option(
     "--workspace", type=click.IntRange(min=1), metavar="MIB", help="GPU memory a kernel may use. [default: all]"

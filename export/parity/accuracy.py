@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,11 @@ class Evaluation:
     reference_seconds: float
     accuracy: float | None = None  # of the bundle; None without labels. Multi-label: all labels of a row must be right
     reference_accuracy: float | None = None
-    f1: float | None = None  # weighted
+    f1: float | None = None  # weighted; of token classification, of whole entities
     reference_f1: float | None = None
     mse: float | None = None  # mean squared error, for regression
     reference_mse: float | None = None
+    entities: int | None = None  # of token classification: the true ones
 
 
 def evaluate(
@@ -36,7 +38,8 @@ def evaluate(
     seconds: tuple[float, float],
 ) -> Evaluation:
     """Scores of the bundle's logits and of transformers', both [rows, num_labels]; `seconds` that each took."""
-    agreement, label_mix, scores = None, {}, {}
+    agreement, label_mix = None, {}
+    scores: dict[str, Any] = {}
     if head.has_labels:
         got, want = head.decide(bundle_logits), head.decide(reference_logits)
         agreement = equal_rows(got, want)

@@ -219,6 +219,7 @@ def _fit(
     from nopad.runtime.data.labelled import read_labelled
     from nopad.runtime.drift import baseline
     from nopad.runtime.predictor import load
+    from nopad.runtime.types import in_one
 
     head = bundle.manifest.head
     with_thresholds = thresholds == "f1" or (thresholds is None and head.multi_label)
@@ -234,7 +235,7 @@ def _fit(
             "precision": model.artifact.precision,
             "file": model.artifact.file,
         }
-    whole = ["\n".join(text) if isinstance(text, tuple) else text for text in rows.inputs]
+    whole = [in_one(text) for text in rows.inputs]
     result = fit(logits, rows.targets, whole, head, thresholds=with_thresholds, abstain_below=abstain_below)
     return result, answered, baseline(logits, lengths, result.head).to_json()
 

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.runtime.commands.options import engine_option, host_code_option, precision_option, token_budget_option
 from nopad.runtime.console import (
     FILES,
     bundle_and_texts,
@@ -22,7 +23,7 @@ from nopad.runtime.console import (
 )
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.base import ENGINES, named_engines
+from nopad.runtime.engines.base import named_engines
 from nopad.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,15 +57,8 @@ _DECIDING = ("engine", "precision", "truncation", "stride", "merge", "token_budg
 @click.option("--keep", metavar="NAME,..", help="Columns of the input to carry into the answers; '*' for all.")
 @click.option("--scores", is_flag=True, help="In CSV and Parquet, a column score_LABEL for each label.")
 @reading_options
-@click.option(
-    "--engine",
-    default="auto",
-    help=f"Engine to run on, or several in order, comma-separated: auto, {', '.join(ENGINES)}.",
-)
-@click.option(
-    "--precision",
-    help="Only files of this precision; auto: the fastest that is verified. [default: on a CPU the most exact]",
-)
+@engine_option
+@precision_option
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the best K labels (or tokens, for fill-mask).")
 @click.option(
     "--entities",
@@ -88,15 +82,11 @@ _DECIDING = ("engine", "precision", "truncation", "stride", "merge", "token_budg
     type=click.Choice(["mean", "max", "first"]),
     help="How the answers of a text's windows become one. [default: mean; max for rerank]",
 )
-@click.option(
-    "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
-)
+@token_budget_option
 @click.option("--prompt-name", help="Put this prompt of the bundle's before each text. [default: the bundle's own]")
 @click.option("--prompt", help="Put these words before each text, instead of a prompt of the bundle's.")
 @click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
-@click.option(
-    "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
-)
+@host_code_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
 @common_options
 @threads_option

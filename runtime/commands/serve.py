@@ -11,9 +11,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from nopad.runtime.commands.options import engine_option, host_code_option, precision_option, token_budget_option
 from nopad.runtime.config_file import as_toml, config_option
 from nopad.runtime.console import common_options, emit, messages, threads_option
-from nopad.runtime.engines.base import ENGINES, named_engines
+from nopad.runtime.engines.base import named_engines
 from nopad.runtime.server.settings import Job, Settings
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -121,22 +122,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="Let browsers of this origin ask; may be repeated. '*': of any.",
 )
-@click.option(
-    "--engine",
-    default="auto",
-    help=f"Engine to run on, or several in order, comma-separated: auto, {', '.join(ENGINES)}.",
-)
-@click.option(
-    "--precision",
-    help="Only files of this precision; auto: the fastest that is verified. [default: on a CPU the most exact]",
-)
-@click.option(
-    "--token-budget", type=click.IntRange(min=1), help="Tokens of one micro-batch. [default: what suits the engine]"
-)
+@engine_option
+@precision_option
+@token_budget_option
 @click.option("--allow-unverified", is_flag=True, help="Open bundles that have not passed the parity gate.")
-@click.option(
-    "--allow-host-code", is_flag=True, help="Run the native code in a version-compatible engine; only if you trust it."
-)
+@host_code_option
 @click.option(
     "--metrics-names",
     type=click.Choice(["nopad", "tei", "both"]),

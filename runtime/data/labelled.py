@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nopad.model.head import Head
+from nopad.model.head import Head, Task
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field
 from nopad.runtime.data.labels import is_hot, label_finder, listed, spelled_number, split_columns, zero_or_one
 from nopad.runtime.data.records import open_table
 from nopad.runtime.data.table import DataSource, Table
+from nopad.runtime.data.tagged import (
+    SPAN_COLUMNS,
+    TAG_COLUMNS,
+    WORD_COLUMNS,
+    EntityPlace,
+    joined_words,
+    marked_entities,
+    tagged_entities,
+)
 from nopad.runtime.errors import InputFileError, UsageError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.types import Text
@@ -33,6 +42,7 @@ class LabelledTexts:
     texts: list[str]
     seconds: list[str] | None = None  # of pairs
     targets: Targets | None = None
+    entities: list[frozenset[EntityPlace]] | None = None  # of taggers: the true ones of each text
 
     @property
     def inputs(self) -> Sequence[Text]:
@@ -49,12 +59,13 @@ def read_labelled(
     label_field: str | None = None,
     limit: int | None = None,
 ) -> LabelledTexts:
-    """Read a file or folder for the classifier that `manifest` describes; for embeddings and tags, only the texts.
+    """Read a file or folder for the classifier or tagger that `manifest` describes; for embeddings, only the texts.
 
     With `second_field`, rows are pairs of texts; for a reranker they must be, and have no labels.
     A label is a name or, if no name consists of digits, its index (`labels.py`, as in training). It is a list of those,
     or of zeros and ones, where a text can have several labels, and a number for regression. `label_field` may be
-    several columns separated by commas: zeros and ones for each label. Without the fields, common names are looked for
+    several columns separated by commas: zeros and ones for each label. A tagger's rows are lists of words and of their
+    tags (CoNLL files, too), texts with marked entities, or texts alone. Without the fields, common names are looked for
     (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
     """
     _check_task(manifest, second_field)
@@ -63,6 +74,8 @@ def read_labelled(
     labels: list[Any] = []  # None where a row has no label
     places: list[str] = []
     with _open(source, text_field) as table:
+        if manifest.task == "token-classification":
+            return _read_tagged(table, manifest.labels, text_field, label_field, limit)
         second = None if second_field is None else Field(table, second_field, (), "--second-field")
         labelled = manifest.task == "text-classification"
         fields = _label_fields(table, label_field, manifest.labels) if labelled else []
@@ -77,12 +90,7 @@ def read_labelled(
     missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if not labelled or (len(missing) == len(texts) and (label_field is None or table.columns is not None)):
         return LabelledTexts(texts=texts, seconds=seconds)
-    if missing:
-        named = ",".join(str(field.name) for field in fields)
-        raise InputFileError(
-            f"{missing[0]}: no label in field {named!r} ({len(missing)} of {len(texts)} rows have none); label all "
-            "rows or none"
-        )
+    _require_labels(missing, len(texts), fields)
     target = _target_of(labels, manifest.head)
     rows = []
     for place, label in zip(places, labels, strict=True):
@@ -91,6 +99,47 @@ def read_labelled(
         except (ValueError, OverflowError) as error:
             raise InputFileError(f"{place}: {error}") from None
     return LabelledTexts(texts=texts, seconds=seconds, targets=np.array(rows, dtype=np.float64))
+
+
+def _require_labels(missing: Sequence[str], rows: int, fields: Sequence[Field]) -> None:
+    """Raises `InputFileError` if some of the rows, at the places `missing`, have no label."""
+    if missing:
+        named = ",".join(str(field.name) for field in fields)
+        none = f"no label in field {named!r} ({len(missing)} of {rows} rows have none)"
+        raise InputFileError(f"{missing[0]}: {none}; label all rows or none")
+
+
+def _read_tagged(
+    table: Table, labels: tuple[str, ...], text_field: str | None, label_field: str | None, limit: int | None
+) -> LabelledTexts:
+    """Texts for a tagger, and their true entities where the rows have tags (of words) or marked entities (of texts)."""
+    text_of = Field(table, text_field, (*WORD_COLUMNS, *TEXT_COLUMNS), "--text-field")
+    of_words = any(isinstance(text_of.value(record), list) for record in table.sample)
+    known = TAG_COLUMNS if of_words else SPAN_COLUMNS
+    true_of = Field(table, label_field, known, "--label-field", required=label_field is not None)
+    labelled = label_field is not None or any(isinstance(true_of.value(record), list) for record in table.sample)
+    texts: list[str] = []
+    entities: list[frozenset[EntityPlace]] = []
+    missing: list[str] = []
+    for place, record in _records(table, limit):
+        true = _label(record, [true_of], place) if labelled else None
+        try:
+            if of_words:
+                text, words = joined_words(text_of.value(record))
+                if true is not None:
+                    tags = _by_name(true, table, [true_of], labels)
+                    entities.append(tagged_entities(words, tags, labels))
+                elif labelled:
+                    missing.append(place)
+            else:
+                text = _text(text_of, record, place, "--text-field")
+                entities.append(marked_entities(text, true, labels))
+        except ValueError as error:
+            raise InputFileError(f"{place}: {error} (columns are named by --text-field and --label-field)") from None
+        texts.append(text)
+    if label_field is not None or len(missing) < len(texts):
+        _require_labels(missing, len(texts), [true_of])
+    return LabelledTexts(texts=texts, entities=entities if labelled and not missing else None)
 
 
 def read_texts(
@@ -109,11 +158,17 @@ def _open(source: DataSource | str | Path, text_field: str | None) -> AbstractCo
 def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Place, text and record of each row."""
     text_of = Field(table, text_field, TEXT_COLUMNS, "--text-field")
+    for place, record in _records(table, limit):
+        yield place, _text(text_of, record, place, "--text-field"), record
+
+
+def _records(table: Table, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and record of each row. Raises `InputFileError` at a bad one."""
     for number, record in islice(table.items, limit):
         place = table.place(number)
         if isinstance(record, str):
             raise InputFileError(f"{place}: {record}")
-        yield place, _text(text_of, record, place, "--text-field"), record
+        yield place, record
 
 
 def _text(field: Field, record: Mapping[str, Any], place: str, option: str) -> str:
@@ -131,7 +186,12 @@ def _check_task(manifest: Manifest, second_field: str | None) -> None:
     known = ("text-classification", "token-classification", "embeddings", "rerank")
     if task not in known:
         raise UsageError(f"--data is for {', '.join(known)}; this bundle does {task}")
-    if task in ("token-classification", "embeddings") and second_field is not None:
+    check_pairs(task, second_field)
+
+
+def check_pairs(task: Task, second_field: str | None) -> None:
+    """Raises `UsageError` for pairs where a model of this task reads none, and for single texts of a reranker."""
+    if task not in ("text-classification", "rerank") and second_field is not None:
         raise UsageError(f"--second-field: a model of {task} reads no pairs; name the text with --text-field")
     if task == "rerank" and second_field is None:
         raise UsageError("a reranker reads pairs: name the query with --text-field, the passage with --second-field")

@@ -65,11 +65,13 @@ def read_rows(
     second_field: str | None = None,
     *,
     keep: Sequence[str] = (),
+    option: str = "--field",
     remark: Callable[[str], object] = lambda text: None,
 ) -> Iterator[Row]:
     """The texts of a source, or its pairs of texts, lazily. `keep` names columns to carry along, `*` all of them.
 
-    `remark` is called with remarks: what was left out, or chosen among several.
+    `option` is the command's name for `field`, `remark` is called with remarks: what was left out, or chosen among
+    several.
 
     Undecodable bytes, missing fields and unclosed quotes make a row an error. Without `field`, the text is in the first
     of `TEXT_COLUMNS` that the source has. Raises as `open_table`, and `InputFileError` if a table lacks the column.
@@ -78,8 +80,8 @@ def read_rows(
     with open_table(source, wanted=names) as table:
         for text in table.remarks:
             remark(text)
-        options = [(field, "--field"), (second_field, "--second-field")]
-        fields = [Field(table, path, TEXT_COLUMNS, option) for path, option in options[: 2 if second_field else 1]]
+        options = [(field, option), (second_field, "--second-field")]
+        fields = [Field(table, path, TEXT_COLUMNS, name) for path, name in options[: 2 if second_field else 1]]
         kept = [(name, Field(table, name, (), "--keep")) for name in keep if name != "*"]
         for number, record in table.items:
             if isinstance(record, str):

@@ -1,7 +1,9 @@
 """Texts of a benchmark: real texts cut to tokens, generated texts said to be so; and the work in them."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +82,36 @@ def test_own_texts_go_in_calls(tmp_path: Path) -> None:
     assert texts.workload.padded_tokens == 3 * first + 3 * second + third
     with pytest.raises(InputFileError, match=r"field text or sentence .* is missing \(found: label, t\)"):
         Source(EMBEDDED, None).own(OwnTexts(source=DataSource(path=str(path))), 3)
+
+
+def test_own_pairs_are_read_as_one_text_each(tmp_path: Path) -> None:
+    rows = [{"a": "a dull film", "b": "she said" + " so" * n, "label": n % 2} for n in range(4)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    own = OwnTexts(source=DataSource(path=str(path)), text_field="a", second_field="b")
+    texts = Source(EMBEDDED, None).own(own, 2)
+    assert texts.texts == tuple((row["a"], row["b"]) for row in rows)
+    assert texts.targets is not None and texts.targets[:, 1].tolist() == [0, 1, 0, 1]
+    encoded = TextEncoder(EMBEDDED.file("tokenizer.json"), 10**6).encode(texts.texts)
+    assert list(texts.workload.lengths) == [item.used for item in encoded]  # type: ignore[union-attr]
+    assert texts.workload.longest > max(lengths(("a dull film", rows[-1]["b"])))
+    joined = OwnTexts(source=DataSource(path=str(path)), text_field="a")
+    assert Source(EMBEDDED, None).own(joined, 2).workload.sha256 != texts.workload.sha256
+
+
+@pytest.mark.parametrize(
+    ("task", "second", "message"),
+    [
+        ("rerank", None, "a reranker reads pairs: name the query with --text-field"),
+        ("embeddings", "b", "--second-field: a model of embeddings reads no pairs"),
+        ("fill-mask", "b", "--second-field: a model of fill-mask reads no pairs"),
+    ],
+)
+def test_pairs_are_for_models_that_read_them(task: Any, second: str | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "b": "b"}\n')
+    other = dataclasses.replace(EMBEDDED, manifest=dataclasses.replace(EMBEDDED.manifest, task=task))
+    with pytest.raises(UsageError, match=message):
+        Source(other, None).own(OwnTexts(source=DataSource(path=str(tmp_path / "rows.jsonl")), second_field=second), 2)
 
 
 def test_names_that_mean_nothing_are_refused_with_those_that_do() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from repository import DATA, ROOT
 from training_samples import write_jsonl
 
@@ -46,12 +47,49 @@ def passage_files(folder: Path) -> None:
         write_jsonl(folder / f"{name}.jsonl", [*answered, *others])
 
 
-LEADS = {"ner": ("f1", "precision"), "embeddings": ("ndcg@10", "mrr@10"), "rerank": ("ndcg@10", "mrr@10")}  # first
+def inference_files(folder: Path) -> None:
+    """With a telling word, since a model of this size learns nothing else, and what is wrong is not calibrated."""
+    for name, split, count in (("train", "dev", 160), ("test", "test", 60)):
+        rows = [
+            {"premise": row["passage"][:100], "hypothesis": f"{word} so: {row['query']}", "label": label}
+            for row in rte(split)
+            for label, word in [(("no", "Hardly"), ("yes", "Surely"))[row["label"]]]
+        ]
+        write_jsonl(folder / f"{name}.jsonl", rows[:count])
+
+
+LEADS = {  # the metrics that the report shows first
+    "nli": ("accuracy", "f1"),
+    "ner": ("f1", "precision"),
+    "embeddings": ("ndcg@10", "mrr@10"),
+    "rerank": ("ndcg@10", "mrr@10"),
+}
 RECIPES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nli": (inference_files, "rte"),
     "ner": (tagged_files, "conll"),
     "embeddings": (pair_files, "rte"),
     "rerank": (passage_files, "rte"),
 }
+
+
+MORE = {"nli": {"EPOCHS": "5", "BATCH_SIZE": "8", "LEARNING_RATE": "1e-3"}}  # of training: it must learn something
+PAIRS = {"nli": ("premise", "hypothesis"), "rerank": ("query", "passage")}  # columns of the two texts
+
+
+def assert_of_pairs(name: str, results: dict[str, Any], data: Path, run_folder: Path) -> None:
+    """Calibration and measurement have read the pairs that transformers' tokenizer makes of the rows."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run_folder / "train")
+
+    def lengths(part: str) -> list[int]:
+        rows = [json.loads(line) for line in (data / f"{part}.jsonl").read_text("utf-8").splitlines()]
+        columns = [[row[column] for row in rows] for column in PAIRS[name]]
+        return [len(ids) for ids in tokenizer(*columns, truncation=True, max_length=1024)["input_ids"]]
+
+    for workload in results["bench"]["workloads"]:
+        assert workload["lengths"] == lengths("test")[: len(workload["lengths"])]
+    artifacts = json.loads((run_folder / "export" / "manifest.json").read_bytes())["artifacts"]
+    (int8,) = [artifact["quantized"] for artifact in artifacts if artifact["precision"] == "int8"]
+    assert int8["tokens"] == sum(lengths("train"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -67,9 +105,10 @@ def test_a_recipe_of_the_repository(
         pytest.skip(f"no {DATA / needs}; set NOPAD_DATA to the folder with the test data")
     (tmp_path / "data").mkdir()
     make_data(tmp_path / "data")
-    for option, value in {"EPOCHS": "1", "LEARNING_RATE": "3e-3", "THREADS": "1"}.items():
+    settings = {"EPOCHS": "1", "LEARNING_RATE": "3e-3", "THREADS": "1"}
+    for option, value in (settings | MORE.get(name, {})).items():
         monkeypatch.setenv(f"NOPAD_TRAIN_{option}", value)
-    for command in ("EXPORT", "PARITY", "BENCH"):
+    for command in ("EXPORT", "CALIBRATE", "PARITY", "BENCH"):
         monkeypatch.setenv(f"NOPAD_{command}_THREADS", "1")
     monkeypatch.setenv("NOPAD_BENCH_ROUNDS", "2")
     monkeypatch.setenv("NOPAD_BENCH_NO_BUILD_TIME", "true")
@@ -78,7 +117,7 @@ def test_a_recipe_of_the_repository(
         "data": tmp_path / "data",
         "model": checkpoint("modernbert-mlm"),
         "targets": "cpu",
-        "precisions": "fp32,int8" if name == "ner" else "fp32",
+        "precisions": "fp32" if name == "embeddings" else "fp32,int8",
     }
     folder = tmp_path / "run"
 
@@ -93,6 +132,8 @@ def test_a_recipe_of_the_repository(
     assert {step["status"] for step in first} == {"done"}
     results = {step["step"]: step["results"][-1] for step in first}
     assert results["export"]["verdict"] == "verified" and results["parity"]["passed"]
+    if name in PAIRS:
+        assert_of_pairs(name, results, tmp_path / "data", folder)
     page = (folder / "report.html").read_text("utf-8")
     assert all(f">{step['step']}</h2>" in page for step in first) and "Nothing to show" not in page
     assert list(LEADS[name]) == re.findall(rf"train: ({'|'.join(LEADS[name])})", page)

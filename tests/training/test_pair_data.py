@@ -112,6 +112,19 @@ def test_passages_of_a_query_stay_together(tmp_path: Path) -> None:
     assert all(row["target"] == int(int(row["passage"][1:]) % 4 == 0) for row in data.train)
 
 
+def test_rows_of_a_single_query_are_not_divided(tmp_path: Path) -> None:
+    rows = [{"question": "who?", "passage": f"passage {i}", "label": i % 2, "author": f"a {i % 3}"} for i in range(12)]
+    source = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(DataError, match=r"same query \(column 'question'\).* with --eval, or more queries") as error:
+        load_passages(source)
+    assert "--split-group" not in str(error.value)
+    other = str(write_jsonl(tmp_path / "eval.jsonl", [{**row, "question": "when?"} for row in rows[:4]]))
+    assert len(load_passages(source, other).train) == 12
+    assert len(load_passages(source, split_group="author", eval_fraction=0.34).evaluation) == 4
+    with pytest.raises(DataError, match="--split-group: all rows are of one group"):
+        load_passages(source, split_group="question")
+
+
 def test_entailment_has_one_passage_each(tmp_path: Path) -> None:
     file = DATA / "rte" / "rte3_dev.xml"
     if not file.is_file():

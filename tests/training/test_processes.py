@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,10 +24,11 @@ TRAIN = (
     "rows.jsonl",
     "--eval",
     "held.jsonl",
-    "--from-scratch",
-    "scratch",
     "--json",
 )
+SCRATCH = ("--from-scratch", "scratch")
+# Of a trained model, so that no two of its answers are nearly the same; it teaches its own updates.
+TAUGHT = ("--model", "base", "--lora", "4", "--teacher", "base")
 QUICK = ("--epochs", "2", "--max-length", "64", "--learning-rate", "1e-3", "--threads", "1")
 
 
@@ -63,23 +65,31 @@ def scored(count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
-        (sentences, ()),
-        (pairs, ("--task", "embeddings", "--matryoshka", "16", "--gradient-accumulation", "2")),
-        (scored, ("--task", "embeddings")),
+        (sentences, SCRATCH),
+        (pairs, (*SCRATCH, "--task", "embeddings", "--matryoshka", "16", "--gradient-accumulation", "2")),
+        (scored, (*SCRATCH, "--task", "embeddings")),
+        (sentences, (*TAUGHT, "--labels", "neg|ative,posi_tive")),
+        (pairs, (*TAUGHT, "--task", "embeddings")),
     ],
-    ids=["classes", "pairs", "scored"],
+    ids=["classes", "pairs", "scored", "classes-lora-teacher", "pairs-lora-teacher"],
 )
 def test_two_processes_train_what_one_does(
-    rows: Callable[[int], list[dict[str, Any]]], options: tuple[str, ...], tmp_path: Path
+    rows: Callable[[int], list[dict[str, Any]]],
+    options: tuple[str, ...],
+    command_run: Any,
+    tmp_path: Path,
 ) -> None:
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
     write_jsonl(tmp_path / "rows.jsonl", rows(135))  # the last step is short
     # Losses of pairs depend on which share a batch: a whole one for each process. Of classes the second process repeats
     # a row, which must not count twice.
-    write_jsonl(tmp_path / "held.jsonl", rows(64 if options else 63))
-    (tmp_path / "scratch").mkdir()
-    make_scratch(tmp_path / "scratch", write_jsonl(tmp_path / "texts.jsonl", sentences(150)))
+    write_jsonl(tmp_path / "held.jsonl", rows(64 if "--task" in options else 63))
+    if "scratch" in options:
+        (tmp_path / "scratch").mkdir()
+        make_scratch(tmp_path / "scratch", write_jsonl(tmp_path / "texts.jsonl", sentences(150)))
+    else:
+        shutil.copytree(command_run.output, tmp_path / "base")
     one = train(tmp_path, "--batch-size", "32", "--output", "one", *options)
     two = train(tmp_path, "--batch-size", "16", "--output", "two", *options, launcher=RUN)
     assert weight_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
@@ -128,8 +138,8 @@ def test_a_signal_ends_all_processes_at_one_step_and_resume_goes_on(tmp_path: Pa
     (tmp_path / "held.jsonl").write_bytes(rows.read_bytes())
     (tmp_path / "scratch").mkdir()
     make_scratch(tmp_path / "scratch", rows, mlp_dropout=0.1, embedding_dropout=0.1)
-    train(tmp_path, "--batch-size", "4", "--output", "whole", launcher=RUN)
-    options = [*TRAIN, *QUICK, "--batch-size", "4", "--output", "out", "--log-every", "1e-6"]
+    train(tmp_path, *SCRATCH, "--batch-size", "4", "--output", "whole", launcher=RUN)
+    options = [*TRAIN, *SCRATCH, *QUICK, "--batch-size", "4", "--output", "out", "--log-every", "1e-6"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
     with socket.socket() as free:
@@ -164,7 +174,7 @@ def test_a_signal_ends_all_processes_at_one_step_and_resume_goes_on(tmp_path: Pa
         rest = run.communicate(timeout=120)[1]
     assert run.returncode == 1 and "nopad: terminated" in rest  # torchrun's own exit code
     assert saved(tmp_path) > first and "damaged" not in rest
-    train(tmp_path, "--batch-size", "4", "--output", "out", "--resume", launcher=RUN)
+    train(tmp_path, *SCRATCH, "--batch-size", "4", "--output", "out", "--resume", launcher=RUN)
     assert weight_difference(tmp_path / "whole", tmp_path / "out") == 0.0
 
 

@@ -188,16 +188,19 @@ def test_a_folder_of_trials_with_something_else_in_it_is_left_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three commands, one after the other
 def test_a_sweep_that_was_killed_goes_on_with_the_trial_it_was_in(start: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nopad.runtime.cli", *start, "--trials", "3", "--eval-steps", "2", "--quiet"]
     command += ["--sweep", "learning-rate=1e-4..5e-3"]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out.sweep/trial-1.training/checkpoint-*/SHA256SUMS")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        deadline = time.monotonic() + 400
+        while not list(tmp_path.glob("out.sweep/trial-1.training/checkpoint-*/SHA256SUMS")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'out.sweep' / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
     before = [trial.params for trial in study.trials]

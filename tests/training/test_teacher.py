@@ -1,6 +1,9 @@
 """Distillation: what the student follows, whom it may ask, what is kept, what is refused."""
 
 import json
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 from st_folders import library, quiet
@@ -166,6 +170,29 @@ def test_what_a_teacher_has_answered_before_an_interruption_is_not_asked_again(
             ask(data, teacher, tmp_path / "kept")
     assert np.array_equal(ask(data, teacher, tmp_path / "kept"), whole)
     assert opened == [-1, 16, 16, -1, 16, len(whole) - 48]
+
+
+def test_of_several_processes_the_first_asks_and_the_others_wait_for_its_answers(
+    teacher: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(40)], tmp_path)
+    whole = ask(data, teacher, tmp_path / "first")
+    opened.clear()
+    kept, other = tmp_path / "first" / KEPT, tmp_path / "other" / KEPT
+    other.parent.mkdir()
+    answers = load_file(kept)["answers"]
+    with safe_open(kept, framework="numpy") as file:
+        key = file.metadata()
+    save_file({"answers": answers[:16]}, other, metadata=key)  # of an interrupted run
+    monkeypatch.setenv("RANK", "1")
+    later = threading.Timer(1.5, lambda: shutil.copy(kept, other.with_name("whole")).rename(other))
+    begun = time.monotonic()
+    later.start()
+    try:
+        assert np.array_equal(ask(data, teacher, tmp_path / "other"), whole)
+    finally:
+        later.cancel()
+    assert time.monotonic() - begun >= 1.5 and opened == []
 
 
 def test_a_run_that_failed_before_it_saved_and_all_trials_of_a_sweep_ask_once(

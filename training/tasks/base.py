@@ -16,6 +16,9 @@ from nopad.model.packing import pack
 
 TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
+# Of data and encoded rows: a teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
+# batches: float32 [texts, size], in the order of the logits.
+TEACHER = "teacher"
 CHOSEN = "chosen"  # of a batch whose tokens are learned: those of the stream that have a target
 # Of data and encoded rows: the teacher's answers to a row's texts (of data whose words have labels: to its words), one
 # after the other, float32 [answers * size]; of batches: float32 [answers, size], one for each row of the logits.

@@ -94,9 +94,15 @@ class Embeddings(Task):
         if not several_processes():
             return logits, batch
         targets = gather(batch[TARGETS])
-        each = [part.split(self._columns(own)) for part, own in zip(gather(logits), targets, strict=True)]
-        columns = zip_longest(*each, fillvalue=logits[:0])
-        return torch.cat([part for column in columns for part in column]), {TARGETS: reduce(nested_concat, targets)}
+
+        def together(rows: Tensor) -> Tensor:
+            each = [part.split(self._columns(own)) for part, own in zip(gather(rows), targets, strict=True)]
+            return torch.cat([part for column in zip_longest(*each, fillvalue=rows[:0]) for part in column])
+
+        whole = {TARGETS: reduce(nested_concat, targets)}
+        if TEACHER in batch:
+            whole[TEACHER] = together(batch[TEACHER])
+        return together(logits), whole
 
     def imitate(self, logits: Tensor, batch: Mapping[str, Tensor], *, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of each text's neighbours among the batch's other texts, softened.

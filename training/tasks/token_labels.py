@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nopad.model.head import Task as HeadTask
-from nopad.runtime.entities import Tag, read_tags, spans
+from nopad.runtime.entities import Tag, entity_scores, read_tags, spans
 from nopad.training.tasks.base import TARGETS, TEACHER, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
@@ -149,20 +149,15 @@ class TokenLabels(TokenTask):
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Precision, recall and F1 of whole entities, over all texts together, and the accuracy of tokens.
 
-        An entity is right if its kind, its first and its last token are (E. F. Tjong Kim Sang and S. Buchholz,
-        "Introduction to the CoNLL-2000 Shared Task: Chunking", 2000). Labels make entities as in serving.
+        An entity is right if its kind, its first and its last token are. Labels make entities as in serving.
         """
-        right = found = true = 0
-        for best, target in zip(predictions, targets, strict=True):
-            guess, truth = (
-                set(spans([self._tags[int(label)] for label in row[target != IGNORED]])) for row in (best, target)
-            )
-            right, found, true = right + len(guess & truth), found + len(guess), true + len(truth)
         known = targets != IGNORED
+        found, true = (
+            [spans([self._tags[int(label)] for label in row[own]]) for row, own in zip(rows, known, strict=True)]
+            for rows in (predictions, targets)
+        )
         return {
-            "f1": 2 * right / max(found + true, 1),
-            "precision": right / max(found, 1),
-            "recall": right / max(true, 1),
+            **entity_scores(found, true),
             "accuracy": float((predictions == targets)[known].mean()) if known.any() else 0.0,
         }
 

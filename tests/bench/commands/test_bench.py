@@ -13,8 +13,10 @@ from typing import Any
 
 import click
 import pytest
+import transformers
 
 from nopad.bench.report.files import JSON, MARKDOWN, read_report
+from nopad.export.parity.samples import PAIRS
 from nopad.model.cpus import cpu_at_hand
 from nopad.runtime import cli
 
@@ -93,6 +95,24 @@ def test_tasks_per_token_are_compared_too(
                  tmp_path / "out") == 0  # fmt: skip
     cells = {cell.subject: cell for cell in read_report(tmp_path / "out").cells}
     assert cells["nopad-fp32"].agreement == 1.0 and (cells["nopad-fp32"].logit_difference or 1) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["bert-rerank", "modernbert-single-cls"])
+def test_pairs_of_texts_are_read_alike_by_all(
+    name: str, bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rows = [{"query": query, "passage": f"{passage} " * n} for n in (1, 2) for query, passage in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = ["--text-field", "query", "--second-field", "passage"]
+    assert bench(bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa", "--data", tmp_path / "pairs.jsonl",
+                 *fields, "--rounds", 1, "-o", tmp_path / "out") == 0  # fmt: skip
+    report = read_report(tmp_path / "out")
+    cells = {cell.subject: cell for cell in report.cells}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(name))
+    ids = tokenizer([row["query"] for row in rows], [row["passage"] for row in rows])["input_ids"]
+    assert report.workloads[0].lengths == tuple(map(len, ids))
+    assert cells["hf-sdpa"].status == "ok" and cells["hf-sdpa"].computed_tokens == len(ids) * max(map(len, ids))
+    assert cells["nopad-fp32"].status == "ok" and (cells["nopad-fp32"].logit_difference or 1) < 1e-5
 
 
 def test_own_texts_without_a_reference_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,20 +70,39 @@ def test_labelled_rows_give_accuracy_and_f1_of_both(
     assert manifest.evaluation == evaluation and manifest.verdict == "verified"
 
 
-def test_the_tags_of_a_users_texts(
+def test_the_entities_of_a_users_texts(
     own: Bundles, checkpoint: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "modernbert-token"
-    (tmp_path / "words.conll").write_text("Alice B-PER\nworks O\nhere O\n\nin O\nParis B-LOC\n. O\n", "utf-8")
+    texts = ["Alice works here", "in Paris, with Bob"]
+    pipe = transformers.pipeline(
+        "token-classification", model=str(checkpoint(name)), aggregation_strategy="simple", ignore_labels=[]
+    )
+    found = [[_without_blanks(text, one) for one in pipe(text)] for text in texts]
+    assert all(len(each) > 1 for each in found)
+    true = [found[0], found[1][1:]]  # the first one of the second text is none
+    rows = [{"text": text, "entities": each} for text, each in zip(texts, true, strict=True)]
     command = ["parity", str(own(name)), "--reference", str(checkpoint(name)), "--json", "--quiet"]
-    assert run([*command, "--data", str(tmp_path / "words.conll")]) == 0
+    assert run([*command, "--data", write(tmp_path / "rows.jsonl", rows)]) == 0
     report = reports(capsys)
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint(name))
     evaluation = report["evaluation"]
-    assert evaluation["rows"] == sum(len(tokenizer(text)["input_ids"]) for text in ("Alice works here", "in Paris ."))
+    assert evaluation["rows"] == sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert evaluation["agreement"] == 1.0 and evaluation["accuracy"] is None
+    count = sum(map(len, true))
+    assert evaluation["entities"] == count
+    assert evaluation["f1"] == evaluation["reference_f1"] == pytest.approx(2 * count / (2 * count + 1))
     ours = [row for row in report["rows"] if row["case"] == "2 texts"]
     assert {row["check"]: row["passed"] for row in ours} == {"logits": True, "labels": True}
+
+
+def _without_blanks(text: str, entity: dict[str, Any]) -> tuple[int, int, str]:
+    """Start, end and label of an entity of transformers' pipeline, without blanks at its ends unless it is one."""
+    start, end = entity["start"], entity["end"]
+    if piece := text[start:end].strip():
+        start = text.index(piece, start)
+        end = start + len(piece)
+    return start, end, entity["entity_group"]
 
 
 @pytest.mark.parametrize("hot", [True, False])

@@ -116,3 +116,61 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     write()
     with pytest.raises(InputFileError, match="line 2: no text in field 'other'; name one with --second-field"):
         read_labelled(path, pairs, second_field="other")
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+TAGGER = replace(classifier(*TAGS), task="token-classification")
+FORMS: dict[str, str | list[dict[str, Any]]] = {
+    "rows.conll": "Ada NNP B-PER\nLovelace NNP I-PER\nleft VBD O\nRome NNP B-LOC\n\nShe PRP O\nstayed VBD O\n",
+    "words.jsonl": [
+        {"words": ["Ada", "Lovelace", "left", "Rome"], "ner_tags": ["B-PER", "I-PER", "O", "B-LOC"]},
+        {"words": ["She", "stayed"], "ner_tags": [0, 0]},
+    ],
+    "marked.jsonl": [
+        {"text": "Ada Lovelace left Rome", "entities": [[18, 22, "LOC"], {"start": 0, "end": 12, "label": "PER"}]},
+        {"text": "She stayed", "entities": None},
+    ],
+}
+
+
+def tagged_file(path: Path, rows: str | list[dict[str, Any]]) -> Path:
+    path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_entities_of_tagged_words_and_marked_texts(name: str, tmp_path: Path) -> None:
+    found = read_labelled(tagged_file(tmp_path / name, FORMS[name]), TAGGER)
+    assert found.inputs == ["Ada Lovelace left Rome", "She stayed"] and found.targets is None
+    assert found.entities == [{("PER", 0, 12), ("LOC", 18, 22)}, frozenset()]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"text": "She stayed", "label": "PER"}] * 2,  # of a classifier, not of a tagger
+        [{"tokens": ["She", "stayed"]}] * 2,
+        [{"tokens": ["She", "stayed"], "tags": None}] * 2,
+    ],
+)
+def test_texts_without_tags_are_texts_all_the_same(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert read_labelled(tagged_file(tmp_path / "rows.jsonl", rows), TAGGER) == LabelledTexts(texts=["She stayed"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("Ada B-PER\nleft O\n\nRome B-ORG\n", "line 4: tag 'B-ORG' is not among O, B-PER"),
+        ([{"tokens": ["Ada", "left"], "tags": ["B-PER"]}], "2 words, but 1 tags"),
+        ([{"tokens": ["Ada"], "tags": ["B-PER"]}, {"tokens": ["left"]}], "line 2: no label in field 'tags'"),
+        ([{"tokens": ["Ada"], "tags": ["O"]}, {"tokens": "left", "tags": []}], "line 2: the words are not a list"),
+        ([{"text": "Ada", "entities": [[0, 3, "ORG"]]}], "entity 'ORG' is not among PER, LOC"),
+        ([{"text": "Ada", "entities": [[0, 4, "PER"]]}], "is not in the text"),
+        ([{"text": "Ada", "entities": [[0, 3, "PER"]]}, {"text": "a", "entities": 1}], "1 is not a list of entities"),
+    ],
+)
+def test_tags_that_fit_nothing_are_named(rows: Any, words: str, tmp_path: Path) -> None:
+    path = tagged_file(tmp_path / ("rows.conll" if isinstance(rows, str) else "rows.jsonl"), rows)
+    with pytest.raises(InputFileError, match=words) as error:
+        read_labelled(path, TAGGER)
+    assert "--label-field" in str(error.value) or "label all rows or none" in str(error.value)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _IN_MEMORY = 2**24  # bytes of records: fewer are not written at all
 _BATCH = 100  # rows of a data set that are Python objects at once
-_CHARACTERS = 2**20  # about so many are tokenized at once: a tokenizer takes some 100 bytes for each
+_CHARACTERS = 2**18  # about so many are tokenized at once: cut pairs of long texts take a kilobyte for each
 _MARK = uuid4().hex  # the key of what JSON does not know; no record has it
 _READ: dict[str, Callable[[str], Any]] = {
     "datetime": datetime.fromisoformat,
@@ -112,8 +112,9 @@ class Records:
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any], str]:
         """The record with its place. Values are as they were, but a tuple is a list, and what is no data is opaque."""
-        self._file.seek(self._ends[index])
-        line = self._file.read(self._ends[index + 1] - self._ends[index])
+        with room_for_rows():  # what was added last may be written only now
+            self._file.seek(self._ends[index])
+            line = self._file.read(self._ends[index + 1] - self._ends[index])
         record, place = _DECODER.decode(line.decode("utf-8", "surrogatepass"))
         return record, place
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -289,7 +290,7 @@ def _encoded(
     bad: BadRows,
 ) -> tuple[Sequence[_Row], npt.NDArray[Any]]:
     """The examples that have a target, with it, and all targets: [rows], or [rows, labels] of several labels."""
-    kept: list[int] = []
+    kept = array("q")
     found: list[Any] = []
     wrong: list[tuple[int, Exception]] = []
     for index, label in enumerate(labels.values):
@@ -306,8 +307,8 @@ def _encoded(
         messages[0] += f"; in all {len(wrong):,} rows of the {part} data: {every}"
     for (row, _), message in zip(wrong, messages, strict=True):
         bad.add(examples[row].place, message)
-    targets, places = np.asarray(found), np.asarray(kept, dtype=np.int64)
-    return Lazily(lambda row: (examples[int(places[row])], targets[row].tolist()), len(places)), targets
+    targets = np.asarray(found)
+    return Lazily(lambda row: (examples[kept[row]], targets[row].tolist()), len(kept)), targets
 
 
 def _classes(kind: LabelColumn, targets: Any) -> Any:

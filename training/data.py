@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
@@ -31,6 +33,7 @@ from nopad.training.labels import (
 )
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
+from nopad.training.rows_on_disk import Lazily, as_dataset
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts, rows_to_hold_out
 from nopad.training.tasks.base import Task
@@ -61,9 +64,20 @@ class _Columns:
 class _Example:
     text: str
     pair: str | None
-    label: Any
+    label: Any  # of several columns, a list
     place: str
     group: Any
+
+
+_Row = tuple[_Example, Any]  # with its target
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """The labels of the rows that have a text, in memory."""
+
+    values: list[Any]
+    gaps: bool  # whether the column has cells without a value
 
 
 def load_data(
@@ -98,19 +112,18 @@ def load_data(
     wanted = [text_column] if text_column else TEXT_COLUMNS
     rows, held = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
     columns = _find_columns(rows, held, text_column, text_pair_column, label_column, split_group)
-    examples, remarks = _examples(rows, columns, "training", labels, bad)
+    examples, found, remarks = _examples(rows, columns, "training", labels, bad)
     if held is None:
         rows_to_hold_out(len(examples), eval_fraction)  # refused before the labels are looked at
-    kind = _understand(rows, examples, columns.labels, labels, SINGLE if ordinal else problem_type)
+    kind = _understand(rows, found, columns.labels, labels, SINGLE if ordinal else problem_type)
     if ordinal:
         _check_order(kind, problem_type)
-    train = _encoded(examples, columns.labels, kind, "training", bad)
-    targets = np.asarray([target for _, target in train])
+    train, targets = _encoded(examples, found, columns.labels, kind, "training", bad)
     remarks = [*rows.remarks, *remarks, *kind.remarks, *remarks_on_classes(kind, targets)]
-    test: list[tuple[_Example, Any]] | None = None
+    test: Sequence[_Row] | None = None
     if held is not None:
-        held_examples, held_remarks = _examples(held, columns, "evaluation", labels, held_bad)
-        test = _encoded(held_examples, columns.labels, kind, "evaluation", held_bad)
+        held_examples, held_found, held_remarks = _examples(held, columns, "evaluation", labels, held_bad)
+        test, _ = _encoded(held_examples, held_found, columns.labels, kind, "evaluation", held_bad)
         remarks += [*held.remarks, *held_remarks]
     train, test, repeats = divide(
         train,
@@ -119,7 +132,7 @@ def load_data(
         eval_fraction=eval_fraction,
         seed=seed,
         classes=_classes(kind, targets),
-        groups=[example.group for example, _ in train] if split_group is not None else None,
+        groups=(example.group for example, _ in train) if split_group is not None else None,
         duplicates=duplicates,
         conflicts=kind.problem_type != REGRESSION,
         near=columns.pair is None,  # pairs often share one of their texts
@@ -177,29 +190,37 @@ def _check_order(kind: LabelColumn, problem_type: ProblemType | None) -> None:
 
 def _examples(
     rows: Rows, columns: _Columns, part: str, names: Sequence[str] | None, bad: BadRows
-) -> tuple[list[_Example], list[str]]:
-    """The rows that have a text, with their labels (of several columns, lists), and a remark on the rows left out."""
-    examples = []
+) -> tuple[Sequence[_Example], _Labels, list[str]]:
+    """The rows that have a text, their labels, and a remark on the rows left out."""
     class_names = rows.class_names if len(columns.labels) == 1 else {}
-    for record, place in zip(rows.records, rows.places, strict=True):
-        value = rows.text(record, columns.text)
-        if not isinstance(value, str) or not value.strip():
-            bad.add_blank()
-            continue
-        try:
-            _check_unicode(value, columns.text)
-            pair = _second_text(rows, record, columns.pair)
-            cells = [_label(record.get(name), name, class_names.get(name, ()), names) for name in columns.labels]
-        except ValueError as error:
-            bad.add(place, str(error))
-            continue
+    labels: list[Any] = []
+    known: dict[Any, Any] = {}
+    gaps = False
+
+    def make(record: dict[str, Any], place: str) -> _Example | None:
+        nonlocal gaps
+        for name in columns.labels:
+            gaps |= record.get(name) in (None, "") or record[name] != record[name]
+        text = rows.text(record, columns.text)
+        if not isinstance(text, str) or not text.strip():
+            return None
+        _check_unicode(text, columns.text)
+        pair = _second_text(rows, record, columns.pair)
+        cells = [_label(record.get(name), name, class_names.get(name, ()), names) for name in columns.labels]
         label = cells if len(cells) > 1 else cells[0]
         group = record.get(columns.group) if columns.group else None
-        examples.append(_Example(text=value, pair=pair, label=label, place=place, group=group))
+        return _Example(text=text, pair=pair, label=label, place=place, group=group)
+
+    def see(example: _Example) -> None:  # equal texts once
+        label = example.label
+        labels.append(known.setdefault(label, label) if isinstance(label, str) else label)
+
+    examples = rows.usable(make, bad, see)
     if not examples:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
         raise DataError(f"the {part} data has no row with text in column {columns.text!r}{reasons}")
-    return examples, bad.remark_on_blank(len(rows.records), f"have no text in column {columns.text!r}")
+    remarks = bad.remark_on_blank(len(rows), f"have no text in column {columns.text!r}")
+    return examples, _Labels(values=labels, gaps=gaps), remarks
 
 
 def _check_unicode(text: str, column: str) -> None:
@@ -245,42 +266,49 @@ def _label(value: Any, column: str, class_names: Sequence[str], names: Sequence[
 
 def _understand(
     rows: Rows,
-    examples: Sequence[_Example],
+    labels: _Labels,
     columns: Sequence[str],
     names: Sequence[str] | None,
     problem_type: ProblemType | None,
 ) -> LabelColumn:
-    values = [example.label for example in examples]
     if len(columns) > 1 and problem_type not in (None, MULTI):
         raise UsageError(f"several columns in --label-column are {MULTI}, not {problem_type}")
-    if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in values)):
+    if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in labels.values)):
         return zeros_and_ones(columns, names or ())
     (column,) = columns
-    # pandas stores a column of integers as floats where a cell is empty.
-    gaps = any(record.get(column) in (None, "") or record[column] != record[column] for record in rows.records)
     names = names or rows.class_names.get(column, ())
-    return understand_labels(values, column, names=names, problem_type=problem_type, gaps=gaps)
+    # pandas stores a column of integers as floats where a cell is empty.
+    return understand_labels(labels.values, column, names=names, problem_type=problem_type, gaps=labels.gaps)
 
 
 def _encoded(
-    examples: Sequence[_Example], columns: Sequence[str], kind: LabelColumn, part: str, bad: BadRows
-) -> list[tuple[_Example, Any]]:
-    """The examples with their targets."""
-    rows: list[tuple[_Example, Any]] = []
-    wrong: list[tuple[_Example, Exception]] = []
-    for example in examples:
+    examples: Sequence[_Example],
+    labels: _Labels,
+    columns: Sequence[str],
+    kind: LabelColumn,
+    part: str,
+    bad: BadRows,
+) -> tuple[Sequence[_Row], npt.NDArray[Any]]:
+    """The examples that have a target, with it, and all targets: [rows], or [rows, labels] of several labels."""
+    kept = array("q")
+    found: list[Any] = []
+    wrong: list[tuple[int, Exception]] = []
+    for index, label in enumerate(labels.values):
         try:
-            rows.append((example, kind.encode(example.label)))
+            found.append(kind.encode(label))
         except (ValueError, OverflowError) as error:
-            wrong.append((example, error))
-    messages = [f"column {','.join(columns)!r}: label {row.label!r:.80} {error}" for row, error in wrong]
+            wrong.append((index, error))
+        else:
+            kept.append(index)
+    messages = [f"column {','.join(columns)!r}: label {labels.values[row]!r:.80} {error}" for row, error in wrong]
     if len(wrong) > 1 and not bad.skipped:
-        counts = Counter(f"{example.label!r:.40}" for example, _ in wrong).most_common()
+        counts = Counter(f"{labels.values[row]!r:.40}" for row, _ in wrong).most_common()
         every = listed([f"{label} ({count:,} rows)" for label, count in counts])
         messages[0] += f"; in all {len(wrong):,} rows of the {part} data: {every}"
-    for (example, _), message in zip(wrong, messages, strict=True):
-        bad.add(example.place, message)
-    return rows
+    for (row, _), message in zip(wrong, messages, strict=True):
+        bad.add(examples[row].place, message)
+    targets = np.asarray(found)
+    return Lazily(lambda row: (examples[kept[row]], targets[row].tolist()), len(kept)), targets
 
 
 def _classes(kind: LabelColumn, targets: Any) -> Any:
@@ -291,14 +319,18 @@ def _classes(kind: LabelColumn, targets: Any) -> Any:
     return None if kind.problem_type == REGRESSION else targets
 
 
-def _as_text(row: tuple[_Example, Any]) -> LabelledText:
+def _as_text(row: _Row) -> LabelledText:
     example, _ = row
     whole = "\n".join(filter(None, (example.text, example.pair)))
     return LabelledText(text=whole, label=example.label, place=example.place)
 
 
-def _dataset(rows: Sequence[tuple[_Example, Any]]) -> Any:
-    pairs = {"text_pair": [row.pair for row, _ in rows]} if rows[0][0].pair is not None else {}
-    return datasets.Dataset.from_dict(
-        {"text": [row.text for row, _ in rows], **pairs, "target": [target for _, target in rows]}
-    )
+def _dataset(rows: Sequence[_Row]) -> Any:
+    example, target = rows[0]
+    number = datasets.Value("int64" if isinstance(target, int) else "float64")
+    features = {
+        "text": datasets.Value("string"),
+        **({"text_pair": datasets.Value("string")} if example.pair is not None else {}),
+        "target": datasets.Sequence(number) if isinstance(target, list) else number,
+    }
+    return as_dataset(({"text": row.text, "text_pair": row.pair, "target": target} for row, target in rows), features)

@@ -7,6 +7,7 @@ and each is then compared word by word.
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from nopad.training.rows_on_disk import room_for_rows, temporary_folder
+
 IntArray = npt.NDArray[np.int64]
 _FEWEST_WORDS, _SHINGLE, _ALIKE = 20, 3, 0.8
 _BANDS, _ROWS = 20, 6  # at 0.8 two texts share a band with a probability of 0.998, at 0.4 of 0.08
-_TEXTS = 500  # whose shingles are in memory at once
+_SHINGLES = 2**17  # in memory at once, of whole texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +33,35 @@ class Duplicates:
 
 
 def find_duplicates(texts: Sequence[str], *, near: bool = True) -> Duplicates:
-    """Which of the texts are the same as earlier ones; not nearly so, unless `near`."""
-    first: dict[bytes, int] = {}
-    exact = np.array([first.setdefault(_digest(text), index) for index, text in enumerate(texts)], dtype=np.int64)
+    """Which of the texts are the same as earlier ones; not nearly so, unless `near`.
+
+    Texts may be read from disk each time that they are asked for: no more than some are in memory at once.
+    """
+    digests, long = bytearray(), bytearray()
+    for text in texts:
+        digests += _digest(text)
+        long.append(near and len(text.split(None, _FEWEST_WORDS)) >= _FEWEST_WORDS)
+    exact = _first_of_equal(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
     if not near:
         return Duplicates(exact=exact, near=exact)
     parents = np.arange(len(texts))
-    candidates = [index for index in first.values() if len(texts[index].split(None, _FEWEST_WORDS)) > _FEWEST_WORDS - 1]
-    for earlier, later in sorted(_pairs(texts, candidates)):
-        earlier, later = sorted((_root(parents, earlier), _root(parents, later)))
+    candidates = np.flatnonzero((exact == parents) & np.frombuffer(long, dtype=bool))
+    for pair in _pairs(texts, candidates):
+        earlier, later = sorted(_root(parents, index) for index in divmod(int(pair), len(texts)))
         if earlier != later and _alike(texts[earlier], texts[later]):
             parents[later] = earlier
-    roots = np.array([_root(parents, int(index)) for index in exact], dtype=np.int64)
+    roots = np.fromiter((_root(parents, int(index)) for index in exact), dtype=np.int64, count=len(exact))
     return Duplicates(exact=exact, near=roots)
+
+
+def _first_of_equal(digests: npt.NDArray[np.uint64]) -> IntArray:
+    """For each row of [texts, 2] the first that equals it."""
+    order = np.lexsort(digests.T)  # stable: equal ones stay in order
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[begins][np.cumsum(begins) - 1]
+    return first
 
 
 def _words(text: str) -> list[str]:
@@ -59,39 +78,58 @@ def _root(parents: IntArray, index: int) -> int:
     return index
 
 
-def _pairs(texts: Sequence[str], candidates: Sequence[int]) -> set[tuple[int, int]]:
-    """Pairs of texts that share a band of their signatures, neighbours among those that share it."""
-    if not candidates:
-        return set()
-    keys = np.concatenate(list(_band_keys(texts, candidates)))
-    indices = np.asarray(candidates)
-    pairs: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
-        order = np.argsort(keys[:, band], kind="stable")
-        same = np.flatnonzero(keys[order[1:], band] == keys[order[:-1], band])
-        pairs.update(zip(indices[order[same]].tolist(), indices[order[same + 1]].tolist(), strict=True))
+def _pairs(texts: Sequence[str], candidates: IntArray) -> IntArray:
+    """Pairs of texts that share a band of their signatures, neighbours among those that share it, in order.
+
+    A pair is the number `earlier * len(texts) + later`.
+    """
+    pairs = np.empty(0, dtype=np.int64)
+    if not len(candidates):
+        return pairs
+    with tempfile.TemporaryFile(dir=temporary_folder()) as file:  # of 160 bytes a text
+        with room_for_rows():
+            for some in _band_keys(texts, candidates):
+                file.write(some.tobytes())
+            file.flush()
+        keys = np.memmap(file, dtype=np.uint64, mode="r", shape=(len(candidates), _BANDS))
+        for band in range(_BANDS):
+            own = np.array(keys[:, band])
+            order = np.argsort(own, kind="stable")
+            same = np.flatnonzero(own[order[1:]] == own[order[:-1]])
+            found = candidates[order[same]] * len(texts) + candidates[order[same + 1]]
+            pairs = np.union1d(pairs, found)
     return pairs
 
 
-def _band_keys(texts: Sequence[str], candidates: Sequence[int]) -> Iterator[npt.NDArray[np.uint64]]:
+def _band_keys(texts: Sequence[str], candidates: IntArray) -> Iterator[npt.NDArray[np.uint64]]:
     """Of each candidate, a key for each band of its MinHash signature: uint64 [texts, bands], some texts at a time."""
     draw = np.random.default_rng(0)  # the same in every run
     factors, offsets, mix = (draw.integers(1, 2**63, size, dtype=np.uint64) for size in (120, 120, (_SHINGLE + _ROWS)))
-    for start in range(0, len(candidates), _TEXTS):
-        hashes, starts = [], [0]
-        for index in candidates[start : start + _TEXTS]:
-            words = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in _words(texts[index])])
-            words = words.astype(np.uint64) + np.uint64(1)
-            shingles = sum(words[at : len(words) - _SHINGLE + 1 + at] * (mix[at] | 1) for at in range(_SHINGLE))
-            hashes.append(shingles)
-            starts.append(starts[-1] + len(shingles))
-        joined = np.concatenate(hashes)
+    for some in _shingles(texts, candidates, mix):
+        starts = np.cumsum([0, *map(len, some[:-1])])
+        joined = np.concatenate(some)
         joined ^= joined >> np.uint64(31)
-        keys = np.zeros((len(hashes), _BANDS), dtype=np.uint64)
+        keys = np.zeros((len(some), _BANDS), dtype=np.uint64)
         for number, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
-            least = np.minimum.reduceat(joined * (factor | 1) + offset, starts[:-1])
+            least = np.minimum.reduceat(joined * (factor | 1) + offset, starts)
             keys[:, number // _ROWS] += (least ^ (least >> np.uint64(29))) * (mix[_SHINGLE + number % _ROWS] | 1)
         yield keys
+
+
+def _shingles(
+    texts: Sequence[str], candidates: IntArray, mix: npt.NDArray[np.uint64]
+) -> Iterator[list[npt.NDArray[np.uint64]]]:
+    """A number for each three words in a row of each candidate, of some texts at a time."""
+    some: list[npt.NDArray[np.uint64]] = []
+    for index in candidates:
+        words = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in _words(texts[int(index)])])
+        words = words.astype(np.uint64) + np.uint64(1)
+        some.append(sum(words[at : len(words) - _SHINGLE + 1 + at] * (mix[at] | 1) for at in range(_SHINGLE)))
+        if sum(map(len, some)) >= _SHINGLES:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _alike(first: str, second: str) -> bool:

@@ -23,6 +23,7 @@ from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
+from nopad.training.rows_on_disk import as_dataset, column_of
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import ONE_GROUP, divide, group_column, read_parts
 from nopad.training.tasks.embeddings import DOCUMENT, QUERY, Pairs, ScoredPairs
@@ -100,7 +101,7 @@ def load_pairs(
         columns = replace(columns, negatives=(), number=rows.column(score, (), "--label-column"))
     group = group_column(rows, held_rows, split_group)
     found, remarks = _read(rows, replace(columns, group=group), "training", bad)
-    held: list[_Row] | None = None
+    held: Sequence[_Row] | None = None
     if held_rows is not None:
         held, held_remarks = _read(held_rows, _provided(held_rows, columns, known_names), "evaluation", held_bad)
         remarks += held_remarks
@@ -110,7 +111,7 @@ def load_pairs(
         as_text=_as_text,
         eval_fraction=eval_fraction,
         seed=seed,
-        groups=[row.group for row in found] if group is not None else None,
+        groups=(row.group for row in found) if group is not None else None,
         duplicates=duplicates,
         near=False,  # pairs often share one of their texts
     )
@@ -118,7 +119,7 @@ def load_pairs(
     if unused:
         remarks.append(f"not used: {', '.join(unused)} (a scored pair has no negative)")
     for part, name in ((train, "training"), (test, "evaluation")):
-        if score is not None and len(set(part["target"])) < 2:
+        if score is not None and np.ptp(column_of(part, "target")) == 0:
             raise DataError(f"all rows of the {name} data have one score in column {score!r}: there is no order")
     kind = ScoredPairs if score is not None else Pairs
     return TrainingData(
@@ -159,7 +160,7 @@ def load_passages(
         columns = replace(columns, negatives=(), number=rows.column(label_column, LABEL_COLUMNS, "--label-column"))
     group = group_column(rows, held_rows, split_group)
     found, remarks = _read(rows, replace(columns, group=group), "training", bad, rerank=True)
-    held: list[_Row] | None = None
+    held: Sequence[_Row] | None = None
     if held_rows is not None:
         columns_there = _provided(held_rows, columns, known_names)
         held, held_remarks = _read(held_rows, columns_there, "evaluation", held_bad, rerank=True)
@@ -170,21 +171,21 @@ def load_passages(
         as_text=_as_text,
         eval_fraction=eval_fraction,
         seed=seed,
-        groups=[row.first if group is None else row.group for row in found],
+        groups=(row.first if group is None else row.group for row in found),
         one_group=ONE_GROUP if group is not None else _one_query(columns.first),
         duplicates=duplicates,
         conflicts=columns.number is not None,
         near=False,
     )
     train, test = _passages(found), _passages(held)
-    labels = np.asarray(train["target"])
+    labels = column_of(train, "target")
     return TrainingData(
         train=train,
         evaluation=test,
         task=Rerank() if _has_rankings(test) else LabelledPairs(),
         labels=("LABEL_0",),  # as sentence-transformers names the score
         problem_type=None,
-        summary=f"{columns.names}: {len(set(train['query_id'])):,} queries, {labels.mean():.0%} of the "
+        summary=f"{columns.names}: {column_of(train, 'query_id').max() + 1:,} queries, {labels.mean():.0%} of the "
         f"{len(labels):,} passages answer theirs",
         remarks=(*remarks, *bad.remarks(), *held_bad.remarks(), *repeats),
     )
@@ -247,34 +248,28 @@ def _provided(held: Rows, columns: _Columns, known_names: bool) -> _Columns:
 
 def _read(
     rows: Rows, columns: _Columns, part: str, bad: BadRows, *, rerank: bool = False
-) -> tuple[list[_Row], list[str]]:
+) -> tuple[Sequence[_Row], list[str]]:
     """The rows that have a first and a second text, and remarks.
 
     To rerank, numbers are from 0 to 1, and a row may have negatives alone.
     """
-    found = []
-    for record, place in zip(rows.records, rows.places, strict=True):
-        try:
-            first = _cell(rows, record, columns.first, several=False)
-            seconds = _cell(rows, record, columns.second, several=columns.number is None)
-            negatives = [text for name in columns.negatives for text in _cell(rows, record, name)]
-            if not first or not (seconds or (rerank and negatives)):
-                bad.add_blank()
-                continue
-            number = (
-                None if columns.number is None else _number(record.get(columns.number), columns.number, unit=rerank)
-            )
-        except ValueError as error:
-            bad.add(place, str(error))
-        else:
-            group = record.get(columns.group) if columns.group is not None else None
-            row = _Row(first=first[0], seconds=seconds, negatives=negatives, number=number, place=place, group=group)
-            found.append(row)
+
+    def make(record: dict[str, Any], place: str) -> _Row | None:
+        first = _cell(rows, record, columns.first, several=False)
+        seconds = _cell(rows, record, columns.second, several=columns.number is None)
+        negatives = [text for name in columns.negatives for text in _cell(rows, record, name)]
+        if not first or not (seconds or (rerank and negatives)):
+            return None
+        number = None if columns.number is None else _number(record.get(columns.number), columns.number, unit=rerank)
+        group = record.get(columns.group) if columns.group is not None else None
+        return _Row(first=first[0], seconds=seconds, negatives=negatives, number=number, place=place, group=group)
+
+    found = rows.usable(make, bad)
     names = f"{columns.first}, {columns.second}"
     if not found:
         reasons = "".join(f"; {remark}" for remark in bad.remarks())
         raise DataError(f"the {part} data has no row with texts in the columns {names}{reasons}")
-    return found, [*rows.remarks, *bad.remark_on_blank(len(rows.records), f"lack one of {names}")]
+    return found, [*rows.remarks, *bad.remark_on_blank(len(rows), f"lack one of {names}")]
 
 
 def _as_text(row: _Row) -> LabelledText:
@@ -307,37 +302,49 @@ def _number(value: Any, column: str, *, unit: bool) -> float:
 
 def _pairs(rows: Sequence[_Row]) -> Any:
     """`texts` of each row (first, second, negatives) and, of scored pairs, `target`."""
-    texts = [[row.first, second, *row.negatives] for row in rows for second in row.seconds]
-    scored = rows[0].number is not None
-    return datasets.Dataset.from_dict({"texts": texts, **({"target": [row.number for row in rows]} if scored else {})})
+    target = {"target": datasets.Value("float64")} if rows[0].number is not None else {}
+    return as_dataset(
+        (
+            {"texts": [row.first, second, *row.negatives], "target": row.number}
+            for row in rows
+            for second in row.seconds
+        ),
+        {"texts": datasets.Sequence(datasets.Value("string")), **target},
+    )
 
 
 def _passages(rows: Sequence[_Row]) -> Any:
     """`query`, `passage`, `target`, and `query_id`: equal queries have equal numbers, from 0 without gaps."""
-    each = [
-        (row.first, passage, target if row.number is None else row.number)
-        for row in rows
-        for target, passages in ((1.0, row.seconds), (0.0, row.negatives))
-        for passage in passages
-    ]
-    queries, passages, targets = map(list, zip(*each, strict=True))
-    numbers = {query: number for number, query in enumerate(dict.fromkeys(queries))}
-    columns = {"query": queries, "passage": passages, "target": targets}
-    return datasets.Dataset.from_dict({**columns, "query_id": [numbers[query] for query in queries]})
+    numbers: dict[str, int] = {}
+    text = datasets.Value("string")
+    return as_dataset(
+        (
+            {
+                "query": row.first,
+                "passage": passage,
+                "target": target if row.number is None else row.number,
+                "query_id": numbers.setdefault(row.first, len(numbers)),
+            }
+            for row in rows
+            for target, passages in ((1.0, row.seconds), (0.0, row.negatives))
+            for passage in passages
+        ),
+        {"query": text, "passage": text, "target": datasets.Value("float64"), "query_id": datasets.Value("int64")},
+    )
 
 
 def _summary(rows: Any, columns: _Columns) -> str:
     if columns.number is not None:
         return f"scored pairs: {columns.names}"
-    counts = [len(texts) - 2 for texts in rows["texts"]]
-    least, most = min(counts), max(counts)
+    counts = np.concatenate([chunk.value_lengths() for chunk in rows.data.column("texts").chunks]) - 2
+    least, most = counts.min(), counts.max()
     negatives = f"{most}" if least == most else f"{least} to {most}"
     return f"pairs{f' with {negatives} negatives each' if most else ''}: {columns.names}"
 
 
 def _has_rankings(rows: Any) -> bool:
     """Whether most queries that have an answer have other passages to rank, too."""
-    numbers = np.asarray(rows["query_id"])
-    answered = np.bincount(numbers, weights=np.asarray(rows["target"]) >= 0.5) > 0
+    numbers = column_of(rows, "query_id")
+    answered = np.bincount(numbers, weights=column_of(rows, "target") >= 0.5) > 0
     passages = np.bincount(numbers)[answered]
     return bool((passages > 1).mean() > 0.5) if len(passages) else False

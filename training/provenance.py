@@ -31,7 +31,7 @@ def _digest(rows: Any) -> str:
     """Of the columns' values, whatever file they came from."""
     digest = hashlib.sha256()
     columns = sorted(rows.column_names)
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
+    for batch in rows.select_columns(columns).iter(batch_size=100):
         for row in zip(*(batch[name] for name in columns), strict=True):
             digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()

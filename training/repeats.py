@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nopad.training.bad_rows import OnDuplicate
 from nopad.training.duplicates import IntArray, find_duplicates
+from nopad.training.rows_on_disk import Lazily
+
+T = TypeVar("T")
 
 _SHOWN = 3
 
@@ -34,19 +37,27 @@ class Repeats:
 
 
 def find_repeats(
-    train: Sequence[LabelledText], evaluation: Sequence[LabelledText], choice: OnDuplicate, *, classes: bool, near: bool
+    train: Sequence[T],
+    evaluation: Sequence[T],
+    choice: OnDuplicate,
+    *,
+    as_text: Callable[[T], LabelledText],
+    classes: bool,
+    near: bool,
 ) -> Repeats:
     """Look for texts that repeat, exactly or (`near`) nearly. `classes`: equal texts should have equal labels."""
-    rows = [*train, *evaluation]
-    found = find_duplicates([row.text for row in rows], near=near)
-    count, places = len(train), [row.place for row in rows]
+    count = len(train)
+    rows = Lazily(
+        lambda index: as_text(train[index] if index < count else evaluation[index - count]), count + len(evaluation)
+    )
+    found = find_duplicates(Lazily(lambda index: rows[index].text, len(rows)), near=near)
     exact, groups = found.exact, found.near
     later = groups[:count] != np.arange(count)
     partner = np.full(count, -1)  # of each training row, an evaluation row with its text
-    for roots in (groups, exact):  # an exact one rather than a near one
-        last = {int(root): count + index for index, root in reversed(list(enumerate(roots[count:])))}
-        own = np.array([last.get(int(root), -1) for root in roots[:count]], dtype=np.int64)
-        partner = np.where(own >= 0, own, partner)
+    for roots in (groups, exact) if evaluation else ():  # an exact one rather than a near one
+        there, first = np.unique(roots[count:], return_index=True)
+        place = np.minimum(np.searchsorted(there, roots[:count]), len(there) - 1)
+        partner = np.where(there[place] == roots[:count], count + first[place], partner)
     shared = partner >= 0
     done = "left out" if choice == "drop" else "kept (--duplicates drop leaves them out)"
     remarks = []
@@ -55,7 +66,7 @@ def find_repeats(
         (np.flatnonzero(shared), partner, "rows of the training data have a text of the evaluation data"),
     ):
         if len(rows_found):
-            alike, shown = _how_alike(exact, rows_found, partners), _shown(rows_found, partners, places)
+            alike, shown = _how_alike(exact, rows_found, partners), _shown(rows_found, partners, rows)
             remarks.append(f"{len(rows_found):,} {what}, {alike}: {shown}; {done}")
     if classes:
         remarks += _conflicts(rows, exact)
@@ -68,10 +79,10 @@ def _how_alike(exact: IntArray, rows: IntArray, partner: IntArray) -> str:
     return f"{same.sum():,} exactly and {len(rows) - same.sum():,} nearly"
 
 
-def _shown(rows: IntArray, partner: IntArray, places: Sequence[str]) -> str:
+def _shown(found: IntArray, partner: IntArray, rows: Sequence[LabelledText]) -> str:
     """The first rows and their partners."""
-    pairs = [f"{places[row]} and {places[int(partner[row])]}" for row in rows[:_SHOWN]]
-    return "; ".join(pairs) + ("; ..." if len(rows) > _SHOWN else "")
+    pairs = [f"{rows[int(row)].place} and {rows[int(partner[row])].place}" for row in found[:_SHOWN]]
+    return "; ".join(pairs) + ("; ..." if len(found) > _SHOWN else "")
 
 
 def _conflicts(rows: Sequence[LabelledText], exact: IntArray) -> list[str]:
@@ -81,12 +92,14 @@ def _conflicts(rows: Sequence[LabelledText], exact: IntArray) -> list[str]:
         groups[int(exact[row])].append(int(row))
     pairs = []
     for group in groups.values():
-        other = next((row for row in group if rows[row].label != rows[group[0]].label), None)
+        first = rows[group[0]].label
+        other = next((row for row in group[1:] if rows[row].label != first), None)
         if other is not None:
-            pairs.append((rows[group[0]], rows[other]))
+            pairs.append((group[0], other))
     if not pairs:
         return []
-    shown = [f"{a.place} ({a.label!r:.40}) and {b.place} ({b.label!r:.40})" for a, b in pairs[:_SHOWN]]
+    rows_shown = ((rows[one], rows[other]) for one, other in pairs[:_SHOWN])
+    shown = [f"{a.place} ({a.label!r:.40}) and {b.place} ({b.label!r:.40})" for a, b in rows_shown]
     more = "; ..." if len(pairs) > _SHOWN else ""
     have = "text has" if len(pairs) == 1 else "texts have"
     return [f"{len(pairs):,} {have} different labels in different rows: {'; '.join(shown)}{more}"]

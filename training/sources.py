@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import datasets
 
@@ -19,32 +20,69 @@ from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import InputFileError
 from nopad.training.bad_rows import BadRows
 from nopad.training.errors import DataError
+from nopad.training.rows_on_disk import Lazily, Records
 
+T = TypeVar("T")
 Sources = DataSource | str | Sequence[DataSource | str]  # one, or several that are read one after another
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of one split, as they were read."""
+    """The rows of one split, as they were read: on disk."""
 
-    records: list[dict[str, Any]]
-    places: list[str]  # of each record, for messages
+    records: Records
+    names: Collection[str]  # that occur in the records, in order
     class_names: dict[str, tuple[str, ...]]  # column -> names that the data set itself brings for its numbers
     untyped: bool  # CSV and TSV: every value is a text, None where it is blank
     spreadsheet: bool = False  # a text may be stored as a number or a date
     repeated: frozenset[str] = frozenset()  # names that the header repeats
     remarks: tuple[str, ...] = ()  # what was left out, or chosen of several
     files: tuple[tuple[str, frozenset[str]], ...] = ()  # of several sources: their first places, and their columns
+    derived: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # columns that are made of others
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.records)
+
+    def row(self, index: int) -> tuple[dict[str, Any], str]:
+        """A record and its place, for messages."""
+        record, place = self.records[index]
+        for name, value_of in self.derived.items():
+            record[name] = value_of(record)
+        return record, place
+
+    def usable(
+        self, make: Callable[[dict[str, Any], str], T | None], bad: BadRows, see: Callable[[T], object] | None = None
+    ) -> Sequence[T]:
+        """What `make` makes of each record and its place, anew whenever it is read; `see` is shown each once.
+
+        None is a row without a text; a `ValueError` says why a row is bad. Raises `DataError` where these are refused.
+        """
+        kept = array("q")
+        for index in range(len(self)):
+            record, place = self.row(index)
+            try:
+                made = make(record, place)
+            except ValueError as error:
+                bad.add(place, str(error))
+                continue
+            if made is None:
+                bad.add_blank()
+                continue
+            kept.append(index)
+            if see is not None:
+                see(made)
+        return Lazily(lambda index: cast(T, make(*self.row(kept[index]))), len(kept))
 
     @property
     def columns(self) -> list[str]:
         """All names that occur, in order."""
-        return list(dict.fromkeys(name for record in self.records for name in record))
+        return list(dict.fromkeys([*self.names, *self.derived]))
 
     def column(self, name: str | None, known: Sequence[str], option: str, *, what: str = "training data") -> str:
         """The column called `name` (whatever its case; or at that dotted path), or the first of the `known` names.
 
-        The values at a dotted path are put into the records under that path. Raises `DataError`.
+        The values at a dotted path are in the records under that path, from then on. Raises `DataError`.
         """
         columns = self.columns
         try:
@@ -57,7 +95,7 @@ class Rows:
                     return column
         except ValueError as error:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
-        if name is not None and self._copy_values(name):
+        if name is not None and self._derive(name):
             return name
         expected = repr(name) if name is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
@@ -67,8 +105,7 @@ class Rows:
         """Make evaluation data have the column `name`, which may differ in case there. Raises `DataError`."""
         column = self.column(name, (), option, what="evaluation data")
         if column != name:
-            for record in self.records:
-                record[name] = record.get(column)
+            self.derived[name] = lambda record: record.get(column)
 
     def _check_files(self, column: str, option: str) -> None:
         """Refuse that one of several sources lacks the column: none of its rows would count. Raises `DataError`."""
@@ -79,12 +116,11 @@ class Rows:
                     f"{name_list(sorted(columns))}: rename its column, or name one that all have with {option}"
                 )
 
-    def _copy_values(self, path: str) -> bool:
-        values = [value_at(record, path) for record in self.records]
-        if all(value is MISSING for value in values):
+    def _derive(self, path: str) -> bool:
+        values = (value_at(self.records[index][0], path) for index in range(len(self)))
+        if not sum(value is not MISSING for value in values):  # all of them: a path may be ambiguous in any
             return False
-        for record, value in zip(self.records, values, strict=True):
-            record[path] = None if value is MISSING else value
+        self.derived[path] = lambda record: None if (value := value_at(record, path)) is MISSING else value
         return True
 
     def text(self, record: dict[str, Any], column: str) -> Any:
@@ -161,18 +197,23 @@ def read_rows(parts: Sequence[Any], *, wanted: Sequence[str], bad_rows: BadRows)
     `wanted` are the names that the text may have (`nopad.runtime.data.records.open_table`). Rows that cannot be read
     go to `bad_rows`.
     """
-    each = [_from_disk(part, wanted, bad_rows) if isinstance(part, _Split) else _from_dataset(part) for part in parts]
-    if len(each) == 1:
-        return each[0]
+    records = Records()
+    each, files = [], []
+    for part in parts:
+        start = len(records)
+        rows = _from_disk(part, wanted, bad_rows, records) if isinstance(part, _Split) else _from_dataset(part, records)
+        each.append(rows)
+        if len(records) > start:
+            files.append((start, frozenset(rows.names)))
     return Rows(
-        records=[record for rows in each for record in rows.records],
-        places=[place for rows in each for place in rows.places],
+        records=records,
+        names=dict.fromkeys(name for rows in each for name in rows.names),
         class_names=_common_names([rows.class_names for rows in each]),
         untyped=any(rows.untyped for rows in each),
         spreadsheet=any(rows.spreadsheet for rows in each),
         repeated=frozenset().union(*(rows.repeated for rows in each)),
         remarks=tuple(remark for rows in each for remark in rows.remarks),
-        files=tuple((rows.places[0], frozenset(rows.columns)) for rows in each if rows.records),
+        files=tuple((records[start][1], names) for start, names in files) if len(each) > 1 else (),
     )
 
 
@@ -185,9 +226,9 @@ def _common_names(each: Sequence[Mapping[str, tuple[str, ...]]]) -> dict[str, tu
     return names
 
 
-def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows) -> Rows:
-    records: list[dict[str, Any]] = []
-    places: list[str] = []
+def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: Records) -> Rows:
+    """The rows of a split, put behind the `records`."""
+    names: dict[str, None] = {}
     try:
         with open_part(part.part, part.source, wanted=wanted) as table:
             for number, record in table.items:
@@ -196,11 +237,11 @@ def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows) -> Rows:
                     continue
                 if table.untyped:
                     record = {name: value if value.strip() else None for name, value in record.items()}
-                records.append(record)
-                places.append(table.place(number))
+                names.update(dict.fromkeys(record))
+                records.add(record, table.place(number))
             return Rows(
                 records=records,
-                places=places,
+                names=names,
                 class_names=dict(table.class_names),
                 untyped=table.untyped,
                 spreadsheet=table.spreadsheet,
@@ -211,8 +252,10 @@ def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows) -> Rows:
         raise DataError(str(error)) from None
 
 
-def _from_dataset(part: Any) -> Rows:
+def _from_dataset(part: Any, records: Records) -> Rows:
     features = {name: getattr(feature, "feature", feature) for name, feature in part.features.items()}  # of lists, too
     names = {name: tuple(feature.names) for name, feature in features.items() if getattr(feature, "names", None)}
-    places = [f"row {number}" for number in range(1, len(part) + 1)]
-    return Rows(records=part.to_list(), places=places, class_names=names, untyped=False)
+    tables = part.with_format("arrow").iter(batch_size=100)
+    for number, record in enumerate((record for table in tables for record in table.to_pylist()), start=1):
+        records.add(record, f"row {number}")
+    return Rows(records=records, names=part.column_names, class_names=names, untyped=False)

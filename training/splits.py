@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.bad_rows import BadRows, OnDuplicate
 from nopad.training.errors import DataError
 from nopad.training.repeats import LabelledText, find_repeats
+from nopad.training.rows_on_disk import chosen
 from nopad.training.sources import Rows, Sources, find_splits, read_rows
 
 T = TypeVar("T")
@@ -51,12 +53,12 @@ def divide(
     eval_fraction: float,
     seed: int,
     classes: npt.NDArray[np.int64] | None = None,
-    groups: Sequence[Any] | None = None,
+    groups: Iterable[Any] | None = None,
     one_group: str = ONE_GROUP,
     duplicates: OnDuplicate | None,
     conflicts: bool = False,
     near: bool = True,
-) -> tuple[list[T], list[T], tuple[str, ...]]:
+) -> tuple[Sequence[T], Sequence[T], tuple[str, ...]]:
     """The rows to train on, those to evaluate on (`held`, else a fraction of `rows`), and remarks on repeats.
 
     With `classes` of the rows, each has its share in both halves, and the first of each is trained on. With `groups`,
@@ -67,20 +69,16 @@ def divide(
     """
     if held is None:
         out = held_rows(len(rows), eval_fraction, seed, classes=classes, groups=groups, one_group=one_group)
-        rows, held = (
-            [row for row, is_held in zip(rows, out, strict=True) if is_held == half] for half in (False, True)
-        )
-    train: list[T] = list(rows)
+        rows, held = (chosen(rows, np.flatnonzero(out == half)) for half in (False, True))
     remarks: tuple[str, ...] = ()
     if duplicates is not None:
-        texts, held_texts = (list(map(as_text, half)) for half in (rows, held))
-        found = find_repeats(texts, held_texts, duplicates, classes=conflicts, near=near)
+        found = find_repeats(rows, held, duplicates, as_text=as_text, classes=conflicts, near=near)
         remarks = found.remarks
         if duplicates == "drop":
-            train = [row for row, repeated in zip(rows, found.repeated, strict=True) if not repeated]
-    if not train or not held:
-        raise DataError(f"no row is left to {'evaluate' if train else 'train'} on: {'; '.join(remarks)}")
-    return train, list(held), remarks
+            rows = chosen(rows, np.flatnonzero(~found.repeated))
+    if not rows or not held:
+        raise DataError(f"no row is left to {'evaluate' if rows else 'train'} on: {'; '.join(remarks)}")
+    return rows, held, remarks
 
 
 def held_rows(
@@ -89,7 +87,7 @@ def held_rows(
     seed: int,
     *,
     classes: npt.NDArray[np.int64] | None = None,
-    groups: Sequence[Any] | None = None,
+    groups: Iterable[Any] | None = None,
     one_group: str = ONE_GROUP,
 ) -> npt.NDArray[np.bool_]:
     """Which rows `divide` holds out, bool [rows]. Raises `DataError`."""
@@ -97,8 +95,7 @@ def held_rows(
     draw = np.random.default_rng(seed)
     held = np.zeros(rows, dtype=bool)
     if groups is not None:
-        held[_whole_groups(groups, count, draw, one_group)] = True
-        return held
+        return _whole_groups(groups, count, draw, one_group)
     shuffled = draw.permutation(rows)
     if classes is not None:
         shuffled = shuffled[np.argsort(classes[shuffled], kind="stable")]
@@ -109,19 +106,24 @@ def held_rows(
     return held
 
 
-def _whole_groups(groups: Sequence[Any], count: int, draw: np.random.Generator, one_group: str) -> list[int]:
-    """Rows of groups in random order, as many as fit in `count`; of the smallest group if none does."""
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(str(group), []).append(row)
-    if len(members) < 2:
+def _whole_groups(groups: Iterable[Any], count: int, draw: np.random.Generator, one_group: str) -> npt.NDArray[np.bool_]:
+    """Which rows are of groups in random order, as many as fit in `count`; of the smallest group if none does."""
+    numbers: dict[str, int] = {}
+    number_of = np.array(array("q", (numbers.setdefault(str(group), len(numbers)) for group in groups)))
+    if len(numbers) < 2:
         raise DataError(one_group)
-    names = sorted(members)
-    held: list[int] = []
+    sizes = np.bincount(number_of)
+    names = sorted(numbers)
+    held = np.zeros(len(names), dtype=bool)
+    rows = 0
     for place in draw.permutation(len(names)):
-        if len(held) + len(members[names[place]]) <= count:
-            held += members[names[place]]
-    return held or min(members.values(), key=len)
+        number = numbers[names[place]]
+        if rows + sizes[number] <= count:
+            held[number] = True
+            rows += sizes[number]
+    if not rows:
+        held[sizes.argmin()] = True
+    return held[number_of]
 
 
 def rows_to_hold_out(rows: int, eval_fraction: float) -> int:

@@ -26,6 +26,7 @@ from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
+from nopad.training.rows_on_disk import as_dataset
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.token_labels import TokenLabels
@@ -70,7 +71,7 @@ def load_tagged(
     rows, held_rows = read_parts(source, evaluation, wanted=wanted, bad_rows=(bad, held_bad))
     group = group_column(rows, held_rows, split_group)
     examples, names, remarks = _examples(rows, text_column, label_column, "training", bad, group)
-    held: list[_Tagged] | None = None
+    held: Sequence[_Tagged] | None = None
     if held_rows is not None:
         held, _, held_remarks = _examples(held_rows, text_column, label_column, "evaluation", held_bad)
         remarks += [*held_rows.remarks, *held_remarks]
@@ -81,7 +82,7 @@ def load_tagged(
         as_text=lambda row: LabelledText(text=row.text, label=row.tags, place=row.place),
         eval_fraction=eval_fraction,
         seed=seed,
-        groups=[example.group for example in examples] if group is not None else None,
+        groups=(example.group for example in examples) if group is not None else None,
         duplicates=duplicates,
         conflicts=True,
     )
@@ -100,29 +101,29 @@ def load_tagged(
 
 def _examples(
     rows: Rows, text_column: str | None, label_column: str | None, part: str, bad: BadRows, group: str | None = None
-) -> tuple[list[_Tagged], tuple[str, ...], list[str]]:
+) -> tuple[Sequence[_Tagged], tuple[str, ...], list[str]]:
     """The rows that have words, the names that the data has for its tags, and a remark on the rows left out."""
     column = rows.column(text_column, (*WORD_COLUMNS, *TEXT_COLUMNS), "--text-column", what=f"{part} data")
-    of_words = any(isinstance(record.get(column), list) for record in rows.records)
+    of_words = any(isinstance(rows.row(index)[0].get(column), list) for index in range(len(rows)))
     known = TAG_COLUMNS if of_words else SPAN_COLUMNS
     tags = rows.column(label_column, known, "--label-column", what=f"{part} data")
     names = rows.class_names.get(tags, ()) if of_words else ()
-    examples = []
-    for record, place in zip(rows.records, rows.places, strict=True):
+
+    def make(record: dict[str, Any], place: str) -> _Tagged | None:
         value = record.get(column)
         if not value or (isinstance(value, str) and not value.strip()):
-            bad.add_blank()
-            continue
+            return None
         read = _from_words if of_words else _from_spans
         try:
             example = read(value, record.get(tags), place)
         except ValueError as error:
-            bad.add(place, f"columns {column!r} and {tags!r}: {error}")
-        else:
-            examples.append(replace(example, group=record.get(group)) if group is not None else example)
+            raise ValueError(f"columns {column!r} and {tags!r}: {error}") from None
+        return replace(example, group=record.get(group)) if group is not None else example
+
+    examples = rows.usable(make, bad)
     if not examples:
         raise DataError(f"the {part} data has no row with {'words' if of_words else 'text'} in column {column!r}")
-    return examples, names, bad.remark_on_blank(len(rows.records), f"have nothing in column {column!r}")
+    return examples, names, bad.remark_on_blank(len(rows), f"have nothing in column {column!r}")
 
 
 def _from_words(words: Any, tags: Any, place: str) -> _Tagged:
@@ -177,12 +178,14 @@ def _encoded(examples: Sequence[_Tagged], labels: Sequence[str], part: str) -> A
         place = next(example.place for example in examples for tag in example.tags if find(tag) is None)
         counts = listed([f"{tag!r} ({count:,} words)" for tag, count in unknown.most_common()])
         raise DataError(f"{place}: the {part} data has tags that are not among {listed(labels)}: {counts}")
-    return datasets.Dataset.from_dict(
+    number = datasets.Value("int64")
+    return as_dataset(
+        ({"text": row.text, "words": row.words, "target": [find(tag) for tag in row.tags]} for row in examples),
         {
-            "text": [example.text for example in examples],
-            "words": [example.words for example in examples],
-            "target": [[find(tag) for tag in example.tags] for example in examples],
-        }
+            "text": datasets.Value("string"),
+            "words": datasets.Sequence(datasets.Sequence(number)),
+            "target": datasets.Sequence(number),
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
+from nopad.training.rows_on_disk import as_dataset
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.masked_lm import MASK_PROBABILITY, MaskedLM
@@ -53,7 +55,7 @@ def load_texts(
     column = rows.column(text_column, TEXT_COLUMNS, "--text-column")
     group = group_column(rows, held_rows, split_group)
     texts, remarks = _texts(rows, column, "training", bad, group)
-    held: list[_Text] | None = None
+    held: Sequence[_Text] | None = None
     if held_rows is not None:
         held_rows.provide(column, "--text-column")
         held, held_remarks = _texts(held_rows, column, "evaluation", held_bad)
@@ -64,13 +66,17 @@ def load_texts(
         as_text=lambda row: LabelledText(text=row.text, label=None, place=row.place),
         eval_fraction=eval_fraction,
         seed=seed,
-        groups=[row.group for row in texts] if group is not None else None,
+        groups=(row.group for row in texts) if group is not None else None,
         duplicates=duplicates,
     )
+    text = datasets.Value("string")
     unit = "words" if whole_word else "tokens"
     return TrainingData(
-        train=datasets.Dataset.from_dict({"text": [row.text for row in train]}),
-        evaluation=datasets.Dataset.from_dict({"text": [row.text for row in test], "number": list(range(len(test)))}),
+        train=as_dataset(({"text": row.text} for row in train), {"text": text}),
+        evaluation=as_dataset(
+            ({"text": row.text, "number": number} for number, row in enumerate(test)),
+            {"text": text, "number": datasets.Value("int64")},
+        ),
         task=MaskedLM(mask_probability=mask_probability, whole_word=whole_word),
         labels=(),
         problem_type=None,
@@ -79,18 +85,20 @@ def load_texts(
     )
 
 
-def _texts(rows: Rows, column: str, part: str, bad: BadRows, group: str | None = None) -> tuple[list[_Text], list[str]]:
+def _texts(
+    rows: Rows, column: str, part: str, bad: BadRows, group: str | None = None
+) -> tuple[Sequence[_Text], list[str]]:
     """The texts, and a remark on rows without one. Raises `DataError`."""
-    texts = []
-    for record, place in zip(rows.records, rows.places, strict=True):
+
+    def make(record: dict[str, Any], place: str) -> _Text | None:
         text = rows.text(record, column)
         if not isinstance(text, str) or not text.strip():
-            bad.add_blank()
-            continue
+            return None
         if has_half_a_character(text):
-            bad.add(place, f"column {column!r} holds half a character (a lone surrogate)")
-            continue
-        texts.append(_Text(text=text, place=place, group=record.get(group) if group is not None else None))
+            raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
+        return _Text(text=text, place=place, group=record.get(group) if group is not None else None)
+
+    texts = rows.usable(make, bad)
     if not texts:
         raise DataError(f"the {part} data has no row with text in column {column!r}")
-    return texts, bad.remark_on_blank(len(rows.records), f"have no text in column {column!r}")
+    return texts, bad.remark_on_blank(len(rows), f"have no text in column {column!r}")

@@ -47,6 +47,7 @@ from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
+from nopad.training.rows_on_disk import tokenize
 from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
 from nopad.training.saved import Notes, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
@@ -180,11 +181,10 @@ def _make_trainer(
     task = data.task
     encode = partial(task.encode, tokenizer=tokenizer, max_length=recipe.max_length)
     rows, held_out = (
-        part.add_column(ROW, np.arange(len(part))).map(
+        tokenize(
+            part.add_column(ROW, np.arange(len(part))),
             encode,
-            batched=True,
-            remove_columns=[name for name in part.column_names if name != TEACHER],
-            desc="Tokenizing",
+            remove=[name for name in part.column_names if name != TEACHER],
         )
         for part in (data.train, data.evaluation)
     )

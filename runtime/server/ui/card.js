@@ -1,0 +1,50 @@
+/** The card of a model's answer: its name, the answer, and what the server says of tokens and time. */
+
+import { count, el, number, styled } from "./dom.js";
+
+const STEPS = [
+  ["tokenize", "Read"],
+  ["queue", "Queue"],
+  ["inference", "Run"],
+  ["rest", "Rest"],
+];
+
+export function card(name, content, facts) {
+  return el(
+    "article.card.result",
+    { "aria-label": `Answer of ${name}` },
+    el("h3", {}, name, " ", el("small", {}, `${facts.engine} · ${facts.precision}`)),
+    ...content.flat(),
+    factsOf(facts)
+  );
+}
+
+export function failed(name, error) {
+  return el("article.card.result", { "aria-label": `Answer of ${name}` }, el("h3", {}, name), el("p.problem", {}, error.message));
+}
+
+function factsOf(facts) {
+  const { timing } = facts;
+  const rest = Math.max(0, timing.total - timing.tokenize - timing.queue - timing.inference);
+  const times = { ...timing, rest };
+  const pieces = STEPS.map(([name]) => styled(el(`i.${name}`), { part: String(times[name] / (timing.total || 1)) }));
+  const legend = STEPS.map(([name, title]) =>
+    el("li", {}, el(`i.${name}`, { "aria-hidden": "true" }), `${title} `, el("b", {}, milliseconds(times[name])))
+  );
+  const read = facts.tokens === undefined ? count(facts.used, "token") : `${facts.tokens} in, ${facts.used} used`;
+  const rows = [
+    ["Tokens", read],
+    facts.truncated ? ["Cut", `${count(facts.truncated, "text")} longer than the model reads`] : null,
+    ["On the server", milliseconds(timing.total) + (facts.requests > 1 ? ` in ${facts.requests} requests` : "")],
+    ["Round trip", milliseconds(facts.roundTrip)],
+  ];
+  return el(
+    "footer.facts",
+    {},
+    el("dl", {}, ...rows.filter(Boolean).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))),
+    el("div.timing", { "aria-hidden": "true" }, ...pieces),
+    el("ul.legend", { "aria-label": "Where the time went, of the mean text" }, ...legend)
+  );
+}
+
+const milliseconds = (value) => `${number(value, value < 10 ? 1 : 0)} ms`;

@@ -199,7 +199,8 @@ def serve(
     nopad serve sentiment=bundle/ search=embedder/ --api-key-file keys.txt
     nopad serve --config nopad.toml
 
-    /docs on the server lists the routes, /ui is a page to try the models on. A model is called by NAME, which is else its folder's.
+    /docs on the server lists the routes, /ui is a page to try the models on.
+    A model is called by NAME, which is else its folder's.
     SIGTERM or Ctrl-C ends it in order: new requests get 503, those that run are finished.
     The command line goes before the environment, that before --config.
     """

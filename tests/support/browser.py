@@ -85,7 +85,7 @@ class Page:
     def until(self, expression: str, seconds: float = 60) -> Any:
         """The expression's value once it is true."""
         end = time.monotonic() + seconds
-        while not (found := self.value(expression)):
+        while (found := self.value(expression)) in (None, False, 0, ""):  # an element comes as {}
             assert time.monotonic() < end, f"never true: {expression}; problems: {self.problems}"
             time.sleep(0.05)
         return found

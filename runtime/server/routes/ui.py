@@ -1,4 +1,4 @@
-"""The playground at /ui: files of this package that ask the other routes. They hold no secret, so no key is asked for."""
+"""The playground at /ui: files of this package that ask the other routes. They hold no secret, so they need no key."""
 
 from __future__ import annotations
 

@@ -35,20 +35,32 @@ async function start() {
     return setTimeout(start, RETRY_MS * 4);
   }
   problem(null);
-  options($("model"), page.models.map(({ name, task }) => ({ value: name, text: `${name} · ${TASKS[task].title.toLowerCase()}` })));
+  offerModels();
   chooseModel();
   restore();
+}
+
+function offerModels() {
+  const groups = Object.entries(TASKS).map(([kind, { title }]) => {
+    const own = page.models.filter((each) => each.task === kind);
+    const choices = own.map(({ name }) => el("option", { value: name }, name));
+    return own.length && el("optgroup", { label: title }, ...choices);
+  });
+  const kept = $("model").value;
+  $("model").replaceChildren(...groups.filter(Boolean));
+  $("model").value = page.models.some(({ name }) => name === kept) ? kept : page.models[0].name;
 }
 
 function chooseModel() {
   const { name, task: kind, engine, precision, labels, max_length: longest } = model();
   const others = page.models.filter((each) => each.task === kind && each.name !== name);
   const kept = others.some((each) => each.name === $("other").value) ? $("other").value : "";
-  const none = others.length ? "nothing" : "no other model of this task";
+  const none = others.length ? "Nothing" : "No other model of this task";
   options($("other"), [{ value: "", text: none }, ...others.map((each) => ({ value: each.name }))], kept);
   $("other").disabled = !others.length;
-  const known = labels.length && labels.length <= 8 && kind === "text-classification" ? `labels ${labels.join(", ")}` : labels.length > 1 ? count(labels.length, "label") : "";
-  $("about").textContent = [engine, precision, `texts up to ${count(longest, "token")}`, known].filter(Boolean).join(" · ");
+  const known = labels.length > 8 ? count(labels.length, "label") : `labels ${labels.join(", ")}`;
+  const about = [task().title, engine, precision, `texts up to ${count(longest, "token")}`];
+  $("about").textContent = [...about, ...(labels.length > 1 ? [known] : [])].join(" · ");
   const { text, hint, query } = task();
   $("text-label").textContent = text;
   $("text-hint").textContent = hint;
@@ -69,9 +81,12 @@ function clear() {
 function asked() {
   const own = task();
   const typed = $("text").value;
-  let texts = page.file ? textsOf(page.file, $("column").value) : own.lines ? linesOf(typed) : typed.trim() ? [typed] : [];
-  if (own.most) texts = texts.slice(0, own.most);
-  if (!texts.length) throw new Problem(0, page.file ? "This column has no texts: choose another one." : `Write something into “${own.text}” first.`);
+  const written = own.lines ? linesOf(typed) : [typed].filter((text) => text.trim());
+  const texts = (page.file ? textsOf(page.file, $("column").value) : written).slice(0, own.most);
+  if (!texts.length) {
+    const write = `Write something into “${own.text}” first.`;
+    throw new Problem(0, page.file ? "This column has no texts: choose another one." : write);
+  }
   const query = $("query").value.trim();
   if (own.query && !query) throw new Problem(0, "Write a query first.");
   return { texts, query };
@@ -121,17 +136,21 @@ function show(input, answers) {
   const good = answers.filter(({ error }) => !error);
   $("empty").hidden = true;
   $("answers").replaceChildren(
-    ...answers.map(({ name, error, rows, facts }) => (error ? failed(name, error) : card(name, own.show(input, rows, open), facts)))
+    ...answers.map(({ name, error, rows, facts }) =>
+      error ? failed(name, error) : card(name, own.show(input, rows, open), facts)
+    )
   );
   $("verdict").hidden = good.length < 2;
   if (good.length > 1) $("verdict").textContent = own.compare(input, good[0].rows, good[1].rows);
   const why = good.length && own.explains ? own.explains(input, good[0].rows) : null;
   page.last = why;
   $("why").hidden = !why;
-  $("why-title").textContent = own.query ? "Why this document?" : "Why this label?";
+  if (why) $("why-title").textContent = why.title;
   $("explanations").replaceChildren();
   $("why-status").textContent = "";
-  say(good.map(({ name, rows }) => (good.length > 1 ? `${name}: ` : "") + own.say(input, rows)).join("; ") || "No answer.");
+  if ($("results").getBoundingClientRect().top > innerHeight - 120) $("results").scrollIntoView({ block: "start" });
+  const told = good.map(({ name, rows }) => (good.length > 1 ? `${name}: ` : "") + own.say(input, rows));
+  say(told.join("; ") || "No answer.");
 }
 
 /** A text of a table, asked alone. */
@@ -146,7 +165,7 @@ async function explain() {
   if (!page.last) return;
   page.explaining?.abort();
   const asking = (page.explaining = new AbortController());
-  const { parts, input } = page.last;
+  const { parts, input, label } = page.last;
   const how = { method: WHY.method.value, unit: WHY.unit.value, label: WHY.label.value };
   const made = [];
   $("why").setAttribute("aria-busy", "true");
@@ -154,10 +173,10 @@ async function explain() {
     $("why-status").textContent = `Explaining with ${name} …`;
     try {
       const { found, facts } = await explained(name, input, how, asking.signal);
-      made.push(showExplanation(name, parts, found, facts));
+      made.push(showExplanation(name, parts, { ...found, label: label ?? found.label }, facts));
     } catch (error) {
       if (error.name === "AbortError") return;
-      made.push(el("article.explained", { "aria-label": `Explanation by ${name}` }, el("h4", {}, name), el("p.problem", {}, error.message)));
+      made.push(el("article.explained", {}, el("h4", {}, name), el("p.problem", {}, error.message)));
     }
   }
   if (page.explaining !== asking) return;
@@ -219,7 +238,8 @@ async function restore() {
   await run();
   if (!state.method || !page.last) return;
   for (const [name, select] of Object.entries(WHY)) {
-    if ([...select.options].some(({ value, disabled }) => value === state[name] && !disabled)) select.value = state[name];
+    const offered = [...select.options].some(({ value, disabled }) => value === state[name] && !disabled);
+    if (offered) select.value = state[name];
   }
   await explain();
 }

@@ -20,7 +20,8 @@ export function card(name, content, facts) {
 }
 
 export function failed(name, error) {
-  return el("article.card.result", { "aria-label": `Answer of ${name}` }, el("h3", {}, name), el("p.problem", {}, error.message));
+  const said = el("p.problem", {}, error.message);
+  return el("article.card.result", { "aria-label": `Answer of ${name}` }, el("h3", {}, name), said);
 }
 
 function factsOf(facts) {
@@ -32,16 +33,18 @@ function factsOf(facts) {
     el("li", {}, el(`i.${name}`, { "aria-hidden": "true" }), `${title} `, el("b", {}, milliseconds(times[name])))
   );
   const read = facts.tokens === undefined ? count(facts.used, "token") : `${facts.tokens} in, ${facts.used} used`;
-  const rows = [
+  const told = [
     ["Tokens", read],
     facts.truncated ? ["Cut", `${count(facts.truncated, "text")} longer than the model reads`] : null,
     ["On the server", milliseconds(timing.total) + (facts.requests > 1 ? ` in ${facts.requests} requests` : "")],
     ["Round trip", milliseconds(facts.roundTrip)],
-  ];
+  ]
+    .filter(Boolean)
+    .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
   return el(
     "footer.facts",
     {},
-    el("dl", {}, ...rows.filter(Boolean).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))),
+    el("dl", {}, ...told),
     el("div.timing", { "aria-hidden": "true" }, ...pieces),
     el("ul.legend", { "aria-label": "Where the time went, of the mean text" }, ...legend)
   );

@@ -35,8 +35,8 @@ export function offerMethods(selects, models) {
 }
 
 export async function explained(model, input, asked, signal) {
-  const given = { model, input, method: asked.method, unit: asked.unit, ...(asked.label ? { label: asked.label } : {}) };
-  const { body, facts } = await post("v1/explain", given, signal);
+  const { method, unit, label } = asked;
+  const { body, facts } = await post("v1/explain", { model, input, method, unit, label: label || null }, signal);
   return { found: body.data[0], facts };
 }
 
@@ -65,8 +65,8 @@ export function showExplanation(name, parts, found, facts) {
     el(
       "p.hint",
       {},
-      `Log-odds ${signed(found.value)}, with nothing of the text ${signed(found.base_value)}; the parts add up to ${sum}. ` +
-        `${count(found.runs, "run")} in ${number(facts.timing.total, 0)} ms on ${found.engine}, ${found.precision}.`
+      `Log-odds ${signed(found.value)}, with nothing of the text ${signed(found.base_value)}; the parts add up to ` +
+        `${sum}. ${count(found.runs, "run")} in ${number(facts.timing.total, 0)} ms on ${found.engine}.`
     )
   );
 }
@@ -75,5 +75,6 @@ function strongest(kind, title, rows, largest) {
   const items = rows.map(({ text, score }) =>
     el("li", {}, el("span.part", {}, text), bar(Math.abs(score) / largest, kind), el("span.figure", {}, signed(score)))
   );
-  return el("div", {}, el("h5", {}, title), items.length ? el("ol.strong", {}, ...items) : el("p.hint", {}, "Nothing."));
+  const list = items.length ? el("ol.strong", {}, ...items) : el("p.hint", {}, "Nothing.");
+  return el("div", {}, el("h5", {}, title), list);
 }

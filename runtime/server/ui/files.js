@@ -6,7 +6,7 @@ const LIKELY = ["text", "sentence", "content", "review", "body", "message", "doc
 
 /** A file -> {name, columns, rows: [{column: text}], chosen, notes}. Throws an `Error` that says what to do. */
 export async function readFile(file) {
-  if (file.size > MOST_BYTES) throw new Error(`${file.name} is larger than 10 MB: use nopad predict for files this large.`);
+  if (file.size > MOST_BYTES) throw new Error(`${file.name} is larger than 10 MB: use nopad predict for it.`);
   let text;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer()).replace(/^\uFEFF/, "");

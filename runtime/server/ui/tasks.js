@@ -34,12 +34,17 @@ async function infer(model, texts, signal) {
 
 const most = (rows) => Math.max(...rows.map(({ score }) => Math.abs(score)), 1);
 
-function scored(rows, name = ({ label }) => label) {
+const headed = (...names) => el("thead", {}, el("tr", {}, ...names));
+const column = (name) => el("th", { scope: "col" }, name);
+const figures = (name) => el("th.figure", { scope: "col" }, name);
+
+function scored(rows, name = ({ label }) => label, long = false) {
   const scale = most(rows);
-  const items = rows.map((row, index) =>
-    el(`li${index ? "" : ".best"}`, {}, el("span.part", {}, name(row)), bar(row.score / scale), el("span.figure", {}, number(row.score)))
-  );
-  return el("ol.scores", {}, ...items);
+  const items = rows.map((row, index) => {
+    const part = el("span.part", {}, name(row));
+    return el(`li${index ? "" : ".best"}`, {}, part, bar(row.score / scale), el("span.figure", {}, number(row.score)));
+  });
+  return el(`ol.scores${long ? ".long" : ""}`, {}, ...items);
 }
 
 const classification = {
@@ -76,7 +81,7 @@ const classification = {
     if (texts.length > 1) return `The same label for ${same} of ${texts.length} texts. ${largest}`;
     return same ? `Both say ${one[0].label}. ${largest}` : `${one[0].label} against ${two[0].label}. ${largest}`;
   },
-  explains: ({ texts }) => (texts.length === 1 ? { parts: texts, input: texts } : null),
+  explains: ({ texts }) => (texts.length === 1 ? { title: "Why this label?", parts: texts, input: texts } : null),
 };
 
 function labelCounts(rows) {
@@ -90,21 +95,15 @@ function labelCounts(rows) {
 }
 
 function labelTable(texts, rows, open) {
-  const head = ["#", "Text", "Label", "Score"].map((name) => el("th", { scope: "col" }, name));
-  const shown = rows.slice(0, MOST_SHOWN).map(({ label, score }, i) =>
-    el(
-      "tr",
-      {},
-      el("td.figure", {}, String(i + 1)),
-      el("td", {}, el("button.link", { type: "button", title: texts[i], onclick: () => open(texts[i]) }, short(texts[i], 90))),
-      el("td", {}, label),
-      el("td.figure", {}, number(score))
-    )
-  );
-  const rest = rows.length - shown.length;
-  const caption = el("caption", {}, `Texts and their labels${rest > 0 ? `, the first ${shown.length} of ${rows.length}` : ""}`);
-  const table = el("table", {}, caption, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...shown));
-  return scrolling("Texts and their labels", table);
+  const shown = rows.slice(0, MOST_SHOWN).map(({ label, score }, i) => {
+    const ask = { type: "button", title: texts[i], onclick: () => open(texts[i]) };
+    const text = el("td", {}, el("button.link", ask, short(texts[i], 90)));
+    return el("tr", {}, el("td.figure", {}, `${i + 1}`), text, el("td", {}, label), el("td.figure", {}, number(score)));
+  });
+  const part = rows.length > shown.length ? `, the first ${shown.length} of ${rows.length}` : "";
+  const caption = el("caption", {}, `Texts and their labels${part}`);
+  const head = headed(figures("#"), column("Text"), column("Label"), figures("Score"));
+  return scrolling("Texts and their labels", el("table", {}, caption, head, el("tbody", {}, ...shown)));
 }
 
 const tagging = {
@@ -130,19 +129,21 @@ const tagging = {
   },
   say: (input, rows) => count(rows.flat().length, "entity", "entities"),
   compare(input, one, two) {
-    const keys = (rows) => rows.flatMap((row, i) => row.map(({ label, start, end }) => `${i} ${label} ${start} ${end}`));
-    const others = new Set(keys(two));
-    const both = keys(one).filter((key) => others.has(key)).length;
-    return `${count(both, "entity", "entities")} in both, ${keys(one).length - both} only in the first, ${others.size - both} only in the second.`;
+    const key = (i, { label, start, end }) => `${i} ${label} ${start} ${end}`;
+    const [first, second] = [one, two].map((rows) => rows.flatMap((row, i) => row.map((each) => key(i, each))));
+    const both = first.filter((each) => second.includes(each)).length;
+    const alone = `${first.length - both} only in the first, ${second.length - both} only in the second.`;
+    return `${count(both, "entity", "entities")} in both, ${alone}`;
   },
 };
 
 function entityTable(entities) {
-  const head = ["Entity", "Label", "Characters", "Score"].map((name) => el("th", { scope: "col" }, name));
-  const rows = entities.map(({ text, label, start, end, score }) =>
-    el("tr", {}, el("td", {}, text), el("td", {}, label), el("td.figure", {}, `${start}–${end}`), el("td.figure", {}, number(score)))
-  );
-  const table = el("table", {}, el("caption", {}, "Entities"), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
+  const head = headed(column("Entity"), column("Label"), figures("Characters"), figures("Score"));
+  const rows = entities.map(({ text, label, start, end, score }) => {
+    const last = [`${start}–${end}`, number(score)].map((figure) => el("td.figure", {}, figure));
+    return el("tr", {}, el("td", {}, text), el("td", {}, label), ...last);
+  });
+  const table = el("table", {}, el("caption", {}, "Entities"), head, el("tbody", {}, ...rows));
   return scrolling("Entities", table);
 }
 
@@ -175,11 +176,17 @@ const masks = {
 const embeddings = {
   title: "Embeddings",
   text: "Texts, one a line",
-  hint: "Two texts have a similarity, three a map.",
+  hint: `Two texts have a similarity, three a map; the first ${MOST_VECTORS} are taken.`,
   lines: true,
   most: MOST_VECTORS,
   example: {
-    text: "A cat sleeps on the sofa.\nA kitten naps on the couch.\nThe stock market fell sharply today.\nShares dropped after the bank raised rates.\nShe plays the violin in an orchestra.",
+    text: [
+      "A cat sleeps on the sofa.",
+      "A kitten naps on the couch.",
+      "The stock market fell sharply today.",
+      "Shares dropped after the bank raised rates.",
+      "She plays the violin in an orchestra.",
+    ].join("\n"),
   },
   ask: (model, { texts }, how) =>
     inParts(texts, how, async (input, signal) => {
@@ -208,7 +215,9 @@ const tokenEmbeddings = {
       let at = 0;
       const found = outputs.tokens.data.map((tokens) => {
         const mean = Array(size).fill(0);
-        for (const end = at + tokens; at < end; at++) for (let k = 0; k < size; k++) mean[k] += flat[at * size + k] / tokens;
+        for (const end = at + tokens; at < end; at++) {
+          for (let k = 0; k < size; k++) mean[k] += flat[at * size + k] / tokens;
+        }
         return mean;
       });
       return { found, facts };
@@ -223,7 +232,11 @@ const reranking = {
   query: true,
   example: {
     query: "how do cats sleep?",
-    text: "Cats sleep up to sixteen hours a day.\nThe bank raised its rates on Monday.\nMost cats nap lightly, and wake at any sound.",
+    text: [
+      "Cats sleep up to sixteen hours a day.",
+      "The bank raised its rates on Monday.",
+      "Most cats nap lightly, and wake at any sound.",
+    ].join("\n"),
   },
   async ask(model, { texts, query }, how) {
     let before = 0;
@@ -235,15 +248,15 @@ const reranking = {
     });
     return { rows: rows.sort((a, b) => b.score - a.score), facts };
   },
-  show: ({ texts }, rows) => [scored(rows.slice(0, MOST_SHOWN), ({ index }) => texts[index])],
+  show: ({ texts }, rows) => [scored(rows.slice(0, MOST_SHOWN), ({ index }) => texts[index], true)],
   say: ({ texts }, rows) => `${count(rows.length, "document")}, the best: ${short(texts[rows[0].index])}`,
   compare(input, one, two) {
     const same = one.filter(({ index }, place) => index === two[place].index).length;
-    return same === one.length ? "Both have the same order." : `${same} of ${one.length} documents have the same place in both.`;
+    return same === one.length ? "Both have the same order." : `${same} of ${one.length} documents keep their place.`;
   },
   explains({ texts, query }, rows) {
     const parts = [query, texts[rows[0].index]];
-    return { parts, input: [parts] };
+    return { title: "Why this document?", parts, input: [parts], label: "relevance" };
   },
 };
 

@@ -61,10 +61,10 @@ export function vectorMap(texts, vectors) {
   const x = (value) => wide / 2 + (value / reach) * (wide / 2 - edge);
   const y = (value) => high / 2 - (value / reach) * (high / 2 - edge);
   const percent = shares.map((share) => `${Math.round(share * 100)} %`);
-  const said = `Map of ${texts.length} texts: nearer means more alike. Across ${percent[0]} of the variance, up ${percent[1]}.`;
+  const axes = `across ${percent[0]} of the variance, up ${percent[1]}.`;
   const picture = svg(
     "svg",
-    { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": said },
+    { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": `Map of ${texts.length} texts, ${axes}` },
     svg("path", { class: "axes", d: `M0 ${high / 2}H${wide}M${wide / 2} 0V${high}` }),
     ...points.map(([across, up], i) =>
       svg(
@@ -76,7 +76,7 @@ export function vectorMap(texts, vectors) {
       )
     )
   );
-  const legend = el("p.hint", {}, `Principal components: across ${percent[0]} of the variance, up ${percent[1]}.`);
+  const legend = el("p.hint", {}, `Nearer means more alike. Principal components: ${axes}`);
   return el("figure.map", {}, picture, el("figcaption", {}, legend));
 }
 

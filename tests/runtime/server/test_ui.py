@@ -62,6 +62,7 @@ def count(page: Page, selector: str) -> int:
 
 
 def run(page: Page) -> None:
+    page.value("document.querySelector('#answers').replaceChildren()")  # so that the new one can be told
     page.click("#run")
     page.until("document.querySelector('#stop').hidden && document.querySelector('#answers').children.length > 0")
 
@@ -160,8 +161,6 @@ def test_files_are_read_asked_in_parts_and_opened_text_by_text(page: Page, tmp_p
         assert "film 8, splendid" in read(page, "#answers")
         if name == "c.jsonl":
             assert "rows 10" in read(page, "#file-rows")
-        page.value("document.querySelector('#answers').replaceChildren()")
-    run(page)
     page.click("#answers tbody button")
     page.until("document.querySelector('#answers .answer')")
     assert page.value("document.querySelector('#text').value") == rows[0]

@@ -135,13 +135,14 @@ function show(input, answers) {
   const own = task();
   const good = answers.filter(({ error }) => !error);
   $("empty").hidden = true;
+  $("answers").classList.toggle("wide", input.texts.length > 1 && !own.query);
   $("answers").replaceChildren(
     ...answers.map(({ name, error, rows, facts }) =>
       error ? failed(name, error) : card(name, own.show(input, rows, open), facts)
     )
   );
   $("verdict").hidden = good.length < 2;
-  if (good.length > 1) $("verdict").textContent = own.compare(input, good[0].rows, good[1].rows);
+  if (good.length > 1) $("verdict").replaceChildren(...[own.compare(input, good[0].rows, good[1].rows)].flat());
   const why = good.length && own.explains ? own.explains(input, good[0].rows) : null;
   page.last = why;
   $("why").hidden = !why;
@@ -182,7 +183,8 @@ async function explain() {
   if (page.explaining !== asking) return;
   $("why").removeAttribute("aria-busy");
   $("explanations").replaceChildren(...made);
-  $("why-status").textContent = "The stronger the colour, the more a part did: blue for the label, orange against it.";
+  const legend = "The stronger the colour, the more a part did: blue for it, orange against it.";
+  $("why-status").textContent = made.some((each) => each.querySelector("mark")) ? legend : "";
 }
 
 async function useFile(file) {

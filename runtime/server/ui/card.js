@@ -35,7 +35,7 @@ function factsOf(facts) {
   const read = facts.tokens === undefined ? count(facts.used, "token") : `${facts.tokens} in, ${facts.used} used`;
   const told = [
     ["Tokens", read],
-    facts.truncated ? ["Cut", `${count(facts.truncated, "text")} longer than the model reads`] : null,
+    facts.truncated ? ["Cut to max length", count(facts.truncated, "text")] : null,
     ["On the server", milliseconds(timing.total) + (facts.requests > 1 ? ` in ${facts.requests} requests` : "")],
     ["Round trip", milliseconds(facts.roundTrip)],
   ]
@@ -50,4 +50,5 @@ function factsOf(facts) {
   );
 }
 
-const milliseconds = (value) => `${number(value, value < 10 ? 1 : 0)} ms`;
+const milliseconds = (value) =>
+  value < 1000 ? `${number(value, value < 10 ? 1 : 0)} ms` : `${number(value / 1000, value < 10_000 ? 2 : 1)} s`;

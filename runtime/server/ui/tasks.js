@@ -71,14 +71,18 @@ const classification = {
   },
   say: (input, rows) => (rows.length > 1 ? count(rows.length, "text") : `${rows[0].label}, ${number(rows[0].score)}`),
   compare({ texts }, one, two) {
-    const same = one.filter(({ label }, i) => label === two[i].label).length;
+    const other = texts.map((_, i) => i).filter((i) => one[i].label !== two[i].label);
+    const same = texts.length - other.length;
     const of = (row) => Object.fromEntries(row.scores.map(({ label, score }) => [label, score]));
     const apart = one.map((row, i) => {
       const others = of(two[i]);
       return Math.max(...row.scores.map(({ label, score }) => Math.abs(score - (others[label] ?? 0))));
     });
     const largest = `Scores differ by at most ${number(Math.max(...apart), 4)}.`;
-    if (texts.length > 1) return `The same label for ${same} of ${texts.length} texts. ${largest}`;
+    if (texts.length > 1) {
+      const said = `The same label for ${same} of ${texts.length} texts. ${largest}`;
+      return other.length ? [said, differing(texts, other, one, two)] : said;
+    }
     return same ? `Both say ${one[0].label}. ${largest}` : `${one[0].label} against ${two[0].label}. ${largest}`;
   },
   explains: ({ texts }) => (texts.length === 1 ? { title: "Why this label?", parts: texts, input: texts } : null),
@@ -92,6 +96,14 @@ function labelCounts(rows) {
     el("li", {}, el("span.part", {}, label), bar(n / rows.length), el("span.figure", {}, String(n)))
   );
   return el("ol.scores", {}, ...items);
+}
+
+function differing(texts, places, one, two) {
+  const rows = places.slice(0, MOST_SHOWN).map((i) =>
+    el("tr", {}, el("td", {}, short(texts[i], 90)), el("td", {}, one[i].label), el("td", {}, two[i].label))
+  );
+  const head = headed(column("Text"), column("First"), column("Second"));
+  return scrolling("Texts with another label", el("table", {}, head, el("tbody", {}, ...rows)));
 }
 
 function labelTable(texts, rows, open) {

@@ -57,7 +57,8 @@ export function similarityTable(texts, matrix) {
 export function vectorMap(texts, vectors) {
   const { points, shares } = principal(vectors);
   const reach = Math.max(...points.flat().map(Math.abs)) || 1;
-  const [wide, high, edge] = [640, 380, 34];
+  const wide = Math.max(280, Math.min(640, innerWidth - 60)); // so that its numbers stay readable on a phone
+  const [high, edge] = [Math.round(wide * 0.6), 34];
   const x = (value) => wide / 2 + (value / reach) * (wide / 2 - edge);
   const y = (value) => high / 2 - (value / reach) * (high / 2 - edge);
   const percent = shares.map((share) => `${Math.round(share * 100)} %`);

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from browser import Page, browser, chromium
-from running_server import Running
+from running_server import Running, answers_with
 
 TEXT = "A dull film 🎬. But I loved it!"
 OTHERS = ("modernbert-token", "modernbert-embed-cls", "modernbert-rerank", "modernbert-mlm")
@@ -59,6 +59,12 @@ def read(page: Page, selector: str) -> str:
 
 def count(page: Page, selector: str) -> int:
     return int(page.value(f"document.querySelectorAll({json.dumps(selector)}).length"))
+
+
+def drop(page: Page, file: Path) -> None:
+    dragged = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.call("Input.dispatchDragEvent", type=kind, x=200, y=300, data=dragged)
 
 
 def run(page: Page) -> None:
@@ -151,9 +157,7 @@ def test_files_are_read_asked_in_parts_and_opened_text_by_text(page: Page, tmp_p
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-        where = {"x": 200, "y": 300, "data": {"items": [], "files": [str(tmp_path / name)], "dragOperationsMask": 1}}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            page.call("Input.dispatchDragEvent", type=kind, **where)
+        drop(page, tmp_path / name)
         page.until(f"document.querySelector('#file-name').innerText === {json.dumps(name)}")
         run(page)
         assert count(page, "#answers tbody tr") == 9, name
@@ -165,13 +169,23 @@ def test_files_are_read_asked_in_parts_and_opened_text_by_text(page: Page, tmp_p
     page.until("document.querySelector('#answers .answer')")
     assert page.value("document.querySelector('#text').value") == rows[0]
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe\x00")
-    page.call("Input.dispatchDragEvent", type="dragEnter", x=200, y=300, data=_dragged(tmp_path / "d.txt"))
-    page.call("Input.dispatchDragEvent", type="drop", x=200, y=300, data=_dragged(tmp_path / "d.txt"))
+    drop(page, tmp_path / "d.txt")
     page.until("document.querySelector('#problem').innerText.includes('UTF-8')")
 
 
-def _dragged(path: Path) -> dict[str, Any]:
-    return {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+@needs_chromium
+def test_texts_that_two_models_label_otherwise_are_listed(
+    page: Page, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two.txt").write_text("splendid\na dull film\n")
+    one, two = server.models.find("again").model.predict(["splendid", "a dull film"])
+    answers_with(server.models.find("again").model, [two, one], monkeypatch)
+    drop(page, tmp_path / "two.txt")
+    page.until("!document.querySelector('#file-field').hidden")
+    page.choose("#other", "again")
+    run(page)
+    assert "0 of 2 texts" in read(page, "#verdict")
+    assert count(page, "#verdict tbody tr") == 2 and "splendid" in read(page, "#verdict tbody")
 
 
 @needs_chromium
@@ -187,7 +201,7 @@ def test_what_is_wrong_is_said_and_markup_stays_text(page: Page) -> None:
     assert count(page, "main img, main script") == 0
     page.type("#text", "word " * 1200)
     run(page)
-    assert "longer than the model reads" in read(page, "#answers")
+    assert "Cut to max length" in read(page, "#answers")
     page.choose("#method", "shapley")
     page.click("#explain")
     page.until("document.querySelector('#explanations .problem')")

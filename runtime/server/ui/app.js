@@ -12,10 +12,10 @@ const RETRY_MS = 1500;
 const page = { models: [], limits: { max_batch: 32 }, file: null, asking: null, explaining: null, last: null };
 const WHY = { method: $("method"), unit: $("unit"), label: $("label") };
 
-const model = () => page.models.find(({ name }) => name === $("model").value);
 const task = () => TASKS[model().task];
-const chosen = () => page.models.filter(({ name }) => [$("model").value, $("other").value].includes(name))
-  .sort((a) => (a.name === $("model").value ? -1 : 1));
+const named = (name) => page.models.find((each) => each.name === name);
+const model = () => named($("model").value);
+const chosen = () => [model(), named($("other").value)].filter(Boolean);
 
 async function start() {
   useTheme($("theme"));
@@ -36,6 +36,7 @@ async function start() {
   }
   problem(null);
   offerModels();
+  for (const id of ["run", "example"]) $(id).disabled = false;
   chooseModel();
   restore();
 }
@@ -93,6 +94,7 @@ function asked() {
 }
 
 async function run() {
+  if ($("run").disabled) return;
   page.asking?.abort();
   page.explaining?.abort();
   const asking = (page.asking = new AbortController());
@@ -230,13 +232,15 @@ async function share() {
 /** Shows what the link says: the answer, and the explanation if there was one. */
 async function restore() {
   const state = decoded(location.hash);
-  if (!state || !state.text) return;
+  if (!state) return;
   if (page.models.some(({ name }) => name === state.model)) $("model").value = state.model;
   chooseModel();
   if ([...$("other").options].some(({ value }) => value === state.other)) $("other").value = state.other;
   offerMethods(WHY, chosen());
-  $("text").value = state.text;
+  dropFile();
+  $("text").value = state.text ?? "";
   $("query").value = state.query ?? "";
+  if (!state.text) return;
   await run();
   if (!state.method || !page.last) return;
   for (const [name, select] of Object.entries(WHY)) {

@@ -263,32 +263,29 @@ def test_it_is_accessible_and_fits(page: Page, server: Running, width: int, dark
     assert json.loads(found) == []
 
 
-@pytest.fixture(scope="module")
-def every(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server of tiny models of the other tasks, which no gate has judged."""
+@pytest.fixture
+def other(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path], tmp_path: Path) -> Iterator[Running]:
+    """A server of a tiny model of another task, which no gate has judged."""
     from reference_models import CASES
 
     from nopad.export.bundle import write_bundle
     from nopad.model.checkpoint.load import load_checkpoint
 
-    root, bundles = tmp_path_factory.mktemp("bundles"), dict[str, Path | None]()
-    for name in OTHERS:
-        (root / name).mkdir()
-        write_bundle(load_checkpoint(checkpoint(name), **CASES[name].load), root / name, cpu=("fp32",))
-        bundles[name] = root / name
-    running = Running(bundles, {"allow_unverified": True}, max_batch=4).start()
+    name = request.param
+    write_bundle(load_checkpoint(checkpoint(name), **CASES[name].load), tmp_path, cpu=("fp32",))
+    running = Running({name: tmp_path}, {"allow_unverified": True}, max_batch=4).start()
     yield running
     running.stop()
 
 
 @needs_chromium
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_each_other_task_is_asked_and_shown(tab: Page, every: Running, name: str) -> None:
+@pytest.mark.parametrize("other", OTHERS, indirect=True)
+def test_each_other_task_is_asked_and_shown(tab: Page, other: Running) -> None:
     tab.problems.clear()
-    visit(tab, every.url + "/ui")
-    model = every.models.find(name).model
-    tab.choose("#model", name)
+    visit(tab, other.url + "/ui")
+    served = other.models.find(None)
+    name, model = served.name, served.model
     if name == "modernbert-mlm":
         tab.type("#text", f"a {model.manifest.mask_token} film and a {model.manifest.mask_token} one")
         run(tab)

@@ -183,7 +183,7 @@ class Explainer:
         todo = [
             *(["fewer texts"] if texts > 1 else []),
             "shorter ones" if texts > 1 else "a shorter text",
-            *(["unit sentence"] if asked.by != "sentence" else []),
+            *(["unit sentence"] if asked.by != "sentence" and asked.method not in GRADIENTS else []),
             *(["a smaller budget"] if asked.method in ("shapley", "integrated-gradients") else []),
             *(["method occlusion"] if asked.method == "shapley" else []),
         ]

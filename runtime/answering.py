@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from nopad.runtime.batching import characters, windows
@@ -24,6 +24,8 @@ from nopad.runtime.types import AnsweredBy, Failure, FloatArray, LongTexts, Text
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
+# Micro-batches of a call of `arun` that wait or run at once: enough to pack well, and the queue keeps room for others.
+BATCHES_AT_ONCE = 4
 # Texts of so many characters in all are tokenized in the event loop: in less time than another thread needs to begin.
 INLINE_CHARACTERS = 1_000
 
@@ -147,11 +149,19 @@ class Answering:
             return _sound(self.inference.run_all(parts))
         return _sound(map(_result, self.scheduler.wait(self._submit(parts, asking, bounded=False))))
 
-    async def arun(self, texts: Sequence[Tokens], asking: Asking) -> list[tuple[FloatArray, AnsweredBy]]:
-        """`run` for coroutines; raises `OverloadedError`, too."""
+    async def arun(self, texts: Sequence[Tokens], asking: Asking) -> list[Done[tuple[FloatArray, AnsweredBy]]]:
+        """`run` for coroutines, some micro-batches after the other, with when each text was run.
+
+        Only the first of them need room in the queue; raises `OverloadedError`, too.
+        """
         self.inference.require_open()
-        parts = [Piece(tokens, _undecoded) for tokens in texts]
-        return _sound(map(_result, await self.scheduler.awaited(self._submit(parts, asking, bounded=True))))
+        started, done = time.monotonic(), list[Any]()
+        for group in _groups(texts, BATCHES_AT_ONCE * self.inference.planner.token_budget):
+            call = self._submit(group, replace(asking, timeout=_left(asking, started)), bounded=not done)
+            outcomes = await self.scheduler.awaited(call)
+            _sound(map(_result, outcomes))
+            done += outcomes
+        return done
 
     def _submit(self, parts: Sequence[Piece], asking: Asking, *, bounded: bool) -> Call[Any]:
         lengths = [part.tokens.used for part in parts]
@@ -177,6 +187,19 @@ def _sound(results: Iterable[Any]) -> list[tuple[FloatArray, AnsweredBy]]:
         if isinstance(each, NopadError):
             raise each
     return found
+
+
+def _groups(texts: Sequence[Tokens], most: int) -> Iterator[list[Piece]]:
+    """The texts as pieces to be run, in order, in groups of at most so many tokens, or of one text."""
+    group: list[Piece] = []
+    held = 0
+    for tokens in texts:
+        if group and held + tokens.used > most:
+            yield group
+            group, held = [], 0
+        group.append(Piece(tokens, _undecoded))
+        held += tokens.used
+    yield group
 
 
 def _left(asking: Asking, started: float) -> float | None:

@@ -285,12 +285,10 @@ class Model(OpenedBundle):
     ) -> list[Explanation | Failure]:
         """What the tokens, words or sentences of each text did for `label` (None: its own answer): docs/explain.md.
 
-        `budget`: the most runs for a text. `removal`: "drop" or "mask". Other callers go first (`priority` "batch"),
-        unless told otherwise. `on_error`: as of `predict`.
+        `budget`: the most runs for a text. Other callers go first, unless `priority` is said. `on_error`: as `predict`.
         """
         asked = Asked(method=method, by=by, label=label, budget=budget, removal=removal)
-        explainer = Explainer(self._answering, asked, self._asking({"priority": "batch", **options}))
-        answers = explainer.answers(texts)
+        answers = self.explainer(asked, **options).answers(texts)
         return list(raise_failures(answers) if on_error == "raise" else answers)
 
     async def aexplain(
@@ -306,7 +304,12 @@ class Model(OpenedBundle):
     ) -> Explanation:
         """`explain` for coroutines, of one text."""
         asked = Asked(method=method, by=by, label=label, budget=budget, removal=removal)
-        return await Explainer(self._answering, asked, self._asking({"priority": "batch", **options})).aexplain(text)
+        answered = await self.explainer(asked, **options).answer([text])
+        return next(raise_failures(answered.answers))
+
+    def explainer(self, asked: Asked, **options: Unpack[CallOptions]) -> Explainer:
+        """What `explain` and `aexplain` ask."""
+        return Explainer(self._answering, asked, self._asking({"priority": "batch", **options}))
 
     def results(
         self,

@@ -47,6 +47,8 @@ def test_the_wheel_holds_every_module_and_the_embedded_model(wheel: Path) -> Non
     assert "nopad/runtime/default/bundle/manifest.json" in names
     assert {"nopad/bench/report/templates/report.css", "nopad/bench/report/templates/report.js"} <= set(names)
     assert "nopad/charts/svg.css" in names
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "runtime/server/ui").iterdir()]
+    assert len(pages) > 5 and {f"nopad/{path}" for path in pages} <= set(names)
     assert "nopad/runtime/default/checkpoint/model.safetensors" in names
     assert not [name for name in names if not name.startswith(("nopad/", "nopad-"))]
 

@@ -59,6 +59,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Requests answered at once; more get 429.",
 )
 @click.option(
+    "--max-explain",
+    type=click.IntRange(min=0),
+    default=Settings.max_explain,
+    help="Tokens that one request to /v1/explain may run: texts x runs x tokens; more get 422. 0: none.",
+)
+@click.option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=Settings.max_connections,
@@ -122,6 +128,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="Let browsers of this origin ask; may be repeated. '*': of any.",
 )
+@click.option("--ui/--no-ui", default=Settings.ui, help="The playground at /ui, a page to try the models on.")
 @engine_option
 @precision_option
 @token_budget_option
@@ -182,7 +189,8 @@ def serve(
     nopad serve sentiment=bundle/ search=embedder/ --api-key-file keys.txt
     nopad serve --config nopad.toml
 
-    /docs on the server lists the routes. A model is called by NAME, which is else its folder's.
+    /docs on the server lists the routes, /ui is a page to try the models on.
+    A model is called by NAME, which is else its folder's.
     SIGTERM or Ctrl-C ends it in order: new requests get 503, those that run are finished.
     The command line goes before the environment, that before --config.
     """

@@ -7,6 +7,7 @@ model's own queue and into packed micro-batches. Gradients need an engine that h
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ import numpy.typing as npt
 
 from nopad.model.head import Head
 from nopad.model.packages import install_hint, missing
-from nopad.runtime.answering import Answering, Asking
+from nopad.runtime.answering import Answered, Answering, Asking
 from nopad.runtime.engines.base import ENGINES, Differentiable
-from nopad.runtime.errors import EngineError, EnvironmentProblem, TextError, UsageError
+from nopad.runtime.errors import DeadlineError, EngineError, EnvironmentProblem, TextError, UsageError
 from nopad.runtime.explain import shapley
 from nopad.runtime.explain.perturbed import Perturbed, perturb
 from nopad.runtime.explain.units import Unit, units_of
 from nopad.runtime.inference import Inference, listed
+from nopad.runtime.scheduler.request import Done
 from nopad.runtime.tokenizer import Tokens
 from nopad.runtime.types import (
     BYS,
@@ -111,22 +113,88 @@ class Explainer:
 
     def explain(self, text: Text) -> Explanation:
         """The explanation of one text. Raises `TextError` for one that cannot be explained, else as an answer does."""
+        tokens, units = self._units(text)
         if self._asked.method in GRADIENTS:
-            return self._by_gradients(text)
-        taken = self.take(text)
+            return self._by_gradients(tokens, units)
+        taken = self.take(tokens, units)
         return self.read(taken, self._answering.run(taken.perturbed.texts, self._asking))
 
-    async def aexplain(self, text: Text) -> Explanation:
-        """`explain` for coroutines."""
-        if self._asked.method in GRADIENTS:
-            return await asyncio.to_thread(self._by_gradients, text)
-        taken = await asyncio.to_thread(self.take, text)
-        results = await self._answering.arun(taken.perturbed.texts, self._asking)
-        return await asyncio.to_thread(self.read, taken, results)
+    async def answer(self, texts: Sequence[Text], most: int | None = None) -> Answered[Explanation]:
+        """`answers` for coroutines, one text after the other; where one cannot be read, only such `Failure`s.
 
-    def take(self, text: Text) -> Taken:
-        """What is to be run for a text. Raises `TextError`, also where the budget does not suffice for it."""
-        tokens, units = self._units(text)
+        Of its seconds, `running` is the call's share of the engine's, by tokens, and `queued` the rest of the wait for
+        it. `most`: tokens that all runs together may have, counted before anything is run. Raises `UsageError` above
+        that, `DeadlineError`, and as an answer does.
+        """
+        try:
+            async with asyncio.timeout(self._asking.timeout):
+                return await self._answer(texts, most)
+        except TimeoutError:
+            raise DeadlineError("the deadline passed before the explanation was there") from None
+
+    async def _answer(self, texts: Sequence[Text], most: int | None) -> Answered[Explanation]:
+        started = time.monotonic()
+        self._inference.require_open()
+        read = await asyncio.to_thread(self._read_all, texts)
+        bad = [Failure(index=index, error=each) for index, each in enumerate(read) if isinstance(each, TextError)]
+        if bad:
+            return Answered(answers=[*bad], tokenizing=time.monotonic() - started, queued=0.0, running=0.0)
+        good = [each for each in read if not isinstance(each, TextError)]
+        runs = sum(self._runs(len(units)) * tokens.used for tokens, units in good)
+        if most is not None and runs > most:
+            raise UsageError(self._too_much(len(good), runs, most))
+        answers: list[Explanation | Failure] = []
+        tokenizing, waited, running, batch_tokens = time.monotonic() - started, 0.0, 0.0, 0
+        for tokens, units in good:
+            begun = time.monotonic()
+            if self._asked.method in GRADIENTS:
+                answers.append(await asyncio.to_thread(self._by_gradients, tokens, units))
+                running += time.monotonic() - begun
+                continue
+            taken = await asyncio.to_thread(self.take, tokens, units)
+            asked = time.monotonic()
+            done = await self._answering.arun(taken.perturbed.texts, self._asking)
+            waited += time.monotonic() - asked
+            tokenizing += asked - begun
+            running += _share(done, taken.perturbed.texts)
+            batch_tokens = max(batch_tokens, *(each.batch_tokens for each in done))
+            answers.append(await asyncio.to_thread(self.read, taken, [each.value for each in done]))
+        return Answered(
+            answers=answers,
+            tokenizing=tokenizing,
+            queued=max(0.0, waited - running) if waited else 0.0,
+            running=running,
+            batch_tokens=batch_tokens,
+        )
+
+    def _read_all(self, texts: Sequence[Text]) -> list[tuple[Tokens, tuple[Unit, ...]] | TextError]:
+        found: list[tuple[Tokens, tuple[Unit, ...]] | TextError] = []
+        for text in texts:
+            try:
+                tokens, units = self._units(text)
+                self._runs(len(units))
+                found.append((tokens, units))
+            except TextError as error:
+                found.append(error)
+        return found
+
+    def _too_much(self, texts: int, tokens: int, most: int) -> str:
+        asked = self._asked
+        todo = [
+            *(["fewer texts"] if texts > 1 else []),
+            "shorter ones" if texts > 1 else "a shorter text",
+            *(["unit sentence"] if asked.by != "sentence" and asked.method not in GRADIENTS else []),
+            *(["a smaller budget"] if asked.method in ("shapley", "integrated-gradients") else []),
+            *(["method occlusion"] if asked.method == "shapley" else []),
+        ]
+        what = "this text" if texts == 1 else f"these {texts} texts"
+        return (
+            f"explaining {what} by {asked.method} takes up to {tokens} tokens (runs times tokens), and {most} are "
+            f"allowed in one request: send {', or '.join(todo)}"
+        )
+
+    def take(self, tokens: Tokens, units: tuple[Unit, ...]) -> Taken:
+        """What is to be run for a text. Raises `TextError` where the budget does not suffice for it."""
         players, asked = len(units), self._asked
         budget = self._budget(players)
         chosen = shapley.all_but_one(players) if asked.method == "occlusion" else shapley.choose(players, budget)
@@ -154,6 +222,13 @@ class Explainer:
         if isinstance(tokens, TextError):
             raise tokens
         return tokens, units_of(tokens, self._asked.by, self._asking.prompt)
+
+    def _runs(self, players: int) -> int:
+        """The most runs, or gradients, for a text of so many units. Raises `TextError` as `_budget`."""
+        if self._asked.method in GRADIENTS:
+            return 1 if self._asked.method == "gradient-x-input" else self._asked.budget or MOST_GRADIENTS
+        budget = self._budget(players)
+        return players + 2 if self._asked.method == "occlusion" else min(budget, 2**players)
 
     def _budget(self, players: int) -> int:
         """The most runs for a text of so many units. Raises `TextError` where the caller's are too few."""
@@ -187,12 +262,11 @@ class Explainer:
         if missing(["captum"]):
             raise EnvironmentProblem(f"{self._asked.method} needs the package captum: {install_hint('explain')}")
 
-    def _by_gradients(self, text: Text) -> Explanation:
+    def _by_gradients(self, tokens: Tokens, units: tuple[Unit, ...]) -> Explanation:
         from nopad.runtime.explain import gradients
 
         self._inference.require_open()
         self._require_gradients()
-        tokens, units = self._units(text)
         engine: Any = self._inference.chain.engine
         found = gradients.attribute(
             engine.differentiable(),
@@ -252,3 +326,8 @@ class Explainer:
             engine=by.engine,
             precision=by.precision,
         )
+
+
+def _share(done: Sequence[Done[Any]], texts: Sequence[Tokens]) -> float:
+    """Of the seconds of the micro-batches that these texts were in, their part by tokens."""
+    return sum(each.ran * text.used / each.batch_tokens for each, text in zip(done, texts, strict=True))

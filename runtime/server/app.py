@@ -19,6 +19,7 @@ from nopad.runtime.server.gate import Gate
 from nopad.runtime.server.routes import (
     admin,
     classify,
+    explain,
     health,
     hub,
     kserve,
@@ -29,6 +30,7 @@ from nopad.runtime.server.routes import (
     sparse,
     state,
     tei,
+    ui,
     vertex,
 )
 from nopad.runtime.server.watch import Watch
@@ -51,7 +53,11 @@ def create_app(serving: Serving) -> FastAPI:
     )
     app.state.serving = serving
     app.add_api_route("/api-doc/openapi.json", app.openapi, include_in_schema=False)  # TEI's place for it
-    modules = (health, state, tei, hub, sparse, vertex, openai, rerank, classify, pooling, kserve, repository, admin)
+    modules = (
+        *(health, state, tei, hub, sparse, vertex, openai, rerank, classify, explain, pooling, kserve, repository),
+        admin,
+        *([ui] if serving.settings.ui else []),
+    )
     routers = [each.router for each in modules]
     for router in routers:
         app.include_router(router)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -14,12 +15,14 @@ import orjson
 from fastapi import Depends, Request, Response
 
 from nopad.model.head import Task
+from nopad.runtime.errors import DeadlineError
+from nopad.runtime.explain.explaining import Asked
 from nopad.runtime.scheduler.queue import Limits
 from nopad.runtime.scheduler.request import PRIORITIES, Priority
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.forwards import Forwards
 from nopad.runtime.server.metrics import Metrics
-from nopad.runtime.server.models import Answered, Models, Reading, Served, answer
+from nopad.runtime.server.models import Answered, Models, Reading, Served, answer, explain
 from nopad.runtime.server.settings import Settings
 from nopad.runtime.server.swap import Swaps
 from nopad.runtime.server.tracing import open_tracing
@@ -28,6 +31,8 @@ from nopad.runtime.types import Text
 DEFAULT_READING = Reading()
 PRIORITY_HEADER = "x-nopad-priority"
 TIMEOUT_HEADER = "x-request-timeout-ms"
+# Requests for explanations that are worked on at once, and with those that wait for their turn; more get 429.
+EXPLAINED_AT_ONCE, EXPLAINED_AND_WAITING = 2, 16
 LONGEST_SECONDS = 1e9  # what timers of event loops can count
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
@@ -42,6 +47,8 @@ class Serving:
         self.forwards = Forwards(models)
         self.tracing = open_tracing(settings.otlp_endpoint)
         self.running = 0  # requests that are being answered, those included whose bodies are on their way
+        self.explaining = 0  # of these, requests for explanations
+        self.explaining_turn = asyncio.Semaphore(EXPLAINED_AT_ONCE)
         self.arriving = 0  # of these, how many those are
         self.arriving_bytes = 0  # which have been read of them
         self.draining = False
@@ -143,6 +150,30 @@ class Call:
             priority=priority or self._priority(),
             **wanted,
         )
+        self.request.state.answered = answered
+        return answered
+
+    async def explain(self, served: Served, texts: Texts, asked: Asked, reading: Reading) -> Answered:
+        """The explanations of all texts, or a `Fault`; also where too many requests for explanations are there."""
+        self.request.state.batch = texts.batch
+        self.check_size(len(texts.texts))
+        self.serving.require_responsive(served)
+        serving, started, timeout = self.serving, time.monotonic(), self._left(self._timeout())
+        if serving.explaining >= EXPLAINED_AND_WAITING:
+            raise Fault("overloaded", f"{EXPLAINED_AND_WAITING} requests for explanations are there: try again later")
+        serving.metrics.asked(served.model.task, len(texts.texts))
+        serving.explaining += 1
+        try:
+            async with asyncio.timeout(timeout), serving.explaining_turn:
+                left = None if timeout is None else timeout - (time.monotonic() - started)
+                most, batch = serving.settings.max_explain, texts.batch
+                answered = await explain(
+                    served, texts.texts, asked, batch=batch, reading=reading, most=most, timeout=left
+                )
+        except TimeoutError:
+            raise DeadlineError("the deadline passed before the explanation was there") from None
+        finally:
+            serving.explaining -= 1
         self.request.state.answered = answered
         return answered
 

@@ -27,6 +27,7 @@ log = logging.getLogger("nopad.server")
 OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live"}) | {
     "/v2/health/ready"
 }
+PAGE = "/ui"  # the playground, which asks for a key itself
 UNREAD: frozenset[Kind] = frozenset({"body", "slow"})  # faults after which the rest of the body is not read
 ARRIVING_BODIES = 64  # largest bodies' worth of bytes that may be on their way at once; more get 429
 LENGTH = re.compile("[0-9]+")
@@ -126,7 +127,7 @@ class Gate:
         return _plain(b"".join(parts), headers.get("content-encoding", "identity").strip().lower(), limit)
 
     def _require_key(self, path: str, authorization: str | None, changes: bool) -> None:
-        if path in OPEN:
+        if path in OPEN or path == PAGE or path.startswith(f"{PAGE}/"):
             return
         keys = self._admin_keys if changes else self._keys
         if keys is None:

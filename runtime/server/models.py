@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nopad.runtime import answering
 from nopad.runtime.batching import characters
 from nopad.runtime.errors import TooLongError
+from nopad.runtime.explain.explaining import Asked
 from nopad.runtime.server.errors import Fault, fault_of
 from nopad.runtime.server.registry import Models, Served, bundles_by_name
 from nopad.runtime.types import Failure, Merge, Text, Truncation
 
-__all__ = ["Answered", "Models", "Reading", "Served", "answer", "bundles_by_name"]
+__all__ = ["Answered", "Models", "Reading", "Served", "answer", "bundles_by_name", "explain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +84,45 @@ async def answer(
     `top_k`: of a fill-mask model, candidates for each mask. `timeout`: seconds until the fault `deadline`.
     `wanted`: what else `Model.aresults` takes.
     """
+
+    def ask() -> Awaitable[answering.Answered[Any]]:
+        options = {**reading.options(), **wanted}
+        return served.model.aresults(
+            texts, top_k=top_k, return_logits=logits, timeout=timeout, all_or_none=True, **options
+        )
+
+    return await _counted(served, texts, batch, ask)
+
+
+async def explain(
+    served: Served,
+    texts: Sequence[Text],
+    asked: Asked,
+    *,
+    batch: bool,
+    reading: Reading,
+    most: int,
+    timeout: float | None = None,
+) -> Answered:
+    """Every text's explanation, as `answer`, behind whatever is interactive. `most`: tokens of all that is run."""
+
+    def ask() -> Awaitable[answering.Answered[Any]]:
+        options = reading.options()
+        del options["prompt_name"]  # explanations are of the default prompt
+        return served.model.explainer(asked, timeout=timeout, **options).answer(texts, most)
+
+    return await _counted(served, texts, batch, ask)
+
+
+async def _counted(
+    served: Served, texts: Sequence[Text], batch: bool, ask: Callable[[], Awaitable[answering.Answered[Any]]]
+) -> Answered:
     for index, text in enumerate(texts):
         if "" in (text if isinstance(text, tuple) else (text,)):
             raise Fault("empty", "Input validation error: `inputs` cannot be empty", index=index if batch else None)
     started = time.monotonic()
     try:
-        got = await served.model.aresults(
-            texts, top_k=top_k, return_logits=logits, timeout=timeout, all_or_none=True, **reading.options(), **wanted
-        )
+        got = await ask()
         seconds = time.monotonic() - started
         for one in got.answers:
             if isinstance(one, Failure):

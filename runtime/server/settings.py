@@ -25,6 +25,7 @@ class Settings:
     max_body: int = 2_000_000  # bytes of one request, after decompression
     max_queue: int = 8_192  # texts of all requests that may wait; more get 429
     max_concurrent: int = 512  # requests that are answered at once; more get 429
+    max_explain: int = 500_000  # tokens of all that one request for explanations runs: texts x runs x tokens
     max_connections: int = 1_000  # open ones; more wait until one is closed
     header_seconds: float = 10.0  # for a request's headers, and for the TLS handshake
     timeout: float | None = None  # seconds for a request that names no x-request-timeout-ms; None: as long as it takes
@@ -42,6 +43,7 @@ class Settings:
     max_memory: int | None = None  # megabytes of the process, beyond which no model is loaded beside the others
     grpc_address: str | None = None  # HOST:PORT of KServe's protocol over gRPC; port 0: any free one; None: no gRPC
     compress_from: int | None = None  # answers of so many bytes are compressed for clients that accept it; None: none
+    ui: bool = True  # whether the playground is there, at /ui
     workers: int = 1  # processes that answer
     metrics_names: MetricsNames = "both"  # under which names /metrics answers
     metrics_port: int | None = None  # where /metrics answers, too

@@ -50,7 +50,9 @@ def test_the_extras_of_a_package_bring_it(module: str) -> None:
     assert package.extras or package.name in names(PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra not in ("test", "test-weights", "dev")])
+@pytest.mark.parametrize(
+    "extra", [extra for extra in EXTRAS if extra not in ("docs", "test", "test-pages", "test-weights", "dev")]
+)
 def test_every_package_of_an_extra_is_known(extra: str) -> None:
     assert brought(extra) <= {package.name for package in PACKAGES.values()}
 

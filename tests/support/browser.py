@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -64,17 +65,61 @@ class Page:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
 
-    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """A file, or a URL."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._next()
 
     def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """Of a JavaScript expression; of a promise, what it becomes."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(f"{expression[:200]}: {found['exceptionDetails']}")
+        return found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 60) -> Any:
+        """The expression's value once it is true."""
+        end = time.monotonic() + seconds
+        while (found := self.value(expression)) in (None, False, 0, ""):  # an element comes as {}
+            assert time.monotonic() < end, f"never true: {expression}; problems: {self.problems}"
+            time.sleep(0.05)
+        return found
+
+    def click(self, selector: str) -> None:
+        """With the mouse, in the middle of the element."""
+        where = self.value(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.scrollIntoView("
+            "{block: 'center', behavior: 'instant'}); const box = node.getBoundingClientRect(); "
+            "return {x: box.x + box.width / 2, y: box.y + box.height / 2} })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
+
+    def press(self, key: str, *, control: bool = False, shift: bool = False, code: int = 0) -> None:
+        """A key of the keyboard, by its name in `KeyboardEvent.key`; `code`: its Windows code."""
+        text = {"Enter": "\r"}.get(key, "") if not control else ""
+        keys = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 2 * control + 8 * shift}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **keys)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **keys)
+
+    def type(self, selector: str, text: str) -> None:
+        """Into a field, in the place of what it holds."""
+        self.value(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.focus(); node.select() }})()"
+        )
+        self.call("Input.insertText", text=text)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Of a select, whose list is no part of the page."""
+        self.value(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.value = {json.dumps(value)}; "
+            "node.dispatchEvent(new Event('change', {bubbles: true})) })()"
+        )
 
     def picture(self, path: Path, *, top: int = 0, height: int | None = None) -> None:
         """A PNG of the page from `top` down, by default to its end."""

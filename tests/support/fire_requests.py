@@ -52,6 +52,7 @@ def valid_requests(names: list[str]) -> list[Sent]:
         *_posts("/score", {"text_1": "a", "text_2": texts}, {"queries": texts, "documents": texts}),
         *_posts("/classify", {"input": texts, "model": "m"}, {"input": texts, "raw_scores": True}),
         *_posts("/v1/classify", {"input": [texts[0], ["a", "b"]], "top_k": 1, "raw_scores": True, "truncate": True}),
+        *_posts("/v1/explain", {"input": [texts[0], ["a", "b"]], "method": "shapley", "unit": "token", "budget": 90}),
         *_posts("/v2/repository/index", {}),
         *(Sent("GET", path) for path in ("/health", "/info", "/metrics", "/v1/models", "/v1/models/m", "/v2")),
     ]

@@ -11,7 +11,8 @@ from typing import Any
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, bundles: dict[str, Path | None], **settings: Any) -> None:
+    def __init__(self, bundles: dict[str, Path | None], options: dict[str, Any] | None = None, **settings: Any) -> None:
+        """`options`: of `load`."""
         from nopad.runtime.server.calls import Serving
         from nopad.runtime.server.listen import bind
         from nopad.runtime.server.models import Models
@@ -23,7 +24,7 @@ class Running:
         self._listening = bind("127.0.0.1", 0)
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(self.serving, lambda: self.serving.open(bundles, threads=1))
+        self.server = Server(self.serving, lambda: self.serving.open(bundles, threads=1, **options or {}))
         self.thread = threading.Thread(target=self.server.run_until_stopped, args=(self._listening,))
 
     def start(self) -> Running:

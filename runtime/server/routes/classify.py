@@ -44,7 +44,7 @@ class Labels(BaseModel):
 async def classify(body: Classify, call: Calling) -> Response:
     """For each text its label, all labels that apply, and the scores of the best `top_k`."""
     served = call.find(body.model, "text-classification", "rerank")
-    answered = await call.answer(served, _texts(body.input), body.reading(), logits=body.raw_scores)
+    answered = await call.answer(served, texts_of(body.input), body.reading(), logits=body.raw_scores)
     data = [
         {
             "index": index,
@@ -89,7 +89,8 @@ def _envelope(kind: str, data: list[Any], answered: Answered) -> dict[str, Any]:
     }
 
 
-def _texts(given: str | Sequence[str | list[str]]) -> Texts:
+def texts_of(given: str | Sequence[str | list[str]]) -> Texts:
+    """Texts and pairs as /v1/classify takes them."""
     if isinstance(given, str):
         return Texts([given], False)
     return Texts([item if isinstance(item, str) else (item[0], item[1]) for item in given], True)

@@ -27,6 +27,7 @@ async def state(call: Calling) -> Response:
         {
             "status": _status(serving, models),
             "requests_running": serving.running,
+            "limits": {"max_batch": serving.settings.max_batch, "max_explain": serving.settings.max_explain},
             "models": models,
             "versions": {**versions, "python": platform.python_version()},
         }
@@ -48,6 +49,9 @@ def _model(served: Served) -> dict[str, Any]:
     scheduler, chain = model.scheduler.state(), model.status()
     since = scheduler.running_since
     return {
+        "task": model.task,
+        "labels": model.labels,
+        "max_length": model.manifest.max_length,
         "ready": scheduler.ready,
         "degraded": chain.degraded,
         "engine": chain.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,3 +121,8 @@ def test_half_precision_is_differentiated_in_fp32(tmp_path: Path, model: Model) 
     assert [each.score for each in found.attributions] == pytest.approx(
         [each.score for each in exact.attributions], abs=2e-2
     )
+
+
+def test_coroutines_get_the_same(model: Model) -> None:
+    found = asyncio.run(model.aexplain(TEXT, method="integrated-gradients"))
+    assert found == explained(model, method="integrated-gradients")

@@ -45,11 +45,9 @@ def cluster(address: str) -> Iterator[list[dict[str, float]]]:
     alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot join a Ray cluster at {address}: {first_line(error)}; start one with `ray start --head`, "
-            "or name --ray local"
-        ) from None
+    except Exception as error:  # Ray raises that itself where it cannot start
+        todo = "try again" if address == LOCAL else "start one with `ray start --head`, or name --ray local"
+        raise EnvironmentProblem(f"no Ray cluster at {address}: {first_line(error)}; {todo}") from None
     if main:
         signal.signal(signal.SIGTERM, handler)
     try:

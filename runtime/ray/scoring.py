@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -126,22 +127,23 @@ def _scored(
 
     try:
         for block in _blocks(reading, done, job, share, replicas):
-            for failed, written in zip(
-                block.column(FAILED).to_pylist(), block.column(ANSWERS).to_pylist(), strict=True
-            ):
-                if failed:
-                    raise EnvironmentProblem(f"{failed} (every node needs the bundle and nopad, as this one has them)")
-                for answer in json.loads(written):
+            for window in block.to_pylist():
+                if window[FAILED]:
+                    raise EnvironmentProblem(
+                        f"{window[FAILED]} (every node needs nopad and the bundle, as this one does)"
+                    )
+                for answer in json.loads(window[ANSWERS]):
                     row = next(rows, None)
                     if row is None or row.line != answer["line"]:
-                        raise EnvironmentProblem(
-                            f"line {answer['line']} was answered out of order; go on with --resume"
-                        )
+                        raise EnvironmentProblem(f"the answer to line {answer['line']} came out of its turn; {RESUME}")
                     yield answer
     except ray.exceptions.RayError as error:
         raise EnvironmentProblem(f"Ray could not go on: {first_line(error)}; {RESUME}") from None
-    for row in rows:  # the reader ended here, too: at a file's damage, which is raised, or at an answer that is missing
-        raise EnvironmentProblem(f"line {row.line} was not answered; {RESUME}")
+    left = list(islice(rows, 1))
+    for _ in rows:  # the reader ended here, too: perhaps at a file's damage, which is raised
+        pass
+    if left:
+        raise EnvironmentProblem(f"line {left[0].line} and those after it were not answered; {RESUME}")
 
 
 def _blocks(reading: Reading, done: int, job: Job, share: Share, replicas: int) -> Iterable[Any]:
@@ -167,6 +169,7 @@ def _blocks(reading: Reading, done: int, job: Job, share: Share, replicas: int) 
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.target_max_block_size = 1  # a window is a block: Ray would put small ones together, for one replica
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # it has no other name for max_restarts yet
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return (
         ray.data.read_datasource(Windows(), num_cpus=0, override_num_blocks=1, label_selector=here)
@@ -177,7 +180,7 @@ def _blocks(reading: Reading, done: int, job: Job, share: Share, replicas: int) 
             compute=ActorPoolStrategy(min_size=1, max_size=replicas, initial_size=replicas),
             num_cpus=share.threads,
             num_gpus=share.gpus or None,
-            ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": -1},
+            max_restarts=RESTARTS,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow")
     )

@@ -118,6 +118,15 @@ class ByTokens:
         return max(1, math.ceil(sum(counts.values()) / self._tokens)), {}
 
 
+def check_settings(settings: Settings) -> None:
+    """Raises `UsageError` for settings that replicas of Ray Serve cannot have."""
+    plain = Settings()
+    wrong = [option for name, option in NOT_ON_RAY.items() if getattr(settings, name) != getattr(plain, name)]
+    if wrong:
+        raise UsageError(f"not with --ray, whose proxies take connections, and whose replicas are alike: {wrong[0]}")
+    check(settings)
+
+
 def application(job: Job, scale: Scale, taken: Share) -> Any:
     """`job` as an application of Ray Serve. Raises `UsageError` for settings that it cannot have there."""
     from ray import serve
@@ -187,7 +196,9 @@ def serve_on(
     `ready` gets the models' tasks by name once a replica answers. Raises as `cluster` and `share` do, `BundleError` for
     a bundle that is not on this node, and `EnvironmentProblem` for one that other nodes cannot open.
     """
-    check(job.settings)
+    check_settings(job.settings)
+    if port == 0:
+        raise UsageError("--port 0: not with --ray, whose proxies all listen on the port that you name")
     bundles = {name: None if path is None else Path(path).resolve() for name, path in job.bundles.items()}
     tasks = {name: open_bundle(path, verify=False).manifest.task for name, path in bundles.items()}
     with cluster(address) as nodes:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from starlette.types import ASGIApp
-
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.errors import EnvironmentProblem, NopadError, UsageError
 from nopad.runtime.ray.cluster import LOCAL, Share, cluster, first_line, share
@@ -61,9 +59,9 @@ class Scale:
     @classmethod
     def parse(cls, replicas: str, **others: Any) -> Scale:
         """`N` or `LEAST:MOST`. Raises `UsageError`."""
-        least, _, most = replicas.partition(":")
+        least, colon, most = replicas.partition(":")
         try:
-            scale = cls(least=int(least), most=int(most or least), **others)
+            scale = cls(least=int(least), most=int(most if colon else least), **others)
         except ValueError:
             scale = cls(least=0)
         if not 1 <= scale.least <= scale.most:
@@ -81,7 +79,7 @@ class Replica:
         self._until_the_end.enter_context(observed(self._serving, job.host))
         await asyncio.to_thread(self._serving.open, job.bundles, **job.options)
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
+    def __serve_build_asgi_app__(self) -> Any:
         return HeadAsGet(create_app(self._serving))
 
     async def check_health(self) -> None:

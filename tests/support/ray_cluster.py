@@ -1,0 +1,67 @@
+"""A Ray cluster of two nodes of one CPU each on this machine, one of which may be killed. Helpers, no tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+SMALL = {"num_cpus": 1, "object_store_memory": 80_000_000}
+START_SECONDS = 600  # a busy machine may need more than the 30 that Ray gives a node
+
+
+class Nodes:
+    """The running cluster."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
+        try:
+            self._second = self._cluster.add_node(**SMALL)
+            self._cluster.wait_for_nodes()
+        except BaseException:
+            self._cluster.shutdown()
+            raise
+        self.address: str = self._cluster.address
+
+    def kill_second(self) -> None:
+        """SIGKILL to all processes of the second node."""
+        self._cluster.remove_node(self._second, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        """End what is left."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def two_nodes() -> Iterator[Nodes]:
+    """The cluster; its processes and those that are started meanwhile report nothing, and need no token."""
+    from ray._private import services
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setattr(services, "get_node", _patiently(services.get_node))
+        nodes = Nodes()
+        try:
+            yield nodes
+        finally:
+            nodes.shutdown()
+
+
+def _patiently(ask: Callable[..., Any]) -> Callable[..., Any]:
+    def asked(*arguments: Any, **options: Any) -> Any:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(*arguments, **options)
+            except RuntimeError:  # the node has not registered itself yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    return asked

@@ -146,7 +146,7 @@ def predict(
     _check_usage(texts, source, output, keep=keep, scores=scores, resume=resume)
     check_ray_options(ray, replicas=replicas, gpus=gpus)
     console = messages(quiet)
-    asked = {"top_k": top_k, "entities": entities, "ignore_labels": ignore_labels}
+    asked: dict[str, Any] = {"top_k": top_k, "entities": entities, "ignore_labels": ignore_labels}
     if source is None:
         if ray is not None:
             raise UsageError("--ray needs --input FILE; texts are answered here")

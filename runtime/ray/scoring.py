@@ -20,6 +20,7 @@ from typing import Any
 from nopad.runtime.batching import windows
 from nopad.runtime.bundle import open_bundle
 from nopad.runtime.data.records import Row
+from nopad.runtime.data.table import need
 from nopad.runtime.errors import BundleError, EnvironmentProblem, NopadError
 from nopad.runtime.manifest import Manifest
 from nopad.runtime.offline.answers import Reading, Scoring, answers, plain
@@ -67,8 +68,7 @@ class Replica:
 
     def __call__(self, block: Any) -> Any:
         """A block of rows -> one of their answers."""
-        import pyarrow
-
+        arrow = need("pyarrow", "--ray")
         written: list[bytes] = []
         for rows in block.column(ROWS).to_pylist() if not self._failed else ():
             try:
@@ -78,8 +78,8 @@ class Replica:
                 break
         if self._failed:
             written = [b"[]"]
-        table = {ANSWERS: pyarrow.array(written, pyarrow.large_binary()), FAILED: [self._failed] * len(written)}
-        return pyarrow.table(table)
+        table = {ANSWERS: arrow.array(written, arrow.large_binary()), FAILED: [self._failed] * len(written)}
+        return arrow.table(table)
 
     def _told(self, error: NopadError) -> str:
         import ray
@@ -187,11 +187,10 @@ def _blocks(reading: Reading, done: int, job: Job, share: Share, replicas: int) 
 
 
 def _read(reading: Reading, done: int) -> Iterator[Any]:
-    import pyarrow
-
+    arrow = need("pyarrow", "--ray")
     with suppress(NopadError):  # `_scored` meets the same damage at the same row, and raises it
         for window in windows(islice(reading.rows(), done, None), lambda row: row.text):
-            yield pyarrow.table({ROWS: pyarrow.array([_packed(map(_fields, window))], pyarrow.large_binary())})
+            yield arrow.table({ROWS: arrow.array([_packed(map(_fields, window))], arrow.large_binary())})
 
 
 def _fields(row: Row) -> list[Any]:

@@ -29,7 +29,8 @@ from nopad.runtime.server.settings import Job, Settings
 
 NAME = "nopad"  # of the application and of its one deployment
 QUEUED = "nopad_tokens"  # the metric by which replicas are added
-LOOK_BACK_SECONDS = 10.0  # over which its mean is taken
+STARTS = 3  # of a replica that cannot be started, for example without its bundle
+LOOK_BACK_SECONDS = 15.0  # over which its mean is taken
 # Settings of what Ray's proxies do in a server's place, or of what would change one replica alone; with their options.
 NOT_ON_RAY = {
     "workers": "--workers (--replicas says how many)",
@@ -72,7 +73,7 @@ class Scale:
 class Replica:
     """A replica of Ray Serve: one process of the server, without its sockets."""
 
-    async def __init__(self, job: Job) -> None:
+    async def __init__(self, job: Job) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         self._models = Models()
         self._serving = Serving(job.settings, self._models)
         self._until_the_end = ExitStack()
@@ -155,6 +156,7 @@ def application(job: Job, scale: Scale, taken: Share) -> Any:
         # More than the gate lets in, so that it can refuse them with 429; Ray's proxies would let them wait.
         max_ongoing_requests=2 * job.settings.max_concurrent,
         graceful_shutdown_timeout_s=job.settings.drain_seconds,
+        max_constructor_retry_count=STARTS,
         **count,
     )
     threads = {"threads": taken.threads}
@@ -201,24 +203,29 @@ def serve_on(
     tasks = {name: open_bundle(path, verify=False).manifest.task for name, path in bundles.items()}
     with cluster(address) as nodes:
         from ray import serve
+        from ray.exceptions import RayError
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         taken, _ = share(nodes, job.options.get("threads"), gpus)
         target = application(replace(job, bundles=bundles), scale, taken)
         http = {"host": job.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS}
         try:
-            serve.start(proxy_location="EveryNode", http_options=http)
-            serve.run(target, name=NAME, route_prefix="/")
-            ready(tasks)
-            while True:
-                time.sleep(1)
-        except KeyboardInterrupt:  # an orderly end
-            pass
+            try:
+                serve.start(proxy_location="EveryNode", http_options=http)
+            except (RayError, TimeoutError):  # a proxy took too long; the controller, which is there, starts another
+                serve.start(proxy_location="EveryNode", http_options=http)
+            try:
+                serve.run(target, name=NAME, route_prefix="/")
+                ready(tasks)
+                while True:
+                    time.sleep(1)
+            except KeyboardInterrupt:  # an orderly end
+                pass
+            finally:
+                serve.delete(NAME)
+                if address == LOCAL:
+                    serve.shutdown()
         except NopadError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RayError, RuntimeError, OSError, ValueError) as error:
             raise EnvironmentProblem(f"Ray Serve cannot serve it: {first_line(error)}") from None
-        finally:
-            serve.delete(NAME)
-            if address == LOCAL:
-                serve.shutdown()

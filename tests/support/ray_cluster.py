@@ -22,7 +22,7 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
         try:
             self._second = self._cluster.add_node(**SMALL)
-            self._cluster.wait_for_nodes()
+            self._cluster.wait_for_nodes(START_SECONDS)
         except BaseException:
             self._cluster.shutdown()
             raise
@@ -45,6 +45,9 @@ def two_nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        for name in ("READY", "HEALTH"):
+            patch.setenv(f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S", "300")
+        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
         patch.setattr(services, "get_node", _patiently(services.get_node))
         nodes = Nodes()
         try:

@@ -89,7 +89,6 @@ def test_replicas_are_added_and_replaced_and_every_text_is_answered() -> None:
         callers = Callers(said["url"])
         try:
             until(lambda: running_replicas() == 2, "tokens that wait add a replica")
-            assert not callers.failed
             nodes.kill_second()
             until(lambda: running_replicas() == 1, "the node is seen to be gone")
             before = len(callers.answered)

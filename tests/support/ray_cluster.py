@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
-SMALL = {"num_cpus": 1, "object_store_memory": 80_000_000}
+# Where a port is given, Ray does not wait for the agent that would choose it, for 15 seconds at most.
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 START_SECONDS = 600  # a busy machine may need more than the 30 that Ray gives a node
 
 
@@ -19,9 +21,9 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
+        self._cluster = Cluster(initialize_head=True, head_node_args={**_node(), "include_dashboard": False})
         try:
-            self._second = self._cluster.add_node(**SMALL)
+            self._second = self._cluster.add_node(**_node())
             self._cluster.wait_for_nodes(START_SECONDS)
         except BaseException:
             self._cluster.shutdown()
@@ -35,6 +37,19 @@ class Nodes:
     def shutdown(self) -> None:
         """End what is left."""
         self._cluster.shutdown()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _node() -> dict[str, int]:
+    return {"num_cpus": 1, "object_store_memory": 80_000_000, **dict(zip(PORTS, free_ports(len(PORTS)), strict=True))}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +39,13 @@ async def ask(replica: Any, method: str, path: str, **request: Any) -> httpx.Res
         return await client.request(method, path, **request)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_replica_has_the_servers_routes_limits_and_answers(replica: Any) -> None:
     async def all_of_them() -> list[httpx.Response]:
         texts = {"json": {"inputs": [["splendid"], ["dull"]]}}
@@ -60,22 +67,20 @@ def test_its_health_is_the_servers_and_it_tells_the_tokens_that_wait_and_run(
     replica: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(replica.check_health())
-    assert replica.record_autoscaling_stats() == {QUEUED: 0.0}
+    until(lambda: replica.record_autoscaling_stats() == {QUEUED: 0.0})
     (served,) = replica._models
     go = threading.Event()
     held(served.model, go, monkeypatch)
     asking = threading.Thread(target=lambda: served.model.predict(["a dull film"] * 20))
     asking.start()
-    end = time.monotonic() + 60
-    while not served.model.scheduler.state().running and time.monotonic() < end:
-        time.sleep(0.01)
+    until(lambda: served.model.scheduler.state().running == 20)
     state = served.model.scheduler.state()
     assert state.running_tokens >= 20 * 3
     assert replica.record_autoscaling_stats() == {QUEUED: float(state.tokens + state.running_tokens)}
     asyncio.run(replica.check_health())  # busy is healthy
     go.set()
     asking.join()
-    assert replica.record_autoscaling_stats() == {QUEUED: 0.0}
+    until(lambda: replica.record_autoscaling_stats() == {QUEUED: 0.0})
     replica._serving.draining = True
     with pytest.raises(RuntimeError, match="shutting down"):
         asyncio.run(replica.check_health())

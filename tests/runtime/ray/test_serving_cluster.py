@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,19 +14,13 @@ import httpx
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nopad[ray]'")
-from ray_cluster import two_nodes
+from ray_cluster import free_ports, two_nodes
 
 from nopad.runtime.predictor import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 TEXTS = [f"film {i} " + "with a dull and long plot " * 20 for i in range(32)]
 SECONDS = 600  # for what a busy machine is slow at
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Callers:
@@ -78,7 +71,16 @@ def test_replicas_are_added_and_replaced_and_every_text_is_answered() -> None:
         wanted = [each.score for each in model.predict(TEXTS)]
     with two_nodes() as nodes:
         command = [sys.executable, "-m", "nopad.runtime.cli", "serve", "--json", "--threads", "1"]
-        command += ["--ray", nodes.address, "--replicas", "1:2", "--replica-tokens", "300", "--port", str(free_port())]
+        command += [
+            "--ray",
+            nodes.address,
+            "--replicas",
+            "1:2",
+            "--replica-tokens",
+            "300",
+            "--port",
+            str(free_ports(1)[0]),
+        ]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert server.stdout is not None and server.stderr is not None
         line = server.stdout.readline()

@@ -128,15 +128,10 @@ def check_settings(settings: Settings) -> None:
 
 def application(job: Job, scale: Scale, taken: Share) -> Any:
     """`job` as an application of Ray Serve. Raises `UsageError` for settings that it cannot have there."""
+    check_settings(job.settings)
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-    plain = Settings()
-    wrong = [option for name, option in NOT_ON_RAY.items() if getattr(job.settings, name) != getattr(plain, name)]
-    if wrong:
-        raise UsageError(
-            f"not with --ray, whose proxies take the connections, and whose replicas are alike: {wrong[0]}"
-        )
     count: dict[str, Any] = {"num_replicas": scale.least}
     if scale.most > scale.least:
         policy = AutoscalingPolicy(policy_function=ByTokens, policy_kwargs={"tokens": scale.tokens})

@@ -111,6 +111,5 @@ def test_replicas_are_a_number_or_a_range() -> None:
     [({"bundle": ["x"]}, "bundle: unknown"), ({"metrics_port": 1}, "--metrics-port"), ({"replicas": "9:1"}, "LEAST")],
 )
 def test_a_configuration_that_is_wrong_is_told(arguments: dict[str, Any], words: str) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'nopad[ray]'")
     with pytest.raises(UsageError, match=words):
         build(arguments)

@@ -6,11 +6,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Where a port is given, Ray does not wait for the agent that would choose it, for 15 seconds at most.
+# A node waits 15 seconds for files in which its agents tell these, and a busy machine is slower: so they are given.
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 START_SECONDS = 600  # a busy machine may need more than the 30 that Ray gives a node
 
@@ -56,19 +57,33 @@ def _node() -> dict[str, int]:
 def two_nodes() -> Iterator[Nodes]:
     """The cluster; its processes and those that are started meanwhile report nothing, and need no token."""
     from ray._private import services
+    from ray._private.node import Node
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_agent_register_timeout_ms", str(START_SECONDS * 1000))
+        patch.setenv("RAY_worker_register_timeout_seconds", str(START_SECONDS))
         for name in ("READY", "HEALTH"):
             patch.setenv(f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S", "300")
         patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
+        patch.setattr(Node, "start_ray_processes", _with_ports(Node.start_ray_processes))
         patch.setattr(services, "get_node", _patiently(services.get_node))
         nodes = Nodes()
         try:
             yield nodes
         finally:
             nodes.shutdown()
+
+
+def _with_ports(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    def started(node: Any) -> None:
+        for name in PORTS:
+            file = Path(node.get_session_dir_path(), f"{name}_{node._node_id}")
+            file.write_text(str(getattr(node._ray_params, name)))
+        start(node)
+
+    return started
 
 
 def _patiently(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -73,6 +73,7 @@ PACKAGES: Mapping[str, Package] = {
     "opentelemetry.exporter": Package(name="opentelemetry-exporter-otlp-proto-http", extras=("otel",)),
     "grpc": Package(name="grpcio", extras=("grpc",)),
     "google.protobuf": Package(name="protobuf", extras=("grpc",)),
+    "ray": Package(name="ray", extras=("ray",), purpose="predict --ray, serve --ray"),
 }
 # What the commands need. What engines need is in their registry, `nopad.runtime.engines.base.ENGINES`.
 COMMAND_NEEDS: Mapping[str, Need] = {

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nopad.runtime.errors import BundleError
+from nopad.runtime.errors import BundleError, UsageError
 
 # For --help: what a command reads.
 FILES = (
@@ -68,6 +68,31 @@ def field_options(source: str) -> Callable[[F], F]:
         return click.option("--text-field", help=where)(command)
 
     return decorate
+
+
+def ray_options(command: F) -> F:
+    """`--ray`, `--gpus`: which Ray cluster a command runs on, and what a replica takes of it beside `--threads`."""
+    options = [
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Run on this Ray cluster, HOST:PORT or auto; local: one that is started here. --threads is then of a "
+            "replica. [default: in this process, without Ray]",
+        ),
+        click.option(
+            "--gpus", type=click.FloatRange(min=0), default=0.0, help="With --ray, GPUs of a replica; may be a part."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_ray_options(ray: str | None, **others: Any) -> None:
+    """Raises `UsageError` for what is said of a cluster where none is named."""
+    given = [name for name, value in others.items() if value]
+    if ray is None and given:
+        raise UsageError(f"--{given[0].replace('_', '-')} needs --ray")
 
 
 def labelled_options(command: F) -> F:

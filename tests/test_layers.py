@@ -146,6 +146,8 @@ def test_the_web_framework_is_imported_by_the_server_alone_and_the_server_by_its
         for name, top in imports(path):
             assert name.split(".")[0] not in web, where
             if name.startswith("nopad.runtime.server"):
+                if where == "runtime/ray/serving.py":  # the server again, without its sockets
+                    continue
                 # The defaults of the command's options are the settings': a file of plain records.
                 allowed = not top or name == "nopad.runtime.server.settings"
                 assert where == "runtime/commands/serve.py" and allowed, where
@@ -153,6 +155,16 @@ def test_the_web_framework_is_imported_by_the_server_alone_and_the_server_by_its
         name.startswith(("__future__", "collections", "dataclasses", "pathlib", "typing"))
         for name, _ in imports(ROOT / "runtime/server/settings.py")
     )
+
+
+def test_ray_is_imported_by_its_folder_alone_and_where_it_is_used() -> None:
+    for path in modules():
+        for name, top in imports(path):
+            if name.split(".")[0] == "ray":
+                assert not top and path.parent == ROOT / "runtime" / "ray", path
+            if name.startswith("nopad.runtime.ray"):
+                own = path.parent == ROOT / "runtime" / "ray"
+                assert own or (not top and path.parent == ROOT / "runtime" / "commands"), path
 
 
 def test_an_engines_library_is_imported_when_it_is_opened() -> None:

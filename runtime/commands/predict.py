@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from nopad.runtime.commands.options import engine_option, host_code_option, prec
 from nopad.runtime.console import (
     FILES,
     bundle_and_texts,
+    check_ray_options,
     common_options,
     emit,
     messages,
+    ray_options,
     reading_options,
     threads_option,
 )
@@ -25,6 +28,8 @@ from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.base import named_engines
 from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import Manifest
+from nopad.runtime.offline.answers import Reading, Scoring, answer_file
 
 if TYPE_CHECKING:
     from nopad.runtime.predictor import Model
@@ -88,6 +93,12 @@ _DECIDING = ("engine", "precision", "truncation", "stride", "merge", "token_budg
 @click.option("--allow-unverified", is_flag=True, help="Open a bundle that has not passed the parity gate.")
 @host_code_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted --output.")
+@ray_options
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="With --ray, so many opened models, each in a process of its own. [default: all that there is room for]",
+)
 @common_options
 @threads_option
 def predict(
@@ -104,6 +115,9 @@ def predict(
     entities: str | None,
     ignore_labels: str | None,
     resume: bool,
+    ray: str | None,
+    replicas: int | None,
+    gpus: float,
     as_json: bool,
     quiet: bool,
     **opening: Any,
@@ -117,25 +131,35 @@ def predict(
 
     A bad line fails alone: its answer is {"line": N, "error": "..."}, and the exit code is 3 at the end.
     """
-    from nopad.runtime.offline.answers import answer_file
-
     bundle, texts = bundle_and_texts(arguments)
     output = None if output == Path("-") else output
     _check_usage(texts, source, output, keep=keep, scores=scores, resume=resume)
+    check_ray_options(ray, replicas=replicas, gpus=gpus)
     console = messages(quiet)
-    with _load(bundle, **opening) as model:
-        wanted = {"top_k": top_k, **_entity_options(model, entities, ignore_labels)}
-        if source is None:
-            code = _print(model, texts, wanted, as_json, console)
+    asked: dict[str, Any] = {"top_k": top_k, "entities": entities, "ignore_labels": ignore_labels}
+    if source is None:
+        if ray is not None:
+            raise UsageError("--ray needs --input FILE; texts are answered here")
+        with _load(bundle, **opening) as model:
+            code = _print(model, texts, _wanted(model.task, **asked), as_json, console)
             _say_if_degraded(model, console)
             return code
+    reading = Reading(
+        source=DataSource(path=source, encoding=encoding, columns=columns),
+        field=field,
+        second_field=second_field,
+        keep=tuple(name.strip() for name in keep.split(",")) if keep else (),
+    )
+    if ray is None:
+        scoring = _here(bundle, opening, asked, console)
+    else:
+        scoring = _on_ray(bundle, opening, asked, reading, address=ray, replicas=replicas, gpus=gpus)
+    with scoring as (manifest, wanted, score):
         outcome = answer_file(
-            model,
-            DataSource(path=source, encoding=encoding, columns=columns),
+            manifest,
+            score,
+            reading,
             output,
-            field=field,
-            second_field=second_field,
-            keep=[name.strip() for name in keep.split(",")] if keep else (),
             scores=scores,
             wanted=wanted,
             options={name: opening[name] for name in _DECIDING},
@@ -143,12 +167,50 @@ def predict(
             console=console,
             emit=emit,
         )
+    if outcome.truncated:
+        console.print(f"{outcome.truncated} texts were longer than {manifest.max_length} tokens and cut")
+    if outcome.failed:
+        console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
+    return 3 if outcome.failed else 0
+
+
+@contextmanager
+def _here(
+    bundle: str | None, opening: Mapping[str, Any], asked: Mapping[str, Any], console: Console
+) -> Iterator[tuple[Manifest, dict[str, Any], Scoring]]:
+    """What answers a file in this process: the manifest, the options of `Model.results`, and the answers."""
+    from nopad.runtime.offline.answers import answers
+
+    with _load(bundle, **opening) as model:
+        wanted = _wanted(model.task, **asked)
+        yield model.manifest, wanted, lambda rows, done: answers(model, rows, wanted)
         _say_if_degraded(model, console)
-        if outcome.truncated:
-            console.print(f"{outcome.truncated} texts were longer than {model.manifest.max_length} tokens and cut")
-        if outcome.failed:
-            console.print(f'{outcome.failed} of {outcome.lines} lines failed; see their "error"', style="bold")
-        return 3 if outcome.failed else 0
+
+
+@contextmanager
+def _on_ray(
+    bundle: str | None,
+    opening: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    reading: Reading,
+    *,
+    address: str,
+    replicas: int | None,
+    gpus: float,
+) -> Iterator[tuple[Manifest, dict[str, Any], Scoring]]:
+    """The same on a Ray cluster."""
+    from nopad.runtime.bundle import open_bundle
+    from nopad.runtime.ray.scoring import scoring_on
+
+    if reading.source.path == "-":
+        raise UsageError("--ray needs --input FILE, which is read more than once; stdin cannot be")
+    opened = open_bundle(bundle, verify=False)
+    wanted = _wanted(opened.manifest.task, **asked)
+    options = {**opening, "engine": named_engines(opening["engine"])}
+    with scoring_on(
+        address, bundle, opened.manifest, reading, options=options, wanted=wanted, replicas=replicas, gpus=gpus
+    ) as score:
+        yield opened.manifest, wanted, score
 
 
 def _load(bundle: str | None, engine: str, **options: Any) -> Model:
@@ -158,14 +220,14 @@ def _load(bundle: str | None, engine: str, **options: Any) -> Model:
     return load(bundle, engine=named_engines(engine), **options)
 
 
-def _entity_options(model: Model, strategy: str | None, ignore_labels: str | None) -> dict[str, Any]:
-    """`--entities` and `--ignore-labels` as `Model.results` takes them."""
-    if strategy is None and ignore_labels is None:
-        return {}
-    if model.task != "token-classification":
-        raise UsageError(f"--entities and --ignore-labels are for token-classification, this bundle does {model.task}")
+def _wanted(task: str, *, top_k: int | None, entities: str | None, ignore_labels: str | None) -> dict[str, Any]:
+    """`--top-k`, `--entities` and `--ignore-labels` as `Model.results` takes them."""
+    if entities is None and ignore_labels is None:
+        return {"top_k": top_k}
+    if task != "token-classification":
+        raise UsageError(f"--entities and --ignore-labels are for token-classification, this bundle does {task}")
     names = {} if ignore_labels is None else {"ignore_labels": [name.strip() for name in ignore_labels.split(",")]}
-    return {"strategy": strategy, **names}
+    return {"top_k": top_k, "strategy": entities, **names}
 
 
 def _check_usage(

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from rich.console import Console
 
 from nopad.runtime.commands.options import engine_option, host_code_option, precision_option, token_budget_option
 from nopad.runtime.config_file import as_toml, config_option
-from nopad.runtime.console import common_options, emit, messages, threads_option
+from nopad.runtime.console import check_ray_options, common_options, emit, messages, ray_options, threads_option
 from nopad.runtime.engines.base import named_engines
+from nopad.runtime.errors import UsageError
 from nopad.runtime.server.settings import Job, Settings
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -161,6 +163,18 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="The least that is logged.",
 )
 @click.option("--access-log", is_flag=True, help="Log a line for each POST request; never a text of it.")
+@ray_options
+@click.option(
+    "--replicas",
+    metavar="N|LEAST:MOST",
+    help="With --ray, so many copies of the server, or as many between these as the tokens in them want. [default: 1]",
+)
+@click.option(
+    "--replica-tokens",
+    type=click.IntRange(min=1),
+    help="With --replicas LEAST:MOST, tokens that may wait and run in a replica before another is added. "
+    "[default: 4096]",
+)
 @common_options
 @threads_option
 def serve(
@@ -177,6 +191,10 @@ def serve(
     allow_unverified: bool,
     allow_host_code: bool,
     threads: int | None,
+    ray: str | None,
+    gpus: float,
+    replicas: str | None,
+    replica_tokens: int | None,
     as_json: bool,
     quiet: bool,
     **settings: Any,
@@ -188,6 +206,7 @@ def serve(
     nopad serve bundle/ --port 8080
     nopad serve sentiment=bundle/ search=embedder/ --api-key-file keys.txt
     nopad serve --config nopad.toml
+    nopad serve bundle/ --ray auto --replicas 1:8 --threads 4
 
     /docs on the server lists the routes, /ui is a page to try the models on.
     A model is called by NAME, which is else its folder's.
@@ -221,8 +240,14 @@ def serve(
         host=host,
     )
     check(job.settings)
-    given = {name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     console = messages(quiet)
+    if ray is not None:
+        if uds is not None or grpc_port is not None:
+            raise UsageError(f"not with --ray, whose proxies take the connections: {'--uds' if uds else '--grpc-port'}")
+        _serve_on_ray(ray, job, port, console, as_json, gpus=gpus, replicas=replicas or "1", tokens=replica_tokens)
+        return
+    check_ray_options(ray, gpus=gpus, replicas=replicas, replica_tokens=replica_tokens)
+    given = {name for name in ("host", "port") if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     with ExitStack() as stack:
         sockets = stack.enter_context(listening_on((host, port) if given or uds is None else None, uds))
         grpc = None
@@ -245,3 +270,27 @@ def serve(
                 Supervisor(job, sockets, ready=ready).run()
         else:
             serve(job, sockets, loaded=ready)
+
+
+def _serve_on_ray(
+    address: str,
+    job: Job,
+    port: int,
+    console: Console,
+    as_json: bool,
+    *,
+    gpus: float,
+    replicas: str,
+    tokens: int | None,
+) -> None:
+    from nopad.runtime.ray.serving import Scale, serve_on
+
+    url = f"http://{job.host}:{port}"
+
+    def ready(tasks: Mapping[str, str]) -> None:
+        if as_json:
+            emit({"url": url, "grpc": None, "models": dict(tasks)})
+        console.print(f"{url} serves {', '.join(f'{name} ({task})' for name, task in tasks.items())}")
+
+    scale = Scale.parse(replicas, **({"tokens": tokens} if tokens else {}))
+    serve_on(address, job, port=port, scale=scale, gpus=gpus, ready=ready)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from nopad.runtime.batching import windows
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.data.records import Row, read_rows, source_columns, source_files
-from nopad.runtime.data.table import DataSource, source_of
+from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.runtime.explain.page import explained
+from nopad.runtime.manifest import Manifest
 from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
 from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
@@ -47,6 +48,24 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The rows of a source that are answered: where the text is, and what is kept of the other columns."""
+
+    source: DataSource
+    field: str | None = None  # None: the first of `TEXT_COLUMNS` that there is
+    second_field: str | None = None
+    keep: tuple[str, ...] = ()
+
+    def rows(self, remark: Callable[[str], object] = lambda text: None) -> Iterator[Row]:
+        """As `read_rows`."""
+        return read_rows(self.source, self.field, self.second_field, keep=self.keep, remark=remark)
+
+
+# Rows, and how many came before them -> their answers, one for each and in order, or the error of the whole job.
+Scoring = Callable[[Iterator[Row], int], Iterator[Mapping[str, Any]]]
+
+
 def answers(model: Model, rows: Iterable[Row], wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each row's answer, or the reason why it has none, as JSON objects; lazily and in order.
 
@@ -57,7 +76,7 @@ def answers(model: Model, rows: Iterable[Row], wanted: Mapping[str, Any]) -> Ite
         results = iter(list(model.results(good, **wanted)))
         for row in window:
             answer = next(results) if row.error is None else None
-            kept = {kept_name(name): _plain(value) for name, value in row.kept.items()}
+            kept = {kept_name(name): plain(value) for name, value in row.kept.items()}
             if answer is None or isinstance(answer, Failure):
                 yield {"line": row.line, **kept, "error": str(answer.error) if answer else row.error}
             else:
@@ -68,27 +87,25 @@ def _text(row: Row) -> Any:
     return row.text
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A column's value as JSON can hold it: dates as ISO 8601, bytes and the like as text, NaN as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def answer_file(
-    model: Model,
-    source: DataSource | str,
+    manifest: Manifest,
+    score: Scoring,
+    reading: Reading,
     output: Path | None,
     *,
-    field: str | None = None,
-    second_field: str | None = None,
-    keep: Sequence[str] = (),
     scores: bool = False,
     wanted: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -96,43 +113,42 @@ def answer_file(
     console: Console,
     emit: Callable[[Any], None],
 ) -> Outcome:
-    """Answer every row of `source` as one JSON object per line, to `output` or through `emit`.
+    """Answer every row of a source as one JSON object per line, to `output` or through `emit`.
 
-    `keep` names columns that go into the answers. An `output` that ends in .csv, .tsv or .parquet becomes a table;
-    `scores` gives it a column for each label. Answers go to `OUTPUT.partial` as JSON lines, which become `output` at
-    the end. After an interruption the partial file stays, and `resume` continues after its last whole window of texts,
-    so that the result is the same as without the interruption. `wanted` are options of `Model.results`, `options` the
-    other settings that answers depend on: a job with different ones is not resumed.
+    `score` gives the answers of the bundle with that `manifest`. An `output` that ends in .csv, .tsv or .parquet
+    becomes a table; `scores` gives it a column for each label. Answers go to `OUTPUT.partial` as JSON lines, which
+    become `output` at the end. After an interruption the partial file stays, and `resume` continues after its last
+    whole window of texts, so that the result is the same as without the interruption. `wanted` are options of
+    `Model.results`, `options` the other settings that answers depend on: a job with different ones is not resumed.
     Raises `InputFileError`, `UsageError`, `OutputError`, `EnvironmentProblem`.
     """
     if scores and output is None:
         raise UsageError("--scores makes columns of a CSV or Parquet --output; lines of JSON have `scores` already")
-    source = source_of(source)
-    table = None
+    table, path = None, reading.source.path
     if output is not None:
-        kind = table_kind(output, task=model.task, scores=scores)
-        output = output_file(output, [0] if source.path == "-" else source_files(source))
+        kind = table_kind(output, task=manifest.task, scores=scores)
+        output = output_file(output, [0] if path == "-" else source_files(reading.source))
         windows_too = options.get("truncation") == "window"
-        table = _table(model, kind, keep, scores, source, field, windows_too) if kind else None
-    read = functools.partial(read_rows, source, field, second_field, keep=keep)
-    rows = read(remark=console.print)
+        table = _table(manifest, kind, reading, scores, windows_too) if kind else None
+    rows = reading.rows(remark=console.print)
     rows = chain(list(islice(rows, 1)), rows)  # raises for an unreadable file before anything is written
-    hint = ": go on with --resume" if source.path != "-" else ""
+    hint = ": go on with --resume" if path != "-" else ""
     with ExitStack() as stack:
         write, outcome = emit, Outcome()
         if output is not None:
-            fields = [name for name in (field, second_field) if name]
-            job = {"fields": fields, "keep": list(keep), **wanted, **options, **_inputs(model, source)}
+            fields = [name for name in (reading.field, reading.second_field) if name]
+            job = {"fields": fields, "keep": list(reading.keep), **wanted, **options}
+            job |= _inputs(manifest, reading.source)
             convert = table.write if table else None
             file = stack.enter_context(resumable_file(output, job=job, resume=resume, hint=hint, convert=convert))
             if resume:
-                outcome = _cut(file, read())
+                outcome = _cut(file, reading.rows())
                 console.print(f"resuming after line {outcome.lines} of {partial_file(output)}")
                 next(islice(rows, outcome.lines, outcome.lines), None)
             write = functools.partial(_write, file)
         advance = stack.enter_context(_progress(console, shown=output is not None or not sys.stdout.isatty()))
         try:
-            for answer in answers(model, rows, wanted):
+            for answer in score(rows, outcome.lines):
                 write(answer)
                 outcome = outcome.plus(answer)
                 advance()
@@ -143,21 +159,19 @@ def answer_file(
     return outcome
 
 
-def _table(
-    model: Model, kind: str, keep: Sequence[str], scores: bool, source: DataSource, field: str | None, windows_too: bool
-) -> AnswerTable:
+def _table(manifest: Manifest, kind: str, reading: Reading, scores: bool, windows_too: bool) -> AnswerTable:
     columns = None
-    if "*" in keep and source.path != "-":
-        columns = source_columns(source, [field] if field else TEXT_COLUMNS)
+    if "*" in reading.keep and reading.source.path != "-":
+        columns = source_columns(reading.source, [reading.field] if reading.field else TEXT_COLUMNS)
     return AnswerTable(
         kind=kind,
-        task=model.task,
-        labels=tuple(model.manifest.labels),
-        multi_label=model.manifest.head.multi_label,
-        abstains=model.manifest.head.abstain_below is not None,
+        task=manifest.task,
+        labels=tuple(manifest.labels),
+        multi_label=manifest.head.multi_label,
+        abstains=manifest.head.abstain_below is not None,
         scores=scores,
         windows=windows_too,
-        kept=kept_columns(keep, columns),
+        kept=kept_columns(reading.keep, columns),
     )
 
 
@@ -181,12 +195,12 @@ def _progress(console: Console, shown: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.update(bar, advance=1)
 
 
-def _inputs(model: Model, source: DataSource) -> dict[str, Any]:
+def _inputs(manifest: Manifest, source: DataSource) -> dict[str, Any]:
     """What identifies a job: the bundle's files, and the input in its present state."""
     files = [(str(file), os.stat(file)) for file in source_files(source)] or [("-", os.stat(0))]
-    bundle: dict[str, Any] = {name: record.sha256 for name, record in model.manifest.files.items()}
-    if model.manifest.calibration is not None:  # it changes answers, and no file
-        bundle["calibration"] = dataclasses.asdict(model.manifest.calibration)
+    bundle: dict[str, Any] = {name: record.sha256 for name, record in manifest.files.items()}
+    if manifest.calibration is not None:  # it changes answers, and no file
+        bundle["calibration"] = dataclasses.asdict(manifest.calibration)
     return {
         "bundle": bundle,
         "input": [[os.path.realpath(name), state.st_size, state.st_mtime_ns] for name, state in files],

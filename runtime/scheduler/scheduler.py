@@ -31,6 +31,7 @@ class State:
     requests: int  # that wait
     tokens: int  # of those
     running: int  # requests of the micro-batch that runs
+    running_tokens: int  # of those
     running_since: float | None  # by the scheduler's clock: a time long ago is an engine that hangs
     restarts: int  # threads that died
 
@@ -139,6 +140,7 @@ class Scheduler(Generic[P, R]):
                 requests=worker.queue.requests,
                 tokens=worker.queue.tokens,
                 running=len(worker.running),
+                running_tokens=sum(request.length for request in worker.running),
                 running_since=worker.running_since,
                 restarts=worker.restarts,
             )

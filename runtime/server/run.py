@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, serving: Serving, load: Callable[[], None], *, supervised: bool = False) -> None:
         config = uvicorn.Config(
-            _HeadAsGet(create_app(serving)),
+            HeadAsGet(create_app(serving)),
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -244,13 +244,14 @@ def check(settings: Settings) -> None:
         raise UsageError("--tls-key is the key of a --tls-cert: give both")
 
 
-class _HeadAsGet:
+class HeadAsGet:
     """HEAD is answered as GET is: uvicorn sends no body for it, and FastAPI has no routes of it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)

@@ -127,7 +127,7 @@ class TritonPythonModel:
         manifest = self._bundle.manifest
         tensors = []
         for output in outputs_of(manifest.task, manifest.labels, answers):
-            values = output.values
+            values: Any = output.values
             if not isinstance(values, np.ndarray):  # each text's own row, as Triton wants it of a batch
                 values = np.array([value.encode("utf-8") for value in values], dtype=np.object_).reshape(-1, 1)
             tensors.append(self._pb.Tensor(output.name, values))

@@ -1,6 +1,6 @@
 """The Python model of `nopad export --triton`, run by a stand-in for Triton: its answers are those of `load(bundle)`.
 
-No Triton server has run here; `tests/support/triton_double.py` says what the stand-in is made from.
+`tests/support/triton_double.py` says what the stand-in is made from; `test_triton_server.py` asks a real server.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import triton_double
-from checkpoints import make_checkpoint
 from triton_double import Server, TritonError, triton
 
-from nopad.export.bundle import write_bundle
 from nopad.export.triton import write_triton
-from nopad.model.checkpoint.load import load_checkpoint
 from nopad.runtime.bundle import DEFAULT_BUNDLE
 from nopad.runtime.predictor import load
 from nopad.runtime.tokenizer import Tokens
@@ -37,8 +34,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """A server of the repository that is made of a bundle."""
     running: list[Any] = []
 
-    def started(bundle: Path) -> Server:
-        write_triton(bundle, tmp_path / "models", allow_unverified=True)
+    def started(folder: Path) -> Server:
+        write_triton(folder, tmp_path / "models")
         running.append(triton(tmp_path / "models"))
         server: Server = running[-1].__enter__()
         return server
@@ -46,24 +43,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield started
     for each in running:
         each.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a small random checkpoint of one layer, which no gate has judged."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            root = tmp_path_factory.mktemp(name)
-            (root / "checkpoint").mkdir()
-            made[name] = root / "small"
-            made[name].mkdir()
-            case = make_checkpoint(name, root / "checkpoint", num_hidden_layers=1)
-            write_bundle(load_checkpoint(root / "checkpoint", **case.load), made[name])
-        return made[name]
-
-    return get
 
 
 def column(values: Any) -> Any:
@@ -128,20 +107,20 @@ def test_requests_that_come_together_share_a_packed_stream(start: Start) -> None
     assert stream["pad_index"] == (3, max(lengths))
 
 
-def test_rerank_answers_pairs(start: Start, small: Callable[[str], Path]) -> None:
-    bundle = small("bert-rerank")
-    got = in_requests(start(bundle), "small", PAIRS)
-    with load(bundle, engine="onnx-cpu", threads=1, allow_unverified=True) as model:
+def test_rerank_answers_pairs(start: Start, bundle: Callable[[str], Path]) -> None:
+    folder = bundle("bert-rerank")
+    got = in_requests(start(folder), "bundle", PAIRS)
+    with load(folder, engine="onnx-cpu", threads=1) as model:
         want = [answer.score for answer in model.predict(PAIRS)]
     assert np.concatenate([each["scores"] for each in got])[:, 0] == pytest.approx(want, abs=1e-6)
     assert len(set(want)) == len(want)
 
 
-def test_entities_come_as_json(start: Start, small: Callable[[str], Path]) -> None:
-    bundle = small("modernbert-token")
-    got = in_requests(start(bundle), "small", TEXTS)
+def test_entities_come_as_json(start: Start, bundle: Callable[[str], Path]) -> None:
+    folder = bundle("modernbert-token")
+    got = in_requests(start(folder), "bundle", TEXTS)
     found = [json.loads(row) for each in got for row in each["entities"].ravel()]
-    with load(bundle, engine="onnx-cpu", threads=1, allow_unverified=True) as model:
+    with load(folder, engine="onnx-cpu", threads=1) as model:
         want = [
             [
                 {name: getattr(each, name) for name in ("label", "score", "start", "end", "text")}
@@ -155,26 +134,26 @@ def test_entities_come_as_json(start: Start, small: Callable[[str], Path]) -> No
         assert [each["score"] for each in ours] == pytest.approx([each["score"] for each in theirs], abs=1e-6)
 
 
-def test_embeddings_and_their_size(start: Start, small: Callable[[str], Path]) -> None:
-    bundle = small("modernbert-embed-default")
-    got = in_requests(start(bundle), "small", TEXTS)
-    with load(bundle, engine="onnx-cpu", threads=1, allow_unverified=True) as model:
+def test_embeddings_and_their_size(start: Start, bundle: Callable[[str], Path]) -> None:
+    folder = bundle("modernbert-embed-mean-unit")
+    got = in_requests(start(folder), "bundle", TEXTS)
+    with load(folder, engine="onnx-cpu", threads=1) as model:
         want = model.embed(TEXTS)
     assert np.concatenate([each["embedding"] for each in got]) == pytest.approx(want, abs=1e-5)
 
 
-def test_masks_come_as_json(start: Start, small: Callable[[str], Path]) -> None:
-    bundle = small("bert-mlm")
-    with load(bundle, engine="onnx-cpu", threads=1, allow_unverified=True) as model:
+def test_masks_come_as_json(start: Start, bundle: Callable[[str], Path]) -> None:
+    folder = bundle("modernbert-mlm")
+    with load(folder, engine="onnx-cpu", threads=1) as model:
         texts = [f"a {model.manifest.mask_token} film", f"{model.manifest.mask_token} and {model.manifest.mask_token}"]
         want = [fill.masks for fill in model.fill(texts)]
-    server = start(bundle)
-    (got,) = server.infer("small", [asked(texts)])
+    server = start(folder)
+    (got,) = server.infer("bundle", [asked(texts)])
     rows = [json.loads(row) for row in outputs(got)["masks"].ravel()]
     assert [[[name for name, _ in mask] for mask in row] for row in rows] == [
         [[name for name, _ in mask] for mask in row] for row in want
     ]
-    (refused,) = server.infer("small", [asked(["no mask at all"])])
+    (refused,) = server.infer("bundle", [asked(["no mask at all"])])
     assert refused.error().code() == TritonError.INVALID_ARG and "text 0" in refused.error().message()
 
 

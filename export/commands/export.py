@@ -122,6 +122,7 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
 @click.pass_context
 def export(
     context: click.Context,
+    /,
     checkpoint: str,
     output: Path | None,
     triton: Path | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from nopad.model.checkpoint.source import Source, open_source
 from nopad.model.config import ARCHITECTURES, EncoderConfig, Pooling
 from nopad.model.head import PER_TOKEN, Task
 from nopad.runtime.atomic import check_output, replace_folder
-from nopad.runtime.bundle import MANIFEST, TUNING, Bundle, open_bundle, record_files, write_manifest
+from nopad.runtime.bundle import MANIFEST, TUNING, Bundle, open_bundle, record_files, recorded_files, write_manifest
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.gpus import gpu_at_hand
 from nopad.runtime.engines.hardware import Precision
@@ -182,12 +181,8 @@ def _choose_exporter(options: ExportOptions, source: Source) -> tuple[Exporter, 
 
 def _own_files(output: Path) -> frozenset[str]:
     """The files of the bundle at `output`, damaged or not: only these may be replaced."""
-    try:
-        raw = json.loads((output / MANIFEST).read_bytes())
-        ours = frozenset((MANIFEST, TUNING, *raw["files"])) if isinstance(raw["format_version"], int) else frozenset()
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
-    return ours
+    recorded = recorded_files(output)
+    return recorded | {MANIFEST, TUNING} if recorded else recorded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,11 @@ class Bundle:
                 raise IntegrityError(f"{self.file(name)} is damaged: its SHA-256 is not the manifest's; copy it again")
 
 
-def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundle:
+def open_bundle(path: str | Path | None = None, *, verify: bool = True, artifacts: bool = True) -> Bundle:
     """Open a bundle folder (None: the embedded default) and check every file's size and SHA-256.
 
-    `verify=False` skips the digests, not the sizes. Raises `BundleError` or a subclass.
+    `verify=False` skips the digests, not the sizes. `artifacts=False`: the files of artifacts lie elsewhere and are not
+    asked for. Raises `BundleError` or a subclass.
     """
     folder = Path(path) if path is not None else DEFAULT_BUNDLE
     manifest_path = folder / MANIFEST
@@ -63,9 +65,11 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
     except OSError as error:
         raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from None
     manifest = from_json(data, str(manifest_path))
+    bundle = Bundle(path=folder, manifest=manifest)
+    names = list(manifest.files) if artifacts else bundle.common_files()
     root = folder.resolve()
-    for name, record in manifest.files.items():
-        file = folder / name
+    for name in names:
+        file, record = folder / name, manifest.files[name]
         if not file.resolve().is_relative_to(root):
             raise BundleError(f"{file} points outside the bundle; copy the real file in its place")
         if not file.is_file():
@@ -74,10 +78,18 @@ def open_bundle(path: str | Path | None = None, *, verify: bool = True) -> Bundl
             raise IntegrityError(
                 f"{file} has {file.stat().st_size} bytes, the manifest says {record.bytes}; copy it again"
             )
-    bundle = Bundle(path=folder, manifest=manifest)
     if verify:
-        bundle.check(manifest.files)
+        bundle.check(names)
     return bundle
+
+
+def recorded_files(folder: Path) -> frozenset[str]:
+    """Names that a folder's manifest lists, damaged as it may be; none where there is no manifest of nopad's."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+        return frozenset(raw["files"]) if isinstance(raw["format_version"], int) else frozenset()
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

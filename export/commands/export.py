@@ -13,6 +13,7 @@ from nopad.export.commands.gate_report import print_report, set_threads, source_
 from nopad.export.targets import TARGETS
 from nopad.model.config import POOLING_MODES
 from nopad.model.head import TASKS
+from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.console import (
     FILES,
     common_options,
@@ -27,7 +28,10 @@ from nopad.runtime.data.table import DataSource
 from nopad.runtime.engines.hardware import PRECISIONS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nopad.export.bundle import ExportResult
+    from nopad.export.triton import TritonRepository
 
 
 def _precisions(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -99,7 +103,14 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
     "exports (RoBERTa, XLM-R, DistilBERT, ELECTRA, DeBERTa, ...). auto: packed where nopad can, else padded. "
     "optimum: padded, by optimum-onnx (transformers 4.57).",
 )
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder to write.  [required]")
+@click.option(
+    "--triton",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write a model repository for NVIDIA Triton into DIR. CHECKPOINT may then be a bundle, of which --target and "
+    "--precision choose the file; of a checkpoint it is made of --output.",
+)
 @click.option(
     "--task",
     type=click.Choice(TASKS),
@@ -110,13 +121,21 @@ def _names(value: str, known: Sequence[str]) -> tuple[str, ...]:
 @click.option("--normalize/--no-normalize", default=None, help="Unit-length embeddings. [default: from the checkpoint]")
 @click.option("--max-length", type=int, help="Tokens a text may have. [default: the tokenizer's limit]")
 @source_options
-@click.option("--no-parity", is_flag=True, help="Skip the parity gate; the bundle stays unverified.")
+@click.option(
+    "--no-parity",
+    is_flag=True,
+    help="Skip the parity gate; the bundle stays unverified. With --triton, take a bundle that has not passed it.",
+)
 @thorough_option
 @common_options
 @threads_option
+@click.pass_context
 def export(
+    context: click.Context,
+    /,
     checkpoint: str,
-    output: Path,
+    output: Path | None,
+    triton: Path | None,
     arch: str | None,
     profiles: Path | None,
     calibrate: str | None,
@@ -135,9 +154,16 @@ def export(
     """Export CHECKPOINT (a folder, or a Hugging Face Hub name) to a bundle, and prove its parity.
 
     The exit code is 1 if the bundle fails the parity gate; it is then written, but marked unverified.
+
+    With --triton DIR, CHECKPOINT may be a bundle: nopad export --triton models/ bundle/
     """
+    if triton is not None and (Path(checkpoint) / MANIFEST).is_file():
+        return _write_triton(context, Path(checkpoint), triton)
+    if output is None:
+        raise click.MissingParameter(ctx=context, param_hint="'--output' / '-o'", param_type="option")
     from nopad.export.bundle import ExportOptions, export_checkpoint
     from nopad.export.engines.tensorrt import BuildOptions
+    from nopad.export.triton import write_triton
     from nopad.runtime.profiles import read_profiles
 
     set_threads(threads)
@@ -166,7 +192,40 @@ def export(
         emit(_to_json(result, output))
     else:
         _print(result, output)
+    if triton is not None and result.passed:
+        _tell(write_triton(output, triton, allow_unverified=no_parity), console, as_json)
     return 0 if result.passed else 1
+
+
+# What may be said of a bundle beside --triton.
+_OF_BUNDLES = {"checkpoint", "triton", "target", "precision", "no_parity", "as_json", "quiet", "threads"}
+
+
+def _write_triton(context: click.Context, bundle: Path, repository: Path) -> int:
+    """Write a finished bundle's model repository. Raises `click.UsageError` for options of an export."""
+    from nopad.export.triton import write_triton
+
+    commandline = click.core.ParameterSource.COMMANDLINE
+    given = {each.name or "": each for each in context.command.params}
+    given = {name: each for name, each in given.items() if context.get_parameter_source(name) is commandline}
+    other = [max(each.opts, key=len) for name, each in given.items() if name not in _OF_BUNDLES]
+    if other:
+        raise click.UsageError(f"{bundle} is a bundle already, and {', '.join(other)} exports a checkpoint", context)
+    values = context.params
+    chosen = {name: values[name] for name in ("target", "precision") if name in given}
+    written = write_triton(bundle, repository, allow_unverified=values["no_parity"], **chosen)
+    _tell(written, messages(values["quiet"]), values["as_json"])
+    return 0
+
+
+def _tell(written: TritonRepository, console: Console, as_json: bool) -> None:
+    for remark in written.remarks:
+        console.print(f"note: {remark}", style="yellow")
+    if as_json:
+        emit({"triton": written.to_json()})
+    else:
+        graph = f"{written.graph} ({written.backend}: {written.file})"
+        click.echo(f"{written.folder}: {written.model} (texts) and {graph}")
 
 
 def _to_json(result: ExportResult, output: Path) -> dict[str, Any]:

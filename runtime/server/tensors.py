@@ -6,11 +6,12 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
+from nopad.runtime.answer_tensors import Output
 from nopad.runtime.server.calls import to_json
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.types import FloatArray, IntArray
@@ -45,21 +46,6 @@ class Infer(BaseModel):
     parameters: dict[str, Any] = {}
     inputs: list[Tensor]
     outputs: list[Wanted] | None = None
-
-
-class Output(NamedTuple):
-    """An output: float32 [n, ...], int64 [n], or strings, row-major."""
-
-    name: str
-    shape: Sequence[int]
-    values: FloatArray | IntArray | Sequence[str]
-
-    @property
-    def datatype(self) -> str:
-        """Its type in the protocol."""
-        if not isinstance(self.values, np.ndarray):
-            return "BYTES"
-        return "FP32" if self.values.dtype.kind == "f" else "INT64"
 
 
 def read_request(body: bytes, header_length: str | None) -> tuple[Infer, dict[str, list[str]]]:

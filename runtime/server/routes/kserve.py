@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from nopad.model.packages import version_of
+from nopad.runtime.answer_tensors import CONFIG_TYPES, Output, declared_inputs, declared_outputs, outputs_of
 from nopad.runtime.scheduler.request import Priority
 from nopad.runtime.server.calls import Call, Calling, Texts, headers_of, priority_of, reply
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.models import Answered, Served
-from nopad.runtime.server.tensors import HEADER_LENGTH, Infer, Output, read_request, write_response
-from nopad.runtime.server.vectors import token_vectors_of, vectors_of
+from nopad.runtime.server.tensors import HEADER_LENGTH, Infer, read_request, write_response
+from nopad.runtime.server.vectors import token_vectors_of
 
 router = APIRouter(prefix="/v2", tags=["KServe v2"])
 LATEST = ""  # the version that answers
-DATA_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}  # Triton's names in a configuration
-INPUTS: list[dict[str, Any]] = [
-    {"name": "text", "datatype": "BYTES", "shape": [-1]},
-    {"name": "text_pair", "datatype": "BYTES", "shape": [-1]},
-]
 INFER_BODY = {"requestBody": {"content": {"application/json": {"schema": Infer.model_json_schema()}}}}
 
 
@@ -178,60 +173,23 @@ def _whole(asked: Infer, name: str, what: str) -> int:
 
 
 def _outputs(served: Served, answered: Answered) -> list[Output]:
-    count, task = len(answered.answers), served.model.task
-    if task == "embeddings":
-        vectors = vectors_of(answered, normalize=False)
-        return [Output("embedding", vectors.shape, vectors)]
-    if task == "token-embeddings":  # text after text, without padding
-        rows = token_vectors_of(answered, normalize=False)
-        stream = np.concatenate(rows)
-        return [
-            Output("token_embedding", stream.shape, stream),
-            Output("tokens", [count], np.array([len(vectors) for vectors in rows], dtype=np.int64)),
-        ]
-    if task == "token-classification":
-        lists = [
-            [
-                {"label": each.label, "score": each.score, "start": each.start, "end": each.end, "text": each.text}
-                for each in tagging.entities
-            ]
-            for tagging in answered.answers
-        ]
-        return [Output("entities", [count], [json.dumps(found, ensure_ascii=False) for found in lists])]
-    if task == "fill-mask":
-        return [Output("masks", [count], [json.dumps(fill.masks, ensure_ascii=False) for fill in answered.answers])]
-    labels = served.model.labels
-    scores = np.array([[answer.scores[label] for label in labels] for answer in answered.answers], dtype=np.float32)
-    if not np.isfinite(scores).all():
-        raise Fault("engine", "Backend error: score is NaN or infinite")
-    return [
-        Output("scores", [count, len(labels)], scores),
-        Output("label", [count], [answer.label for answer in answered.answers]),
-    ]
+    if served.model.task == "token-embeddings":
+        token_vectors_of(answered, normalize=False)  # refuses too many
+    outputs = outputs_of(served.model.manifest.task, served.model.labels, answered.answers)
+    for output in outputs:
+        if output.datatype == "FP32" and not np.isfinite(np.asarray(output.values)).all():
+            raise Fault("engine", f"Backend error: {output.name} is NaN or infinite")
+    return outputs
 
 
 def _described(served: Served) -> list[dict[str, Any]]:
     size = next(iter(served.model.artifact.outputs.values()))[-1]
-    shape = [-1, int(size) if size.isdigit() else -1]
-    outputs: dict[str, list[dict[str, Any]]] = {
-        "embeddings": [{"name": "embedding", "datatype": "FP32", "shape": shape}],
-        "token-embeddings": [
-            {"name": "token_embedding", "datatype": "FP32", "shape": shape},
-            {"name": "tokens", "datatype": "INT64", "shape": [-1]},
-        ],
-        "token-classification": [{"name": "entities", "datatype": "BYTES", "shape": [-1]}],
-        "fill-mask": [{"name": "masks", "datatype": "BYTES", "shape": [-1]}],
-    }
-    scores = [
-        {"name": "scores", "datatype": "FP32", "shape": [-1, len(served.model.labels)]},
-        {"name": "label", "datatype": "BYTES", "shape": [-1]},
-    ]
-    return outputs.get(served.model.task, scores)
+    return [tensor._asdict() for tensor in declared_outputs(served.model.manifest.task, served.model.labels, size)]
 
 
 def _inputs(served: Served) -> list[dict[str, Any]]:
-    return INPUTS if served.model.task in ("text-classification", "rerank") else INPUTS[:1]
+    return [tensor._asdict() for tensor in declared_inputs(served.model.manifest.task)]
 
 
 def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
-    return {"name": tensor["name"], "data_type": DATA_TYPES[tensor["datatype"]], "dims": tensor["shape"]}
+    return {"name": tensor["name"], "data_type": CONFIG_TYPES[tensor["datatype"]], "dims": tensor["shape"]}

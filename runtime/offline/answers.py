@@ -24,7 +24,7 @@ from nopad.runtime.data.records import Row, read_rows, source_columns, source_fi
 from nopad.runtime.data.table import DataSource, source_of
 from nopad.runtime.errors import UsageError
 from nopad.runtime.explain.page import explained
-from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
+from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind, table_of
 from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import Embedding, Explanation, Failure, MaskFill, Prediction, Result, Tagging, TokenEmbeddings
@@ -149,16 +149,8 @@ def _table(
     columns = None
     if "*" in keep and source.path != "-":
         columns = source_columns(source, [field] if field else TEXT_COLUMNS)
-    return AnswerTable(
-        kind=kind,
-        task=model.task,
-        labels=tuple(model.manifest.labels),
-        multi_label=model.manifest.head.multi_label,
-        abstains=model.manifest.head.abstain_below is not None,
-        scores=scores,
-        windows=windows_too,
-        kept=kept_columns(keep, columns),
-    )
+    kept = kept_columns(keep, columns)
+    return table_of(model.manifest, kind=kind, scores=scores, windows=windows_too, kept=kept)
 
 
 def _write(file: IO[bytes], value: Any) -> None:

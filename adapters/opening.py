@@ -26,10 +26,8 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = package_of(error.name or "")
-        package = PACKAGES[name].name if name in PACKAGES else name
-        raise EnvironmentProblem(
-            f"the adapter for {extra} needs the package {package}: {install_hint(extra)}"
-        ) from None
+        package, hint = PACKAGES[name].name if name in PACKAGES else name, install_hint(extra)
+        raise EnvironmentProblem(f"the adapter for {extra} needs the package {package}: {hint}") from None
 
 
 class Opened:

@@ -1,4 +1,4 @@
-"""spaCy: the pipe `nopad` (`nlp.add_pipe("nopad", config={"bundle": ...})`), which writes a bundle's answers into docs."""
+"""spaCy: the pipe `nopad` (`nlp.add_pipe("nopad", config={"bundle": ...})`) writes a bundle's answers into docs."""
 
 from __future__ import annotations
 

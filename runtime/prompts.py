@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Manifest
 
-# The names under which sentence-transformers' `encode_query` and `encode_document` look for their prompt, in this order.
+# Where sentence-transformers' `encode_query` and `encode_document` look for their prompt: names, the first one first.
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 

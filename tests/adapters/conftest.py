@@ -83,9 +83,7 @@ def opened(ungated: Callable[[str], Path], unverified: dict[str, Any]) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def embedding_model(
-    prompted: Callable[[str], tuple[Path, Path]], unverified: dict[str, Any]
-) -> Iterator[Model]:
+def embedding_model(prompted: Callable[[str], tuple[Path, Path]], unverified: dict[str, Any]) -> Iterator[Model]:
     """The opened model of the prompts "both"."""
     with load(prompted("both")[1], **unverified) as model:
         yield model

@@ -1,4 +1,4 @@
-"""A bundle behind an adapter: a folder or a model, of the right task, opened late, and again after pickling and forks."""
+"""A bundle behind an adapter: a folder or a model of the right task, opened late, and again after pickling or a fork."""
 
 import copy
 import multiprocessing
@@ -25,13 +25,13 @@ ADAPTERS = {  # module -> what it imports, and its extra
 }
 
 
-def test_the_task_is_checked_before_an_engine_is_opened(bundle: Callable[[str], Path]) -> None:
-    tokens = bundle("modernbert-tokens")
+def test_the_task_is_checked_before_an_engine_is_opened(prompted: Callable[[str], tuple[Path, Path]]) -> None:
+    _, bundle = prompted("both")
     with pytest.raises(UsageError) as caught:
-        Opened(tokens, "embeddings", adapter="NopadThing", load_options={"engine": "nobody's"})
+        Opened(bundle, "token-embeddings", adapter="NopadThing", load_options={"engine": "nobody's"})
     assert str(caught.value) == (
-        f"NopadThing needs a bundle for embeddings; {tokens} does token-embeddings: "
-        "export its checkpoint with --task embeddings"
+        f"NopadThing needs a bundle for token-embeddings; {bundle} does embeddings: "
+        "export its checkpoint with --task token-embeddings"
     )
     with pytest.raises(UsageError, match="needs a bundle for rerank; .* does text-classification$"):
         Opened(None, "rerank", adapter="NopadThing")
@@ -69,12 +69,18 @@ def test_a_forked_child_opens_its_own() -> None:
     assert os.getpid() in opened._models and process.pid not in opened._models
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_missing_package_names_its_extra(name: str) -> None:
-    module, package, extra = ADAPTERS[name]
-    done = python(f"import nopad.adapters.{name}", (module,))
-    assert done.returncode == 1
-    assert f"needs the package {package}: pip install 'nopad[{extra}]'" in done.stderr.splitlines()[-1]
+def test_a_missing_package_names_its_extra() -> None:
+    program = (
+        "import importlib, sys; from nopad.runtime.errors import EnvironmentProblem\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: importlib.import_module(f'nopad.adapters.{name}')\n"
+        "    except EnvironmentProblem as error: print(error)"
+    )
+    done = python(program, tuple(module for module, _, _ in ADAPTERS.values()), *ADAPTERS)
+    assert done.stdout.splitlines() == [
+        f"the adapter for {extra} needs the package {package}: pip install 'nopad[{extra}]'"
+        for _, package, extra in ADAPTERS.values()
+    ], done.stderr
 
 
 def test_other_errors_of_an_import_are_not_hidden() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from nopad.adapters.columns import answer_columns, pairs
 from nopad.adapters.opening import Opened, Source, needs
 
@@ -39,13 +41,23 @@ def answers(
         fields = batch.struct.unnest().get_columns()
         texts = pairs(fields[0].to_list(), fields[1].to_list() if len(fields) > 1 else None)
         columns = answer_columns(model, texts, scores=scores, **wanted)
-        frame = pl.DataFrame({name: pl.Series(values, dtype=kinds[name]) for name, values in columns.items()})
+        frame = pl.DataFrame({name: _series(values, kinds[name]) for name, values in columns.items()})
         known = pl.Series([text is not None for text in texts], dtype=pl.Boolean)
         return frame.select(pl.when(known).then(pl.struct(pl.all())).alias("nopad")).to_series()
 
     columns = [pl.col(each) if isinstance(each, str) else each for each in (text, second) if each is not None]
     asked = pl.struct([each.alias(str(place)) for place, each in enumerate(columns)])
     return asked.map_batches(answer, return_dtype=pl.Struct(kinds), is_elementwise=True).alias("nopad")
+
+
+def _series(values: list[Any], kind: Any) -> pl.Series:
+    if not isinstance(kind, pl.Array):
+        return pl.Series(values, dtype=kind)
+    # Polars makes no Array of numpy's rows and nulls: zeros stand in for those, and are taken out again.
+    none = np.zeros(kind.shape, dtype=np.float32)
+    rows = np.array([none if each is None else each for each in values], dtype=np.float32).reshape(-1, *kind.shape)
+    known = pl.Series([each is not None for each in values], dtype=pl.Boolean)
+    return pl.select(pl.when(known).then(pl.Series(rows))).to_series()
 
 
 def _kind(name: str, size: int) -> Any:

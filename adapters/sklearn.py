@@ -1,12 +1,14 @@
 """scikit-learn: `NopadClassifier`, `NopadRegressor` and `NopadEmbedder`, estimators over texts.
 
 A bundle is trained already, so `fit` learns nothing and need not be called. X is a list, array or column of texts, or
-has two columns for models of pairs of texts. Estimators are cloned and pickled as the path of their bundle; each opens
-it at its first prediction.
+has two columns for models of pairs of texts. Estimators are cloned and pickled as the path of their bundle, which is
+opened at the first prediction; those of one process share an opened bundle while one of them lives, so that clones (of
+a cross-validation, say) need not open it again.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from nopad.adapters.opening import Opened, needs
 from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import to_json
 from nopad.runtime.types import FloatArray, Prediction, Text
 
 with needs("sklearn"):
@@ -25,23 +28,27 @@ with needs("sklearn"):
         RegressorMixin,
         TransformerMixin,
     )
+    from sklearn.utils import check_consistent_length
 
+_SHARED: weakref.WeakValueDictionary[tuple[str | None, str, bytes], Opened] = weakref.WeakValueDictionary()
 Texts = Any  # an array-like of texts, [n] or [n, 1], or of pairs of texts, [n, 2]
 
 
 class _Estimator(BaseEstimator):
-    """Opens the bundle of the parameters `bundle` and `load_options`, and again when these have changed."""
+    """Opens the bundle of the parameters `bundle` and `load_options`, another one when these have changed."""
 
     _tasks: tuple[str, ...]
-    _opened: Opened | None = None
+    _opened: Opened | None = None  # keeps its entry of `_SHARED` alive
 
     def __init__(self, bundle: str | None = None, load_options: Mapping[str, Any] | None = None) -> None:
         self.bundle = bundle
         self.load_options = load_options
 
     def fit(self, X: Texts, y: Any = None) -> Self:
-        """Open the bundle and check X. Raises as `nopad.runtime.load`, and `UsageError`."""
-        _texts(X)
+        """Open the bundle and check X; y is only counted. Raises as `nopad.runtime.load`, and `UsageError`."""
+        texts = self._texts(X)
+        if y is not None:
+            check_consistent_length(texts, y)
         self._bundle()
         return self
 
@@ -49,9 +56,26 @@ class _Estimator(BaseEstimator):
         opened, options = self._opened, dict(self.load_options or {})
         path = None if self.bundle is None else str(self.bundle)
         if opened is None or (opened.path, opened.load_options) != (path, options):
-            opened = Opened(path, *self._tasks, adapter=type(self).__name__, load_options=options)
-            self._opened = opened
+            own = Opened(path, *self._tasks, adapter=type(self).__name__, load_options=options)
+            key = (path, repr(sorted(options.items())), to_json(own.manifest))
+            opened = self._opened = _SHARED.setdefault(key, own)
         return opened
+
+    def _texts(self, X: Texts) -> list[Text]:
+        """The texts or pairs of texts in an array-like. Raises `UsageError` for another shape."""
+        if isinstance(X, str):
+            raise UsageError("X is one text; put it into brackets: [text]")
+        rows = np.asarray(X, dtype=object)
+        if rows.ndim == 2 and rows.shape[1] == 1:
+            rows = rows[:, 0]
+        if rows.ndim == 1:
+            return rows.tolist()
+        if rows.ndim == 2 and rows.shape[1] == 2:
+            return [(first, second) for first, second in rows.tolist()]
+        raise UsageError(f"X holds texts in one column, or pairs of texts in two; this one has the shape {rows.shape}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_opened"}
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -111,15 +135,10 @@ class NopadClassifier(ClassifierMixin, _Estimator):
         return odds[:, 1] if head.one_label and len(classes) == 2 else odds
 
     def _answers(self, X: Texts) -> list[Prediction]:
-        return self._bundle().model.predict(_texts(X), return_logits=True)
+        return self._bundle().model.predict(self._texts(X), return_logits=True)
 
     def _multi_label(self) -> bool:
         return self._bundle().manifest.head.multi_label
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
 
 class NopadRegressor(RegressorMixin, _Estimator):
@@ -133,7 +152,7 @@ class NopadRegressor(RegressorMixin, _Estimator):
         if opened.manifest.head.has_labels:
             raise UsageError("NopadRegressor needs a regression; this bundle has labels: NopadClassifier")
         labels = opened.manifest.labels
-        rows = [[each.scores[label] for label in labels] for each in opened.model.predict(_texts(X))]
+        rows = [[each.scores[label] for label in labels] for each in opened.model.predict(self._texts(X))]
         values = np.array(rows, dtype=np.float32).reshape(-1, len(labels))
         return values[:, 0] if len(labels) == 1 else values
 
@@ -157,22 +176,13 @@ class NopadEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimato
 
     def transform(self, X: Texts) -> FloatArray:
         """The embedding of each text, float32 [n, size]."""
-        return self._bundle().model.embed(_texts(X), prompt_name=self.prompt_name)
+        return self._bundle().model.embed(self._texts(X), prompt_name=self.prompt_name)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # always float32
+        return tags
 
     @property
     def _n_features_out(self) -> int:
         return self._bundle().model.embed([]).shape[1]
-
-
-def _texts(X: Texts) -> list[Text]:
-    """The texts or pairs of texts in an array-like. Raises `UsageError` for another shape."""
-    if isinstance(X, str):
-        raise UsageError("X is one text; put it into brackets: [text]")
-    rows = np.asarray(X, dtype=object)
-    if rows.ndim == 2 and rows.shape[1] == 1:
-        rows = rows[:, 0]
-    if rows.ndim == 1:
-        return rows.tolist()
-    if rows.ndim == 2 and rows.shape[1] == 2:
-        return [(first, second) for first, second in rows.tolist()]
-    raise UsageError(f"X holds texts in one column, or pairs of texts in two; this one has the shape {rows.shape}")

@@ -1,4 +1,4 @@
-"""A bundle behind an adapter: a folder or a model of the right task, opened late, and again after pickling or a fork."""
+"""A bundle behind an adapter: a folder or a model of the right task, opened late, and again in another process."""
 
 import copy
 import multiprocessing

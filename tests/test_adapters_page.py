@@ -1,5 +1,6 @@
 """The blocks of docs/adapters.md run as they are written, and print what they say."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before any test imports it
 PAGE = (ROOT / "docs" / "adapters.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
 NEEDS = {

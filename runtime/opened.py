@@ -83,8 +83,8 @@ class OpenedBundle:
         return self.manifest.task
 
     def remedy(self, wanted: str) -> str:
-        """What makes an embedding model's checkpoint do the other of its two tasks; "" for other models."""
-        return f"export its checkpoint with --task {wanted}" if self.task in BARE and wanted in BARE else ""
+        """As the function `remedy`, for this bundle."""
+        return remedy(self.task, wanted)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,6 +155,11 @@ class OpenedBundle:
         same = given.get("truncation") in (None, self._long_texts.truncation)
         check_merge(given.get("merge"), self.task)
         return dataclasses.replace(self._long_texts if same else LongTexts(), **given)
+
+
+def remedy(task: str, wanted: str) -> str:
+    """What makes an embedding model's checkpoint do the other of its two tasks; "" for other models."""
+    return f"export its checkpoint with --task {wanted}" if task in BARE and wanted in BARE else ""
 
 
 def raise_failures(answers: Iterable[R | Failure]) -> Iterator[R]:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nopad.runtime.errors import UsageError
 from nopad.runtime.manifest import Manifest
+
+# Where sentence-transformers' `encode_query` and `encode_document` look for their prompt: names, the first one first.
+QUERY_PROMPTS = ("query",)
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+def prompt_name_of(manifest: Manifest, names: Sequence[str]) -> str | None:
+    """The first of `names` (`QUERY_PROMPTS` or `DOCUMENT_PROMPTS`) that the bundle has; None: its default prompt."""
+    return next((name for name in names if name in manifest.prompts), None)
 
 
 def resolve_prompt(manifest: Manifest, prompt_name: str | None, prompt: str | None) -> str:

@@ -15,6 +15,7 @@ ALLOWED = {
     "charts": {"charts"},
     "model": {"model"},
     "runtime": {"runtime", "model", "charts"},
+    "adapters": {"adapters", "model", "runtime"},
     "training": {"training", "charts", "model", "runtime"},
     "export": {"export", "model", "runtime"},
     "bench": {"bench", "charts", "export", "model", "runtime"},

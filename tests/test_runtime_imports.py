@@ -6,23 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from without import python
+
 HEAVY = ("torch", "transformers", "safetensors", "datasets", "optimum", "onnx", "onnxscript", "huggingface_hub")
-FORBID = """
-import sys
-
-class Forbid:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in FORBIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Forbid())
-"""
-
-
-def python(program: str, forbidden: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
-    head = f"FORBIDDEN = {forbidden!r}\n{FORBID}" if forbidden else ""
-    command = [sys.executable, "-c", head + program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_loading_and_predicting_without_torch(bundle: Callable[[str], Path]) -> None:

@@ -13,6 +13,7 @@ from nopad.model.head import BARE
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.table import need
 from nopad.runtime.errors import UsageError
+from nopad.runtime.manifest import Manifest
 
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 # Endings of other kinds of tables: nobody expects JSON lines in those files.
@@ -67,27 +68,34 @@ class AnswerTable:
             kept = tuple(dict.fromkeys(name for row in _lines(answers) for name in row if name not in own))
         return ["line", *(kept_name(name) for name in kept), *self._answer_columns(), "error"]
 
-    def _answer_columns(self) -> tuple[str, ...]:
+    def own_columns(self) -> tuple[str, ...]:
+        """What an answer says, without the tokens that it was made of."""
         names = _OF_TASK.get(self.task)
-        if names is None:
-            labels = ("labels",) if self.multi_label else ()
-            abstained = ("abstained",) if self.abstains else ()
-            names = ("label", "score", *labels, *abstained, *(f"score_{label}" for label in self.labels if self.scores))
+        if names is not None:
+            return names
+        labels = ("labels",) if self.multi_label else ()
+        abstained = ("abstained",) if self.abstains else ()
+        return ("label", "score", *labels, *abstained, *(f"score_{label}" for label in self.labels if self.scores))
+
+    def row(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """An answer as `as_object` makes it, with all columns that the table has for it."""
+        scores = answer.get("scores") if self.scores else None
+        if isinstance(scores, dict):
+            answer |= {f"score_{label}": score for label, score in scores.items()}
+        if self.multi_label and "label" in answer:
+            answer.setdefault("labels", [answer["label"]])  # JSON omits `labels` where `label` is the only label
+        if self.abstains and "label" in answer:
+            answer.setdefault("abstained", False)
+        if self.windows and "tokens" in answer:
+            answer.setdefault("windows", 1)  # JSON omits it then
+        return answer
+
+    def _answer_columns(self) -> tuple[str, ...]:
         windows = ("windows",) if self.windows else ()
-        return (*names, "tokens", "tokens_used", *windows, "engine")
+        return (*self.own_columns(), "tokens", "tokens_used", *windows, "engine")
 
     def _rows(self, answers: Path) -> Iterator[dict[str, Any]]:
-        for row in _lines(answers):
-            scores = row.get("scores") if self.scores else None
-            if isinstance(scores, dict):
-                row |= {f"score_{label}": score for label, score in scores.items()}
-            if self.multi_label and "label" in row:
-                row.setdefault("labels", [row["label"]])  # JSON omits `labels` where `label` is the only label
-            if self.abstains and "label" in row:
-                row.setdefault("abstained", False)
-            if self.windows and "tokens" in row:
-                row.setdefault("windows", 1)  # JSON omits it then
-            yield row
+        return map(self.row, _lines(answers))
 
     def _write_parquet(self, answers: Path, output: Path) -> None:
         arrow, parquet = need("pyarrow", "Parquet"), need("pyarrow.parquet", "Parquet")
@@ -125,6 +133,24 @@ class AnswerTable:
         return types
 
 
+def table_of(manifest: Manifest, *, kind: str, scores: bool, **fields: Any) -> AnswerTable:
+    """The table of a bundle's answers; `fields` are further ones of `AnswerTable`."""
+    return AnswerTable(
+        kind=kind,
+        task=manifest.task,
+        labels=manifest.labels,
+        multi_label=manifest.head.multi_label,
+        abstains=manifest.head.abstain_below is not None,
+        scores=scores,
+        **fields,
+    )
+
+
+def has_scores(task: str) -> bool:
+    """Whether answers of a task have a score for each label."""
+    return task not in _OF_TASK
+
+
 def table_kind(output: Path, *, task: str, scores: bool) -> str | None:
     """The kind of table that the ending of `output` names; None for JSON lines.
 
@@ -137,8 +163,8 @@ def table_kind(output: Path, *, task: str, scores: bool) -> str | None:
     kind = TABLES.get(suffix)
     if kind in ("CSV", "TSV") and task in BARE:
         raise UsageError(f"--output {output}: a cell of {kind} holds no vector; name it .parquet or .jsonl")
-    if scores and (kind is None or task in _OF_TASK):
-        what = f"the task {task} has none" if task in _OF_TASK else "lines of JSON have `scores` already"
+    if scores and (kind is None or not has_scores(task)):
+        what = f"the task {task} has none" if not has_scores(task) else "lines of JSON have `scores` already"
         raise UsageError(f"--scores makes columns of the labels' scores in a CSV or Parquet --output; {what}")
     if kind == "Parquet":
         need("pyarrow.parquet", f"--output {output}")

@@ -25,7 +25,7 @@ from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.runtime.explain.page import explained
 from nopad.runtime.manifest import Manifest
-from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind
+from nopad.runtime.offline.answer_table import AnswerTable, kept_columns, kept_name, table_kind, table_of
 from nopad.runtime.offline.resumable import output_file, partial_file, resumable_file
 from nopad.runtime.predictor import Model
 from nopad.runtime.types import Embedding, Explanation, Failure, MaskFill, Prediction, Result, Tagging, TokenEmbeddings
@@ -163,16 +163,8 @@ def _table(manifest: Manifest, kind: str, reading: Reading, scores: bool, window
     columns = None
     if "*" in reading.keep and reading.source.path != "-":
         columns = source_columns(reading.source, [reading.field] if reading.field else TEXT_COLUMNS)
-    return AnswerTable(
-        kind=kind,
-        task=manifest.task,
-        labels=tuple(manifest.labels),
-        multi_label=manifest.head.multi_label,
-        abstains=manifest.head.abstain_below is not None,
-        scores=scores,
-        windows=windows_too,
-        kept=kept_columns(reading.keep, columns),
-    )
+    kept = kept_columns(reading.keep, columns)
+    return table_of(manifest, kind=kind, scores=scores, windows=windows_too, kept=kept)
 
 
 def _write(file: IO[bytes], value: Any) -> None:

@@ -25,7 +25,7 @@ from nopad.runtime.engines.base import ENGINES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FOLDERS = ("charts", "model", "training", "export", "runtime", "bench", "pipeline")
+FOLDERS = ("adapters", "charts", "model", "training", "export", "runtime", "bench", "pipeline")
 NEEDS = [*COMMAND_NEEDS.items(), *((name, entry.need) for name, entry in ENGINES.items()), *COMPETITOR_NEEDS.items()]
 
 

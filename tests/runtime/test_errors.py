@@ -9,7 +9,7 @@ from repository import ROOT
 from nopad.model.errors import NopadError
 from nopad.runtime import errors
 
-FOLDERS = ("charts", "model", "training", "export", "runtime", "bench", "pipeline")
+FOLDERS = ("adapters", "charts", "model", "training", "export", "runtime", "bench", "pipeline")
 DRAWN = re.findall(r"^([| +-]*)([A-Z]\w+) +(\d)(.*)$", errors.__doc__ or "", flags=re.MULTILINE)
 
 

@@ -106,7 +106,9 @@ def held_rows(
     return held
 
 
-def _whole_groups(groups: Iterable[Any], count: int, draw: np.random.Generator, one_group: str) -> npt.NDArray[np.bool_]:
+def _whole_groups(
+    groups: Iterable[Any], count: int, draw: np.random.Generator, one_group: str
+) -> npt.NDArray[np.bool_]:
     """Which rows are of groups in random order, as many as fit in `count`; of the smallest group if none does."""
     numbers: dict[str, int] = {}
     number_of = np.array(array("q", (numbers.setdefault(str(group), len(numbers)) for group in groups)))

@@ -65,9 +65,9 @@ def taught(
     """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
-    `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of several
-    processes the first asks, and the others wait for that file. Raises `UsageError` for a teacher that answers another
-    question, and the errors of opening a checkpoint or a bundle.
+    `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of
+    several processes the first asks, and the others wait for that file. Raises `UsageError` for a teacher that answers
+    another question, and the errors of opening a checkpoint or a bundle.
     """
     folder = _folder(teacher)
     several = next((name for name in ("texts", "words") if name in data.train.column_names), None)

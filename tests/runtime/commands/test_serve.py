@@ -135,7 +135,7 @@ def serve_command() -> click.Command:
 def sample(option: click.Option) -> tuple[str, Any]:
     """A value that is not the default, as the environment writes it and as the command gets it."""
     if option.is_flag:
-        return "true", True
+        return ("false", False) if option.default is True else ("true", True)
     if isinstance(option.type, click.Choice):
         value = next(choice for choice in option.type.choices if choice != option.default)
         return str(value), value

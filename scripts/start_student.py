@@ -2,9 +2,9 @@
 
     python scripts/start_student.py CONFIG.json TOKENIZER_DIR TEACHER_DIR TEXTS.jsonl OUTPUT_DIR
 
-The two tokenizers are different. A token's vector is the mean of the teacher's vectors of its word pieces; the projection
-is the one that keeps most of these vectors, each weighted by the square root of how often its token occurs in the texts
-(principal components).
+The two tokenizers are different. A token's vector is the mean of the teacher's vectors of its word pieces; the
+projection is the one that keeps most of these vectors, each weighted by the square root of how often its token occurs
+in the texts (principal components).
 """
 
 import argparse
@@ -27,9 +27,9 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def teacher_vectors(own: Tokenizer, theirs: Tokenizer, embeddings: FloatArray, prefix: str) -> FloatArray:
-    """For each token of `own` the mean of the teacher's vectors of its pieces, [vocabulary, size]; zeros where none fits.
+    """For each token of `own` the mean of the teacher's vectors of its pieces, [vocabulary, size].
 
-    `prefix`: what WordPiece puts before the pieces inside a word.
+    Zeros where none fits. `prefix`: what WordPiece puts before the pieces inside a word.
     """
     theirs.no_truncation()
     theirs.no_padding()

@@ -58,7 +58,7 @@ class ProgressReport(TrainerCallback):
         done = state.global_step - self._first_step
         left = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step)
         place = f"step {state.global_step:,}/{state.max_steps:,} (epoch {state.epoch:.2f})"
-        self._line(f"{place}: {figures}, {_duration(left)} left")
+        self._line(f"{place}: {figures}, {duration(left)} left")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The same for the batches of an evaluation."""
@@ -105,7 +105,7 @@ class ProgressReport(TrainerCallback):
         return f"loss {loss / batches:.4f}, {texts / seconds:,.1f} texts/s, {tokens / seconds:,.0f} tokens/s"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """As 45 s, 12 min, or 3 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:

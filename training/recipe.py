@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nopad.runtime.errors import UsageError
 
 EVAL_FRACTION = 0.1  # of the rows, without other data to evaluate on
+LORA_LEARNING_RATE = 8e-4  # ten times that of all weights: docs/training-options.md has the figures
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 
 

@@ -36,6 +36,7 @@ from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import TextError, UsageError
 from nopad.training.data import TrainingData
 from nopad.training.processes import first_process
+from nopad.training.progress import duration
 from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Task, pack_stream
 from nopad.training.tasks.embeddings import Embeddings
 from nopad.training.tasks.rerank import Rerank
@@ -43,7 +44,7 @@ from nopad.training.tasks.token_labels import TokenLabels, answers_of_words
 from nopad.training.tasks.token_targets import need_offsets
 
 _TOKENS = 8192  # of a batch of the teacher's
-_ASKED = 1024  # rows between two steps of the progress bar
+_ASKED = 256  # rows between two steps of the progress bar
 _WAIT_SECONDS = 0.5  # between two looks of a process that does not ask itself
 
 FloatArray = npt.NDArray[np.float32]
@@ -60,14 +61,22 @@ class _Teacher:
 
 
 def taught(
-    data: TrainingData, teacher: str, *, kept: Path, digest: str, console: Console, size: int | None = None
+    data: TrainingData,
+    teacher: str,
+    *,
+    kept: Path,
+    digest: str,
+    console: Console,
+    log_every: float,
+    size: int | None = None,
 ) -> TrainingData:
     """`data`, with the answers of `teacher` as a column `TEACHER` of the training rows, labels in their order.
 
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
     `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of
-    several processes the first asks, and the others wait for that file. Raises `UsageError` for a teacher that answers
-    another question, and the errors of opening a checkpoint or a bundle.
+    several processes the first asks, and the others wait for that file. `log_every`: seconds from line to line where
+    the console is no terminal. Raises `UsageError` for a teacher that answers another question, and the errors of
+    opening a checkpoint or a bundle.
     """
     folder = _folder(teacher)
     several = next((name for name in ("texts", "words") if name in data.train.column_names), None)
@@ -83,7 +92,7 @@ def taught(
             order = _order(opened.head, data, folder)
             console.print(f"teacher: {folder.name}, reads up to {opened.max_length:,} tokens of a text")
             try:
-                for part in _asked(opened.ask, data.train, done, console):
+                for part in _asked(opened.ask, data.train, done, console, log_every):
                     _check_size(part.shape[1], size, data.task, folder)
                     parts.append(part if order is None else part[:, order])
             finally:  # also of an interrupted run
@@ -309,11 +318,19 @@ def _texts(rows: Rows) -> list[Any]:
     return list(first) if second is None else list(zip(first, second, strict=True))
 
 
-def _asked(ask: Callable[[Rows], list[FloatArray]], rows: Any, done: int, console: Console) -> Iterator[FloatArray]:
+def _asked(
+    ask: Callable[[Rows], list[FloatArray]], rows: Any, done: int, console: Console, log_every: float
+) -> Iterator[FloatArray]:
     """The answers to the texts of the rows from `done` on, [texts, size] for each part of the rows."""
-    with Progress(console=console, transient=True) as progress:
+    began = told = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Asking the teacher", total=len(rows), completed=done)
         for start in range(done, len(rows), _ASKED):
             part = rows[start : start + _ASKED]
             yield np.concatenate(ask(part))
-            progress.advance(task, len(next(iter(part.values()))))
+            count = len(next(iter(part.values())))
+            progress.advance(task, count)
+            if not console.is_terminal and (now := time.monotonic()) - told >= log_every:
+                told, answered = now, start + count
+                left = duration((now - began) / (answered - done) * (len(rows) - answered))
+                console.print(f"teacher: {answered:,} of {len(rows):,} rows answered, {left} left", style="dim")

@@ -129,7 +129,9 @@ def train(
         if recipe.teacher is not None and not isinstance(task, MaskedLM):
             asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
             size, kept = checkpoint.config.embedding_size, answers or work / KEPT
-            data = taught(data, recipe.teacher, kept=kept, digest=asked, console=console, size=size)
+            data = taught(
+                data, recipe.teacher, kept=kept, digest=asked, console=console, log_every=log_every, size=size
+            )
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes, live)
         console.print(lengths.line())
         progress = ProgressReport(console, trainer.meter, trainer.task.metric_names, every=log_every)

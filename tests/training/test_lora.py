@@ -260,3 +260,26 @@ def test_two_processes_train_what_one_does(base: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and done.stderr.count("LoRA of rank 4") == 1, done.stderr
     assert weight_difference(tmp_path / "one", tmp_path / "two") <= 1e-5
+
+
+def test_the_updates_have_a_learning_rate_of_their_own(base: Path, tmp_path: Path) -> None:
+    data = str(write_jsonl(tmp_path / "rows.jsonl", sentences(20)))
+    options = [
+        "--model",
+        str(base),
+        "--train",
+        data,
+        "--epochs",
+        "1",
+        "--max-length",
+        "64",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    rates = []
+    for name, own in (("all", []), ("updates", ["--lora", "4"]), ("named", ["--lora", "4", "--learning-rate", "3e-3"])):
+        assert run(["train", *options, *own, "--output", str(tmp_path / name)]) == 0
+        record = json.loads((tmp_path / name / "config.json").read_text("utf-8"))["nopad_training"]
+        rates.append(record["recipe"]["learning_rate"])
+    assert rates == [8e-5, 8e-4, 3e-3]

@@ -1,5 +1,6 @@
 """Distillation: what the student follows, whom it may ask, what is kept, what is refused."""
 
+import io
 import json
 import shutil
 import threading
@@ -55,7 +56,7 @@ def data_of(rows: list[dict[str, Any]], folder: Path, labels: list[str] | None =
 
 def ask(data: TrainingData, teacher: Path, work: Path) -> np.ndarray[Any, Any]:
     digest = f"rows {teacher_digest(str(teacher))}"
-    answers = taught(data, str(teacher), kept=work / KEPT, digest=digest, console=Console(quiet=True))
+    answers = taught(data, str(teacher), kept=work / KEPT, digest=digest, console=Console(quiet=True), log_every=30.0)
     assert [row for row in answers.train.remove_columns(TEACHER)] == list(data.train)
     return np.concatenate([np.asarray(row, dtype=np.float32) for row in answers.train[TEACHER]]).reshape(
         -1, len(data.labels) or len(answers.train[TEACHER][0]) // len(data.train[0].get("texts", [0]))
@@ -144,6 +145,15 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(teaching, "_open_checkpoint", counted)
     monkeypatch.setattr(teaching, "_ASKED", 16)
     return seen
+
+
+def test_a_log_says_how_far_the_teacher_is(teacher: Path, tmp_path: Path, opened: list[int]) -> None:
+    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(60)], tmp_path)
+    log = Console(file=io.StringIO(), width=200)
+    taught(data, str(teacher), kept=tmp_path / KEPT, digest="one", console=log, log_every=0.0)
+    lines = log.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    told = [line for line in lines if "rows answered" in line]
+    assert len(told) == len(opened) - 1 and told[0].startswith("teacher: 16 of ") and told[-1].endswith(" 0 s left")
 
 
 def test_what_a_teacher_has_answered_before_an_interruption_is_not_asked_again(

@@ -26,7 +26,9 @@ ROWS = [
 
 
 def answers(data: Any, teacher: Path, work: Path) -> list[np.ndarray[Any, Any]]:
-    rows = taught(data, str(teacher), kept=work / KEPT, digest="one", console=Console(quiet=True)).train[TEACHER]
+    rows = taught(
+        data, str(teacher), kept=work / KEPT, digest="one", console=Console(quiet=True), log_every=30.0
+    ).train[TEACHER]
     return [np.asarray(row, dtype=np.float32) for row in rows]
 
 

@@ -30,7 +30,9 @@ NAMES = ["Abra Cadabra", "Hocus Pocus", "Simsalabim"]
 
 def answers(data: Any, teacher: Path, work: Path) -> list[np.ndarray[Any, Any]]:
     """Of each row [words, labels]."""
-    rows = taught(data, str(teacher), kept=work / KEPT, digest="one", console=Console(quiet=True)).train[TEACHER]
+    rows = taught(
+        data, str(teacher), kept=work / KEPT, digest="one", console=Console(quiet=True), log_every=30.0
+    ).train[TEACHER]
     return [np.asarray(row, dtype=np.float32).reshape(-1, len(data.labels)) for row in rows]
 
 

@@ -17,7 +17,7 @@ from nopad.runtime.console import common_options, emit, messages, reading_option
 from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import UsageError
 from nopad.training.commands.options import column_options, data_options, task_options
-from nopad.training.recipe import Recipe
+from nopad.training.recipe import LORA_LEARNING_RATE, Recipe
 from nopad.training.reporting import REPORTERS, Reporter, check_reporters
 from nopad.training.search_space import read_space
 
@@ -52,7 +52,11 @@ TRAINED: tuple[Task, ...] = ("text-classification", "embeddings", "rerank", "tok
 @reading_options
 @column_options
 @task_options
-@click.option("--learning-rate", type=float, default=Recipe.learning_rate, help="Highest learning rate.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    help=f"Highest learning rate. [default: {Recipe.learning_rate:g}; {LORA_LEARNING_RATE:g} with --lora]",
+)
 @click.option("--adam-beta1", type=float, default=Recipe.adam_beta1, help="Decay of AdamW's mean of gradients.")
 @click.option("--adam-beta2", type=float, default=Recipe.adam_beta2, help="Decay of AdamW's mean of squared gradients.")
 @click.option("--adam-epsilon", type=float, default=Recipe.adam_epsilon, help="Keeps AdamW from dividing by zero.")
@@ -235,6 +239,8 @@ def train(
     from nopad.training.trainer import check_best_metric
     from nopad.training.trainer import train as run
 
+    if recipe["learning_rate"] is None:
+        recipe["learning_rate"] = Recipe.learning_rate if recipe["lora"] is None else LORA_LEARNING_RATE
     settings = Recipe(**recipe)
     check_reporters(report_to)
     if sweep and trials is None:

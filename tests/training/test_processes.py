@@ -36,7 +36,7 @@ def train(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> dict[s
     """The command in a process of its own, or in those of `launcher`; what it prints to stdout, once."""
     command = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), *TRAIN, *QUICK, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("texts to train on") == 1
     figures: dict[str, float] = json.loads(done.stdout)
@@ -62,6 +62,7 @@ def scored(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two commands, one after the other
 @pytest.mark.parametrize(
     ("rows", "options"),
     [

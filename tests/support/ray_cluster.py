@@ -62,6 +62,7 @@ def two_nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's workers give way to all else
         patch.setenv("RAY_agent_register_timeout_ms", str(START_SECONDS * 1000))
         patch.setenv("RAY_worker_register_timeout_seconds", str(START_SECONDS))
         for name in ("READY", "HEALTH"):

@@ -128,7 +128,7 @@ def test_what_a_replica_cannot_open_is_told_with_its_node(folder: Path, tmp_path
     for wrong, words in (
         (job(folder, bundle=str(tmp_path / "gone")), "the folder does not exist"),
         (job(folder, files={"other": "digest"}), "is not the bundle that this job began with"),
-        (job(folder, options={"engine": ["openvino"]}), "openvino"),
+        (job(folder, options={"engine": ["openvino"]}), "has no file for these engines"),
     ):
         (answered,) = scoring.Replica(wrong)(block).to_pylist()
         assert answered[scoring.FAILED].startswith("node ") and words in answered[scoring.FAILED]
@@ -138,7 +138,7 @@ def test_an_error_of_a_replica_becomes_the_jobs(
     source: Reading, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = scoring.Replica(job(folder, bundle=str(tmp_path / "gone")))
-    with pytest.raises(NopadError, match=r"node .*no bundle at .*gone.*every node needs the bundle"):
+    with pytest.raises(NopadError, match=r"node .*no bundle at .*gone.*every node needs nopad and the bundle"):
         next(through(source, broken, monkeypatch))
 
 

@@ -176,7 +176,8 @@ class NopadEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimato
 
     def transform(self, X: Texts) -> FloatArray:
         """The embedding of each text, float32 [n, size]."""
-        return self._bundle().model.embed(self._texts(X), prompt_name=self.prompt_name)
+        texts: Any = self._texts(X)  # a pair is refused there
+        return self._bundle().model.embed(texts, prompt_name=self.prompt_name)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

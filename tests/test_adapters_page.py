@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_every_framework_has_its_section_and_block() -> None:
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_block_prints_what_it_says(
     name: str,
-    bundle: Callable[[str], Path],
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -41,7 +40,7 @@ def test_a_block_prints_what_it_says(
     (block,) = re.findall(r"```python\n(.*?)```", SECTIONS[name], flags=re.DOTALL)
     for folder, case in (("embeddings", "modernbert-embed-mean-unit"), ("reranker", "modernbert-rerank")):
         if f'"{folder}/"' in block:
-            (tmp_path / folder).symlink_to(bundle(case))
+            (tmp_path / folder).symlink_to(request.getfixturevalue("bundle")(case))
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     exec(compile(block, "docs/adapters.md", "exec"), {})

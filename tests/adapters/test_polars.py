@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 pl: Any = pytest.importorskip("polars", reason="pip install 'nopad[polars]'")
+from polars.testing import assert_frame_equal
 
 from nopad.adapters.polars import answers
 from nopad.runtime import Model, load
@@ -41,7 +42,7 @@ def test_lazy_frames_know_the_type_before_they_run_and_stream() -> None:
     assert query.collect_schema()["label"] == pl.String
     found = query.filter(pl.col("score") > 0).collect(engine="streaming")
     assert found.height == 200 and set(found["label"]) <= {"negative", "positive"}
-    pl.testing.assert_frame_equal(found, query.filter(pl.col("score") > 0).collect())  # but for rounding
+    assert_frame_equal(found, query.filter(pl.col("score") > 0).collect())  # but for rounding
 
 
 def test_each_task_has_its_fields(embedding_model: Model, opened: Callable[[str], Model], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]
         f"<figure><figcaption>{escaped(one.title)} <small>{escaped(one.remark)}</small></figcaption>{one.svg}</figure>"
         for one in panels
     )
-    return plain_page(title, lead, f'<div class="plots">{figures}</div>\n{"".join(map(_table, tables))}')
+    return plain_page(title, lead, f'<div class="plots">{figures}</div>\n{"".join(map(table_html, tables))}')
 
 
 def plain_page(title: str, lead: str, content: str, style: str = "") -> str:
@@ -68,7 +68,9 @@ def plain_page(title: str, lead: str, content: str, style: str = "") -> str:
     return html_document(title=title, style=f"{_COLOURS} {style_sheet()}{_PAGE}{style}", body=body)
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table as HTML, with its title."""
+
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("runtime", "Answer texts, or a file of them."),
     "explain": ("runtime", "Mark the words that speak for a text's label, or against it."),
     "serve": ("runtime", "Serve bundles over HTTP, to clients of many libraries."),
+    "analyze": ("analysis", "Show where a bundle errs on labelled texts, as a page; compare two."),
     "bench": ("bench", "Measure a bundle beside its competitors; compare two results."),
     "run": ("pipeline", "Run a recipe of these commands; what is done already is kept."),
     "inspect": ("runtime", "Show what a bundle holds and how it was verified."),

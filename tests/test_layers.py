@@ -19,6 +19,7 @@ ALLOWED = {
     "training": {"training", "charts", "model", "runtime"},
     "export": {"export", "model", "runtime"},
     "bench": {"bench", "charts", "export", "model", "runtime"},
+    "analysis": {"analysis", "charts", "model", "runtime"},
     "pipeline": {"pipeline", "bench", "charts", "export", "model", "runtime"},
 }
 # model is not free of torch; these parts of it are what the runtime takes.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
-FOLDERS = ("adapters", "charts", "model", "training", "export", "runtime", "bench", "pipeline")
+FOLDERS = ("adapters", "charts", "model", "training", "export", "runtime", "bench", "analysis", "pipeline")
 LIMIT = 8_000_000  # bytes of the wheel
 
 

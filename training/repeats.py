@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nopad.runtime.data.duplicates import IntArray, find_duplicates
 from nopad.training.bad_rows import OnDuplicate
-from nopad.training.duplicates import IntArray, find_duplicates
 from nopad.training.rows_on_disk import Lazily
 
 T = TypeVar("T")

@@ -6,17 +6,14 @@ The files have no name once they are written: the system removes them when the p
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar, overload
 from uuid import uuid4
 
@@ -25,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nopad.runtime.errors import EnvironmentProblem
+from nopad.runtime.data.temporary import room_for_rows, temporary_folder
 
 T = TypeVar("T")
 
@@ -39,24 +36,6 @@ _READ: dict[str, Callable[[str], Any]] = {
     "time": time.fromisoformat,
     "decimal": Decimal,
 }
-
-
-def temporary_folder() -> str:
-    """Where temporary files go: `TMPDIR`, else `/var/tmp`, since `/tmp` is memory on many systems."""
-    usual = Path("/var/tmp")
-    return tempfile.gettempdir() if os.environ.get("TMPDIR") or not os.access(usual, os.W_OK) else str(usual)
-
-
-@contextmanager
-def room_for_rows() -> Iterator[None]:
-    """Turn the errors of writing temporary files into `EnvironmentProblem`."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot keep the rows in {temporary_folder()} ({error.strerror or error}); free some space there, or name "
-            "another folder in the environment variable TMPDIR"
-        ) from error
 
 
 class Lazily(Sequence[T]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,13 +260,9 @@ def _lengths(model: Model, texts: Sequence[Text]) -> list[int]:
 
 
 def _origin(source: DataSource) -> dict[str, Any]:
-    """The data's name and digest: a file's SHA-256; of a folder, that of its files' digests; none of stdin."""
-    from nopad.runtime.atomic import sha256_of
-    from nopad.runtime.data.records import source_files
+    from nopad.runtime.data.records import digest_of
 
-    digests = [sha256_of(file) for file in source_files(source)]
-    together = hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
-    return {"data": Path(source.path).name, "data_sha256": digests[0] if len(digests) == 1 else together}
+    return {"data": Path(source.path).name, "data_sha256": digest_of(source)}
 
 
 def _report(result: Calibrated) -> dict[str, Any]:
@@ -344,39 +339,15 @@ def _write_plot(output: Path, result: Calibrated) -> None:
 
 def _plot(result: Calibrated) -> str:
     """The reliability diagram over the counts of its bins, on held-out rows."""
-    from nopad.charts.standalone import Panel, standalone
-    from nopad.charts.svg import Axis, Point, Series, lines
+    from nopad.charts.standalone import standalone
+    from nopad.runtime.reliability_plots import reliability_panels
 
-    both = {"before": result.before_bins, "after": result.after_bins}
-
-    def series(name: str, style: int, value: str) -> Series:
-        points = [
-            Point(
-                x=one.probability,
-                y=float(getattr(one, value)),
-                tip=f"{name}: {one.count:,} with a mean score of {one.probability:.3f}, {one.right:.1%} of them right",
-            )
-            for one in both[name]
-            if one.count
-        ]
-        return Series(name=name, style=style, points=tuple(points), strong=name == "after")
-
-    ends = (Point(x=0.0, y=0.0), Point(x=1.0, y=1.0))
-    score = Axis(title="mean score of a bin", write=lambda x: f"{x:g}", least=0.0, most=1.0)
-    share = Axis(title="share that is right", write=lambda y: f"{y:.0%}", least=0.0, most=1.0)
-    count = Axis(title="answers in the bin", write=lambda y: f"{y:,.0f}", least=0.0)
-    diagram = lines(
-        [Series(name="ideal", style=7, points=ends), series("before", 1, "right"), series("after", 0, "right")],
-        score,
-        share,
-        label="Reliability before and after calibration, and the ideal",
+    return standalone(
+        reliability_panels(
+            [("before", 1, result.before_bins), ("after", 0, result.after_bins)],
+            label="before and after calibration",
+            errors=f"expected calibration error {result.before.ece:.4f}, then {result.after.ece:.4f}",
+            rows=f"on {result.held_out_rows:,} held-out rows",
+        ),
+        width=480.0,
     )
-    counts = lines(
-        [series("before", 1, "count"), series("after", 0, "count")],
-        score,
-        count,
-        label="How many answers each bin has, before and after calibration",
-    )
-    errors = f"expected calibration error {result.before.ece:.4f}, then {result.after.ece:.4f}"
-    rows = f"on {result.held_out_rows:,} held-out rows"
-    return standalone([Panel("Reliability", errors, diagram), Panel("Answers in each bin", rows, counts)], width=480.0)

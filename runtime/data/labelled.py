@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,17 @@ from nopad.runtime.types import Text
 
 # [rows, num_labels]: 0 and 1 for classes, the values themselves for regression.
 Targets = npt.NDArray[np.float64]
+# Lists of zeros and ones are those of nearly all rows, or a few lists of labels that look like them.
+_MOST = 0.9
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used: its number (`Row.line`), its place and the reason, without the place."""
+
+    line: int
+    place: str
+    reason: str
+    label: str | None = None  # where the reason is that the model does not know it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +54,51 @@ class LabelledTexts:
     seconds: list[str] | None = None  # of pairs
     targets: Targets | None = None
     entities: list[frozenset[EntityPlace]] | None = None  # of taggers: the true ones of each text
+    # Where they stood: their numbers, and their columns `keep`, None for one that a row lacks.
+    lines: list[int] = field(default_factory=list, compare=False)
+    kept: list[Mapping[str, Any]] = field(default_factory=list, compare=False)
+    bad: list[BadRow] = field(default_factory=list)  # rows that were left out
 
     @property
     def inputs(self) -> Sequence[Text]:
         """What a model is asked."""
         return self.texts if self.seconds is None else list(zip(self.texts, self.seconds, strict=True))
+
+
+class _UnknownLabel(ValueError):
+    def __init__(self, label: Any, names: Sequence[str]) -> None:
+        super().__init__(f"label {label!r} is not among {listed(names)}")
+        self.label = label
+
+
+class _Rows:
+    """The rows that are read from a table; what is wrong with a row is raised, or kept beside them."""
+
+    def __init__(self, table: Table, *, skip: bool) -> None:
+        self._table, self._skip = table, skip
+        self.bad: list[BadRow] = []
+
+    def refuse(self, line: int, reason: object, label: str | None = None) -> None:
+        """Leave a row out. Raises `InputFileError` unless bad rows are skipped."""
+        place = self._table.place(line)
+        if not self._skip:
+            raise InputFileError(f"{place}: {reason}") from None
+        self.bad.append(BadRow(line, place, str(reason), label))
+
+    def texts(
+        self, fields: Sequence[tuple[Field, str]], limit: int | None
+    ) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
+        """Number, texts and record of each row that has them; `fields` with their options."""
+        for line, record in islice(self._table.items, limit):
+            if isinstance(record, str):
+                self.refuse(line, record)
+                continue
+            try:
+                found = [_text(field, record, option) for field, option in fields]
+            except ValueError as error:
+                self.refuse(line, error)
+            else:
+                yield line, found, record
 
 
 def read_labelled(
@@ -58,6 +109,8 @@ def read_labelled(
     second_field: str | None = None,
     label_field: str | None = None,
     limit: int | None = None,
+    keep: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> LabelledTexts:
     """Read a file or folder for the classifier or tagger that `manifest` describes; for embeddings, only the texts.
 
@@ -66,39 +119,75 @@ def read_labelled(
     or of zeros and ones, where a text can have several labels, and a number for regression. `label_field` may be
     several columns separated by commas: zeros and ones for each label. A tagger's rows are lists of words and of their
     tags (CoNLL files, too), texts with marked entities, or texts alone. Without the fields, common names are looked for
-    (`nopad.runtime.data.fields`). Raises `InputFileError`, `UsageError`.
+    (`nopad.runtime.data.fields`). `keep` names columns to carry along. With `skip_bad`, a row without a text or with a
+    label that cannot be read is left out and told in `bad` (not of a tagger). Raises `InputFileError`, `UsageError`.
     """
     _check_task(manifest, second_field)
-    texts: list[str] = []
-    seconds: list[str] | None = None if second_field is None else []
-    labels: list[Any] = []  # None where a row has no label
-    places: list[str] = []
     with _open(source, text_field) as table:
         if manifest.task == "token-classification":
             return _read_tagged(table, manifest.labels, text_field, label_field, limit)
-        second = None if second_field is None else Field(table, second_field, (), "--second-field")
+        rows = _Rows(table, skip=skip_bad)
+        fields = [(Field(table, text_field, TEXT_COLUMNS, "--text-field"), "--text-field")]
+        if second_field is not None:
+            fields.append((Field(table, second_field, (), "--second-field"), "--second-field"))
         labelled = manifest.task == "text-classification"
-        fields = _label_fields(table, label_field, manifest.labels) if labelled else []
-        for place, text, record in _texts(table, text_field, limit):
-            texts.append(text)
-            if second is not None and seconds is not None:
-                seconds.append(_text(second, record, place, "--second-field"))
-            if not labelled:
+        label_fields = _label_fields(table, label_field, manifest.labels) if labelled else []
+        kept_fields = {name: Field(table, name, (), "--slice-field") for name in keep}
+        read: list[_Read] = []
+        for line, texts, record in rows.texts(fields, limit):
+            try:
+                label = _label(record, label_fields) if labelled else None
+                kept = {name: _kept(column.value(record)) for name, column in kept_fields.items()}
+            except ValueError as error:
+                rows.refuse(line, error)
                 continue
-            labels.append(_by_name(_label(record, fields, place), table, fields, manifest.labels))
-            places.append(place)
-    missing = [place for place, label in zip(places, labels, strict=True) if label is None]
-    if not labelled or (len(missing) == len(texts) and (label_field is None or table.columns is not None)):
-        return LabelledTexts(texts=texts, seconds=seconds)
-    _require_labels(missing, len(texts), fields)
-    target = _target_of(labels, manifest.head)
-    rows = []
-    for place, label in zip(places, labels, strict=True):
+            read.append(_Read(line, texts, _by_name(label, table, label_fields, manifest.labels), kept))
+        targets = None
+        unlabelled = all(one.label is None for one in read) and (label_field is None or table.columns is not None)
+        if labelled and not unlabelled:
+            read, targets = _with_targets(read, rows, label_fields, manifest.head, skip=skip_bad)
+    return LabelledTexts(
+        texts=[one.texts[0] for one in read],
+        seconds=None if second_field is None else [one.texts[1] for one in read],
+        targets=targets,
+        lines=[one.line for one in read],
+        kept=[one.kept for one in read],
+        bad=rows.bad,
+    )
+
+
+class _Read(NamedTuple):
+    line: int
+    texts: list[str]
+    label: Any  # None: the row has none
+    kept: Mapping[str, Any]
+
+
+def _with_targets(
+    read: Sequence[_Read], rows: _Rows, fields: Sequence[Field], head: Head, *, skip: bool
+) -> tuple[list[_Read], Targets]:
+    """The rows whose labels can be read, and their targets."""
+    labels = [one.label for one in read if one.label is not None]
+    named = ",".join(str(field.name) for field in fields)
+    missing = len(read) - len(labels)
+    target = _target_of(labels, head, tolerant=skip)
+    good, targets = [], []
+    for one in read:
+        if one.label is None and skip:
+            rows.refuse(one.line, f"no label in field {named!r}")
+            continue
+        if one.label is None:
+            rows.refuse(
+                one.line,
+                f"no label in field {named!r} ({missing} of {len(read)} rows have none); label all rows or none",
+            )
         try:
-            rows.append(target(label))
+            targets.append(target(one.label))
         except (ValueError, OverflowError) as error:
-            raise InputFileError(f"{place}: {error}") from None
-    return LabelledTexts(texts=texts, seconds=seconds, targets=np.array(rows, dtype=np.float64))
+            rows.refuse(one.line, error, str(error.label) if isinstance(error, _UnknownLabel) else None)
+        else:
+            good.append(one)
+    return good, np.array(targets, dtype=np.float64).reshape(len(good), len(head.labels))
 
 
 def _require_labels(missing: Sequence[str], rows: int, fields: Sequence[Field]) -> None:
@@ -122,8 +211,8 @@ def _read_tagged(
     entities: list[frozenset[EntityPlace]] = []
     missing: list[str] = []
     for place, record in _records(table, limit):
-        true = _label(record, [true_of], place) if labelled else None
         try:
+            true = _label(record, [true_of]) if labelled else None
             if of_words:
                 text, words = joined_words(text_of.value(record))
                 if true is not None:
@@ -132,7 +221,7 @@ def _read_tagged(
                 elif labelled:
                     missing.append(place)
             else:
-                text = _text(text_of, record, place, "--text-field")
+                text = _text(text_of, record, "--text-field")
                 entities.append(marked_entities(text, true, labels))
         except ValueError as error:
             raise InputFileError(f"{place}: {error} (columns are named by --text-field and --label-field)") from None
@@ -147,19 +236,13 @@ def read_texts(
 ) -> list[str]:
     """The texts of a source, without its labels. Raises `InputFileError` at the first row that has no text."""
     with _open(source, text_field) as table:
-        return [text for _, text, _ in _texts(table, text_field, limit)]
+        fields = [(Field(table, text_field, TEXT_COLUMNS, "--text-field"), "--text-field")]
+        return [text for _, (text,), _ in _Rows(table, skip=False).texts(fields, limit)]
 
 
 def _open(source: DataSource | str | Path, text_field: str | None) -> AbstractContextManager[Table]:
     source = str(source) if isinstance(source, Path) else source
     return open_table(source, wanted=[text_field] if text_field else TEXT_COLUMNS)
-
-
-def _texts(table: Table, text_field: str | None, limit: int | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Place, text and record of each row."""
-    text_of = Field(table, text_field, TEXT_COLUMNS, "--text-field")
-    for place, record in _records(table, limit):
-        yield place, _text(text_of, record, place, "--text-field"), record
 
 
 def _records(table: Table, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -171,14 +254,16 @@ def _records(table: Table, limit: int | None) -> Iterator[tuple[str, dict[str, A
         yield place, record
 
 
-def _text(field: Field, record: Mapping[str, Any], place: str, option: str) -> str:
-    try:
-        text = field.text(record)
-    except ValueError as error:
-        raise InputFileError(f"{place}: {error}") from None
+def _text(field: Field, record: Mapping[str, Any], option: str) -> str:
+    """The text of a record. Raises `ValueError` with the reason why it has none."""
+    text = field.text(record)
     if not text.strip():
-        raise InputFileError(f"{place}: no text in field {field.name!r}; name one with {option}")
+        raise ValueError(f"no text in field {field.name!r}; name one with {option}")
     return text
+
+
+def _kept(value: Any) -> Any:
+    return None if value is MISSING else value
 
 
 def _check_task(manifest: Manifest, second_field: str | None) -> None:
@@ -207,12 +292,12 @@ def _label_fields(table: Table, label_field: str | None, names: Sequence[str]) -
     return [Field(table, column, LABEL_COLUMNS, "--label-field", required=required) for column in columns]
 
 
-def _label(record: Mapping[str, Any], fields: Sequence[Field], place: str) -> Any:
-    """The label of a row, None if it has none; for several columns, a tuple of their cells."""
+def _label(record: Mapping[str, Any], fields: Sequence[Field]) -> Any:
+    """The label of a row, None if it has none; for several columns, a tuple of their cells. Raises `ValueError`."""
     try:
         cells = [field.value(record) for field in fields]
     except ValueError as error:
-        raise InputFileError(f"{place}: {error}; name one with --label-field") from None
+        raise ValueError(f"{error}; name one with --label-field") from None
     blank = [cell is MISSING or cell != cell or (isinstance(cell, str) and not cell.strip()) for cell in cells]
     cells = [None if empty else cell for cell, empty in zip(cells, blank, strict=True)]
     if len(cells) == 1:
@@ -230,8 +315,11 @@ def _by_name(label: Any, table: Table, fields: Sequence[Field], names: Sequence[
     return named if isinstance(label, list) else named[0]
 
 
-def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]]:
-    """The function that turns a label into a row of targets, or raises `ValueError` with the reason."""
+def _target_of(labels: Sequence[Any], head: Head, *, tolerant: bool) -> Callable[[Any], list[float]]:
+    """The function that turns a label into a row of targets, or raises `ValueError` with the reason.
+
+    `tolerant`: that some rows are broken does not change how the others are read.
+    """
     names, several = head.labels, head.multi_label
     find = label_finder(names)
 
@@ -254,14 +342,15 @@ def _target_of(labels: Sequence[Any], head: Head) -> Callable[[Any], list[float]
         row = [0.0] * len(names)
         for item in label if several and isinstance(label, list) else [label]:
             if (index := find(item)) is None:
-                raise ValueError(f"label {item!r} is not among {listed(names)}")
+                raise _UnknownLabel(item, names)
             row[index] = 1.0
         return row
 
     if not head.has_labels:
         return numbers
     columns = all(isinstance(label, tuple) for label in labels)
+    hot = sum(is_hot(label, len(names)) for label in labels)
     alone = len(names) == 1 and not any(isinstance(label, list) or label == names[0] for label in labels)
-    if several and (columns or alone or all(is_hot(label, len(names)) for label in labels)):
+    if several and (columns or alone or hot >= len(labels) * (_MOST if tolerant else 1)):
         return zeros_and_ones
     return classes

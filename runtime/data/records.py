@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from nopad.runtime.atomic import sha256_of
 from nopad.runtime.data import column_lines, delimited, json_texts
 from nopad.runtime.data.columnar import open_columnar
 from nopad.runtime.data.fields import LABEL_COLUMNS, MISSING, TEXT_COLUMNS, Field, name_list, plain_name
@@ -109,6 +111,14 @@ def source_files(source: DataSource | str) -> list[Path]:
     if path == "-":
         return []
     return list(_choose_part(find_parts(Path(path)), path, part).files) if os.path.isdir(path) else [Path(path)]
+
+
+def digest_of(source: DataSource | str) -> str | None:
+    """A file's SHA-256; of a folder, that of its files' digests; None of stdin. Raises `InputFileError`."""
+    digests = [sha256_of(file) for file in source_files(source)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
 
 
 def _choose_part(parts: Mapping[str, Part], path: str, name: str | None) -> Part:

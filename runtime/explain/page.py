@@ -11,7 +11,8 @@ from nopad.charts.svg import escaped
 from nopad.runtime.types import Attribution, Explanation, Text
 
 SHADES = 8  # of each of the two colours
-_STYLE = "".join(
+# Of a page that shows `marked` texts.
+STYLE = "".join(
     f".{side}{shade} {{ background: color-mix(in srgb, var({colour}) {round(80 * shade / SHADES)}%, var(--card)) }}\n"
     for side, colour in (("for", "--s0"), ("against", "--s1"))
     for shade in range(1, SHADES + 1)
@@ -62,15 +63,19 @@ def page(explained_texts: Sequence[tuple[Text, Explanation]]) -> str:
     """The text of an HTML file: each text with its words marked."""
     content = "".join(
         f"<section><h2>{escaped(explanation.label)} {explanation.score:.4f}</h2><p>{escaped(headline(explanation))}</p>"
-        + "".join(f'<p class="text">{_marked(part)}</p>' for part in segments(text, explanation))
-        + "</section>"
+        + f"{marked(text, explanation)}</section>"
         for text, explanation in explained_texts
     )
     lead = (
         "Blue speaks for the label, orange against it, the more so the darker; point at a word for its part of the "
         "log-odds, log(p / (1 - p))."
     )
-    return plain_page("nopad explain", lead, content, _STYLE)
+    return plain_page("nopad explain", lead, content, STYLE)
+
+
+def marked(text: Text, explanation: Explanation) -> str:
+    """The whole text as HTML, each word in the shade of what it did; of a pair, its two texts."""
+    return "".join(f'<p class="text">{_marked(part)}</p>' for part in segments(text, explanation))
 
 
 def _marked(found: Iterable[Segment]) -> str:

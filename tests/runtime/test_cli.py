@@ -91,7 +91,8 @@ def test_the_help_of_a_command_explains_every_option(name: str, capsys: Capture)
 
 def test_threads_are_an_option_of_the_commands_that_compute() -> None:
     have = {name for name in COMMANDS if any("--threads" in option.opts for option in command(name).params)}
-    assert have == {"train", "export", "parity", "calibrate", "tune", "predict", "explain", "serve", "bench", "demo"}
+    serving = {"predict", "explain", "serve", "analyze", "bench", "demo"}
+    assert have == {"train", "export", "parity", "calibrate", "tune", *serving}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

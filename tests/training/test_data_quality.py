@@ -13,9 +13,9 @@ from repository import DATA
 from training_samples import sentences, write_jsonl
 
 from nopad.runtime.cli import run
+from nopad.runtime.data.duplicates import find_duplicates
 from nopad.runtime.errors import UsageError
 from nopad.training.data import load_data
-from nopad.training.duplicates import find_duplicates
 from nopad.training.errors import DataError
 from nopad.training.splits import held_rows
 

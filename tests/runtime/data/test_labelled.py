@@ -174,3 +174,32 @@ def test_tags_that_fit_nothing_are_named(rows: Any, words: str, tmp_path: Path) 
     with pytest.raises(InputFileError, match=words) as error:
         read_labelled(path, TAGGER)
     assert "--label-field" in str(error.value) or "label all rows or none" in str(error.value)
+
+
+def test_bad_rows_are_skipped_and_told(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"text": "a", "label": "no", "from": "x"},
+        {"text": "b", "label": "perhaps", "from": "y"},
+        {"text": "c", "from": "y"},
+        {"text": " ", "label": "yes"},
+        {"text": "e", "label": "yes"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    found = read_labelled(path, classifier("no", "yes"), skip_bad=True, keep=["from"])
+    assert found.targets is not None and found.targets.tolist() == [[1, 0], [0, 1]]
+    assert (found.texts, found.lines) == (["a", "e"], [1, 5])
+    assert found.kept == [{"from": "x"}, {"from": None}]
+    assert sorted((row.line, row.label) for row in found.bad) == [(2, "perhaps"), (3, None), (4, None), (6, None)]
+    with pytest.raises(InputFileError, match="line 4: no text"):
+        read_labelled(path, classifier("no", "yes"))
+
+
+def test_a_broken_row_does_not_change_the_meaning_of_the_others(tmp_path: Path) -> None:
+    """Zeros and ones for each label, but for one row that lacks one: read as a list of labels, [1, 0] would be two."""
+    rows = [[1, 0, 1]] * 19 + [[1, 0]]
+    path = tmp_path / "hot.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "label": row}) + "\n" for row in rows))
+    found = read_labelled(path, classifier("a", "b", "c", problem_type=MULTI), skip_bad=True)
+    assert found.targets is not None and found.targets.tolist() == [[1, 0, 1]] * 19
+    assert [row.reason for row in found.bad] == ["2 cells for 3 labels: a, b, c"]

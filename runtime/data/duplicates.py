@@ -16,7 +16,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from nopad.training.rows_on_disk import room_for_rows, temporary_folder
+from nopad.runtime.data.temporary import room_for_rows, temporary_folder
 
 IntArray = npt.NDArray[np.int64]
 _FEWEST_WORDS, _SHINGLE, _ALIKE = 20, 3, 0.8

@@ -1,0 +1,1 @@
+"""`nopad analyze`."""

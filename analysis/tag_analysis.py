@@ -1,0 +1,210 @@
+"""The analysis of taggers: the entities of one or two models against the true ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from nopad.analysis.analysis import Analysis, Result, Wanted, unknown_labels_of
+from nopad.analysis.answers import Show
+from nopad.analysis.comparison import Change, Changes, Comparison
+from nopad.analysis.groups import Mask, by_length, by_value, scored
+from nopad.analysis.intervals import Estimate, bootstrap, mcnemar, wilson
+from nopad.analysis.mistakes import Mistake
+from nopad.analysis.overlap import Side, find_overlap
+from nopad.analysis.tagged_rows import Span, TaggedRows, kinds_of
+from nopad.analysis.tags import right_texts, tag_figures
+from nopad.runtime.data.labelled import BadRow
+from nopad.runtime.errors import InputFileError
+from nopad.runtime.model import Model
+from nopad.runtime.types import Entity, Failure, Tagging
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What one model found in all texts."""
+
+    entities: tuple[tuple[Entity, ...], ...]
+    tokens: npt.NDArray[np.int64]
+    used: npt.NDArray[np.int64]
+
+    @property
+    def spans(self) -> list[tuple[Span, ...]]:
+        return [tuple(Span(one.label, one.start, one.end) for one in found) for found in self.entities]
+
+
+def analyze_tags(
+    models: Sequence[Model], data: TaggedRows, train: TaggedRows | None, wanted: Wanted, show: Show
+) -> Analysis:
+    """Ask each tagger (one, or two to be compared) every text. Raises as `analyze`."""
+    kinds = kinds_of(models[0].labels)
+    rows, answers, failed = _ask(models, data, show)
+    rights = [right_texts(rows.entities, each.spans) for each in answers]
+    show("looking for texts that repeat")
+    between, within, _ = find_overlap(
+        _side(rows), None if train is None else _side(train), lambda mask: _share(rights[0], mask), wanted.rows
+    )
+    results = [
+        _result(model, rows, each, right, kinds, wanted)
+        for model, each, right in zip(models, answers, rights, strict=True)
+    ]
+    bad = sorted([*data.bad, *failed], key=lambda row: row.line)
+    return Analysis(
+        rows=len(rows.texts),
+        labels=kinds,
+        results=tuple(results),
+        comparison=_compare(rows, answers, rights, wanted.rows) if len(answers) > 1 else None,
+        repeats=within,
+        train=between,
+        train_rows=len(train.texts) if train is not None else 0,
+        train_bad=len(train.bad) if train is not None else 0,
+        bad=tuple(bad),
+        unknown=unknown_labels_of(bad),
+    )
+
+
+def _ask(models: Sequence[Model], data: TaggedRows, show: Show) -> tuple[TaggedRows, list[_Answers], list[BadRow]]:
+    """The rows that every model has answered, their answers, and the rows that one of them could not answer."""
+    if not data.texts:
+        raise InputFileError(f"none of {len(data.bad):,} rows can be used; {data.bad[0].place}: {data.bad[0].reason}")
+    found: list[list[Tagging]] = []
+    failed: dict[int, str] = {}
+    for model in models:
+        answers: list[Tagging] = []
+        for place, answer in enumerate(model.results(iter(data.texts))):
+            if isinstance(answer, Failure):
+                failed[place] = str(answer.error)
+            answers.append(answer)  # type: ignore[arg-type]  # failures are left out below
+            if place % 32 == 0:
+                show("answering the texts", place, len(data.texts))
+        found.append(answers)
+    good = [place for place in range(len(data.texts)) if place not in failed]
+    bad = [BadRow(data.lines[place], f"row {data.lines[place]}", reason) for place, reason in sorted(failed.items())]
+    if not good:
+        raise InputFileError(f"none of the {len(data.texts)} texts could be answered; the first: {bad[0].reason}")
+    rows = TaggedRows(
+        texts=[data.texts[place] for place in good],
+        entities=[data.entities[place] for place in good],
+        lines=[data.lines[place] for place in good],
+        kept=[data.kept[place] for place in good],
+        bad=[],
+    )
+    return rows, [_answers([each[place] for place in good]) for each in found], bad
+
+
+def _answers(answers: Sequence[Tagging]) -> _Answers:
+    return _Answers(
+        entities=tuple(answer.entities for answer in answers),
+        tokens=np.array([answer.tokens for answer in answers], dtype=np.int64),
+        used=np.array([answer.tokens_used for answer in answers], dtype=np.int64),
+    )
+
+
+def _share(right: npt.NDArray[np.bool_], mask: Mask) -> Estimate:
+    return wilson(int(right[mask].sum()), int(mask.sum()))
+
+
+def _side(rows: TaggedRows) -> Side:
+    labels = [_words(text, spans) for text, spans in zip(rows.texts, rows.entities, strict=True)]
+    return Side(texts=rows.texts, lines=rows.lines, labels=labels)
+
+
+def _words(text: str, spans: Sequence[Span]) -> str:
+    """Entities as words: "PER Ada Lovelace; LOC London"."""
+    return "; ".join(f"{span.kind} {text[span.start : span.end]}" for span in spans) or "none"
+
+
+def _result(
+    model: Model,
+    rows: TaggedRows,
+    answers: _Answers,
+    right: npt.NDArray[np.bool_],
+    kinds: Sequence[str],
+    wanted: Wanted,
+) -> Result:
+    whole = answers.used >= answers.tokens
+    slices = {name: by_value([kept.get(name) for kept in rows.kept]) for name in wanted.slices}
+
+    def measure(mask: Mask) -> Estimate:
+        return _share(right, mask)
+
+    return Result(
+        bundle=str(model.bundle.path),
+        engine=str(model.status().engine),
+        precision=model.artifact.precision,
+        file=model.artifact.file,
+        max_length=model.manifest.max_length,
+        classes=None,
+        numbers=None,
+        tags=tag_figures(rows.entities, answers.spans, kinds),
+        lengths=scored(by_length(answers.tokens), measure),
+        truncation=scored({"read to the end": whole, "cut off": ~whole}, measure),
+        slices={name: scored(masks, measure) for name, masks in slices.items()},
+        mistakes=_mistakes(rows, answers, np.flatnonzero(~right), wanted.rows),
+        wrong=int((~right).sum()),
+    )
+
+
+def _mistakes(rows: TaggedRows, answers: _Answers, wrong: npt.NDArray[np.int64], most: int) -> tuple[Mistake, ...]:
+    """Texts with wrong entities, those with the surest one first; then those where some are missing alone."""
+    found = []
+    for row in map(int, wrong):
+        true, spans = set(rows.entities[row]), answers.spans[row]
+        extra = [one for one, span in zip(answers.entities[row], spans, strict=True) if span not in true]
+        surest = max(extra, key=lambda one: one.score, default=None)
+        missing = next((span.kind for span in rows.entities[row] if span not in set(spans)), "")
+        found.append(
+            Mistake(
+                line=rows.lines[row],
+                text=rows.texts[row],
+                truth=_words(rows.texts[row], rows.entities[row]),
+                given=_words(rows.texts[row], spans),
+                label=missing if surest is None else surest.label,
+                missed=surest is None,
+                certainty=None if surest is None else surest.score,
+                tokens=int(answers.tokens[row]),
+                used=int(answers.used[row]),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: -(one.certainty or 0.0))[:most])
+
+
+def _compare(
+    rows: TaggedRows, answers: Sequence[_Answers], rights: Sequence[npt.NDArray[np.bool_]], most: int
+) -> Comparison:
+    """What changed, text by text: all its entities right, or not."""
+    spans = [each.spans for each in answers]
+    same = right_texts(spans[0], spans[1])
+    gained = rights[1].astype(np.float64) - rights[0]
+
+    def changes(mask: Mask) -> Changes:
+        places = [int(row) for row in np.flatnonzero(mask)]
+        return Changes(
+            rows=len(places),
+            lines=tuple(rows.lines[row] for row in places),
+            shown=tuple(
+                Change(
+                    line=rows.lines[row],
+                    text=rows.texts[row],
+                    truth=_words(rows.texts[row], rows.entities[row]),
+                    first=_words(rows.texts[row], spans[0][row]),
+                    second=_words(rows.texts[row], spans[1][row]),
+                )
+                for row in places[:most]
+            ),
+        )
+
+    worse, better = changes(rights[0] & ~rights[1]), changes(~rights[0] & rights[1])
+    return Comparison(
+        difference=bootstrap(lambda counts: float(counts @ gained / counts.sum()), len(gained)),
+        agreement=wilson(int(same.sum()), len(same)),
+        both_right=int((rights[0] & rights[1]).sum()),
+        both_wrong=int((~rights[0] & ~rights[1]).sum()),
+        p_value=mcnemar(worse.rows, better.rows),
+        worse=worse,
+        better=better,
+        other=changes(~rights[0] & ~rights[1] & ~same),
+    )

@@ -79,8 +79,14 @@ def parity(
     rows = None
     if data is not None:
         file = DataSource(path=data, encoding=encoding, columns=columns)
-        fields = {"text_field": text_field, "second_field": second_field, "label_field": label_field}
-        rows = read_labelled(file, opened.manifest, **fields, limit=limit)
+        rows = read_labelled(
+            file,
+            opened.manifest,
+            text_field=text_field,
+            second_field=second_field,
+            label_field=label_field,
+            limit=limit,
+        )
     with (
         status(console) as progress,
         open_reference(source, opened.manifest, allow_pickle=allow_pickle, progress=progress) as judge,

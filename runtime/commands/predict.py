@@ -150,6 +150,8 @@ def predict(
         second_field=second_field,
         keep=tuple(name.strip() for name in keep.split(",")) if keep else (),
     )
+    if ray is not None and output is None:
+        raise UsageError("--ray needs --output FILE: Ray writes messages of its own to stdout")
     if ray is None:
         scoring = _here(bundle, opening, asked, console)
     else:

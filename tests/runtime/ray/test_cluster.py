@@ -47,7 +47,8 @@ def test_of_rays_messages_the_line_that_says_it() -> None:
     ("arguments", "words"),
     [
         (["predict", "--ray", "local", "a film"], "--ray needs --input FILE"),
-        (["predict", "--ray", "local", "--input", "-"], "stdin cannot be"),
+        (["predict", "--ray", "local", "--input", "-", "--output", "o"], "stdin cannot be"),
+        (["predict", "--ray", "local", "--input", "t.txt"], "--ray needs --output FILE"),
         (["predict", "--replicas", "2", "--input", "t.txt"], "--replicas needs --ray"),
         (["predict", "--gpus", "1", "--input", "t.txt"], "--gpus needs --ray"),
         (["serve", "--replica-tokens", "9"], "--replica-tokens needs --ray"),
@@ -79,7 +80,7 @@ def test_where_ray_is_missing_its_extra_is_named(command: str, tmp_path: Path) -
         "sys.meta_path.insert(0, Forbid())\n"
         "from nopad.runtime.cli import run; sys.exit(run(sys.argv[1:]))"
     )
-    texts = ["--input", str(tmp_path / "t.txt")] if command == "predict" else []
+    texts = ["--input", str(tmp_path / "t.txt"), "--output", str(tmp_path / "o")] if command == "predict" else []
     arguments = [sys.executable, "-c", program, command, "--ray", "local", *texts]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4 and "pip install 'nopad[ray]'" in done.stderr and "Traceback" not in done.stderr

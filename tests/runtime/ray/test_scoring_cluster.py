@@ -78,9 +78,19 @@ def test_a_bundle_that_is_on_this_node_alone_is_told(source: Path, nodes: Nodes,
     from nopad.runtime.bundle import DEFAULT_BUNDLE
 
     os.symlink(DEFAULT_BUNDLE, tmp_path / "mine")
-    command = [*NOPAD, "predict", "/proc/self/cwd/mine", "--input", str(source), "--ray", nodes.address]
+    command = [
+        *NOPAD,
+        "predict",
+        "/proc/self/cwd/mine",
+        "--input",
+        str(source),
+        "--output",
+        "o",
+        "--ray",
+        nodes.address,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 4 and done.stdout == ""
+    assert done.returncode == 4 and {path.name for path in tmp_path.iterdir()} == {"mine"}
     assert "no bundle at /proc/self/cwd/mine" in done.stderr and "nopad: node " in done.stderr
     assert "every node needs nopad and the bundle" in done.stderr and "Traceback" not in done.stderr
 

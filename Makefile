@@ -7,9 +7,11 @@ PIP := -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 PYTEST := pytest -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo test test-full test-transformers4 lint docs bench clean
+.PHONY: setup environments demo test test-full test-transformers4 lint docs bench clean
 
 setup: $(VENV)/.done
+
+environments: $(VENV)/.done $(VENV4)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,7 +46,7 @@ lint: setup
 
 # The documentation as a site, in build/site. A link or an anchor that leads nowhere fails.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # The embedded model beside every competitor; or BENCH="bundle/ --reference checkpoint/ ...".
 BENCH ?=

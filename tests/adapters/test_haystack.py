@@ -96,8 +96,8 @@ def test_a_pipeline_is_stored_as_paths_and_opens_its_bundle_when_it_runs(
 ) -> None:
     embedding, rerank = prompted("both")[1], opened("modernbert-rerank")
     pipeline = Pipeline()
-    pipeline.add_component("query", NopadTextEmbedder(embedding, prompt_name="other", load_options=unverified))
-    documents = NopadDocumentEmbedder(embedding, meta_fields_to_embed=["row"], load_options=unverified)
+    pipeline.add_component("query", NopadTextEmbedder(embedding, prompt_name="other", load_options=dict(unverified)))
+    documents = NopadDocumentEmbedder(embedding, meta_fields_to_embed=["row"], load_options=dict(unverified))
     pipeline.add_component("documents", documents)
     pipeline.add_component("label", NopadDocumentClassifier(classification_field="mood"))
     pipeline.add_component("rank", NopadRanker(rerank, top_k=3))

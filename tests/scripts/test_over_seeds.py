@@ -24,6 +24,7 @@ def command(folder: Path, *options: str) -> list[str]:
     return ["script", *data, "--batch-size", "16", "--max-length", "32", *options]
 
 
+@pytest.mark.slow
 def test_padded_and_packed_batches_learn_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,7 +190,7 @@ def _packed() -> list[Shape]:
         ),
         Shape(
             name="mmBERT-32k", exercises="YaRN in every layer; 32,768 positions", since=5,
-            tokenizer="Gemma 2 BPE", task=_CLASSES, fast=True,
+            tokenizer="Gemma 2 BPE", task=_CLASSES,
             config=_modernbert(
                 **_FLAN, **_GEMMA_IDS, **labels(3), global_rope_theta=160000, local_rope_theta=160000,
                 max_position_embeddings=32768,
@@ -323,7 +323,7 @@ def _packed() -> list[Shape]:
         ),
         Shape(
             name="EuroBERT-210m", exercises="RMS norm, SwiGLU, theta 250 k, late pooling; `auto_map`", since=5,
-            fast=True, tokenizer="Llama 3 BPE", task=_CLASSES, dtype="bfloat16",
+            tokenizer="Llama 3 BPE", task=_CLASSES, dtype="bfloat16",
             config=_encoder(
                 "eurobert", 2, 64, layers=3, num_key_value_heads=2, head_dim=64, rope_theta=250000, rope_scaling=None,
                 max_position_embeddings=8192, pad_token_id=1, bos_token_id=0, eos_token_id=1, mask_token_id=2,
@@ -412,7 +412,7 @@ def _padded() -> list[Shape]:
             config=_encoder("electra", embedding_size=48, max_position_embeddings=512, type_vocab_size=2, **labels(3)),
         ),
         Shape(
-            name="deberta-v3-small", exercises="relative positions in buckets; pairs", padded=True, fast=True,
+            name="deberta-v3-small", exercises="relative positions in buckets; pairs", padded=True,
             tokenizer="DeBERTa unigram", task=_CLASSES,
             config=_encoder(
                 "deberta-v2", max_position_embeddings=512, relative_attention=True, position_buckets=256,

@@ -111,6 +111,7 @@ def test_the_step_is_saved_and_gone_on_from(
     assert not (tmp_path / "out.training").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_and_gone_on_with(folder: Path, train: Train, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "nopad.runtime.cli", *command(folder, tmp_path / "out"), "--log-every", "1e-6"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest: sums in the same order

@@ -161,6 +161,7 @@ def _file(path: Path, size: int, task: str, sentences: int) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_reading_a_large_file_takes_hardly_more_memory_than_a_small_one(tmp_path: Path) -> None:
     sizes = (4 * 10**6, 28 * 10**6)
     files = [_file(tmp_path / f"{size}.jsonl", size, "text-classification", 300) for size in sizes]

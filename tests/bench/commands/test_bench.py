@@ -97,7 +97,7 @@ def test_tasks_per_token_are_compared_too(
     assert cells["nopad-fp32"].agreement == 1.0 and (cells["nopad-fp32"].logit_difference or 1) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["bert-rerank", "modernbert-single-cls"])
+@pytest.mark.parametrize("name", ["bert-rerank", pytest.param("modernbert-single-cls", marks=pytest.mark.slow)])
 def test_pairs_of_texts_are_read_alike_by_all(
     name: str, bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_bert_takes_token_types(checkpoint: Folders, tmp_path: Path) -> None:
     assert graph.inputs["token_type_ids"] == ["tokens"]
 
 
+@pytest.mark.slow
 def test_large_weights_go_to_a_file_beside_the_graph(
     checkpoint: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,8 +117,8 @@ def test_texts_make_the_weights_more_exact(tmp_path: Path) -> None:
     exact = write_graph(checkpoint, tmp_path, "fp32", "openvino")
     nearest, _ = quantized(tmp_path / exact.file, FEW)
     with (REVIEWS / "train.jsonl").open() as lines:
-        (tmp_path / "texts.jsonl").write_text("".join(line for line, _ in zip(lines, range(60), strict=False)))
-    fitted = write_int8_graph(checkpoint, tmp_path, "openvino", str(tmp_path / "texts.jsonl"), 512, silent)
+        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(60), strict=False)]
+    fitted = write_int8_graph(checkpoint, tmp_path, "openvino", texts, 512, silent)
     assert fitted.precision == "int8" and fitted.quantized is not None and fitted.quantized["group"] == 64
     assert fitted.quantized["kept"] == [] and fitted.quantized["tokens"] > 8 * 192
 

@@ -65,6 +65,7 @@ def test_other_graphs_are_refused(graph: Graphs, tmp_path: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path) -> None:
     texts, _ = read_imdb(imdb, "train.jsonl", 64, max_length=512)
     made = quantize(TENSORRT, graph("embedded"), tmp_path / "int8.onnx", texts, labels_of=by_label)

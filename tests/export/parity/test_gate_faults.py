@@ -152,11 +152,12 @@ def no_token_types(folder: Path) -> None:
 LOGITS = {"logits"}
 INVARIANCE = {"logits", "batch invariance"}
 CPU: dict[str, Any] = {"targets": ("cpu",), "fast": ("cpu",)}
+SLOW_CPU: dict[str, Any] = {"targets": ("cpu",), "fast": ()}
 OPENVINO: dict[str, Any] = {"targets": ("openvino",), "fast": ()}
 FAULTS = {
     "window dropped": Fault(caught=LOGITS, config=lambda c: {"local_layers": (False,) * c.num_layers}),
     "half window one too wide": Fault(
-        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention + 2}
+        fast=(), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention + 2}
     ),
     "half window one too narrow": Fault(
         fast=(), caught=LOGITS, config=lambda c: {"local_attention": c.local_attention - 2}
@@ -165,12 +166,12 @@ FAULTS = {
         fast=("cpu",), caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 130}
     ),
     "half window 64 -> 63": Fault(
-        caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 126}
+        fast=(), caught=LOGITS, checkpoint="modernbert-single-cls", config=lambda c: {"local_attention": 126}
     ),
     "global rope theta": Fault(caught=LOGITS, config=lambda c: {"global_rope": Rope(rope_theta=10_000.0)}),
     "local rope theta": Fault(fast=(), caught=LOGITS, config=lambda c: {"local_rope": Rope(rope_theta=160_000.0)}),
     "local and global layers swapped": Fault(
-        fast=("cpu",), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
+        fast=(), caught=LOGITS, config=lambda c: {"local_layers": tuple(not local for local in c.local_layers)}
     ),
     "one head's queries 2 % too large": Fault(fast=("cpu", "onnx"), caught=LOGITS, weights=scale_one_head),
     "texts attend to one another in local layers": Fault(
@@ -182,11 +183,11 @@ FAULTS = {
         caught=INVARIANCE, targets=("onnx",), fast=(), attention=one_text_over_the_whole_stream
     ),
     "CPU graph: texts attend to one another in local layers": Fault(
-        caught=INVARIANCE, **CPU, attention=functools.partial(texts_attend_to_one_another, cpu_attention)
+        caught=INVARIANCE, **SLOW_CPU, attention=functools.partial(texts_attend_to_one_another, cpu_attention)
     ),
     "CPU graph: several texts are taken for one": Fault(caught=INVARIANCE, **CPU, attention=always_alone),
     "CPU graph: padding is attended to": Fault(
-        caught=INVARIANCE, targets=("cpu",), fast=(), attention=functools.partial(padding_is_attended_to, cpu_attention)
+        caught=INVARIANCE, **SLOW_CPU, attention=functools.partial(padding_is_attended_to, cpu_attention)
     ),
     "OpenVINO graph: texts attend to one another in local layers": Fault(
         caught=INVARIANCE, **OPENVINO, attention=functools.partial(texts_attend_to_one_another, openvino_attention)
@@ -196,9 +197,9 @@ FAULTS = {
     ),
     "CPU graph: a residual is lost": Fault(caught=LOGITS, **CPU, files=lose_a_residual),
     "CPU graph: a text one token too long is taken for short": Fault(
-        caught=LOGITS, **CPU, checkpoint="modernbert-single-cls", files=take_a_longer_text_for_short
+        caught=LOGITS, **SLOW_CPU, checkpoint="modernbert-single-cls", files=take_a_longer_text_for_short
     ),
-    "CPU graph: keys and values change places": Fault(caught=LOGITS, targets=("cpu",), fast=(), files=confuse_slices),
+    "CPU graph: keys and values change places": Fault(caught=LOGITS, **SLOW_CPU, files=confuse_slices),
     "cls instead of mean pooling": Fault(fast=(), caught=LOGITS, config=lambda c: {"pooling": "cls"}),
     "weights of one layer rounded to bf16": Fault(fast=(), caught=LOGITS, weights=round_weights),
     "labels swapped": Fault(
@@ -221,9 +222,7 @@ FAULTS = {
         fast=(), caught=LOGITS, checkpoint="modernbert-tokens", weights=forget_the_last_norm
     ),
     "BERT positions off by one": Fault(fast=(), caught=LOGITS, checkpoint="bert-single", weights=shift_positions),
-    "BERT token types ignored": Fault(
-        fast=("cpu",), caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types
-    ),
+    "BERT token types ignored": Fault(fast=(), caught=LOGITS, checkpoint="bert-rerank", weights=forget_token_types),
     "tokenizer without token types": Fault(
         caught={"logits", "token types"}, checkpoint="bert-single", files=no_token_types
     ),

@@ -44,6 +44,7 @@ def watched(tmp_path: Path) -> Iterator[Path]:
     WATCHED.clear()
 
 
+@pytest.mark.slow
 def test_config_json_is_read_once_and_once_by_the_reference(watched: Path, tmp_path: Path) -> None:
     options = ExportOptions(target="onnx", precision=["fp32", "fp16"], threads=1)
     assert export_checkpoint(watched, tmp_path / "bundle", options).passed

@@ -246,6 +246,7 @@ def test_ctrl_c_leaves_nothing(step: str, stop: signal.Signals, checkpoint: Bund
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_bundle(checkpoint: Bundles, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, "export", str(checkpoint(NAME)), "--output", str(tmp_path / "bundle")]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -46,6 +46,7 @@ def test_the_distance_of_vectors_is_a_share_of_the_teachers_length() -> None:
     assert task.imitate(teacher[3:4], {TEACHER: teacher[3:4]}, temperature=2.0).item() == 0
 
 
+@pytest.mark.slow
 def test_a_student_answers_from_an_index_of_its_teachers_vectors(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

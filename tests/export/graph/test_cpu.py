@@ -265,6 +265,7 @@ def test_the_manifest_asks_for_no_filler(name: str, bundle: Folders) -> None:
 # --- bundles and the command
 
 
+@pytest.mark.slow
 def test_of_both_graphs_the_one_for_cpus_is_opened_on_cpus(checkpoint: Folders, tmp_path: Path) -> None:
     written = write_bundle(load_checkpoint(checkpoint(NAME)), tmp_path, cpu=["fp32"], graphs=["fp32"])
     artifacts = written.manifest.artifacts

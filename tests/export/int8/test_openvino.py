@@ -110,6 +110,7 @@ def test_other_architectures(
     assert 0 < np.abs(answers(file, batch) - want).max() <= 0.1 * max(1.0, float(np.abs(want).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs IMDb in NOPAD_DATA")
 def test_texts_make_the_weights_more_exact(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)

@@ -71,6 +71,7 @@ def _with_outliers(source: Path, output: Path, layers: Iterable[int]) -> None:
     onnx.save(model, str(output))
 
 
+@pytest.mark.slow
 def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path: Path) -> None:
     odd, texts = tmp_path / "odd.onnx", batches(256, 8192)
     _with_outliers(graph("embedded"), odd, (1, 2))

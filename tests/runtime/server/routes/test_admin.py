@@ -52,6 +52,7 @@ def test_without_an_admin_key_nobody_changes_anything(server: Swapping) -> None:
         plain.stop()
 
 
+@pytest.mark.slow
 def test_a_model_is_added_by_the_name_of_its_folder_and_removed(server: Swapping) -> None:
     def status(name: str) -> int:
         headers = {"authorization": "Bearer user"}

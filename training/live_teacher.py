@@ -42,10 +42,14 @@ class LiveTeacher:
         return math.lcm(own, self.encoder.encoder_config.block)
 
     def read(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Its logits of the batch, fp32, and its hidden states in the student's size, [T, the student's size]."""
+        """Its logits of the batch, fp32, and its hidden states, [T, its size]."""
         with torch.no_grad(), hidden_states(self.encoder) as states:
             logits: Tensor = self.encoder(**{name: batch[name] for name in (*STREAM, CHOSEN) if name in batch})
-        return logits, states[0].float() @ self.projection
+        return logits, states[0]
+
+    def projected(self, states: Tensor) -> Tensor:
+        """Its hidden states [T, its size] in the student's size, fp32."""
+        return states.float() @ self.projection
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -86,20 +87,24 @@ class PackedTrainer(Trainer):
 
         The recipe's label smoothing applies to training steps only.
         """
-        with hidden_states(self.checkpoint.encoder) as states:
+        live = self.live if model.training else None
+        follows = live is not None and self.recipe.teacher_states > 0
+        with hidden_states(self.checkpoint.encoder) if follows else nullcontext(list[Tensor]()) as states:
             logits = model(**{name: inputs[name] for name in (*STREAM, CHOSEN) if name in inputs})
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         compared, batch = self.task.of_all_processes(logits, inputs) if model.training else (logits, inputs)
         loss = self.task.loss(compared, batch, label_smoothing=smoothing)
-        theirs = None
-        if self.live is not None and model.training:
-            answers, theirs = self.live.read(inputs)
+        distance = None
+        if live is not None:
+            answers, theirs = live.read(inputs)
             batch = {TEACHER: answers, **batch}  # what has been asked before goes first
+            if follows:
+                distance = states_apart(states[0], live.projected(theirs), inputs["sequence_ids"])
         if TEACHER in batch:
             apart = self.task.imitate(compared, batch, temperature=self.recipe.temperature)
             loss = torch.lerp(loss, apart, self.recipe.teacher_weight)
-        if theirs is not None and self.recipe.teacher_states:
-            loss = loss + self.recipe.teacher_states * states_apart(states[0], theirs, inputs["sequence_ids"])
+        if distance is not None:
+            loss = loss + self.recipe.teacher_states * distance
         if model.training:
             self.meter.add(inputs[FACTS], loss, step=self.state.global_step + 1)
         if num_items_in_batch:  # gradients of several processes are averaged; without any item the loss is 0

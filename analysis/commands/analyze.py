@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from nopad.runtime.commands.options import asked_engine_option, asked_precision_option
 from nopad.runtime.console import (
     FILES,
     common_options,
@@ -22,7 +23,7 @@ from nopad.runtime.console import (
     status,
     threads_option,
 )
-from nopad.runtime.engines.base import ENGINES, named_engines
+from nopad.runtime.engines.base import named_engines
 from nopad.runtime.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ _SHOWN = 3
     default=Path("analysis.html"),
     help="The page; the same figures are written beside it as .json.",
 )
-@click.option("--engine", default="auto", help=f"Engine to ask: auto, {', '.join(ENGINES)}.")
-@click.option("--precision", help="Ask the file of this precision. [default: the one that load takes]")
+@asked_engine_option
+@asked_precision_option
 @click.option(
     "--other-precision", help="Of the second bundle; without OTHER, compare with this precision of the same bundle."
 )

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nopad.runtime.commands.options import asked_engine_option, asked_precision_option
 from nopad.runtime.console import (
     FILES,
     common_options,
@@ -23,7 +24,6 @@ from nopad.runtime.console import (
     threads_option,
 )
 from nopad.runtime.data.table import DataSource
-from nopad.runtime.engines.base import ENGINES
 from nopad.runtime.errors import InputFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ _NAMES = {
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Mark answers whose calibrated score is below P as abstained, where a text has exactly one label.",
 )
-@click.option("--engine", default="auto", help=f"Engine to ask: auto, {', '.join(ENGINES)}.")
-@click.option("--precision", help="Ask the file of this precision. [default: the one that load takes]")
+@asked_engine_option
+@asked_precision_option
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Write the reliability diagram here, before and after: SVG."
 )

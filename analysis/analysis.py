@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from nopad.analysis.answers import Answers, Rows, Show, ask
+from nopad.analysis.answers import Answers, IntArray, Rows, Show, ask
 from nopad.analysis.comparison import Comparison, compare
-from nopad.analysis.groups import Group, Mask, Measure, by_length, by_value, scored
+from nopad.analysis.groups import Group, Measure, by_length, by_value, scored
 from nopad.analysis.intervals import Estimate, wilson
 from nopad.analysis.mistakes import Mistake, Noise, explain, mistakes, named, noise
 from nopad.analysis.numbers import NumberFigures, mean_error, number_figures
 from nopad.analysis.overlap import Overlap, Side, find_overlap
 from nopad.analysis.scores import Confusion, LabelScore, confusion_matrix, confusions, label_scores, macro_f1
+from nopad.analysis.tagged_rows import TaggedRows
 from nopad.analysis.tags import TagFigures
 from nopad.model.head import Head
 from nopad.model.reliability import Bin, reliability
@@ -72,8 +73,8 @@ class Result:
     precision: str
     file: str
     max_length: int
-    classes: Classes | None
-    numbers: Numbers | None
+    classes: Classes | None = None
+    numbers: Numbers | None = None
     tags: TagFigures | None = None
     lengths: tuple[Group, ...]
     truncation: tuple[Group, ...]
@@ -125,18 +126,67 @@ def analyze(
         name = f" of {'AB'[number]}" if len(models) > 1 else ""
         found = explain(model, result.mistakes, wanted.explain, wanted.budget, show, name)
         results.append(dataclasses.replace(result, mistakes=found))
-    bad = sorted([*data.bad, *failed], key=lambda row: row.line)
-    return Analysis(
-        rows=len(rows.lines),
-        labels=heads[0].labels,
-        results=tuple(results),
-        comparison=compare(rows, answers[0], answers[1], wanted.rows) if len(answers) > 1 else None,
+    return analysis_of(
+        len(rows.lines),
+        heads[0].labels,
+        results,
+        compare(rows, answers[0], answers[1], wanted.rows) if len(answers) > 1 else None,
         repeats=within,
+        between=between,
+        train=train,
+        bad=[*data.bad, *failed],
+    )
+
+
+def analysis_of(
+    rows: int,
+    labels: tuple[str, ...],
+    results: Sequence[Result],
+    comparison: Comparison | None,
+    *,
+    repeats: Overlap,
+    between: Overlap | None,
+    train: LabelledTexts | TaggedRows | None,
+    bad: Sequence[BadRow],
+) -> Analysis:
+    """What was found, with the rows left out in order. `between`: the rows that are among `train`'s."""
+    bad = sorted(bad, key=lambda row: row.line)
+    return Analysis(
+        rows=rows,
+        labels=labels,
+        results=tuple(results),
+        comparison=comparison,
+        repeats=repeats,
         train=between,
         train_rows=len(train.texts) if train is not None else 0,
         train_bad=len(train.bad) if train is not None else 0,
         bad=tuple(bad),
-        unknown=unknown_labels_of(bad),
+        unknown=_unknown_labels(bad),
+    )
+
+
+def result_of(
+    model: Model,
+    kept: Sequence[Mapping[str, Any]],
+    tokens: IntArray,
+    used: IntArray,
+    measure: Measure,
+    slices: Sequence[str],
+    **own: Any,
+) -> Result:
+    """What all results of a model have: what answered, and the scores of groups of rows; `own` are the other fields."""
+    whole = used >= tokens
+    groups = {name: by_value([row.get(name) for row in kept]) for name in slices}
+    return Result(
+        bundle=str(model.bundle.path),
+        engine=str(model.status().engine),
+        precision=model.artifact.precision,
+        file=model.artifact.file,
+        max_length=model.manifest.max_length,
+        lengths=scored(by_length(tokens), measure),
+        truncation=scored({"read to the end": whole, "cut off": ~whole}, measure),
+        slices={name: scored(masks, measure) for name, masks in groups.items()},
+        **own,
     )
 
 
@@ -161,22 +211,17 @@ def _measure(rows: Rows, answers: Answers) -> Measure:
 
 
 def _result(model: Model, rows: Rows, answers: Answers, measure: Measure, wanted: Wanted) -> Result:
-    head, whole = answers.head, answers.used >= answers.tokens
-    groups: dict[str, dict[str, Mask]] = {
-        name: by_value([kept.get(name) for kept in rows.kept]) for name in wanted.slices
-    }
+    head = answers.head
     right = (head.decide(answers.logits) == rows.targets).all(axis=1) if head.has_labels else None
-    return Result(
-        bundle=str(model.bundle.path),
-        engine=str(model.status().engine),
-        precision=model.artifact.precision,
-        file=model.artifact.file,
-        max_length=model.manifest.max_length,
+    return result_of(
+        model,
+        rows.kept,
+        answers.tokens,
+        answers.used,
+        measure,
+        wanted.slices,
         classes=_classes(rows, answers, wanted) if head.has_labels else None,
         numbers=None if head.has_labels else _numbers(rows, answers),
-        lengths=scored(by_length(answers.tokens), measure),
-        truncation=scored({"read to the end": whole, "cut off": ~whole}, measure),
-        slices={name: scored(masks, measure) for name, masks in groups.items()},
         mistakes=mistakes(rows, answers, wanted.rows),
         wrong=None if right is None else int((~right).sum()),
     )
@@ -225,7 +270,7 @@ def _labels(targets: Any, head: Head) -> list[str | None]:
     return [", ".join(f"{value:g}" for value in row) for row in targets]
 
 
-def unknown_labels_of(bad: Sequence[BadRow]) -> dict[str, tuple[int, ...]]:
+def _unknown_labels(bad: Sequence[BadRow]) -> dict[str, tuple[int, ...]]:
     """The labels that no bundle knows, and the numbers of their rows; the most frequent first."""
     counts = Counter(row.label for row in bad if row.label is not None)
     return {label: tuple(row.line for row in bad if row.label == label) for label, _ in counts.most_common()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,11 @@ class Answers:
 def ask(models: Sequence[Model], read: LabelledTexts, show: Show) -> tuple[Rows, list[Answers], list[BadRow]]:
     """The rows that every model has answered, their answers, and the rows that one of them could not answer."""
     assert read.targets is not None, "the caller has looked"
-    found = [_ask(model, read.inputs, show) for model in models]
-    failed: dict[int, str] = {}
-    for answers in found:
-        failed |= {place: str(answer.error) for place, answer in enumerate(answers) if isinstance(answer, Failure)}
-    good = [place for place in range(len(read.texts)) if place not in failed]
-    bad = [BadRow(read.lines[place], f"row {read.lines[place]}", reason) for place, reason in sorted(failed.items())]
-    if not good:
-        raise InputFileError(f"none of the {len(read.texts)} texts could be answered; the first: {bad[0].reason}")
+    found = [
+        collected(model.predict(iter(read.inputs), return_logits=True, on_error="return"), len(read.texts), show)
+        for model in models
+    ]
+    good, bad = answered_by_all(found, read.lines)
     rows = Rows(
         inputs=tuple(read.inputs[place] for place in good),
         targets=read.targets[good],
@@ -91,13 +88,26 @@ def check_alike(first: Head, second: Head) -> None:
         )
 
 
-def _ask(model: Model, inputs: Sequence[Text], show: Show) -> list[Any]:
-    answers: list[Any] = []
-    for answer in model.predict(iter(inputs), return_logits=True, on_error="return"):
-        answers.append(answer)
-        if len(answers) % 32 == 1:
-            show("answering the texts", len(answers), len(inputs))
-    return answers
+def collected(answers: Iterable[Any], count: int, show: Show) -> list[Any]:
+    """The answers of one model to `count` texts, which are shown as they come."""
+    found: list[Any] = []
+    for answer in answers:
+        found.append(answer)
+        if len(found) % 32 == 1:
+            show("answering the texts", len(found), count)
+    return found
+
+
+def answered_by_all(found: Sequence[Sequence[Any]], lines: Sequence[int]) -> tuple[list[int], list[BadRow]]:
+    """Which rows every model has answered, and the others with the reason. Raises `InputFileError` where all failed."""
+    failed: dict[int, str] = {}
+    for answers in found:
+        failed |= {place: str(answer.error) for place, answer in enumerate(answers) if isinstance(answer, Failure)}
+    good = [place for place in range(len(lines)) if place not in failed]
+    bad = [BadRow(lines[place], f"row {lines[place]}", reason) for place, reason in sorted(failed.items())]
+    if not good:
+        raise InputFileError(f"none of the {len(lines)} texts could be answered; the first: {bad[0].reason}")
+    return good, bad
 
 
 def _ordered(model: Model, answers: Sequence[Any], names: Sequence[str]) -> Answers:

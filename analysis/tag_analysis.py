@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nopad.analysis.analysis import Analysis, Result, Wanted, unknown_labels_of
-from nopad.analysis.answers import Show
+from nopad.analysis.analysis import Analysis, Result, Wanted, analysis_of, result_of
+from nopad.analysis.answers import Show, answered_by_all, collected
 from nopad.analysis.comparison import Change, Changes, Comparison
-from nopad.analysis.groups import Mask, by_length, by_value, scored
+from nopad.analysis.groups import Mask
 from nopad.analysis.intervals import Estimate, bootstrap, mcnemar, wilson
 from nopad.analysis.mistakes import Mistake
 from nopad.analysis.overlap import Side, find_overlap
@@ -20,7 +20,7 @@ from nopad.analysis.tags import right_texts, tag_figures
 from nopad.runtime.data.labelled import BadRow
 from nopad.runtime.errors import InputFileError
 from nopad.runtime.model import Model
-from nopad.runtime.types import Entity, Failure, Tagging
+from nopad.runtime.types import Entity, Tagging
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,18 +51,15 @@ def analyze_tags(
         _result(model, rows, each, right, kinds, wanted)
         for model, each, right in zip(models, answers, rights, strict=True)
     ]
-    bad = sorted([*data.bad, *failed], key=lambda row: row.line)
-    return Analysis(
-        rows=len(rows.texts),
-        labels=kinds,
-        results=tuple(results),
-        comparison=_compare(rows, answers, rights, wanted.rows) if len(answers) > 1 else None,
+    return analysis_of(
+        len(rows.texts),
+        kinds,
+        results,
+        _compare(rows, answers, rights, wanted.rows) if len(answers) > 1 else None,
         repeats=within,
-        train=between,
-        train_rows=len(train.texts) if train is not None else 0,
-        train_bad=len(train.bad) if train is not None else 0,
-        bad=tuple(bad),
-        unknown=unknown_labels_of(bad),
+        between=between,
+        train=train,
+        bad=[*data.bad, *failed],
     )
 
 
@@ -70,21 +67,8 @@ def _ask(models: Sequence[Model], data: TaggedRows, show: Show) -> tuple[TaggedR
     """The rows that every model has answered, their answers, and the rows that one of them could not answer."""
     if not data.texts:
         raise InputFileError(f"none of {len(data.bad):,} rows can be used; {data.bad[0].place}: {data.bad[0].reason}")
-    found: list[list[Tagging]] = []
-    failed: dict[int, str] = {}
-    for model in models:
-        answers: list[Tagging] = []
-        for place, answer in enumerate(model.results(iter(data.texts))):
-            if isinstance(answer, Failure):
-                failed[place] = str(answer.error)
-            answers.append(answer)  # type: ignore[arg-type]  # failures are left out below
-            if place % 32 == 0:
-                show("answering the texts", place, len(data.texts))
-        found.append(answers)
-    good = [place for place in range(len(data.texts)) if place not in failed]
-    bad = [BadRow(data.lines[place], f"row {data.lines[place]}", reason) for place, reason in sorted(failed.items())]
-    if not good:
-        raise InputFileError(f"none of the {len(data.texts)} texts could be answered; the first: {bad[0].reason}")
+    found = [collected(model.results(iter(data.texts)), len(data.texts), show) for model in models]
+    good, bad = answered_by_all(found, data.lines)
     rows = TaggedRows(
         texts=[data.texts[place] for place in good],
         entities=[data.entities[place] for place in good],
@@ -125,24 +109,17 @@ def _result(
     kinds: Sequence[str],
     wanted: Wanted,
 ) -> Result:
-    whole = answers.used >= answers.tokens
-    slices = {name: by_value([kept.get(name) for kept in rows.kept]) for name in wanted.slices}
-
     def measure(mask: Mask) -> Estimate:
         return _share(right, mask)
 
-    return Result(
-        bundle=str(model.bundle.path),
-        engine=str(model.status().engine),
-        precision=model.artifact.precision,
-        file=model.artifact.file,
-        max_length=model.manifest.max_length,
-        classes=None,
-        numbers=None,
+    return result_of(
+        model,
+        rows.kept,
+        answers.tokens,
+        answers.used,
+        measure,
+        wanted.slices,
         tags=tag_figures(rows.entities, answers.spans, kinds),
-        lengths=scored(by_length(answers.tokens), measure),
-        truncation=scored({"read to the end": whole, "cut off": ~whole}, measure),
-        slices={name: scored(masks, measure) for name, masks in slices.items()},
         mistakes=_mistakes(rows, answers, np.flatnonzero(~right), wanted.rows),
         wrong=int((~right).sum()),
     )

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from nopad.runtime.server.settings import Job, Settings
 
 NAME = "nopad"  # of the application and of its one deployment
 QUEUED = "nopad_tokens"  # the metric by which replicas are added
+DRAIN_LOOK_SECONDS = 0.05
 STARTS = 3  # of a replica that cannot be started, for example without its bundle
 LOOK_BACK_SECONDS = 15.0  # over which its mean is taken
 # Settings of what Ray's proxies do in a server's place, or of what would change one replica alone; with their options.
@@ -83,8 +84,16 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         return HeadAsGet(create_app(self._serving))
 
+    async def drain(self) -> None:
+        """Answer new requests with 503; returns once those that run are answered."""
+        self._serving.draining = True
+        while self._serving.running:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
     async def check_health(self) -> None:
         """Raises where the engine fails or hangs: Ray Serve then puts another replica in the place of this one."""
+        if self._serving.draining:  # it ends by itself, with what it answers
+            return
         try:
             self._serving.require_healthy()
             await self._serving.forwards.require()
@@ -188,8 +197,9 @@ def serve_on(
 ) -> None:
     """Serve a job on the cluster at `address` until a signal, then let what runs end, and remove it.
 
-    `ready` gets the models' tasks by name once a replica answers. Raises as `cluster` and `share` do, `BundleError` for
-    a bundle that is not on this node, and `EnvironmentProblem` for one that other nodes cannot open.
+    It stays where another command has deployed its own in its place. `ready` gets the models' tasks by name once a
+    replica answers. Raises as `cluster` and `share` do, `BundleError` for a bundle that is not on this node,
+    `EnvironmentProblem` for one that other nodes cannot open, and `KeyboardInterrupt` at a second signal.
     """
     check_settings(job.settings)
     if port == 0:
@@ -209,18 +219,40 @@ def serve_on(
                 serve.start(proxy_location="EveryNode", http_options=http)
             except (RayError, TimeoutError):  # a proxy took too long; the controller, which is there, starts another
                 serve.start(proxy_location="EveryNode", http_options=http)
+            deployed: tuple[Any, float] | None = None
             try:
-                serve.run(target, name=NAME, route_prefix="/")
+                handle = serve.run(target, name=NAME, route_prefix="/").options()  # learns where the replicas are
+                deployed = handle, serve.status().applications[NAME].last_deployed_time_s
                 ready(tasks)
                 while True:
                     time.sleep(1)
             except KeyboardInterrupt:  # an orderly end
                 pass
             finally:
-                serve.delete(NAME)
+                _end(deployed, job.settings.drain_seconds)
                 if address == LOCAL:
                     serve.shutdown()
         except NopadError:
             raise
         except (RayError, RuntimeError, OSError, ValueError) as error:
             raise EnvironmentProblem(f"Ray Serve cannot serve it: {first_line(error)}") from None
+
+
+def _end(deployed: tuple[Any, float] | None, seconds: float) -> None:
+    """Let what runs end within `seconds`, then remove the application, unless another command has deployed its own.
+
+    `deployed`: its handle, and when that was; None where it did not come to that.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    if deployed is not None:
+        handle, when = deployed
+        there = serve.status().applications.get(NAME)
+        if there is None or there.last_deployed_time_s != when:
+            return
+        with suppress(RayError, RayServeException, TimeoutError):  # without a replica, or with requests that go on
+            handle.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)
+    with suppress(TimeoutError):  # Ray stops replicas with requests in its own time, which is as long again
+        serve.delete(NAME)

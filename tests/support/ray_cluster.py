@@ -54,11 +54,8 @@ def _node() -> dict[str, int]:
 
 
 @contextmanager
-def two_nodes() -> Iterator[Nodes]:
-    """The cluster; its processes and those that are started meanwhile report nothing, and need no token."""
-    from ray._private import services
-    from ray._private.node import Node
-
+def patient() -> Iterator[pytest.MonkeyPatch]:
+    """Clusters that are started meanwhile wait for a busy machine, report nothing, and need no token."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -68,6 +65,16 @@ def two_nodes() -> Iterator[Nodes]:
         for name in ("READY", "HEALTH"):
             patch.setenv(f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S", "300")
         patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
+        yield patch
+
+
+@contextmanager
+def two_nodes() -> Iterator[Nodes]:
+    """The cluster, as `patient`."""
+    from ray._private import services
+    from ray._private.node import Node
+
+    with patient() as patch:
         patch.setattr(Node, "start_ray_processes", _with_ports(Node.start_ray_processes))
         patch.setattr(services, "get_node", _patiently(services.get_node))
         nodes = Nodes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -35,7 +36,7 @@ def first_answers(process: subprocess.Popen[str], output: Path) -> None:
     partial = output.with_name(output.name + ".partial")
     while not (partial.exists() and partial.stat().st_size):
         assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,14 @@ def test_an_interrupted_run_goes_on_with_or_without_ray(
     assert "interrupted after" in begun.stderr.read()
     partial = output.with_name(output.name + ".partial").read_bytes()
     assert wanted.startswith(partial) and len(partial) < len(wanted)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in list(tmp_path.glob("answers*")):
+        shutil.copy(path, other)
     done = predict(source, output, "--resume")
     assert done.wait() == 3 and output.read_bytes() == wanted
+    done = predict(source, other / output.name, "--resume", "--ray", nodes.address)
+    assert done.wait() == 3 and (other / output.name).read_bytes() == wanted
 
 
 def test_a_bundle_that_is_on_this_node_alone_is_told(source: Path, nodes: Nodes, tmp_path: Path) -> None:

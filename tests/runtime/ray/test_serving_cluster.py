@@ -1,104 +1,106 @@
-"""`nopad serve --ray` on a real cluster of two nodes: more replicas for more tokens, and a node that is killed."""
+"""`nopad serve --ray` on a real cluster of two nodes: replicas come and go, a command takes over, a node is killed."""
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
-import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nopad[ray]'")
-from ray_cluster import free_ports, two_nodes
+from ray_cluster import Nodes, free_ports, two_nodes
+from ray_server import LONG_TEXTS, Callers, end_in_order, right, serving, until
 
-from nopad.runtime.predictor import load
+from nopad.runtime.ray.serving import NAME, build
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
-TEXTS = [f"film {i} " + "with a dull and long plot " * 20 for i in range(32)]
-SECONDS = 600  # for what a busy machine is slow at
-
-
-class Callers:
-    """Threads that ask and ask again until they are answered; what they got."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._stop = url, threading.Event()
-        self.answered: list[list[Any]] = []
-        self.failed: list[str] = []
-        self._threads = [threading.Thread(target=self._ask) for _ in range(6)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                answer = httpx.post(self._url + "/predict", json={"inputs": [[text] for text in TEXTS]}, timeout=120)
-                answer.raise_for_status()
-                self.answered.append(answer.json())
-            except httpx.HTTPError as error:
-                self.failed.append(repr(error))
-                time.sleep(0.2)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
 
-def running_replicas() -> int:
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with two_nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_ports(1)[0]  # one for all: Serve keeps that which it began with
+
+
+@pytest.fixture
+def driver(nodes: Nodes) -> Iterator[Any]:
+    import ray
     from ray import serve
 
-    (deployment,) = serve.status().applications["nopad"].deployments.values()
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield serve
+    ray.shutdown()
+
+
+def running(serve: Any) -> int:
+    (deployment,) = serve.status().applications[NAME].deployments.values()
     return deployment.replica_states.get("RUNNING", 0)
 
 
-def until(condition: Any, what: str) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.5)
+def test_tokens_that_wait_add_a_replica_and_it_goes_once_they_are_gone(driver: Any, port: int) -> None:
+    driver.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+    application = build({"replicas": "1:2", "tokens": 300, "up_seconds": 1, "down_seconds": 3})
+    driver.run(application, name=NAME, route_prefix="/")
+    assert running(driver) == 1
+    url = f"http://127.0.0.1:{port}"
+    busy = Callers(url, LONG_TEXTS)
+    try:
+        until(lambda: running(driver) == 2, "tokens that wait add a replica")
+    finally:
+        busy.stop()
+    idle = Callers(url, ["a dull film"], count=1, pause=0.2)
+    try:
+        until(lambda: running(driver) == 1, "without them it is removed")
+    finally:
+        idle.stop()
+    assert {each.status for each in (*busy.asked, *idle.asked)} == {200}
+    assert right(busy.asked)
+    driver.delete(NAME)
 
 
-def test_replicas_are_added_and_replaced_and_every_text_is_answered() -> None:
-    import ray
-
-    with load(threads=1) as model:
-        wanted = [each.score for each in model.predict(TEXTS)]
-    with two_nodes() as nodes:
-        command = [sys.executable, "-m", "nopad.runtime.cli", "serve", "--json", "--threads", "1"]
-        command += [
-            "--ray",
-            nodes.address,
-            "--replicas",
-            "1:2",
-            "--replica-tokens",
-            "300",
-            "--port",
-            str(free_ports(1)[0]),
-        ]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert server.stdout is not None and server.stderr is not None
-        line = server.stdout.readline()
-        assert line, server.stderr.read()
-        said = json.loads(line)
-        assert said["models"] == {"default": "text-classification"}
-        ray.init(address=nodes.address, log_to_driver=False)
-        callers = Callers(said["url"])
+def test_another_command_takes_over_without_a_request_lost_and_the_first_leaves_it_alone(
+    nodes: Nodes, port: int, tmp_path: Path
+) -> None:
+    on = ("--ray", nodes.address, "--replicas", "2")
+    with serving(tmp_path, *on, port=port) as first:
+        callers = Callers(first.url, LONG_TEXTS)
         try:
-            until(lambda: running_replicas() == 2, "tokens that wait add a replica")
-            nodes.kill_second()
-            until(lambda: running_replicas() == 1, "the node is seen to be gone")
-            before = len(callers.answered)
-            until(lambda: len(callers.answered) > before + 10, "the other replica answers")
+            until(lambda: callers.answered >= 6, "requests are answered")
+            with serving(tmp_path, *on, "--max-batch", "64", port=port) as second:
+                first.signal(signal.SIGTERM)
+                assert first.wait() == 0, first.said
+                before = callers.answered
+                until(lambda: callers.answered >= before + 6, "the second answers on")
+                callers.stop()
+                assert {each.status for each in callers.asked} == {200}
+                assert right(callers.asked)
+                end_in_order(second, signal.SIGTERM)
         finally:
             callers.stop()
-            ray.shutdown()
-        for answer in callers.answered:
-            assert [rows[0]["score"] for rows in answer] == pytest.approx(wanted, abs=1e-5)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(SECONDS) == 0, server.stderr.read()
+
+
+def test_a_replica_of_a_killed_node_is_replaced_and_what_is_answered_is_right(
+    nodes: Nodes, port: int, tmp_path: Path, driver: Any
+) -> None:
+    with serving(tmp_path, "--ray", nodes.address, "--replicas", "2", port=port) as server:
+        callers = Callers(server.url, LONG_TEXTS)
+        try:
+            until(lambda: running(driver) == 2 and callers.answered >= 6, "both answer")
+            nodes.kill_second()
+            until(lambda: running(driver) == 1, "the node is seen to be gone")
+            before, seen = callers.answered, time.monotonic()
+            until(lambda: callers.answered > before + 10, "the other replica answers")
+        finally:
+            callers.stop()
+        late = [each for each in callers.asked if each.began > seen]
+        assert right(callers.asked) and sum(each.status != 200 for each in late) <= len(late) / 2
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0, server.said

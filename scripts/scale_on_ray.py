@@ -1,6 +1,6 @@
 """Texts per second of `nopad predict --ray` with one replica and with more; prints the table of docs/ray.md.
 
-    python scripts/scale_on_ray.py --input reviews.jsonl [--texts 3000] [--minutes 5.5] [--replicas 1,2] [--threads 1]
+    python scripts/scale_on_ray.py --input sentences.jsonl [--texts 24000] [--minutes 5.5] [--replicas 1,2]
 
 One cluster of this machine serves all runs. A round is a run with each number of replicas, every other round in
 reverse; rounds go on for `--minutes`. Of a run the part after its first third counts: neither Ray, nor the command, nor
@@ -20,11 +20,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nopad.bench.report.intervals import Interval, median_interval
 from nopad.model.cpus import cpu_at_hand, usable_cores
 from nopad.runtime.ray.cluster import LOCAL, cluster
 
 STARTING = 1 / 3  # of the texts: answered while replicas still begin
+FEWEST = 4  # times at which answers came
 LOOK_SECONDS = 0.01
 
 
@@ -43,9 +46,11 @@ def rate(command: Sequence[str], output: Path) -> float:
     answers = output.read_bytes()
     counted = [(when, answers.count(b"\n", 0, size)) for when, size in grown]
     steady = [(when, lines) for when, lines in counted if lines >= STARTING * answers.count(b"\n")]
-    if len(steady) < 4:
-        sys.exit(f"{len(steady)} windows of answers after the start say nothing: give more --texts")
-    return (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0])
+    if len(steady) < FEWEST:
+        sys.exit(f"answers came {len(steady)} times after the start, which says nothing: give more --texts")
+    # A line through all of them: replicas answer windows at the same time, so that the ends alone hang on chance.
+    slope, _ = np.polyfit([when - steady[0][0] for when, _ in steady], [lines for _, lines in steady], 1)
+    return float(slope)
 
 
 def measured(
@@ -85,14 +90,13 @@ def _shown(interval: Interval, style: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a file with a text a line, or a JSON object")
-    parser.add_argument("--texts", type=int, default=3000, help="of the file's beginning (%(default)s)")
+    parser.add_argument("--texts", type=int, default=24_000, help="of the file's beginning (%(default)s)")
     parser.add_argument("--bundle", help="default: the embedded one")
     parser.add_argument("--replicas", default="1,2", help="their numbers (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of a replica (%(default)s)")
     parser.add_argument("--minutes", type=float, default=5.5, help="of all rounds; one at least (%(default)s)")
     given = parser.parse_args()
     replicas = [int(count) for count in given.replicas.split(",")]
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's workers give way to all else
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name, cluster(LOCAL):
         import ray

@@ -13,6 +13,7 @@ from typing import Any
 from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 LOCAL = "local"
+CONNECT_SECONDS = 20.0  # in which a cluster must answer; Ray itself tries for minutes
 MOST_THREADS = 4  # of a replica, unless told otherwise: more replicas answer more than more threads do
 
 
@@ -36,10 +37,14 @@ def cluster(address: str) -> Iterator[list[dict[str, float]]]:
             f"--ray {address} is a port of Ray Client, which is not supported: run on a node of the cluster "
             "(or with `ray job submit`) and name HOST:PORT, or auto"
         )
+    if address not in (LOCAL, "auto"):
+        _check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # this process's; what stops a job is raised
     import ray
 
+    if address not in (LOCAL, "auto") and os.environ.get("RAY_USE_TLS", "0") != "1":
+        _require_answer(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)  # Ray's own would end the process at once
     alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
@@ -56,6 +61,29 @@ def cluster(address: str) -> Iterator[list[dict[str, float]]]:
         ]
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise UsageError(
+            f"--ray {address!r} is no address of a cluster: name HOST:PORT as `ray start --head` prints it, auto for "
+            "the cluster of this machine, or local to start one here"
+        )
+
+
+def _require_answer(address: str) -> None:
+    import grpc  # which Ray Serve brings
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise EnvironmentProblem(
+                f"no Ray cluster at {address}: nothing there answered as one within {CONNECT_SECONDS:.0f} s; name the "
+                "port of its head (6379 unless told otherwise, not that of its dashboard), or start one with `ray "
+                "start --head`, or name --ray local"
+            ) from None
 
 
 def share(nodes: list[dict[str, float]], threads: int | None, gpus: float) -> tuple[Share, int]:

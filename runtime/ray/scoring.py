@@ -167,8 +167,10 @@ def _blocks(reading: Reading, done: int, job: Job, share: Share, replicas: int) 
     context.execution_options.preserve_order = True
     # A replica leaves only where all wait, as for the windows of a lost node: its replica needs a place to begin anew.
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
+    # Ray counts a replica that has become needless before it was there as one that could not start.
+    context.max_consecutive_actor_init_deaths = replicas + RESTARTS
     context.target_max_block_size = 1  # a window is a block: Ray would put small ones together, for one replica
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its traces, of what is raised here
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # it has no other name for max_restarts yet
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return (

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
@@ -74,7 +75,8 @@ class Scale:
 class Replica:
     """A replica of Ray Serve: one process of the server, without its sockets."""
 
-    async def __init__(self, job: Job) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, job: Job, owner: str = "") -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._owner = owner
         self._models = Models()
         self._serving = Serving(job.settings, self._models)
         self._until_the_end = ExitStack()
@@ -83,6 +85,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Any:
         return HeadAsGet(create_app(self._serving))
+
+    async def owner(self) -> str:
+        """Which command deployed it."""
+        return self._owner
 
     async def drain(self) -> None:
         """Answer new requests with 503; returns once those that run are answered."""
@@ -135,8 +141,8 @@ def check_settings(settings: Settings) -> None:
     check(settings)
 
 
-def application(job: Job, scale: Scale, taken: Share) -> Any:
-    """`job` as an application of Ray Serve. Raises `UsageError` for settings that it cannot have there."""
+def application(job: Job, scale: Scale, taken: Share, owner: str = "") -> Any:
+    """`job` as an application of Ray Serve, which tells its `owner`. Raises `UsageError` for wrong settings."""
     check_settings(job.settings)
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -164,7 +170,7 @@ def application(job: Job, scale: Scale, taken: Share) -> Any:
         **count,
     )
     threads = {"threads": taken.threads}
-    return deployment(serve.ingress()(Replica)).bind(replace(job, options={**job.options, **threads}))
+    return deployment(serve.ingress()(Replica)).bind(replace(job, options={**job.options, **threads}), owner)
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
@@ -212,24 +218,24 @@ def serve_on(
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         taken, _ = share(nodes, job.options.get("threads"), gpus)
-        target = application(replace(job, bundles=bundles), scale, taken)
+        owner = uuid.uuid4().hex
+        target = application(replace(job, bundles=bundles), scale, taken, owner)
         http = {"host": job.host, "port": port, "keep_alive_timeout_s": KEEP_ALIVE_SECONDS}
         try:
             try:
                 serve.start(proxy_location="EveryNode", http_options=http)
             except (RayError, TimeoutError):  # a proxy took too long; the controller, which is there, starts another
                 serve.start(proxy_location="EveryNode", http_options=http)
-            deployed: tuple[Any, float] | None = None
+            handle = None
             try:
                 handle = serve.run(target, name=NAME, route_prefix="/").options()  # learns where the replicas are
-                deployed = handle, serve.status().applications[NAME].last_deployed_time_s
                 ready(tasks)
                 while True:
                     time.sleep(1)
             except KeyboardInterrupt:  # an orderly end
                 pass
             finally:
-                _end(deployed, job.settings.drain_seconds)
+                _end(handle, owner, job.settings.drain_seconds)
                 if address == LOCAL:
                     serve.shutdown()
         except NopadError:
@@ -238,21 +244,20 @@ def serve_on(
             raise EnvironmentProblem(f"Ray Serve cannot serve it: {first_line(error)}") from None
 
 
-def _end(deployed: tuple[Any, float] | None, seconds: float) -> None:
+def _end(handle: Any, owner: str, seconds: float) -> None:
     """Let what runs end within `seconds`, then remove the application, unless another command has deployed its own.
 
-    `deployed`: its handle, and when that was; None where it did not come to that.
+    `handle`: the application's; None where it did not come to that.
     """
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    if deployed is not None:
-        handle, when = deployed
-        there = serve.status().applications.get(NAME)
-        if there is None or there.last_deployed_time_s != when:
-            return
+    if handle is not None:
         with suppress(RayError, RayServeException, TimeoutError):  # without a replica, or with requests that go on
+            owners = handle.broadcast("owner").results(timeout_s=seconds, return_exceptions=True)
+            if any(isinstance(each, str) and each != owner for each in owners):
+                return
             handle.broadcast("drain").results(timeout_s=seconds, return_exceptions=True)
     with suppress(TimeoutError):  # Ray stops replicas with requests in its own time, which is as long again
         serve.delete(NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nopad.runtime.cli import run
-from nopad.runtime.errors import UsageError
+from nopad.runtime.errors import EnvironmentProblem, UsageError
 from nopad.runtime.ray.cluster import cluster, first_line, share
 
 NODES = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 0.0}]
@@ -34,6 +35,29 @@ def test_a_replica_that_fits_no_node_is_refused_before_ray_waits_for_one(threads
 def test_ray_client_is_refused_with_the_way_that_works() -> None:
     with pytest.raises(UsageError, match="run on a node of the cluster"), cluster("ray://host:10001"):
         pass
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "127.0.0.1", "127.0.0.1:x", "h:0", "h:65536", "http://h:8265", ":1"]
+)
+def test_what_is_no_address_is_refused_with_what_is_one(address: str) -> None:
+    words = r"name HOST:PORT as `ray start --head` prints it, auto .* or local"
+    with pytest.raises(UsageError, match=words), cluster(address):
+        pass
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_an_address_where_no_cluster_is_is_told_soon(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'nopad[ray]'")
+    monkeypatch.setattr("nopad.runtime.ray.cluster.CONNECT_SECONDS", 1.0)
+    with socket.socket() as other:  # bound: nobody else takes the port; listening: another program's
+        other.bind(("127.0.0.1", 0))
+        if listening:
+            other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        words = rf"no Ray cluster at {address}: .*name the port of its head"
+        with pytest.raises(EnvironmentProblem, match=words), cluster(address):
+            pass
 
 
 def test_of_rays_messages_the_line_that_says_it() -> None:

@@ -81,9 +81,33 @@ def test_its_health_is_the_servers_and_it_tells_the_tokens_that_wait_and_run(
     go.set()
     asking.join()
     until(lambda: replica.record_autoscaling_stats() == {QUEUED: 0.0})
-    replica._serving.draining = True
-    with pytest.raises(RuntimeError, match="shutting down"):
-        asyncio.run(replica.check_health())
+
+
+def test_a_replica_that_drains_refuses_what_is_new_ends_what_runs_and_is_not_replaced_meanwhile(
+    replica: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (served,) = replica._models
+    go = threading.Event()
+    held(served.model, go, monkeypatch)
+
+    async def through_the_end() -> tuple[httpx.Response, httpx.Response]:
+        asked = {"json": {"inputs": [["splendid"]]}}
+        runs = asyncio.create_task(ask(replica, "POST", "/predict", **asked))
+        while not replica._serving.running:
+            await asyncio.sleep(0.01)
+        drains = asyncio.create_task(replica.drain())
+        while not replica._serving.draining:
+            await asyncio.sleep(0.01)
+        refused = await ask(replica, "POST", "/predict", **asked)
+        await replica.check_health()
+        assert not runs.done() and not drains.done()
+        go.set()
+        answered = await runs
+        await drains
+        return answered, refused
+
+    answered, refused = asyncio.run(through_the_end())
+    assert answered.status_code == 200 and refused.status_code == 503
 
 
 @given(st.dictionaries(st.integers(), st.floats(0, 1e6), min_size=1), st.integers(1, 10_000))

@@ -1,6 +1,6 @@
 """Texts per second of `nopad predict --ray` with one replica and with more; prints the table of docs/ray.md.
 
-    python scripts/scale_on_ray.py --input sentences.jsonl [--texts 24000] [--minutes 5.5] [--replicas 1,2]
+    python scripts/scale_on_ray.py --input sentences.jsonl [--texts 40000] [--minutes 5.5] [--replicas 1,2]
 
 One cluster of this machine serves all runs. A round is a run with each number of replicas, every other round in
 reverse; rounds go on for `--minutes`. Of a run the part after its first third counts: neither Ray, nor the command, nor
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import platform
 import subprocess
@@ -84,13 +85,13 @@ def table(rates: dict[int, list[float]], threads: int) -> str:
 
 def _shown(interval: Interval, style: str) -> str:
     low, middle, high = interval
-    return f"{middle:{style}}" if low == high else f"{middle:{style}} ({low:{style}} to {high:{style}})"
+    return f"{middle:{style}}" if low == high or not math.isfinite(high) else f"{middle:{style}} ({low:{style}} to {high:{style}})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a file with a text a line, or a JSON object")
-    parser.add_argument("--texts", type=int, default=24_000, help="of the file's beginning (%(default)s)")
+    parser.add_argument("--texts", type=int, default=40_000, help="of the file's beginning (%(default)s)")
     parser.add_argument("--bundle", help="default: the embedded one")
     parser.add_argument("--replicas", default="1,2", help="their numbers (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of a replica (%(default)s)")

@@ -85,7 +85,11 @@ def table(rates: dict[int, list[float]], threads: int) -> str:
 
 def _shown(interval: Interval, style: str) -> str:
     low, middle, high = interval
-    return f"{middle:{style}}" if low == high or not math.isfinite(high) else f"{middle:{style}} ({low:{style}} to {high:{style}})"
+    return (
+        f"{middle:{style}}"
+        if low == high or not math.isfinite(high)
+        else f"{middle:{style}} ({low:{style}} to {high:{style}})"
+    )
 
 
 def main() -> None:

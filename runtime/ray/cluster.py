@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from nopad.runtime.errors import EnvironmentProblem, UsageError
 
 LOCAL = "local"
 CONNECT_SECONDS = 20.0  # in which a cluster must answer; Ray itself tries for minutes
+# What a client of HTTP/2, so also of gRPC, begins with, and a server answers with: RFC 9113, sections 3.4 and 6.5.
+HTTP2, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"
 MOST_THREADS = 4  # of a replica, unless told otherwise: more replicas answer more than more threads do
 
 
@@ -39,12 +42,12 @@ def cluster(address: str) -> Iterator[list[dict[str, float]]]:
         )
     if address not in (LOCAL, "auto"):
         _check_address(address)
+        if os.environ.get("RAY_USE_TLS", "0") != "1":
+            _require_answer(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # this process's; what stops a job is raised
     import ray
 
-    if address not in (LOCAL, "auto") and os.environ.get("RAY_USE_TLS", "0") != "1":
-        _require_answer(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)  # Ray's own would end the process at once
     alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
@@ -73,17 +76,19 @@ def _check_address(address: str) -> None:
 
 
 def _require_answer(address: str) -> None:
-    import grpc  # which Ray Serve brings
-
-    with grpc.insecure_channel(address) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise EnvironmentProblem(
-                f"no Ray cluster at {address}: nothing there answered as one within {CONNECT_SECONDS:.0f} s; name the "
-                "port of its head (6379 unless told otherwise, not that of its dashboard), or start one with `ray "
-                "start --head`, or name --ray local"
-            ) from None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            connection.sendall(HTTP2 + SETTINGS)
+            answer = connection.makefile("rb").read(len(SETTINGS))
+        said = "" if answer[3:4] == SETTINGS[3:4] else "what listens there is something else"
+    except OSError as error:
+        said = str(error)
+    if said:
+        raise EnvironmentProblem(
+            f"no Ray cluster at {address}: {said}; name the port of its head (6379 unless told otherwise, not that of "
+            "its dashboard), or start one with `ray start --head`, or name --ray local"
+        )
 
 
 def share(nodes: list[dict[str, float]], threads: int | None, gpus: float) -> tuple[Share, int]:

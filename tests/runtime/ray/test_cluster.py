@@ -48,7 +48,6 @@ def test_what_is_no_address_is_refused_with_what_is_one(address: str) -> None:
 
 @pytest.mark.parametrize("listening", [False, True])
 def test_an_address_where_no_cluster_is_is_told_soon(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'nopad[ray]'")
     monkeypatch.setattr("nopad.runtime.ray.cluster.CONNECT_SECONDS", 1.0)
     with socket.socket() as other:  # bound: nobody else takes the port; listening: another program's
         other.bind(("127.0.0.1", 0))

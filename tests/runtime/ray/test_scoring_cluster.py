@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from predict_command import NOPAD
@@ -100,6 +101,27 @@ def test_a_bundle_that_is_on_this_node_alone_is_told(source: Path, nodes: Nodes,
     assert done.returncode == 4 and {path.name for path in tmp_path.iterdir()} == {"mine"}
     assert "no bundle at /proc/self/cwd/mine" in done.stderr and "nopad: node " in done.stderr
     assert "every node needs nopad and the bundle" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_is_answered_while_other_work_has_a_replicas_cpu(source: Path, nodes: Nodes, tmp_path: Path) -> None:
+    import ray
+
+    class Other:
+        def begun(self) -> bool:
+            return True
+
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(source.read_text().splitlines(keepends=True)[:600]))
+    assert predict(few, tmp_path / "plain.jsonl").wait() == 3
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        other: Any = ray.remote(num_cpus=1)(Other).remote()
+        assert ray.get(other.begun.remote())
+        process = predict(few, tmp_path / "answers.jsonl", "--ray", nodes.address, "--replicas", "2")
+        assert process.wait() == 3, process.stderr and process.stderr.read()
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
 
 
 def test_a_node_that_is_killed_costs_no_row_and_doubles_none(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nopad.model.checkpoint.hub import resolve_checkpoint
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.checkpoint.read_head import read_head
 from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.checkpoint.source import open_source
 from nopad.model.checkpoint.tokenizer import open_tokenizer
@@ -198,8 +199,7 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
 
 def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
     source = open_source(folder)
-    classes = source.raw_config.get("architectures")
-    reranks = isinstance(data.task, Embeddings) and str(classes).endswith("ForSequenceClassification']")
+    reranks = isinstance(data.task, Embeddings) and _scores_pairs(source.raw_config)
     checkpoint = load_checkpoint(source, task="rerank" if reranks else data.task.head)
     tokenizer = open_tokenizer(source.tokenizer)
     pipeline = checkpoint.pipeline or Pipeline()
@@ -242,6 +242,12 @@ def _open_checkpoint(folder: Path, data: TrainingData) -> _Teacher:
         need_offsets(tokenizer)
         ask = ask_of_words
     return _Teacher(head=checkpoint.head, max_length=longest, ask=_scores_of_texts(ask) if reranks else ask)
+
+
+def _scores_pairs(raw: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is a reranker's: one logit. Of a classifier with more, embeddings take the encoder."""
+    classifies = str(raw.get("architectures")).endswith("ForSequenceClassification']")
+    return classifies and len(read_head(raw, "text-classification").labels) == 1
 
 
 def _scores_of_texts(ask: Callable[[Rows], list[FloatArray]]) -> Callable[[Rows], list[FloatArray]]:

@@ -118,7 +118,7 @@ def test_two_processes_learn_from_a_tagger_what_one_does(tmp_path: Path) -> None
     write_jsonl(tmp_path / "held.jsonl", rows[:63])
     (tmp_path / "scratch").mkdir()
     make_scratch(tmp_path / "scratch", write_jsonl(tmp_path / "texts.jsonl", sentences(150)))
-    options = ["--task", "token-classification"]
+    options = [*SCRATCH, "--task", "token-classification"]
     train(tmp_path, "--output", "teacher", *options)
     options += ["--teacher", "teacher", "--teacher-weight", "0.7", "--seed", "3"]
     train(tmp_path, "--batch-size", "32", "--output", "one", *options)

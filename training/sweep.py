@@ -29,7 +29,7 @@ from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError, SweepError
 from nopad.training.output import add_sweep
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
+from nopad.training.run_folder import ANSWERS, KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
 from nopad.training.study import (
     Pruned,
     Report,
@@ -48,9 +48,7 @@ from nopad.training.trainer import TrainingResult
 
 _BEST = "best"
 _TRIAL = re.compile(r"trial-(\d+)(\.training|\.runs)?")
-_OURS = re.compile(
-    rf"{re.escape(STUDY)}(-journal)?|{re.escape(KEPT)}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*"
-)
+_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{ANSWERS}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
 _ATTEMPTS = 2  # to go on from the same saved state, after the process was killed
 
 Train = Callable[..., TrainingResult]  # nopad.training.trainer.train of the same data

@@ -1,7 +1,8 @@
 """Distillation: a teacher's answers for the training rows, asked for once, and kept for the loss that follows them.
 
 The teacher is a checkpoint folder or an exported bundle; its tokenizer, size and architecture are its own. Answers are
-kept on the disk, so that a resumed run need not ask again, nor one that was interrupted while it asked.
+kept on the disk while it answers, so that a resumed run need not ask again, nor one that was interrupted or killed
+while it asked.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from nopad.training.tasks.token_targets import need_offsets
 _TOKENS = 8192  # of a batch of the teacher's
 _ASKED = 256  # rows between two steps of the progress bar
 _WAIT_SECONDS = 0.5  # between two looks of a process that does not ask itself
+_KEEP_SECONDS = 60.0  # from one writing of the answers so far to the next
+_KEEP_SHARE = 0.02  # of the time, at most, for writing them: all are written each time
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Mapping[str, list[Any]]  # columns of the data
@@ -84,21 +87,21 @@ def taught(
     answers = _kept(kept, digest)
     while len(answers) < ends[-1] and not first_process():  # which asks for all
         time.sleep(_WAIT_SECONDS)
-        answers = _kept(kept, digest)
+        answers = _kept(kept, digest, least=ends[-1])
     done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
     if done < len(data.train):
-        parts = [answers[: ends[done - 1]]] if done else []
         with _opened(folder, data) as opened:
             order = _order(opened.head, data, folder)
             console.print(f"teacher: {folder.name}, reads up to {opened.max_length:,} tokens of a text")
-            try:
+
+            def parts() -> Iterator[FloatArray]:
+                if done:
+                    yield answers[: ends[done - 1]]
                 for part in _asked(opened.ask, data.train, done, console, log_every):
                     _check_size(part.shape[1], size, data.task, folder)
-                    parts.append(part if order is None else part[:, order])
-            finally:  # also of an interrupted run
-                if parts:
-                    answers = np.ascontiguousarray(np.concatenate(parts))  # safetensors writes memory as it lies
-                    _keep(answers, kept, digest)
+                    yield part if order is None else part[:, order]
+
+            answers = _collected(parts(), lambda found: _keep(found, kept, digest))
     _check_size(answers.shape[1], size, data.task, folder)
     rows = [part.ravel() for part in np.split(answers, ends[:-1])]
     return dataclasses.replace(data, train=data.train.add_column(TEACHER, rows))
@@ -147,11 +150,12 @@ def _folder(teacher: str) -> Path:
     return Path(teacher) if is_bundle(Path(teacher)) else resolve_checkpoint(teacher)
 
 
-def _kept(path: Path, digest: str) -> FloatArray:
-    """The answers of the file, [texts, size], if they are to this digest."""
+def _kept(path: Path, digest: str, *, least: int = 0) -> FloatArray:
+    """The answers of the file, [texts, size], if they are to this digest, and to `least` texts."""
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("digest") == digest:
+            count = file.get_slice("answers").get_shape()[0]
+            if (file.metadata() or {}).get("digest") == digest and count >= least:
                 return np.asarray(file.get_tensor("answers"), dtype=np.float32)
     except (OSError, SafetensorError):  # none yet, or damaged: asked again
         pass
@@ -161,6 +165,28 @@ def _kept(path: Path, digest: str) -> FloatArray:
 def _keep(answers: FloatArray, path: Path, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, save({"answers": answers}, metadata={"digest": digest}))
+
+
+def _collected(parts: Iterable[FloatArray], keep: Callable[[FloatArray], None]) -> FloatArray:
+    """All parts, one after the other: kept now and then, at the end, and where their iteration is interrupted."""
+    found: list[FloatArray] = []
+
+    def keep_all() -> None:
+        found[:] = [np.ascontiguousarray(np.concatenate(found))]  # safetensors writes memory as it lies
+        keep(found[0])
+
+    due = time.monotonic() + _KEEP_SECONDS
+    try:
+        for part in parts:
+            found.append(part)
+            if (began := time.monotonic()) >= due:
+                keep_all()
+                ended = time.monotonic()
+                due = ended + max(_KEEP_SECONDS, (ended - began) / _KEEP_SHARE)
+    finally:
+        if found:
+            keep_all()
+    return found[0]
 
 
 @contextmanager
@@ -174,13 +200,16 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
         manifest = model.manifest
         own = _with_prompts(data.task, manifest.prompts, manifest.default_prompt_name)
 
+        def ask_logits(rows: Rows) -> list[FloatArray]:
+            return list(np.stack(model.logits(_texts(rows)))[:, None])
+
         def ask(rows: Rows) -> list[FloatArray]:
             if isinstance(own, TokenLabels):
                 found = model.logits(rows["text"])  # raises for a text that it cannot read
                 offsets = [text.offsets for text in model.encode(rows["text"]) if not isinstance(text, TextError)]
                 return list(map(answers_of_words, found, offsets, rows["words"]))
             if not isinstance(own, Embeddings):
-                return list(np.stack(model.logits(_texts(rows)))[:, None])
+                return ask_logits(rows)
             answers: list[list[FloatArray]] = [[] for _ in rows["texts"]]
             for place in (0, 1):  # queries, and the others
                 texts = [row[:1] if place == 0 else row[1:] for row in rows["texts"]]
@@ -192,7 +221,7 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
             return [np.concatenate(parts) for parts in answers]
 
         reranks = manifest.head.task == "rerank" and isinstance(own, Embeddings)
-        asked = _scores_of_texts(lambda rows: list(np.stack(model.logits(_texts(rows)))[:, None])) if reranks else ask
+        asked = _scores_of_texts(ask_logits) if reranks else ask
         yield _Teacher(head=manifest.head, max_length=manifest.max_length, ask=asked)
 
 

@@ -3,11 +3,15 @@
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +184,78 @@ def test_what_a_teacher_has_answered_before_an_interruption_is_not_asked_again(
             ask(data, teacher, tmp_path / "kept")
     assert np.array_equal(ask(data, teacher, tmp_path / "kept"), whole)
     assert opened == [-1, 16, 16, -1, 16, len(whole) - 48]
+
+
+_KILLED = """
+import sys, threading
+from nopad.runtime.cli import run
+from nopad.training import teacher
+
+teacher._ASKED, teacher._KEEP_SECONDS, teacher._KEEP_SHARE = 16, 0.0, 1e9  # kept after each of its batches
+inner, asked = teacher._open_checkpoint, []
+
+def slow(*args):
+    own = inner(*args)
+
+    def ask(rows):
+        asked.append(rows)
+        if len(asked) == 3:
+            threading.Event().wait()  # for the end
+        return own.ask(rows)
+
+    return teacher.dataclasses.replace(own, ask=ask)
+
+teacher._open_checkpoint = slow
+run(sys.argv[1:])
+"""
+
+
+def test_a_process_that_was_killed_while_it_asked_goes_on_where_it_was(
+    teacher: Path, scratch: Path, tmp_path: Path, opened: list[int]
+) -> None:
+    rows = [{**row, "label": LABELS[row["label"]]} for row in sentences(80)]
+    start = ["train", "--train", str(write_jsonl(tmp_path / "rows.jsonl", rows)), "--from-scratch", str(scratch)]
+    start += ["--max-length", "32", "--threads", "1", "--epochs", "1", "--labels", ",".join(LABELS), "--quiet"]
+    start += ["--teacher", str(teacher), "--output", str(tmp_path / "out")]
+    kept = tmp_path / "out.training" / KEPT
+
+    def count() -> int:
+        return len(load_file(kept)["answers"]) if kept.exists() else 0
+
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, *start])
+    try:
+        while count() < 32:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL and count() == 32
+    (kept.parent / f".{KEPT}.abc.partial").write_bytes(b"cut short")  # as if it had been killed while it wrote
+    assert run(start) == 0
+    assert opened[:2] == [-1, 16] and sum(opened[1:]) + 32 == 72, "the others were not asked again"
+    assert not kept.parent.exists()
+
+
+def test_answers_are_written_seldom_enough_to_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
+
+    def keep(found: np.ndarray[Any, Any]) -> None:
+        clock[0] += len(found) / 10  # seconds: all are written each time
+        written.append((clock[0], len(found)))
+
+    def parts() -> Any:
+        for n in range(1000):
+            clock[0] += 30.0
+            yield np.full((1, 2), n, dtype=np.float32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teaching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with pytest.raises(KeyboardInterrupt):
+        teaching._collected(parts(), keep)
+    assert written[0][0] <= 60.2 and written[-1][1] == 1000
+    spent = sum(count / 10 for _, count in written[:-1])
+    assert 50 < spent <= 0.03 * clock[0] and len(written) >= 20
 
 
 def test_of_several_processes_the_first_asks_and_the_others_wait_for_its_answers(

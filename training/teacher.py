@@ -36,6 +36,7 @@ from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import TextError, UsageError
 from nopad.training.data import TrainingData
+from nopad.training.errors import TeacherError
 from nopad.training.processes import first_process
 from nopad.training.progress import duration
 from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Task, pack_stream
@@ -78,7 +79,7 @@ def taught(
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
     `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of
     several processes the first asks, and the others wait for that file. `log_every`: seconds from line to line where
-    the console is no terminal. Raises `UsageError` for a teacher that answers another question, and the errors of
+    the console is no terminal. Raises `TeacherError` for a teacher that answers another question, and the errors of
     opening a checkpoint or a bundle.
     """
     folder = _folder(teacher)
@@ -313,18 +314,18 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
     own = (data.task.head, data.problem_type)
     if head.task == "rerank" and isinstance(data.task, Embeddings):
         if data.task.teacher_vectors or max(map(len, data.train["texts"])) < 3:
-            raise UsageError(
+            raise TeacherError(
                 f"the teacher {folder} is a reranker: it has no vectors (--teacher-vectors), and teaches margins "
                 "between answers and negatives; give the training data negatives, or name an embedding model"
             )
         return None
     if (head.task, head.problem_type) != own:
         theirs, wanted = (" ".join(filter(None, names)) for names in ((head.task, head.problem_type), own))
-        raise UsageError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
+        raise TeacherError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
     if not head.has_labels:
         return None
     if set(head.labels) != set(data.labels):
-        raise UsageError(
+        raise TeacherError(
             f"the teacher {folder} knows the labels {', '.join(head.labels)}, the training data has "
             f"{', '.join(data.labels)}; name the teacher's with --labels, in the order of the data's numbers, or "
             "rename them in its config.json (id2label)"
@@ -334,7 +335,7 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
 
 def _check_size(theirs: int, own: int | None, task: Task, folder: Path) -> None:
     if isinstance(task, Embeddings) and task.teacher_vectors and theirs != own:
-        raise UsageError(
+        raise TeacherError(
             f"the vectors of the teacher {folder} have {theirs:,} elements, the student's {own:,}: take a student with "
             f"a hidden_size of {theirs:,}, or leave out --teacher-vectors and learn which texts are near each other"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,18 +56,15 @@ class Comparison:
     other: Changes  # wrong, then wrong in another way; of numbers, the largest differences
 
 
-def compare(rows: Rows, first: Answers, second: Answers, most: int) -> Comparison:
-    """What the second model answers differently from the first."""
-    if not first.head.has_labels:
-        return _compare_numbers(rows, first, second, most)
-    one, two = (answers.head.decide(answers.logits) for answers in (first, second))
-    right = [(decided == rows.targets).all(axis=1) for decided in (one, two)]
-    same = (one == two).all(axis=1)
+def compared(
+    right: Sequence[Mask],
+    same: Mask,
+    changes: Callable[[Mask], Changes],
+    *,
+    answers: tuple[tuple[int, ...], ...] | None = None,
+) -> Comparison:
+    """From the rows that each model gets right, [rows] both, and those that both answer the same."""
     gained = right[1].astype(np.float64) - right[0]
-
-    def changes(mask: Mask) -> Changes:
-        return _changes(rows, (first, second), (one, two), np.flatnonzero(mask), most)
-
     worse, better = changes(right[0] & ~right[1]), changes(~right[0] & right[1])
     return Comparison(
         difference=bootstrap(lambda counts: float(counts @ gained / counts.sum()), len(gained)),
@@ -75,11 +72,36 @@ def compare(rows: Rows, first: Answers, second: Answers, most: int) -> Compariso
         both_right=int((right[0] & right[1]).sum()),
         both_wrong=int((~right[0] & ~right[1]).sum()),
         p_value=mcnemar(worse.rows, better.rows),
-        answers=None if first.head.multi_label else confusion_matrix(one, two),
+        answers=answers,
         worse=worse,
         better=better,
         other=changes(~right[0] & ~right[1] & ~same),
     )
+
+
+def changes_of(
+    lines: Sequence[int], order: Sequence[int] | IntArray, change: Callable[[int], Change], most: int
+) -> Changes:
+    """The rows `order`, the largest change first, of which `change` shows the first `most`; `lines` of all rows."""
+    return Changes(
+        rows=len(order),
+        lines=tuple(sorted(lines[row] for row in order)),
+        shown=tuple(change(int(row)) for row in order[:most]),
+    )
+
+
+def compare(rows: Rows, first: Answers, second: Answers, most: int) -> Comparison:
+    """What the second model answers differently from the first."""
+    if not first.head.has_labels:
+        return _compare_numbers(rows, first, second, most)
+    one, two = (answers.head.decide(answers.logits) for answers in (first, second))
+    right = [(decided == rows.targets).all(axis=1) for decided in (one, two)]
+
+    def changes(mask: Mask) -> Changes:
+        return _changes(rows, (first, second), (one, two), np.flatnonzero(mask), most)
+
+    answers = None if first.head.multi_label else confusion_matrix(one, two)
+    return compared(right, (one == two).all(axis=1), changes, answers=answers)
 
 
 def _changes(rows: Rows, answers: Sequence[Answers], decided: Sequence[Values], places: IntArray, most: int) -> Changes:
@@ -91,23 +113,20 @@ def _changes(rows: Rows, answers: Sequence[Answers], decided: Sequence[Values], 
     else:
         label = rows.targets.argmax(axis=1)
     order = sorted(map(int, places), key=lambda row: -moved[row, label[row]])
-    return Changes(
-        rows=len(order),
-        lines=tuple(sorted(rows.lines[row] for row in order)),
-        shown=tuple(
-            Change(
-                line=rows.lines[row],
-                text=rows.inputs[row],
-                truth=named(rows.targets[row], head.labels),
-                first=named(decided[0][row], head.labels),
-                second=named(decided[1][row], head.labels),
-                label=head.labels[label[row]],
-                first_score=float(scores[0][row, label[row]]),
-                second_score=float(scores[1][row, label[row]]),
-            )
-            for row in order[:most]
-        ),
-    )
+
+    def change(row: int) -> Change:
+        return Change(
+            line=rows.lines[row],
+            text=rows.inputs[row],
+            truth=named(rows.targets[row], head.labels),
+            first=named(decided[0][row], head.labels),
+            second=named(decided[1][row], head.labels),
+            label=head.labels[label[row]],
+            first_score=float(scores[0][row, label[row]]),
+            second_score=float(scores[1][row, label[row]]),
+        )
+
+    return changes_of(rows.lines, order, change, most)
 
 
 def _compare_numbers(rows: Rows, first: Answers, second: Answers, most: int) -> Comparison:
@@ -117,8 +136,9 @@ def _compare_numbers(rows: Rows, first: Answers, second: Answers, most: int) -> 
     moved = np.abs(two - one)
     label, order = moved.argmax(axis=1), np.argsort(-moved.max(axis=1), kind="stable")
     order = order[moved.max(axis=1)[order] > 0]
-    shown = [
-        Change(
+
+    def change(row: int) -> Change:
+        return Change(
             line=rows.lines[row],
             text=rows.inputs[row],
             truth=f"{rows.targets[row, label[row]]:g}",
@@ -128,9 +148,8 @@ def _compare_numbers(rows: Rows, first: Answers, second: Answers, most: int) -> 
             first_score=float(one[row, label[row]]),
             second_score=float(two[row, label[row]]),
         )
-        for row in order[:most]
-    ]
+
     return Comparison(
         difference=bootstrap(lambda counts: float(counts @ gained / counts.sum()), len(gained)),
-        other=Changes(rows=len(order), lines=tuple(sorted(rows.lines[row] for row in order)), shown=tuple(shown)),
+        other=changes_of(rows.lines, order, change, most),
     )

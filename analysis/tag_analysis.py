@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from nopad.analysis.analysis import Analysis, Result, Wanted, analysis_of, result_of
 from nopad.analysis.answers import Show, answered_by_all, collected
-from nopad.analysis.comparison import Change, Changes, Comparison
+from nopad.analysis.comparison import Change, Comparison, changes_of, compared
 from nopad.analysis.groups import Mask
-from nopad.analysis.intervals import Estimate, bootstrap, mcnemar, wilson
+from nopad.analysis.intervals import Estimate, wilson
 from nopad.analysis.mistakes import Mistake
 from nopad.analysis.overlap import Side, find_overlap
 from nopad.analysis.tagged_rows import Span, TaggedRows, kinds_of
@@ -155,33 +155,14 @@ def _compare(
     """What changed, text by text: all its entities right, or not."""
     spans = [each.spans for each in answers]
     same = right_texts(spans[0], spans[1])
-    gained = rights[1].astype(np.float64) - rights[0]
 
-    def changes(mask: Mask) -> Changes:
-        places = [int(row) for row in np.flatnonzero(mask)]
-        return Changes(
-            rows=len(places),
-            lines=tuple(rows.lines[row] for row in places),
-            shown=tuple(
-                Change(
-                    line=rows.lines[row],
-                    text=rows.texts[row],
-                    truth=_words(rows.texts[row], rows.entities[row]),
-                    first=_words(rows.texts[row], spans[0][row]),
-                    second=_words(rows.texts[row], spans[1][row]),
-                )
-                for row in places[:most]
-            ),
+    def change(row: int) -> Change:
+        return Change(
+            line=rows.lines[row],
+            text=rows.texts[row],
+            truth=_words(rows.texts[row], rows.entities[row]),
+            first=_words(rows.texts[row], spans[0][row]),
+            second=_words(rows.texts[row], spans[1][row]),
         )
 
-    worse, better = changes(rights[0] & ~rights[1]), changes(~rights[0] & rights[1])
-    return Comparison(
-        difference=bootstrap(lambda counts: float(counts @ gained / counts.sum()), len(gained)),
-        agreement=wilson(int(same.sum()), len(same)),
-        both_right=int((rights[0] & rights[1]).sum()),
-        both_wrong=int((~rights[0] & ~rights[1]).sum()),
-        p_value=mcnemar(worse.rows, better.rows),
-        worse=worse,
-        better=better,
-        other=changes(~rights[0] & ~rights[1] & ~same),
-    )
+    return compared(rights, same, lambda mask: changes_of(rows.lines, np.flatnonzero(mask), change, most))

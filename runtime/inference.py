@@ -65,7 +65,7 @@ class Inference:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.token_multiple = max(candidate.artifact.token_multiple for candidate in candidates)
-        self._encoder = encoder
+        self.encoder = encoder
         self._per_token = self.manifest.task in PER_TOKEN
         self._closed = False
         (probe,) = encoder.encode([PROBE])
@@ -84,10 +84,10 @@ class Inference:
 
     def encode(self, texts: Sequence[Text], prompt: str = "", long: LongTexts = TRUNCATED) -> list[Tokens | TextError]:
         """Tokens of each text, with `prompt` before it; for a text that cannot be read, the error in its place."""
-        found = self._encoder.encode(texts, prompt, long.truncation, side=long.side)
+        found = self.encoder.encode(texts, prompt, long.truncation, side=long.side)
         if long.truncation != "window":
             return found
-        longest = self._encoder.max_length
+        longest = self.encoder.max_length
         return [text if isinstance(text, TextError) else long_texts.divide(text, longest, long) for text in found]
 
     def run(self, texts: Sequence[Tokens]) -> tuple[list[FloatArray], AnsweredBy]:
@@ -142,7 +142,7 @@ class Inference:
             raise UsageError(f"top_k must be at least 1, got {top_k}")
         head = self.manifest.head
         if head.task == "token-classification":
-            grouping = decode.grouping(self._encoder, head, strategy, ignore_labels)
+            grouping = decode.grouping(self.encoder, head, strategy, ignore_labels)
             return lambda logits, tokens, by: decode.tagging(logits, tokens, head, by, return_logits, grouping)
         if strategy is not None:
             raise UsageError(f"entities are for token-classification, this bundle does {head.task}")
@@ -157,7 +157,7 @@ class Inference:
         return lambda logits, tokens, by: decode.prediction(logits, tokens, head, by, top_k, return_logits)
 
     def _mask_decoder(self, top_k: int, targets: Sequence[str] | None) -> Decoder[MaskFill]:
-        head, encoder, mask_id = self.manifest.head, self._encoder, self.mask_id
+        head, encoder, mask_id = self.manifest.head, self.encoder, self.mask_id
         among = None if targets is None else decode.target_ids(targets, encoder)
 
         def fill(logits: FloatArray, tokens: Tokens, by: AnsweredBy) -> MaskFill:
@@ -174,7 +174,7 @@ class Inference:
     @property
     def mask_id(self) -> int | None:
         """Id of the mask token; None for a tokenizer without one."""
-        return self._encoder.token_id(self._mask)
+        return self.encoder.token_id(self._mask)
 
     def answers(
         self, texts: Iterable[Text], decoder: Decoder[R], prompt: str = "", long: LongTexts = TRUNCATED

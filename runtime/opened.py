@@ -55,6 +55,7 @@ class OpenedBundle:
         self.manifest = inference.manifest
         self.artifact = inference.artifact
         self.token_multiple = inference.token_multiple
+        self.encoder = inference.encoder  # for a server, which also answers what tokens a text has
         self._inference = inference
         self._answering = Answering(inference, limits, observer)
         self.scheduler = self._answering.scheduler  # for a server: its state, and `drain`

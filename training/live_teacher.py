@@ -17,8 +17,8 @@ from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.source import open_source
 from nopad.model.checkpoint.tokenizer import open_tokenizer
 from nopad.model.encoder import PackedEncoder
-from nopad.runtime.errors import UsageError
 from nopad.training.data import TrainingData
+from nopad.training.errors import TeacherError
 from nopad.training.recipe import Recipe
 from nopad.training.tasks.base import CHOSEN, STREAM
 from nopad.training.teacher import is_bundle
@@ -96,20 +96,20 @@ def open_live_teacher(recipe: Recipe, data: TrainingData, tokenizer: Any, *, siz
     """Open the recipe's teacher, a checkpoint that reads what `tokenizer`, the student's, makes of the texts.
 
     `size` is that of the student's hidden states; the recipe's seed draws the projection to it.
-    Raises `UsageError` for a bundle and for another tokenizer, and the errors of opening a checkpoint.
+    Raises `TeacherError` for a bundle and for another tokenizer, and the errors of opening a checkpoint.
     """
     assert recipe.teacher is not None
     teacher, max_length, task = recipe.teacher, recipe.max_length, data.task.head
     asking = "--task fill-mask" if task == "fill-mask" else "--teacher-states"
     if is_bundle(Path(teacher)):
-        raise UsageError(
+        raise TeacherError(
             f"the teacher {teacher} is a bundle: for {asking} it is asked in every training step, which needs its "
             "weights; name the checkpoint that it was made from"
         )
     source = open_source(resolve_checkpoint(teacher))
     checkpoint = load_checkpoint(source, task=task)
     if max_length > checkpoint.config.max_position_embeddings:
-        raise UsageError(
+        raise TeacherError(
             f"--max-length {max_length:,}: the teacher {teacher} reads up to "
             f"{checkpoint.config.max_position_embeddings:,} tokens; lower it, or name another --teacher"
         )
@@ -119,7 +119,7 @@ def open_live_teacher(recipe: Recipe, data: TrainingData, tokenizer: Any, *, siz
     if theirs.get_vocab() != tokenizer.get_vocab() or (
         theirs(texts, **options)["input_ids"] != tokenizer(texts, **options)["input_ids"]
     ):
-        raise UsageError(
+        raise TeacherError(
             f"the teacher {teacher} has another tokenizer than the student: for {asking} it must read the same "
             f"tokens. Give the student the teacher's, --tokenizer {teacher}, or name another --teacher"
         )

@@ -42,6 +42,7 @@ CHECKPOINT_FILES = frozenset(
     | POOLING_FILES
     | {f"{ADAPTER}/{name}" for name in (SETTINGS_FILE, ADAPTER_FILE, HEAD_FILE, *_CONFIGURED, *POOLING_FILES)}
 )
+ANSWERS = rf"{re.escape(KEPT)}|\.{re.escape(KEPT)}\..*"  # the latter left by a process that was killed as it wrote them
 _EPOCH = re.compile(r"checkpoint-\d+")
 
 
@@ -75,7 +76,8 @@ def check_run(
             raise OutputError(f"{folder} would be removed with {work}; name another --output, or move it away")
     if work.exists() and not work.is_dir():
         raise OutputError(f"{work}, where epochs are kept, is not a folder; move it away, or name another output")
-    foreign = [path.name for path in sorted(work.glob("*")) if not _EPOCH.fullmatch(path.name) and path.name != KEPT]
+    ours = re.compile(rf"{_EPOCH.pattern}|{ANSWERS}")
+    foreign = [path.name for path in sorted(work.glob("*")) if not ours.fullmatch(path.name)]
     if foreign:
         raise OutputError(f"{work}, where epochs are kept, holds {foreign[0]}; move it away, or name another output")
     if resume and not saved_epochs(output):
@@ -137,7 +139,9 @@ def epochs_kept(output: Path, resume: bool, console: Console) -> Iterator[tuple[
         keep = []
         try:
             yield work, last
-            (work / KEPT).unlink(missing_ok=True)  # else the next run need not ask again
+            for path in work.glob("*"):
+                if re.fullmatch(ANSWERS, path.name):  # stays after an error: the next run need not ask again
+                    path.unlink()
         except DivergedError as error:
             keep = saved_epochs(output)
             raise DivergedError(f"{error}; {_after_divergence(keep)}") from None

@@ -26,10 +26,10 @@ from nopad.model.errors import NopadError
 from nopad.model.packages import importable, install_hint
 from nopad.runtime.atomic import check_output, locked, replace_folder
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
-from nopad.training.errors import DivergedError, SweepError
+from nopad.training.errors import DivergedError, SweepError, TeacherError
 from nopad.training.output import add_sweep
 from nopad.training.recipe import Recipe
-from nopad.training.run_folder import KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
+from nopad.training.run_folder import ANSWERS, KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
 from nopad.training.study import (
     Pruned,
     Report,
@@ -48,9 +48,7 @@ from nopad.training.trainer import TrainingResult
 
 _BEST = "best"
 _TRIAL = re.compile(r"trial-(\d+)(\.training|\.runs)?")
-_OURS = re.compile(
-    rf"{re.escape(STUDY)}(-journal)?|{re.escape(KEPT)}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*"
-)
+_OURS = re.compile(rf"{re.escape(STUDY)}(-journal)?|{ANSWERS}|{_BEST}|{_TRIAL.pattern}|\.(trial-\d+|{_BEST})\..*")
 _ATTEMPTS = 2  # to go on from the same saved state, after the process was killed
 
 Train = Callable[..., TrainingResult]  # nopad.training.trainer.train of the same data
@@ -92,7 +90,7 @@ def run_sweep(
     """Run the trials that are missing, and write the best one's checkpoint, with a page of all, to `output`.
 
     `tell` gets every trial at the end. Raises `UsageError` where `resume` meets another sweep, `SweepError` if no trial
-    has finished; an error that is not the settings' (`EnvironmentProblem`, `CheckpointError`) ends the sweep.
+    has finished; an error that is not the settings' (`TeacherError`, `EnvironmentProblem`, `CheckpointError`) ends it.
     """
     work = _work(output)
     if resume and not (work / STUDY).is_file():
@@ -199,14 +197,17 @@ def _run_trial(
     except Pruned:
         prune(study, trial)
         console.print(f"trial {number} is behind the others: ended")
+    except (KeyboardInterrupt, TeacherError):
+        trial.set_user_attr("attempts", [])  # ended in an orderly way
+        raise
     except (DivergedError, UsageError, RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not _out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
         fail(study, trial, reason)
         console.print(f"trial {number} failed: {reason}", style="yellow")
-    except (KeyboardInterrupt, NopadError):
-        trial.set_user_attr("attempts", [])  # ended in an orderly way
+    except NopadError:
+        trial.set_user_attr("attempts", [])
         raise
     else:
         trial.set_user_attr(

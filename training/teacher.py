@@ -1,7 +1,8 @@
 """Distillation: a teacher's answers for the training rows, asked for once, and kept for the loss that follows them.
 
 The teacher is a checkpoint folder or an exported bundle; its tokenizer, size and architecture are its own. Answers are
-kept on the disk, so that a resumed run need not ask again, nor one that was interrupted while it asked.
+kept on the disk while it answers, so that a resumed run need not ask again, nor one that was interrupted or killed
+while it asked.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from nopad.runtime.atomic import sha256_of, write_file
 from nopad.runtime.bundle import MANIFEST
 from nopad.runtime.errors import TextError, UsageError
 from nopad.training.data import TrainingData
+from nopad.training.errors import TeacherError
 from nopad.training.processes import first_process
 from nopad.training.progress import duration
 from nopad.training.tasks.base import CHOSEN, STREAM, TEACHER, Task, pack_stream
@@ -47,6 +49,8 @@ from nopad.training.tasks.token_targets import need_offsets
 _TOKENS = 8192  # of a batch of the teacher's
 _ASKED = 256  # rows between two steps of the progress bar
 _WAIT_SECONDS = 0.5  # between two looks of a process that does not ask itself
+_KEEP_SECONDS = 60.0  # from one writing of the answers so far to the next
+_KEEP_SHARE = 0.02  # of the time, at most, for writing them: all are written each time
 
 FloatArray = npt.NDArray[np.float32]
 Rows = Mapping[str, list[Any]]  # columns of the data
@@ -76,7 +80,7 @@ def taught(
     `teacher` is a checkpoint (a folder or a Hub name) or the folder of a bundle. Its answers are kept in the file
     `kept`, as those to `digest`, which stands for teacher and rows; `size` is that of the student's embeddings. Of
     several processes the first asks, and the others wait for that file. `log_every`: seconds from line to line where
-    the console is no terminal. Raises `UsageError` for a teacher that answers another question, and the errors of
+    the console is no terminal. Raises `TeacherError` for a teacher that answers another question, and the errors of
     opening a checkpoint or a bundle.
     """
     folder = _folder(teacher)
@@ -85,21 +89,21 @@ def taught(
     answers = _kept(kept, digest)
     while len(answers) < ends[-1] and not first_process():  # which asks for all
         time.sleep(_WAIT_SECONDS)
-        answers = _kept(kept, digest)
+        answers = _kept(kept, digest, least=ends[-1])
     done = int(np.searchsorted(ends, len(answers), side="right"))  # rows
     if done < len(data.train):
-        parts = [answers[: ends[done - 1]]] if done else []
         with _opened(folder, data) as opened:
             order = _order(opened.head, data, folder)
             console.print(f"teacher: {folder.name}, reads up to {opened.max_length:,} tokens of a text")
-            try:
+
+            def parts() -> Iterator[FloatArray]:
+                if done:
+                    yield answers[: ends[done - 1]]
                 for part in _asked(opened.ask, data.train, done, console, log_every):
                     _check_size(part.shape[1], size, data.task, folder)
-                    parts.append(part if order is None else part[:, order])
-            finally:  # also of an interrupted run
-                if parts:
-                    answers = np.ascontiguousarray(np.concatenate(parts))  # safetensors writes memory as it lies
-                    _keep(answers, kept, digest)
+                    yield part if order is None else part[:, order]
+
+            answers = _collected(parts(), lambda found: _keep(found, kept, digest))
     _check_size(answers.shape[1], size, data.task, folder)
     rows = [part.ravel() for part in np.split(answers, ends[:-1])]
     return dataclasses.replace(data, train=data.train.add_column(TEACHER, rows))
@@ -148,11 +152,12 @@ def _folder(teacher: str) -> Path:
     return Path(teacher) if is_bundle(Path(teacher)) else resolve_checkpoint(teacher)
 
 
-def _kept(path: Path, digest: str) -> FloatArray:
-    """The answers of the file, [texts, size], if they are to this digest."""
+def _kept(path: Path, digest: str, *, least: int = 0) -> FloatArray:
+    """The answers of the file, [texts, size], if they are to this digest, and to `least` texts."""
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("digest") == digest:
+            count = file.get_slice("answers").get_shape()[0]
+            if (file.metadata() or {}).get("digest") == digest and count >= least:
                 return np.asarray(file.get_tensor("answers"), dtype=np.float32)
     except (OSError, SafetensorError):  # none yet, or damaged: asked again
         pass
@@ -162,6 +167,28 @@ def _kept(path: Path, digest: str) -> FloatArray:
 def _keep(answers: FloatArray, path: Path, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, save({"answers": answers}, metadata={"digest": digest}))
+
+
+def _collected(parts: Iterable[FloatArray], keep: Callable[[FloatArray], None]) -> FloatArray:
+    """All parts, one after the other: kept now and then, at the end, and where their iteration is interrupted."""
+    found: list[FloatArray] = []
+
+    def keep_all() -> None:
+        found[:] = [np.ascontiguousarray(np.concatenate(found))]  # safetensors writes memory as it lies
+        keep(found[0])
+
+    due = time.monotonic() + _KEEP_SECONDS
+    try:
+        for part in parts:
+            found.append(part)
+            if (began := time.monotonic()) >= due:
+                keep_all()
+                ended = time.monotonic()
+                due = ended + max(_KEEP_SECONDS, (ended - began) / _KEEP_SHARE)
+    finally:
+        if found:
+            keep_all()
+    return found[0]
 
 
 @contextmanager
@@ -175,13 +202,16 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
         manifest = model.manifest
         own = _with_prompts(data.task, manifest.prompts, manifest.default_prompt_name)
 
+        def ask_logits(rows: Rows) -> list[FloatArray]:
+            return list(np.stack(model.logits(_texts(rows)))[:, None])
+
         def ask(rows: Rows) -> list[FloatArray]:
             if isinstance(own, TokenLabels):
                 found = model.logits(rows["text"])  # raises for a text that it cannot read
                 offsets = [text.offsets for text in model.encode(rows["text"]) if not isinstance(text, TextError)]
                 return list(map(answers_of_words, found, offsets, rows["words"]))
             if not isinstance(own, Embeddings):
-                return list(np.stack(model.logits(_texts(rows)))[:, None])
+                return ask_logits(rows)
             answers: list[list[FloatArray]] = [[] for _ in rows["texts"]]
             for place in (0, 1):  # queries, and the others
                 texts = [row[:1] if place == 0 else row[1:] for row in rows["texts"]]
@@ -193,7 +223,7 @@ def _opened(folder: Path, data: TrainingData) -> Iterator[_Teacher]:
             return [np.concatenate(parts) for parts in answers]
 
         reranks = manifest.head.task == "rerank" and isinstance(own, Embeddings)
-        asked = _scores_of_texts(lambda rows: list(np.stack(model.logits(_texts(rows)))[:, None])) if reranks else ask
+        asked = _scores_of_texts(ask_logits) if reranks else ask
         yield _Teacher(head=manifest.head, max_length=manifest.max_length, ask=asked)
 
 
@@ -290,18 +320,18 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
     own = (data.task.head, data.problem_type)
     if head.task == "rerank" and isinstance(data.task, Embeddings):
         if data.task.teacher_vectors or max(map(len, data.train["texts"])) < 3:
-            raise UsageError(
+            raise TeacherError(
                 f"the teacher {folder} is a reranker: it has no vectors (--teacher-vectors), and teaches margins "
                 "between answers and negatives; give the training data negatives, or name an embedding model"
             )
         return None
     if (head.task, head.problem_type) != own:
         theirs, wanted = (" ".join(filter(None, names)) for names in ((head.task, head.problem_type), own))
-        raise UsageError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
+        raise TeacherError(f"the teacher {folder} does {theirs}, the student is to do {wanted}; name another --teacher")
     if not head.has_labels:
         return None
     if set(head.labels) != set(data.labels):
-        raise UsageError(
+        raise TeacherError(
             f"the teacher {folder} knows the labels {', '.join(head.labels)}, the training data has "
             f"{', '.join(data.labels)}; name the teacher's with --labels, in the order of the data's numbers, or "
             "rename them in its config.json (id2label)"
@@ -311,7 +341,7 @@ def _order(head: Head, data: TrainingData, folder: Path) -> list[int] | None:
 
 def _check_size(theirs: int, own: int | None, task: Task, folder: Path) -> None:
     if isinstance(task, Embeddings) and task.teacher_vectors and theirs != own:
-        raise UsageError(
+        raise TeacherError(
             f"the vectors of the teacher {folder} have {theirs:,} elements, the student's {own:,}: take a student with "
             f"a hidden_size of {theirs:,}, or leave out --teacher-vectors and learn which texts are near each other"
         )

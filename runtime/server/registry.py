@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import threading
 import time
@@ -21,11 +20,9 @@ from nopad.runtime.prompts import resolve_prompt
 from nopad.runtime.server.errors import Fault
 from nopad.runtime.server.memory import resident
 from nopad.runtime.server.statistics import Statistics
-from nopad.runtime.tokenizer import TextEncoder, open_bundle_encoder
 from nopad.runtime.warmup import warm_up
 
 EMBEDDED = "default"  # the name of the embedded model
-WHOLE = 2**31 - 1  # a max length that no text reaches
 LOOK_SECONDS, COLLECT_SECONDS = 0.02, 0.5  # while a replaced model is waited for
 # For clients that were sent to the wrong model, in TEI's words where it has some.
 WRONG_TASK: Mapping[Task, str] = {
@@ -44,7 +41,6 @@ class Served:
 
     name: str
     model: Model
-    encoder: TextEncoder  # for whole texts: /tokenize and /decode cut nothing
     version: int = 1  # grows with each model that is served under this name
     created: int = field(default_factory=lambda: int(time.time()))  # when it was loaded, in seconds of Unix time
     statistics: Statistics = field(default_factory=Statistics)
@@ -220,8 +216,6 @@ def prepare(
     try:
         tell("warming")
         warm_up(model, stop=stop)
-        whole = dataclasses.replace(model.bundle, manifest=dataclasses.replace(model.manifest, max_length=WHOLE))
-        encoder = open_bundle_encoder(whole)
     except BaseException:
         model.close()
         raise
@@ -230,7 +224,6 @@ def prepare(
     return Served(
         name=name,
         model=model,
-        encoder=encoder,
         version=version,
         statistics=statistics,
         memory=memory,

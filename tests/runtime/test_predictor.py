@@ -70,7 +70,7 @@ def test_scores_are_the_softmax_and_sorted(model: Model) -> None:
 def test_truncation_is_counted(bundle: Callable[[str], Path], model: Model) -> None:
     text = "again and " * 3000
     (answer,) = model.predict([text])
-    whole = len(model._inference._encoder._tokenizer.encode("x").ids)  # [CLS] x [SEP]
+    whole = len(model.encoder._tokenizer.encode("x").ids)  # [CLS] x [SEP]
     assert whole == 3
     assert answer.tokens_used == 1024 and answer.tokens > 5000 and answer.truncated
     (short,) = model.predict(["x"])

@@ -1,10 +1,6 @@
-"""Distillation: what the student follows, whom it may ask, what is kept, what is refused."""
+"""Distillation: what the student follows, whom it may ask, what is refused."""
 
-import io
 import json
-import shutil
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +10,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from rich.console import Console
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 from st_folders import library, quiet
+from teacher_answers import LABELS, ask, data_of
 from training_samples import logits, sentences, write_jsonl
 
 from nopad.runtime.cli import run
 from nopad.runtime.errors import UsageError
-from nopad.training import teacher as teaching
-from nopad.training import trainer
-from nopad.training.data import TrainingData, load_data
+from nopad.training.data import load_data
 from nopad.training.pair_data import load_pairs, load_passages
-from nopad.training.run_folder import KEPT
 from nopad.training.tasks.base import TEACHER, Task
 from nopad.training.tasks.embeddings import SCALE, Pairs
 from nopad.training.tasks.multi_label import MultiLabel
 from nopad.training.tasks.regression import Regression
 from nopad.training.tasks.single_label import SingleLabel
-from nopad.training.teacher import taught, teacher_digest
-
-LABELS = ["neg|ative", "posi_tive"]
+from nopad.training.teacher import teacher_digest
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +37,6 @@ def teacher_bundle(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("teacher") / "bundle"
     assert run(["export", str(teacher), "--output", str(folder), "--quiet"]) == 0
     return folder
-
-
-def data_of(rows: list[dict[str, Any]], folder: Path, labels: list[str] | None = None) -> TrainingData:
-    return load_data(str(write_jsonl(folder / "rows.jsonl", rows)), labels=labels or LABELS)
-
-
-def ask(data: TrainingData, teacher: Path, work: Path) -> np.ndarray[Any, Any]:
-    digest = f"rows {teacher_digest(str(teacher))}"
-    answers = taught(data, str(teacher), kept=work / KEPT, digest=digest, console=Console(quiet=True), log_every=30.0)
-    assert [row for row in answers.train.remove_columns(TEACHER)] == list(data.train)
-    return np.concatenate([np.asarray(row, dtype=np.float32) for row in answers.train[TEACHER]]).reshape(
-        -1, len(data.labels) or len(answers.train[TEACHER][0]) // len(data.train[0].get("texts", [0]))
-    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
@@ -108,126 +84,6 @@ def test_a_bundle_teaches_what_its_checkpoint_does_in_the_order_of_the_labels(
     assert np.abs(ask(data, teacher_bundle, tmp_path / "b") - ours).max() <= 1e-4
     swapped = data_of(rows, tmp_path, LABELS[::-1])
     assert np.array_equal(ask(swapped, teacher, tmp_path / "c"), ours[:, ::-1])
-
-
-def test_answers_are_kept_for_the_same_teacher_and_rows_alone(
-    teacher: Path, teacher_bundle: Path, tmp_path: Path
-) -> None:
-    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(40)], tmp_path)
-    first = ask(data, teacher, tmp_path)
-    kept = tmp_path / KEPT
-    intact = kept.read_bytes()
-    key = json.loads(intact[8 : 8 + int.from_bytes(intact[:8], "little")])["__metadata__"]
-    save_file({"answers": load_file(kept)["answers"] + 1}, kept, metadata=key)
-    assert np.array_equal(ask(data, teacher, tmp_path), first + 1)  # not asked again
-    assert np.abs(ask(data, teacher_bundle, tmp_path) - first).max() <= 1e-4  # another teacher is
-    kept.write_bytes(intact[: len(intact) // 2])
-    assert np.array_equal(ask(data, teacher, tmp_path), first)
-    assert kept.read_bytes() == intact
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each question to a teacher that is a checkpoint; -1 where one is opened."""
-    inner = teaching._open_checkpoint
-    seen: list[int] = []
-
-    def counted(*args: Any) -> Any:
-        seen.append(-1)
-        own = inner(*args)
-
-        def ask(rows: Any) -> Any:
-            seen.append(len(next(iter(rows.values()))))
-            return own.ask(rows)
-
-        return replace(own, ask=ask)
-
-    monkeypatch.setattr(teaching, "_open_checkpoint", counted)
-    monkeypatch.setattr(teaching, "_ASKED", 16)
-    return seen
-
-
-def test_a_log_says_how_far_the_teacher_is(teacher: Path, tmp_path: Path, opened: list[int]) -> None:
-    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(60)], tmp_path)
-    log = Console(file=io.StringIO(), width=200)
-    taught(data, str(teacher), kept=tmp_path / KEPT, digest="one", console=log, log_every=0.0)
-    lines = log.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    told = [line for line in lines if "rows answered" in line]
-    assert len(told) == len(opened) - 1 and told[0].startswith("teacher: 16 of ") and told[-1].endswith(" 0 s left")
-
-
-def test_what_a_teacher_has_answered_before_an_interruption_is_not_asked_again(
-    teacher: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(60)], tmp_path)
-    whole = ask(data, teacher, tmp_path / "whole")
-    opened.clear()
-    counted = teaching._open_checkpoint
-
-    def interrupted(*args: Any) -> Any:
-        own = counted(*args)
-
-        def ask(rows: Any) -> Any:
-            if len(opened) == 3:
-                raise KeyboardInterrupt
-            return own.ask(rows)
-
-        return replace(own, ask=ask)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(teaching, "_open_checkpoint", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ask(data, teacher, tmp_path / "kept")
-    assert np.array_equal(ask(data, teacher, tmp_path / "kept"), whole)
-    assert opened == [-1, 16, 16, -1, 16, len(whole) - 48]
-
-
-def test_of_several_processes_the_first_asks_and_the_others_wait_for_its_answers(
-    teacher: Path, tmp_path: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = data_of([{**row, "label": LABELS[row["label"]]} for row in sentences(40)], tmp_path)
-    whole = ask(data, teacher, tmp_path / "first")
-    opened.clear()
-    kept, other = tmp_path / "first" / KEPT, tmp_path / "other" / KEPT
-    other.parent.mkdir()
-    answers = load_file(kept)["answers"]
-    with safe_open(kept, framework="numpy") as file:
-        key = file.metadata()
-    save_file({"answers": answers[:16]}, other, metadata=key)  # of an interrupted run
-    monkeypatch.setenv("RANK", "1")
-    later = threading.Timer(1.5, lambda: shutil.copy(kept, other.with_name("whole")).rename(other))
-    begun = time.monotonic()
-    later.start()
-    try:
-        assert np.array_equal(ask(data, teacher, tmp_path / "other"), whole)
-    finally:
-        later.cancel()
-    assert time.monotonic() - begun >= 1.5 and opened == []
-
-
-def test_a_run_that_failed_before_it_saved_and_all_trials_of_a_sweep_ask_once(
-    teacher: Path,
-    scratch: Path,
-    tmp_path: Path,
-    opened: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    pytest.importorskip("optuna", reason="sweeps need Optuna")
-    rows = [{**row, "label": LABELS[row["label"]]} for row in sentences(40)]
-    start = ["train", "--train", str(write_jsonl(tmp_path / "rows.jsonl", rows)), "--from-scratch", str(scratch)]
-    start += ["--max-length", "32", "--threads", "1", "--epochs", "1", "--labels", ",".join(LABELS)]
-    start += ["--teacher", str(teacher)]
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_make_trainer", lambda *args: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run([*start, "--output", str(tmp_path / "a")])
-    assert "teacher: out, reads up to 64 tokens of a text" in capsys.readouterr().err
-    assert run([*start, "--output", str(tmp_path / "a"), "--quiet"]) == 0
-    assert opened.count(-1) == 1 and not (tmp_path / "a.training").exists()
-    sweep = ["--trials", "2", "--sweep", "temperature=1,4", "--quiet"]
-    assert run([*start, "--output", str(tmp_path / "b"), *sweep]) == 0
-    assert opened.count(-1) == 2 and not (tmp_path / "b.sweep").exists()
 
 
 def test_a_reranker_reads_query_and_passage(

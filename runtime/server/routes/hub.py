@@ -159,7 +159,7 @@ async def _fill(call: Call, served: Served, body: dict[str, Any], options: FillM
     if sum(len(text) * sum(map(len, answer.masks)) for text, answer in pairs) > MOST_CHARACTERS:
         said = f"the filled texts would have more than {MOST_CHARACTERS} characters; lower top_k, or send fewer masks"
         raise Fault("validation", said, field="top_k")
-    side = (options.truncation_direction or served.encoder.truncation_side).lower()
+    side = (options.truncation_direction or served.model.encoder.truncation_side).lower()
     rows = [_fillings(text, mask, answer, side) for text, answer in pairs]
     return reply(rows if texts.batch else rows[0], answered)
 

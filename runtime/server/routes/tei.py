@@ -173,7 +173,7 @@ async def tokenize(body: Tokenize, call: Calling) -> Response:
 
     def rows() -> list[list[dict[str, Any]]]:
         found = []
-        for index, tokens in enumerate(served.encoder.encode(texts, prompt)):
+        for index, tokens in enumerate(served.model.encoder.encode(texts, prompt, "window")):
             if isinstance(tokens, TextError):
                 raise fault_of(tokens, index if isinstance(body.inputs, list) else None)
             found.append([row for row in _token_rows(tokens, prompt) if body.add_special_tokens or not row["special"]])
@@ -305,7 +305,7 @@ def _tokens_reply(answered: Answered) -> Response:
 
 def _decoded(ids: Sequence[int], served: Served, skip_special: bool, index: int | None) -> str:
     try:
-        return served.encoder.decode(ids, skip_special=skip_special)
+        return served.model.encoder.decode(ids, skip_special=skip_special)
     except TextError as error:
         raise fault_of(error, index) from None
 

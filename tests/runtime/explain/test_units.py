@@ -75,7 +75,7 @@ def test_the_two_texts_of_a_pair(model: Model) -> None:
 
 def test_the_prompt_is_no_unit(model: Model) -> None:
     prompt = "query: "
-    encoder = model._inference._encoder
+    encoder = model.encoder
     (tokens,) = encoder.encode(["splendid film"], prompt)
     assert isinstance(tokens, Tokens)
     units = units_of(tokens, "word", prompt)

@@ -126,7 +126,7 @@ def test_an_engine_that_hangs_is_408_at_the_deadline_503_after_the_bound_and_bac
 
 
 def test_a_deadline_holds_for_a_text_that_waits_for_a_thread_too(server: Any) -> None:
-    encoder, finish = server.models.find(None).model._inference._encoder, threading.Event()
+    encoder, finish = server.models.find(None).model.encoder, threading.Event()
     real = encoder.encode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(encoder), "encode", lambda self, *given, **how: finish.wait(20) and real(*given, **how))

@@ -60,7 +60,7 @@ def test_vllms_and_infinitys_shapes(serve: Serve) -> None:
     for row, answer in zip(vllm["data"], answers, strict=True):
         assert row["probs"] == pytest.approx([answer.scores[label] for label in model.labels], abs=1e-5)
         assert (row["label"], row["num_classes"]) == (answer.label, 2)
-    (tokens,) = next(iter(server.models)).encoder.encode([TEXTS[0]])
+    (tokens,) = next(iter(server.models)).model.encoder.encode([TEXTS[0]])
     for ids in (tokens.input_ids, [tokens.input_ids]):
         (row,) = httpx.post(server.url + "/classify", json={"input": ids}).json()["data"]
         assert row["probs"] == pytest.approx(vllm["data"][0]["probs"], abs=1e-5)

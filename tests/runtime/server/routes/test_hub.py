@@ -92,7 +92,7 @@ def test_fill_mask(client: Any, serve: Serve) -> None:
     rows = client("modernbert-mlm").fill_mask(f"a {mask} film")
     assert [(row.token_str, row.score) for row in rows] == list(wanted.masks[0])
     assert rows[0].sequence == f"a {rows[0].token_str} film"
-    encoder = next(iter(serve("modernbert-mlm").models)).encoder
+    encoder = next(iter(serve("modernbert-mlm").models)).model.encoder
     assert [encoder.decode([row.token], skip_special=False).strip() for row in rows] == [row.token_str for row in rows]
     all_rows = client("modernbert-mlm").fill_mask(f"a {mask} film", top_k=1000)
     chosen = client("modernbert-mlm").fill_mask(f"a {mask} film", targets=["e", "o", "e"])

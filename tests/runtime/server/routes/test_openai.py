@@ -47,7 +47,7 @@ def test_embeddings_in_every_form(client: Any, serve: Serve) -> None:
     assert np.allclose([row.embedding for row in several.data], unit(serve, TEXTS), atol=1e-5)
     cut = embeddings.create(model="whatever", input=TEXTS, dimensions=16)
     assert np.allclose([row.embedding for row in cut.data], unit(serve, TEXTS, 16), atol=1e-5)
-    (tokens,) = next(iter(serve(EMBED).models)).encoder.encode([TEXTS[0]])
+    (tokens,) = next(iter(serve(EMBED).models)).model.encoder.encode([TEXTS[0]])
     for ids in (tokens.input_ids, [tokens.input_ids]):
         same = embeddings.create(model="whatever", input=ids)
         assert np.allclose(same.data[0].embedding, default.data[0].embedding, atol=1e-5)

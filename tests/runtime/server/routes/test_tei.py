@@ -189,7 +189,7 @@ def test_embeddings_are_lists_also_for_one_text(post: Post, serve: Serve) -> Non
 
 
 def test_token_ids_are_decoded_and_must_be_in_the_vocabulary(post: Post, serve: Serve) -> None:
-    encoder = next(iter(serve(EMBED).models)).encoder
+    encoder = next(iter(serve(EMBED).models)).model.encoder
     (tokens,) = encoder.encode(["a film"])
     text = post("/embed", {"inputs": "a film"}, of=EMBED).json()
     for inputs in (tokens.input_ids, [tokens.input_ids]):

@@ -284,7 +284,7 @@ def write_bundle(
     for target, precision in graph_jobs:
         progress(f"exporting the graph{_FOR[target]} in {precision}")
         if precision == "int8":
-            artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress))
+            artifacts.append(write_int8_graph(checkpoint, folder, target, calibrate, limit, progress, artifacts))
         else:
             artifacts.append(write_graph(checkpoint, folder, precision, target))
     if torch is not None:

@@ -78,9 +78,11 @@ def write_int8_graph(
     calibrate: Sequence[Text] | None,
     max_length: int,
     progress: Progress,
+    written: Sequence[Artifact] = (),
 ) -> Artifact:
     """Write a target's int8 graph, made from its fp32 one (`cpu`, `openvino`), or the fp16 one for TensorRT (`onnx`).
 
+    That graph is read from the bundle's folder if it is among the files `written` so far; else it is made for this.
     What it costs is measured on the texts of `calibrate`; TensorRT's scales are found on them, and the CPU's weights
     are rounded for them. Without (not for TensorRT) the parity gate's sentences show which layers are sensitive.
     """
@@ -89,14 +91,17 @@ def write_int8_graph(
     batches = _calibration_batches(checkpoint, folder, calibrate, max_length, multiple)
     output = folder / _graph_name("int8", target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8.") as scratch:
-        exact = write_graph(checkpoint, Path(scratch), "fp16" if target == "onnx" else "fp32", target)
+        precision: Precision = "fp16" if target == "onnx" else "fp32"
+        there = [one for one in written if (one.target, one.precision) == (target, precision)]
+        exact = there[0] if there else write_graph(checkpoint, Path(scratch), precision, target)
+        graph_file = (folder if there else Path(scratch)) / exact.file
         if target == "openvino":
-            figures = quantize_for_openvino(Path(scratch) / exact.file, output, batches, progress)
+            figures = quantize_for_openvino(graph_file, output, batches, progress)
             return dataclasses.replace(exact, file=output.name, precision="int8", quantized=figures)
         scheme = CPU if cpu else TENSORRT
         graph = quantize(
             scheme,
-            Path(scratch) / exact.file,
+            graph_file,
             output,
             batches,
             labels_of=label_reader(checkpoint.head),

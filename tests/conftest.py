@@ -45,6 +45,19 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Tests of tracing itself call `export_graph`, or put it back.
+    from traced import traced_once
+
+    import nopad.export.bundle_files
+
+    with pytest.MonkeyPatch.context() as patch:
+        export = traced_once(lambda name, make: once(tmp_path_factory, name, make))
+        patch.setattr(nopad.export.bundle_files, "export_graph", export)
+        yield
+
+
 @pytest.fixture(scope="session")
 def imdb() -> Path:
     """The real reviews: $NOPAD_DATA/imdb, or shared/data/imdb beside the repository."""

@@ -73,7 +73,7 @@ def test_labels_go_into_the_meta(opened: Callable[[str], Model]) -> None:
             first = found["documents"][0].meta
             assert first["row"] == 0 and first["classification"]["details"] == pytest.approx(dict(answers[0].scores))
     assert "classification" not in DOCUMENTS[0].meta
-    several = opened("modernbert-multi-mean")
+    several = opened("modernbert-multi-cls")
     (found,) = NopadDocumentClassifier(several, classification_field="topics").run(DOCUMENTS[:1])["documents"]
     assert found.meta["topics"]["labels"] == list(several.predict(TEXTS[:1])[0].labels)
 

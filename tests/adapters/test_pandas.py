@@ -47,7 +47,7 @@ def test_each_task_has_its_columns(
         embedding_model.embed(["a dull film", "splendid"], prompt_name="query"),
         atol=1e-6,
     )
-    tagger, several = opened("modernbert-token"), opened("modernbert-multi-mean")
+    tagger, several = opened("modernbert-token"), opened("modernbert-multi-cls")
     entities = add_answers(frame, "text", tagger)["nopad_entities"]
     (tagging,) = tagger.tag(["a dull film"])
     assert [(each["label"], each["start"]) for each in entities["v"]] == [(e.label, e.start) for e in tagging.entities]

@@ -56,7 +56,7 @@ def test_each_task_has_its_fields(embedding_model: Model, opened: Callable[[str]
     )
     found.write_parquet(tmp_path / "vectors.parquet")  # a plain type
     assert pl.read_parquet(tmp_path / "vectors.parquet").equals(found)
-    tagger, several, filler = (opened(f"modernbert-{name}") for name in ("token", "multi-mean", "mlm"))
+    tagger, several, filler = (opened(f"modernbert-{name}") for name in ("token", "multi-cls", "mlm"))
     entities = frame.select(answers("text", tagger)).unnest("nopad")["entities"].to_list()
     assert entities[1] is None and entities[3] is None
     assert [each["start"] for each in entities[0]] == [each.start for each in tagger.tag(["a dull film"])[0].entities]

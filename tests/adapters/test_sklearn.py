@@ -63,8 +63,8 @@ def test_texts_come_in_lists_arrays_and_columns() -> None:
 def test_several_labels_are_indicators(
     opened: Callable[[str], Model], ungated: Callable[[str], Path], unverified: Any
 ) -> None:
-    model = opened("modernbert-multi-mean")
-    classifier = NopadClassifier(str(ungated("modernbert-multi-mean")), unverified)
+    model = opened("modernbert-multi-cls")
+    classifier = NopadClassifier(str(ungated("modernbert-multi-cls")), unverified)
     answers = model.predict(TEXTS, return_logits=True)
     assert classifier.classes_.tolist() == list(model.labels)
     indicators = classifier.predict(TEXTS)
@@ -87,8 +87,8 @@ def test_three_labels_have_log_odds_each(ungated: Callable[[str], Path], unverif
 def test_values_of_texts_and_of_pairs(
     opened: Callable[[str], Model], ungated: Callable[[str], Path], unverified: Any
 ) -> None:
-    regression = NopadRegressor(str(ungated("modernbert-regression-mean")), unverified)
-    expected = [each.score for each in opened("modernbert-regression-mean").predict(TEXTS)]
+    regression = NopadRegressor(str(ungated("modernbert-regression-cls")), unverified)
+    expected = [each.score for each in opened("modernbert-regression-cls").predict(TEXTS)]
     np.testing.assert_allclose(regression.predict(TEXTS), expected, rtol=1e-5)
     assert regression.score(TEXTS, expected) == pytest.approx(1.0)
     pairs = [("which film?", text) for text in TEXTS]
@@ -126,7 +126,7 @@ def test_clones_share_an_opened_bundle_and_pickles_open_it_again() -> None:
 
 
 def test_what_does_not_fit_is_refused(ungated: Callable[[str], Path], unverified: Any) -> None:
-    regression = str(ungated("modernbert-regression-mean"))
+    regression = str(ungated("modernbert-regression-cls"))
     with pytest.raises(UsageError, match="the bundle has the labels negative, positive; y holds bad"):
         NopadClassifier(load_options=FAST).fit(TEXTS, ["bad", *MOODS[1:]])
     with pytest.raises(UsageError, match="NopadClassifier needs a bundle with labels; this one is a regression"):
@@ -204,7 +204,7 @@ def test_the_estimators_pass_scikit_learns_checks(
 ) -> None:
     estimator: Any = {
         "classifier": lambda: ClassifierOfNumbers(load_options=FAST),
-        "regressor": lambda: RegressorOfNumbers(str(ungated("modernbert-regression-mean")), unverified),
+        "regressor": lambda: RegressorOfNumbers(str(ungated("modernbert-regression-cls")), unverified),
         "embedder": lambda: EmbedderOfNumbers(str(prompted("both")[1]), unverified),
     }[kind]()
     results = check_estimator(estimator, expected_failed_checks={**EXPECTED[kind], **ROUNDING}, on_fail=None)

@@ -89,7 +89,9 @@ def test_one_label_of_no_stated_kind_scores_as_in_transformers_pipeline(tmp_path
             assert model.predict([text])[0].score == pytest.approx(pipe(text)[0]["score"], abs=1e-5)
 
 
-def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_path: Path) -> None:
+def test_fp16_halves_the_file_and_keeps_norms_in_fp32(
+    checkpoint: Bundles, plain_bundle: Bundles, tmp_path: Path
+) -> None:
     folder = checkpoint("modernbert-single-mean")
     small = export_checkpoint(folder, tmp_path / "fp16", ExportOptions(target="onnx", precision="fp16"))
     assert small.report is not None and small.report["passed"]
@@ -102,10 +104,8 @@ def test_fp16_halves_the_file_and_keeps_norms_in_fp32(checkpoint: Bundles, tmp_p
     # Matrices are transposed at export, so they carry their own names: by size, most bytes are fp16.
     bulk = {w.data_type for w in graph.initializer if len(w.dims) == 2 and min(w.dims) >= 64 and "head" not in w.name}
     assert TensorProto.FLOAT16 in bulk
-    full = export_checkpoint(folder, tmp_path / "fp32", ExportOptions(target="onnx", parity=False))
     size = (tmp_path / "fp16" / "model.fp16.onnx").stat().st_size
-    assert size < 0.65 * (tmp_path / "fp32" / "model.onnx").stat().st_size
-    assert full.bundle.manifest.verdict == "unverified"  # without the gate nothing is
+    assert size < 0.65 * (plain_bundle("modernbert-single-mean") / "model.onnx").stat().st_size
     with load(tmp_path / "fp16", threads=1) as model:
         assert model.logits(["a film"])[0].dtype == "float32"
 
@@ -144,10 +144,10 @@ def test_the_max_length_is_the_tokenizers_at_most_the_models(
     assert open_bundle(bundle("modernbert-single-mean")).manifest.max_length == 1024
     folder = shutil.copytree(checkpoint("modernbert-single-mean"), tmp_path / "checkpoint")
     raw = json.loads((folder / "tokenizer_config.json").read_text())
-    for own, expected in ((300, 300), (10**30, 1024)):
-        (folder / "tokenizer_config.json").write_text(json.dumps(raw | {"model_max_length": own}))
-        made = export_checkpoint(folder, tmp_path / f"b{own}", ExportOptions(parity=False))
-        assert made.bundle.manifest.max_length == expected
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw | {"model_max_length": 300}))
+    made = export_checkpoint(folder, tmp_path / "bundle", ExportOptions(parity=False)).bundle
+    assert made.manifest.max_length == 300
+    assert made.manifest.verdict == "unverified"  # without the gate nothing is
 
 
 def test_a_tokenizer_that_transformers_5_saved_serves_under_transformers_4_too(

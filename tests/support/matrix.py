@@ -52,7 +52,7 @@ class Shape:
     files: Mapping[str, Any] = field(default_factory=dict)  # further files of the folder: path -> JSON
     vocab_multiple: int = 64
     since: int = 4  # transformers that can be its reference
-    fast: bool = False  # part of the fast suite
+    fast: bool = False  # part of the fast suite: one of each architecture, none with many positions
 
 
 def _modernbert(heads: int = 2, size: int = 64, layers: int = 3, **more: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _packed() -> list[Shape]:
     return [
         Shape(
             name="ModernBERT-base", exercises="transformers 4's keys; `layer_norm_eps` beside `norm_eps`; mean pooling",
-            tokenizer="byte-level BPE", task=_CLASSES, config=_modernbert(layer_norm_eps=1e-3, **labels(3)), fast=True,
+            tokenizer="byte-level BPE", task=_CLASSES, config=_modernbert(layer_norm_eps=1e-3, **labels(3)),
         ),
         Shape(
             name="ModernBERT-large", exercises="transformers 5's keys; sharded weights; several labels at once",
@@ -253,7 +253,7 @@ def _packed() -> list[Shape]:
         ),
         Shape(
             name="Mursit-Base", exercises="theta 10 k in all layers; SiLU in the head; 1,024 positions; bf16 weights",
-            tokenizer="byte-level BPE", task=_CLASSES, dtype="bfloat16",
+            tokenizer="byte-level BPE", task=_CLASSES, dtype="bfloat16", fast=True,
             config=_modernbert(
                 global_rope_theta=10000, local_rope_theta=10000, classifier_activation="silu",
                 max_position_embeddings=1024, **labels(3),

@@ -37,7 +37,7 @@ def bench(*arguments: object) -> int:
 def test_a_bundle_beside_transformers(
     bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "modernbert-single-cls"
+    name = "modernbert-single-mean"
     code = bench(bundle(name), "-r", checkpoint(name), "--against", "hf-sdpa-bf16,hf-fa2", "-w", "sst2-64", "--rounds",
                  3, "-o", tmp_path / "out")  # fmt: skip
     printed = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_tasks_per_token_are_compared_too(
     assert cells["nopad-fp32"].agreement == 1.0 and (cells["nopad-fp32"].logit_difference or 1) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["bert-rerank", pytest.param("modernbert-single-cls", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["bert-rerank", pytest.param("modernbert-single-mean", marks=pytest.mark.slow)])
 def test_pairs_of_texts_are_read_alike_by_all(
     name: str, bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -237,7 +237,7 @@ def test_threads_in_the_environment_are_refused(
 
 
 def test_a_competitor_needs_a_checkpoint(bundle: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(bundle("modernbert-single-cls"), "--against", "hf-sdpa") == 2
+    assert bench(bundle("modernbert-single-mean"), "--against", "hf-sdpa") == 2
     assert "--against needs --reference" in capsys.readouterr().err
 
 
@@ -247,7 +247,7 @@ def test_an_unverified_bundle_is_not_measured_unasked(bundle: Callable[[str], Pa
 
     from nopad.runtime.bundle import open_bundle, write_manifest
 
-    copytree(bundle("modernbert-single-cls"), tmp_path / "bundle")
+    copytree(bundle("modernbert-single-mean"), tmp_path / "bundle")
     opened = open_bundle(tmp_path / "bundle")
     artifacts = tuple(replace(artifact, parity={}) for artifact in opened.manifest.artifacts)
     write_manifest(opened.path, replace(opened.manifest, artifacts=artifacts))
@@ -294,7 +294,7 @@ def test_every_competitor_that_is_installed_answers_alike(
 def test_a_bert_of_random_weights_is_made(
     bundle: Callable[[str], Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    name = "modernbert-single-cls"
+    name = "modernbert-single-mean"
     vocabulary = checkpoint("bert-single") / "vocab.txt"
     assert bench(bundle(name), "-r", checkpoint(name), "--against", "bert", "--bert-vocab", vocabulary, "-w", "1x32",
                  "--rounds", 1, "-o", tmp_path / "out") == 0  # fmt: skip

@@ -69,6 +69,15 @@ def test_the_manifest_says_what_is_int8(openvino_bundle: Path) -> None:
     assert told["int8"] == {"kept": [], "weight_bits": 8, "scales": "group", "group": 64}
 
 
+def test_it_is_the_same_from_the_bundles_own_fp32_graph_and_from_one_of_its_own(
+    openvino_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((openvino_bundle / "tokenizer.json").read_bytes())
+    alone = write_int8_graph(load_checkpoint(DEFAULT_CHECKPOINT), tmp_path, "openvino", None, 512, silent)
+    assert (tmp_path / alone.file).read_bytes() == (openvino_bundle / alone.file).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", alone.file}
+
+
 @pytest.mark.parametrize("decoder", [False, True])
 def test_a_scale_for_each_channel_of_a_layer_and_each_row_of_embeddings(decoder: bool, tmp_path: Path) -> None:
     onnx.save(small_graph(decoder), tmp_path / "model.onnx")

@@ -103,7 +103,7 @@ def test_another_job_is_not_resumed(predict: Predict, interrupted: Callable[[int
     for name, other in options.items():
         code, _, err = predict(*resume, *other)
         assert code == 2 and f"started with another {name}:" in err
-    assert predict(*resume, name="modernbert-single-cls")[0] == 2
+    assert predict(*resume, name="modernbert-multi-cls")[0] == 2
     source.write_text(source.read_text() + '{"text": "one more"}\n')
     code, _, err = predict(*resume)
     assert code == 2 and "started with another input" in err and "without --resume" in err

@@ -105,7 +105,7 @@ def test_types_of_parquet(predict: Predict, source: Path, tmp_path: Path) -> Non
         ("modernbert-token", "entities"),
         ("modernbert-mlm", "masks"),
         ("modernbert-multi-cls", "labels"),
-        ("modernbert-embed-default", "vector"),
+        ("modernbert-embed-cls", "vector"),
         ("modernbert-tokens", "vectors"),
     ],
 )

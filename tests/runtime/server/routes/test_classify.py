@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 TEXTS = ["splendid, go and see it", "a dull film"]
-MULTI = "modernbert-multi-mean"
+MULTI = "modernbert-multi-cls"
 Serve = Callable[..., Any]
 
 

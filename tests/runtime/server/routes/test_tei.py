@@ -66,8 +66,8 @@ def test_scores_are_logits_on_request_and_extra_fields_are_ignored(post: Post, s
     ("name", "check"),
     [
         ("modernbert-single-mean", lambda scores: sum(scores) == pytest.approx(1)),
-        ("modernbert-multi-mean", lambda scores: sum(scores) != pytest.approx(1) and max(scores) < 1),
-        ("modernbert-regression-mean", lambda scores: len(scores) == 1),
+        ("modernbert-multi-cls", lambda scores: sum(scores) != pytest.approx(1) and max(scores) < 1),
+        ("modernbert-regression-cls", lambda scores: len(scores) == 1),
     ],
 )
 def test_the_problem_type_decides_what_scores_are(post: Post, serve: Serve, name: str, check: Any) -> None:

@@ -138,6 +138,9 @@ parity:
 bench:
   reference: $train
   workload: [1x8, 2x8]
+analyze:
+  other: other
+  data: rows.jsonl
 """
     )
     steps = compile_steps(read_recipe(tmp_path / "r.yaml", {}), tmp_path / "run")
@@ -157,5 +160,7 @@ bench:
     ]
     assert lines["parity"] == ["parity", "--reference=/train b", "--", "/export"]
     assert lines["bench"][1:4] == ["--reference=/train", "--workload=1x8", "--workload=2x8"]
+    page = f"--output={tmp_path}/run/analyze.html"
+    assert lines["analyze"] == ["analyze", "--data=rows.jsonl", page, "--", "/export", "other"]
     assert steps[3].changes == "export" and steps[3].reads == ("train b", "export")
     assert steps[0].files == {"rows.jsonl": tmp_path / "rows.jsonl"}

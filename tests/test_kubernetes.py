@@ -55,7 +55,7 @@ def test_every_resource_is_valid_by_the_strict_schemas_of_kubernetes(version: st
             broken = {**document, "spec": {**document["spec"], "surely": "not"}}
             with pytest.raises(validator.ValidationError):
                 validator.validate(broken, version, strict=True)
-    assert sorted(checked) == ["deployment.yaml", "hpa.yaml", "pdb.yaml", "service.yaml"]
+    assert sorted(checked) == ["deployment.yaml", "hpa.yaml", "networkpolicy.yaml", "pdb.yaml", "service.yaml"]
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def test_kustomize_builds_what_the_schemas_allow(version: str) -> None:
     for resource in resources.values():
         validator.validate(resource, version, strict=True)
         assert resource["metadata"]["namespace"] == "nopad"
-    kinds = {"ConfigMap", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    kinds = {"ConfigMap", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
     assert set(resources) == kinds
     pod = resources["Deployment"]["spec"]["template"]["spec"]
     config, name = resources["ConfigMap"], resources["ConfigMap"]["metadata"]["name"]
@@ -101,6 +101,7 @@ def test_the_pods_are_those_that_service_budget_autoscaler_and_monitor_mean() ->
         deployment["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
         of_kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of_kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
     ]
     assert all(selector.items() <= labels.items() and selector for selector in selectors)
     monitor = of_kind("ServiceMonitor")["spec"]
@@ -176,6 +177,9 @@ def test_a_pod_may_do_nothing_but_serve() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+    network = of_kind("NetworkPolicy")["spec"]
+    assert set(network["policyTypes"]) == {"Ingress", "Egress"} and "egress" not in network
+    assert network["ingress"] == [{"ports": [{"port": port["name"]} for port in container()["ports"]]}]
     written = [each["name"] for each in container()["volumeMounts"] if not each.get("readOnly")]
     assert written == ["tmp"] and "sizeLimit" in pod["volumes"][-1]["emptyDir"]
     assert (

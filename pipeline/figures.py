@@ -45,12 +45,29 @@ def tiles(step: Step, results: Sequence[Any]) -> list[tuple[str, str, str]]:
     if step.command == "calibrate" and isinstance(last.get("after"), dict):
         before, after = last["before"]["ece"], last["after"]["ece"]
         return [(f"{step.name}: calibration error", number(after), f"{number(before)} before")]
+    if step.command == "analyze":
+        return list(_analyzed(step, last.get("results", ())))
     if step.command in ("export", "parity") and _reports(last):
         passed = all(report["passed"] for report in _reports(last).values())
         checks = sum(len(report["rows"]) for report in _reports(last).values())
         name = step.name if step.command == "parity" else f"{step.name}: parity"
         return [(name, "passed" if passed else "FAILED", f"{checks:,} comparisons with transformers")]
     return []
+
+
+def _analyzed(step: Step, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Of each model that was analyzed its first figure, with its interval."""
+    for model, letter in zip(models, ("",) if len(models) == 1 else (" of A", " of B"), strict=False):
+        classes, tags, numbers = (model[kind] or {} for kind in ("classes", "tags", "numbers"))
+        figures = (
+            ("accuracy", classes.get("accuracy"), share),
+            ("F1 of entities", tags.get("f1"), share),
+            ("texts with every entity right", tags.get("texts"), share),
+            ("mean absolute error", numbers.get("figures", {}).get("absolute"), number),
+        )
+        name, one, write = next(figure for figure in figures if figure[1])
+        ends = f"{write(one['low'])} to {write(one['high'])}, 95 % interval"
+        yield f"{step.name}: {name}{letter}", write(one["value"]), ends
 
 
 def _train(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
@@ -157,6 +174,12 @@ def _bench(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]
     yield f"<p>The whole report, with its plots: {link(step.output / HTML, folder)}</p>"
 
 
+def _analyze(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:
+    yield "".join(f"<p>{escaped(line)}</p>" for line in result.get("summary", ()))
+    if step.output is not None and step.output.exists():
+        yield f"<p>Where it errs, with texts and plots: {link(step.output, folder)}</p>"
+
+
 SHOWN: Mapping[str, Callable[[Mapping[str, Any], Step, Path], Iterator[str]]] = {
     "train": _train,
     "plan": _plan,
@@ -164,6 +187,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any], Step, Path], Iterator[str]]] = 
     "parity": _gate,
     "calibrate": _calibrate,
     "bench": _bench,
+    "analyze": _analyze,
 }
 
 

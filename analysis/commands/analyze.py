@@ -37,7 +37,8 @@ _SHOWN = 3
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE] [OTHER]")
+@click.argument("bundle", required=False)
+@click.argument("other", required=False)
 @click.option("--data", "-d", metavar="FILE", required=True, help=f"Labelled texts: {FILES}.")
 @reading_options
 @labelled_options
@@ -83,7 +84,8 @@ _SHOWN = 3
 @common_options
 @threads_option
 def analyze(
-    bundles: tuple[str, ...],
+    bundle: str | None,
+    other: str | None,
     data: str,
     encoding: str | None,
     columns: tuple[str, ...],
@@ -118,16 +120,14 @@ def analyze(
     from nopad.analysis.analysis import Wanted
     from nopad.runtime.data.table import DataSource
 
-    if len(bundles) > 2:
-        raise UsageError(f"one bundle, or two to be compared, not {len(bundles)}")
     _check_output(output)
     console = messages(quiet)
     source = DataSource(path=data, encoding=encoding, columns=columns)
     fields = {"text_field": text_field, "second_field": second_field, "label_field": label_field}
     opening |= {"engine": named_engines(engine)}
-    chosen = [(bundles[0] if bundles else None, precision)]
-    if len(bundles) == 2 or other_precision is not None:
-        chosen.append((bundles[-1] if bundles else None, other_precision))
+    chosen = [(bundle, precision)]
+    if other is not None or other_precision is not None:
+        chosen.append((other or bundle, other_precision))
     wanted = Wanted(slices=slices, rows=rows, explain=explained, budget=budget)
     found = _analyze(chosen, source, train, fields, limit, wanted, opening, console)
     origin = _origin(source, train)
@@ -214,9 +214,9 @@ def _origin(source: DataSource, train: str | None) -> dict[str, Any]:
 
 def _object(found: Analysis) -> dict[str, Any]:
     from nopad.analysis.analysis import as_json
+    from nopad.analysis.words import summary
 
-    value: dict[str, Any] = as_json(found)
-    return value
+    return {"summary": list(summary(found)), **as_json(found)}
 
 
 def _write(output: Path, found: Analysis, origin: dict[str, Any]) -> None:
@@ -239,12 +239,12 @@ def _print(found: Analysis) -> None:
 def _remark(found: Analysis, output: Path, console: Console) -> None:
     from nopad.analysis.words import unknown_labels
 
+    console.print(f"{output} and {output.with_suffix('.json')} are written")
+    if found.train_bad:
+        console.print(f"{found.train_bad:,} rows of --train could not be used", style="yellow")
     for line in unknown_labels(found):
         console.print(line, style="yellow")
-    if found.bad:
+    if found.bad:  # last: it is why the command fails
         shown = "; ".join(f"{row.place}: {row.reason:.200}" for row in found.bad[:_SHOWN])
         more = f"; and {len(found.bad) - _SHOWN:,} more" if len(found.bad) > _SHOWN else ""
         console.print(f"{len(found.bad):,} rows could not be used: {shown}{more}", style="bold")
-    if found.train_bad:
-        console.print(f"{found.train_bad:,} rows of --train could not be used", style="yellow")
-    console.print(f"{output} and {output.with_suffix('.json')} are written")

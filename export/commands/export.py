@@ -159,6 +159,12 @@ def export(
     """
     if triton is not None and (Path(checkpoint) / MANIFEST).is_file():
         return _write_triton(context, Path(checkpoint), triton)
+    if triton is not None and output is None:
+        raise click.UsageError(
+            f"--triton: {checkpoint} is no bundle, it has no {MANIFEST}; of a checkpoint a bundle is made first: name "
+            "its folder with --output",
+            context,
+        )
     if output is None:
         raise click.MissingParameter(ctx=context, param_hint="'--output' / '-o'", param_type="option")
     from nopad.export.bundle import ExportOptions, export_checkpoint

@@ -62,7 +62,7 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Run a recipe: train, plan, export, calibrate, parity, bench, each step only if something it depends on changed.
+    """Run a recipe: train, export, parity, analyze and others, each step only if something it depends on changed.
 
     \b
     nopad run recipes/imdb.yaml --set data=imdb/ --output imdb.run
@@ -71,6 +71,7 @@ def run(
     A step is a command with its options, as --help of that command has them. What has run is recorded with digests of
     all that went in and came out; a run that was ended early goes on at its step. A report is written at the end.
     """
+    from nopad.pipeline.machine import check_machine
     from nopad.pipeline.recipe import read_recipe
     from nopad.pipeline.run import look
     from nopad.pipeline.steps import compile_steps
@@ -79,6 +80,7 @@ def run(
     folder = (output or recipe.with_suffix(".run")).absolute()
     steps = compile_steps(read, folder)
     _check_forced(forced, steps)
+    check_machine(steps, folder)
     if dry_run:
         _print(look(steps, folder, forced), as_json=as_json)
         return 0

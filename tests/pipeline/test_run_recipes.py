@@ -64,6 +64,7 @@ LEADS = {  # the metrics that the report shows first
     "embeddings": ("ndcg@10", "mrr@10"),
     "rerank": ("ndcg@10", "mrr@10"),
 }
+ANALYZED = {"nli": "accuracy", "ner": "F1 of entities"}  # the recipes with that step, and the figure it leads with
 RECIPES: dict[str, tuple[Callable[[Path], None], str]] = {
     "nli": (inference_files, "rte"),
     "ner": (tagged_files, "conll"),
@@ -108,7 +109,7 @@ def test_a_recipe_of_the_repository(
     settings = {"EPOCHS": "1", "LEARNING_RATE": "3e-3", "THREADS": "1"}
     for option, value in (settings | MORE.get(name, {})).items():
         monkeypatch.setenv(f"NOPAD_TRAIN_{option}", value)
-    for command in ("EXPORT", "CALIBRATE", "PARITY", "BENCH"):
+    for command in ("EXPORT", "CALIBRATE", "PARITY", "BENCH", "ANALYZE"):
         monkeypatch.setenv(f"NOPAD_{command}_THREADS", "1")
     monkeypatch.setenv("NOPAD_BENCH_ROUNDS", "2")
     monkeypatch.setenv("NOPAD_BENCH_NO_BUILD_TIME", "true")
@@ -137,4 +138,9 @@ def test_a_recipe_of_the_repository(
     page = (folder / "report.html").read_text("utf-8")
     assert all(f">{step['step']}</h2>" in page for step in first) and "Nothing to show" not in page
     assert list(LEADS[name]) == re.findall(rf"train: ({'|'.join(LEADS[name])})", page)
+    if name in ANALYZED:
+        analysis = json.loads((folder / "analyze.json").read_bytes())
+        assert analysis["rows"] == 60 and f"analyze: {ANALYZED[name]}" in page  # all that both have of test rows
+        assert all(line in page for line in analysis["summary"]) and 'href="analyze.html"' in page
+    assert ("analyze" in results) == (name in ANALYZED)
     assert {step["status"] for step in go()} == {"cached"}

@@ -42,6 +42,10 @@ bench:
   rounds: 2
   against: none
   threads: 1
+analyze:
+  data: $data/test.jsonl
+  train: $data/train.jsonl
+  threads: 1
 """
 
 
@@ -101,7 +105,7 @@ def test_a_whole_recipe(folder: Path, tmp_path: Path) -> None:
     look_at(made / "report.html", tmp_path)
 
 
-RUN = ("train", "plan", "export", "calibrate", "parity", "bench")
+RUN = ("train", "plan", "export", "calibrate", "parity", "bench", "analyze")
 
 
 def look_at(report: Path, tmp_path: Path) -> None:
@@ -118,5 +122,6 @@ def look_at(report: Path, tmp_path: Path) -> None:
         drawn = [file for name in ("train", "export") for file in (report.parent / name).glob("*.svg")]
         assert page.value("document.images.length") == len(drawn) + 1  # and calibrate.svg
         links = page.value("[...document.querySelectorAll('main a')].map((one) => one.getAttribute('href'))")
-        assert "bench/bench.html" in links and all((report.parent / link).exists() for link in links)
+        assert {"bench/bench.html", "analyze.html"} <= set(links)
+        assert all((report.parent / link).exists() for link in links)
         assert not page.problems and not [url for url in page.requests if not url.startswith(("file:", "data:image/"))]

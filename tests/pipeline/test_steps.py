@@ -138,6 +138,9 @@ parity:
 bench:
   reference: $train
   workload: [1x8, 2x8]
+analyze:
+  other: other
+  data: rows.jsonl
 """
     )
     steps = compile_steps(read_recipe(tmp_path / "r.yaml", {}), tmp_path / "run")
@@ -157,5 +160,24 @@ bench:
     ]
     assert lines["parity"] == ["parity", "--reference=/train b", "--", "/export"]
     assert lines["bench"][1:4] == ["--reference=/train", "--workload=1x8", "--workload=2x8"]
+    page = f"--output={tmp_path}/run/analyze.html"
+    assert lines["analyze"] == ["analyze", "--data=rows.jsonl", page, "--", "/export", "other"]
     assert steps[3].changes == "export" and steps[3].reads == ("train b", "export")
     assert steps[0].files == {"rows.jsonl": tmp_path / "rows.jsonl"}
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], []])
+def test_a_library_that_a_target_needs_is_missed_before_anything_runs(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nopad.export.targets.importable", lambda module: module != "openvino")
+    (tmp_path / "rows.jsonl").write_text('{"text": "splendid", "label": 1}\n')
+    path = tmp_path / "r.yaml"
+    path.write_text(TRAIN + "export:\n  target: $targets\nset:\n  targets: cpu,openvino\n")
+    assert run(["run", str(path), *arguments]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step export (line 4 of the recipe): --target openvino needs OpenVINO: pip install 'nopad[openvino]'" in said
+    assert not (tmp_path / "r.run" / "train").exists()
+    assert run(["run", str(path), "--set", "targets=cpu", "--dry-run"]) == 0
+    path.write_text(TRAIN + "export:\n")
+    assert run(["run", str(path), "--dry-run"]) == 0

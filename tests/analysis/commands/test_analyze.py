@@ -235,7 +235,7 @@ def test_what_is_refused(data: Path, changed: Callable[..., Path], tmp_path: Pat
     page = ("--output", tmp_path / "p.html")
     assert "HTML file" in refused(capsys, 2, "--data", data, "--output", tmp_path / "page.svg")
     assert "does not exist" in refused(capsys, 3, "--data", data, "--output", tmp_path / "no" / "page.html")
-    assert "one bundle, or two" in refused(capsys, 2, *[DEFAULT_BUNDLE] * 3, "--data", data, *page)
+    assert "unexpected extra argument" in refused(capsys, 2, *[DEFAULT_BUNDLE] * 3, "--data", data, *page)
     ranking = changed("ranking", task="rerank", labels=("relevance",), problem_type=None)
     assert "is for text-classification" in refused(capsys, 2, ranking, "--data", data, *page)
     stars = changed("stars", labels=("good", "bad"))

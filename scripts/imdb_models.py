@@ -17,11 +17,11 @@ RECIPE: dict[str, object] = {
 HELD_OUT = 1500  # whole reviews that are not trained on: they choose the epoch and calibrate int8
 
 
-def read_arguments(description: str | None) -> argparse.Namespace:
-    """`train` and `test`, files of reviews, and `work`, the folder for all output."""
+def read_arguments(description: str | None, *folders: str) -> argparse.Namespace:
+    """`train` and `test`, files of reviews, `work`, the folder for all output, and the `folders` that are named."""
     parser = argparse.ArgumentParser(description=description)
-    for name in ("--train", "--test", "--work"):
-        parser.add_argument(name, type=Path, required=True)
+    for name in ("train", "test", "work", *folders):
+        parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 
 

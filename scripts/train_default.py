@@ -1,18 +1,23 @@
-"""Make the embedded model: tokenizer, training, rounding to fp16, bundle, evaluation. 25 minutes on 2 CPU cores.
+"""Make the embedded model: tokenizer, rows, a student of a teacher, rounding to fp16, bundle, evaluation.
 
-    python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default
+    python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default \
+        --teacher bundle/ --embeddings minilm/
 
-Everything goes through nopad's own commands. The result replaces runtime/default/.
+`--teacher` is a bundle of a classifier of reviews, and `--embeddings` the pre-trained checkpoint that the student's
+token embeddings begin as: docs/real-weights.md says how both are made. Everything goes through nopad's own commands.
+The result replaces runtime/default/. REPLACE_TIME
 
 IMDb's reviews are long, and what people type into a demo is short: a model trained on whole reviews alone calls
-"an hour of my life I want back" positive. So each review also gives an excerpt of a sentence or two, with its label.
-(With excerpts of every second review, test accuracy is 0.4 points higher, but that phrase is positive again.)
+"an hour of my life I want back" positive. So each review also gives an excerpt of a sentence or two, and two pieces of
+some length, which its teacher answers one by one: they need not say what the whole review says.
 """
 
 import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -20,26 +25,51 @@ from imdb_models import HELD_OUT, RECIPE, ROOT, export, make_tokenizer, nopad, o
 from safetensors.torch import load_file, save_file
 
 DEFAULT = ROOT / "runtime" / "default"
-OWN: dict[str, object] = {"--learning-rate": 1e-3, "--epochs": 2, "--label-smoothing": 0.1, "--max-length": 1024}
-EXCERPTS = 1.0  # share of the reviews that give an excerpt
+CONFIG = ROOT / "scripts" / "default" / "config.json"
+OWN: dict[str, object] = {
+    "--teacher-weight": 0.7,
+    "--learning-rate": 1e-3,
+    "--epochs": 3,
+    "--max-length": 1024,
+    "--threads": 1,  # as fast as two: the model's products are small
+}
+PIECES = ((30, 150, 7), (80, 200, 11))  # words, at least and at most, and the seed
+Row = dict[str, object]
 
 
-def split_with_excerpts(reviews: Path, train: Path, held_out: Path) -> None:
-    """Write `held_out`, whole reviews, and `train`, the other reviews and excerpts."""
-    draw = random.Random(42)
-    with reviews.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    draw.shuffle(rows)
-    excerpts = []
-    for row in rows[HELD_OUT:]:
-        if draw.random() >= EXCERPTS:
-            continue
-        sentences = re.split(r"(?<=[.!?])\s+", re.sub(r"<br\s*/?>", " ", row["text"]).strip())
+def excerpts(rows: list[Row], draw: random.Random) -> list[Row]:
+    """A sentence or two of each row."""
+    parts = []
+    for row in rows:
+        draw.random()  # so that excerpts are those that the published weights learned from
+        sentences = re.split(r"(?<=[.!?])\s+", re.sub(r"<br\s*/?>", " ", str(row["text"])).strip())
         count = draw.randint(1, 2)
         first = draw.choice([0, max(0, len(sentences) - count), draw.randrange(len(sentences))])
-        excerpts.append({"text": " ".join(sentences[first : first + count]), "label": row["label"]})
-    for path, part in ((held_out, rows[:HELD_OUT]), (train, rows[HELD_OUT:] + excerpts)):
-        path.write_text("".join(json.dumps({"text": r["text"], "label": r["label"]}) + "\n" for r in part), "utf-8")
+        parts.append(row | {"text": " ".join(sentences[first : first + count])})
+    return parts
+
+
+def pieces(rows: list[Row], shortest: int, longest: int, draw: random.Random) -> list[Row]:
+    """A piece of each row, of so many words."""
+    parts = []
+    for row in rows:
+        words = str(row["text"]).split()
+        count = min(len(words), draw.randint(shortest, longest))
+        first = draw.randint(0, len(words) - count)
+        parts.append(row | {"text": " ".join(words[first : first + count])})
+    return parts
+
+
+def split(reviews: Path, train: Path, held_out: Path) -> None:
+    """Write `held_out`, whole reviews, and `train`, the other reviews and parts of them."""
+    draw = random.Random(42)
+    with reviews.open(encoding="utf-8") as lines:
+        rows = [{name: row[name] for name in ("text", "label")} for row in map(json.loads, lines)]
+    draw.shuffle(rows)
+    whole = rows[HELD_OUT:]
+    parts = [part for low, high, seed in PIECES for part in pieces(whole, low, high, random.Random(seed))]
+    for path, part in ((held_out, rows[:HELD_OUT]), (train, whole + excerpts(whole, draw) + parts)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
 
 
 def round_to_half(checkpoint: Path) -> None:
@@ -53,16 +83,17 @@ def round_to_half(checkpoint: Path) -> None:
 
 
 def main() -> None:
-    arguments = read_arguments(__doc__)
+    arguments = read_arguments(__doc__, "teacher", "embeddings")
     work: Path = arguments.work
-    tokenizer, trained, bundle = work / "tokenizer", work / "checkpoint", work / "bundle"
+    tokenizer, start, trained, bundle = (work / name for name in ("tokenizer", "start", "checkpoint", "bundle"))
+    train, held_out = work / "train.jsonl", work / "held_out.jsonl"
     make_tokenizer(arguments.train, tokenizer)
     if not trained.exists():
-        config = ROOT / "scripts" / "default" / "config.json"
-        split_with_excerpts(arguments.train, work / "train.jsonl", work / "held_out.jsonl")
-        data = ("--train", work / "train.jsonl", "--eval", work / "held_out.jsonl")
-        recipe = options(RECIPE | OWN)
-        nopad("train", "--from-scratch", config, "--tokenizer", tokenizer, *data, "--output", trained, *recipe)
+        split(arguments.train, train, held_out)
+        script = ROOT / "scripts" / "start_student.py"
+        subprocess.run([sys.executable, script, CONFIG, tokenizer, arguments.embeddings, train, start], check=True)
+        data = ("--train", train, "--eval", held_out, "--teacher", arguments.teacher)
+        nopad("train", "--model", start, *data, "--output", trained, *options(RECIPE | OWN))
     round_to_half(trained)
     export(trained, bundle, arguments.test)
     shutil.rmtree(DEFAULT, ignore_errors=True)

@@ -1,11 +1,12 @@
-"""Make the embedded model: tokenizer, rows, a student of a teacher, rounding to fp16, bundle, evaluation.
+"""Make the embedded model: tokenizer, rows, a student of a teacher, rounding, bundle, evaluation.
 
     python scripts/train_default.py --train imdb/train.jsonl --test imdb/test.jsonl --work /tmp/default \
         --teacher bundle/ --embeddings minilm/
 
 `--teacher` is a bundle of a classifier of reviews, and `--embeddings` the pre-trained checkpoint that the student's
 token embeddings begin as: docs/real-weights.md says how both are made. Everything goes through nopad's own commands.
-The result replaces runtime/default/. REPLACE_TIME
+The result replaces runtime/default/. 70 minutes on one CPU core, and the time in which the teacher
+answers 94,000 texts: about 45 more.
 
 IMDb's reviews are long, and what people type into a demo is short: a model trained on whole reviews alone calls
 "an hour of my life I want back" positive. So each review also gives an excerpt of a sentence or two, and two pieces of
@@ -34,6 +35,7 @@ OWN: dict[str, object] = {
     "--threads": 1,  # as fast as two: the model's products are small
 }
 PIECES = ((30, 150, 7), (80, 200, 11))  # words, at least and at most, and the seed
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")  # of the checkpoint in the wheel
 Row = dict[str, object]
 
 
@@ -72,10 +74,13 @@ def split(reviews: Path, train: Path, held_out: Path) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
 
 
-def round_to_half(checkpoint: Path) -> None:
-    """Halve the weights' bytes in the wheel; the rounded weights are what is exported and verified."""
+def round_weights(checkpoint: Path) -> None:
+    """Fewer bytes in the wheel; the rounded weights are what is exported and verified.
+
+    fp16, of whose ten bits of fraction bf16's seven are kept: the others are zeros, which the wheel's compression removes.
+    """
     path = checkpoint / "model.safetensors"
-    weights = {name: tensor.to(torch.float16) for name, tensor in load_file(path).items()}
+    weights = {name: tensor.to(torch.bfloat16).to(torch.float16) for name, tensor in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -94,10 +99,12 @@ def main() -> None:
         subprocess.run([sys.executable, script, CONFIG, tokenizer, arguments.embeddings, train, start], check=True)
         data = ("--train", train, "--eval", held_out, "--teacher", arguments.teacher)
         nopad("train", "--model", start, *data, "--output", trained, *options(RECIPE | OWN))
-    round_to_half(trained)
+    round_weights(trained)
     export(trained, bundle, arguments.test)
     shutil.rmtree(DEFAULT, ignore_errors=True)
-    shutil.copytree(trained, DEFAULT / "checkpoint")
+    (DEFAULT / "checkpoint").mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(trained / name, DEFAULT / "checkpoint" / name)
     shutil.copytree(bundle, DEFAULT / "bundle")
 
 

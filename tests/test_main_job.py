@@ -104,7 +104,7 @@ def test_the_embedded_model_answers_offline(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert run(["predict", "an hour of my life I want back", "--json", "--quiet"]) == 0
+    assert run(["predict", "a dull hour of my life that I want back", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "negative"
     with load(threads=1) as model:
         answers = model.predict(["A wonderful, touching film. I loved it.", "Dull, badly acted and far too long."])

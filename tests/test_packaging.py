@@ -65,7 +65,7 @@ def test_the_installed_wheel_predicts(wheel: Path, tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import nopad.runtime; assert nopad.runtime.__file__.startswith(sys.path[0]), nopad.runtime.__file__\n"
         "from nopad.runtime import load\n"
-        "print(load().predict(['an hour of my life I want back'])[0].label)"
+        "print(load().predict(['a dull hour of my life that I want back'])[0].label)"
     )
     # -P -S would hide the dependencies too: the finder of the editable install is what must not win.
     run = [sys.executable, "-c", program.replace("import nopad.runtime;", _DROP_EDITABLE + "import nopad.runtime;")]

@@ -16,7 +16,7 @@ from nopad.export.parity.samples import SAMPLES
 from nopad.runtime.console import common_options, emit, messages, status, threads_option
 
 REVIEWS = (
-    "An hour of my life I want back.",
+    "A dull hour of my life that I want back.",
     "A tender, sharply written film that trusts its audience. I have already bought tickets to see it again.",
     "The first act promises a thriller, the second forgets about it, and the third apologises with an explosion.",
     "I came for the songs and stayed for the silences between them: a quiet, perfect little movie.",

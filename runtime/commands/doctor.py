@@ -124,7 +124,7 @@ def _embedded() -> Check:
 
     try:
         with load() as model:
-            answer = model.predict(["an hour of my life I want back"])[0]
+            answer = model.predict(["a dull hour of my life that I want back"])[0]
     except Exception as error:  # a failure is a finding here, not the end of the report
         return Check(name="embedded model", ok=False, detail=f"{type(error).__name__}: {error}")
     return Check(

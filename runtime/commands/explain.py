@@ -93,7 +93,7 @@ def explain(
     """Mark the words of each TEXT, or of every text of --input, that speak for the label of BUNDLE, or against it.
 
     \b
-    nopad explain "an hour of my life I want back"
+    nopad explain "a dull hour of my life that I want back"
     nopad explain bundle/ --method shapley --html why.html --input reviews.jsonl --limit 20
     nopad explain bundle/ --method integrated-gradients --by sentence --label negative "a dull film. Splendid!"
 

@@ -125,7 +125,7 @@ def predict(
     """Answer each TEXT, or every line of --input, with BUNDLE (without one: the embedded sentiment model).
 
     \b
-    nopad predict "an hour of my life I want back"
+    nopad predict "a dull hour of my life that I want back"
     nopad predict bundle/ "a dull film" "splendid"
     nopad predict bundle/ --input reviews.jsonl --output labels.jsonl
 

@@ -65,9 +65,11 @@ def _analyzed(step: Step, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple
             ("texts with every entity right", tags.get("texts"), share),
             ("mean absolute error", numbers.get("figures", {}).get("absolute"), number),
         )
-        name, one, write = next(figure for figure in figures if figure[1])
-        ends = f"{write(one['low'])} to {write(one['high'])}, 95 % interval"
-        yield f"{step.name}: {name}{letter}", write(one["value"]), ends
+        for name, one, write in figures:
+            if one:
+                ends = f"{write(one['low'])} to {write(one['high'])}, 95 % interval"
+                yield f"{step.name}: {name}{letter}", write(one["value"]), ends
+                break
 
 
 def _train(result: Mapping[str, Any], step: Step, folder: Path) -> Iterator[str]:

@@ -35,7 +35,7 @@ OWN: dict[str, object] = {
     "--threads": 1,  # as fast as two: the model's products are small
 }
 PIECES = ((30, 150, 7), (80, 200, 11))  # words, at least and at most, and the seed
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")  # of the checkpoint in the wheel
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")  # of a checkpoint
 Row = dict[str, object]
 
 
@@ -77,7 +77,7 @@ def split(reviews: Path, train: Path, held_out: Path) -> None:
 def round_weights(checkpoint: Path) -> None:
     """Fewer bytes in the wheel; the rounded weights are what is exported and verified.
 
-    fp16, of whose ten bits of fraction bf16's seven are kept: the others are zeros, which the wheel's compression removes.
+    fp16, of whose ten bits of fraction bf16's seven are kept: the others are zeros, which take no place in a wheel.
     """
     path = checkpoint / "model.safetensors"
     weights = {name: tensor.to(torch.bfloat16).to(torch.float16) for name, tensor in load_file(path).items()}

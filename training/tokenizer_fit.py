@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _ROWS, _CHARACTERS = 500, 1000  # looked at: rows, evenly spaced, and the beginning of each of their texts
+_AT_ONCE = 50  # texts tokenized together: encodings of all would take more than the rest of a small run
 # Measured in 90 languages (docs/multilingual.md): most of those in Latin letters stay below both, and those in scripts
 # that the tokenizer was not made for exceed one of them.
 _MOST_UNKNOWN, _MOST_TOKENS = 0.03, 0.45
@@ -47,13 +48,12 @@ def measure_fit(tokenizer: Any, texts: Sequence[str]) -> Fit:
     """Letters are those of Unicode's categories L and M; digits, signs and emoji count for nothing."""
     letters = Counter(letter for text in texts for letter in text if _is_letter(letter))
     unknown = sorted(_without_token(tokenizer, list(letters)), key=lambda letter: -letters[letter])
-    words = ["".join(letter if _of_an_alphabet(letter) else " " for letter in text).split() for text in texts]
-    plain = [" ".join(every) for every in words]
+    plain = [" ".join("".join(each if _of_an_alphabet(each) else " " for each in text).split()) for text in texts]
     tokens = None
-    if 2 * sum(len(word) for every in words for word in every) > letters.total():
-        tokens = sum(map(len, tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"])) / sum(
-            map(len, plain)
-        )
+    if 2 * sum(len(text) - text.count(" ") for text in plain) > letters.total():
+        parts = (plain[start : start + _AT_ONCE] for start in range(0, len(plain), _AT_ONCE))
+        made = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
+        tokens = sum(len(ids) for part in made for ids in part) / sum(map(len, plain))
     return Fit(
         unknown=sum(letters[letter] for letter in unknown) / max(1, letters.total()),
         examples=tuple(unknown[:5]),

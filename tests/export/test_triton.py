@@ -184,4 +184,4 @@ def test_a_checkpoint_becomes_a_bundle_and_a_repository(tmp_path: Path, capsys: 
     assert (output / "manifest.json").is_file()
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["sentiment", "sentiment_graph"]
     assert run(["export", str(DEFAULT_CHECKPOINT), "--triton", str(tmp_path / "models")]) == 2
-    assert "Missing option '--output'" in capsys.readouterr().err
+    assert "is no bundle, it has no manifest.json; of a checkpoint" in capsys.readouterr().err

@@ -48,16 +48,21 @@ def update(results: Path, readme: Path, *, check: bool) -> bool:
 
     Raises `InputFileError` for an unreadable file, or a README without exactly one place for the table.
     """
-    table = block(read_report(results))
+    return put(block(read_report(results)), readme, "benchmark", check=check)
+
+
+def put(table: str, page: Path, name: str, *, check: bool = False) -> bool:
+    """Put a table between the marks `NAME:begin` and `NAME:end` of a page. As `update`."""
+    begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
     try:
-        old = readme.read_text(encoding="utf-8")
+        old = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"cannot read {readme}: {error}") from None
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise InputFileError(f"{readme} must have one line {BEGIN} and, below it, one line {END}")
-    new = f"{old[: old.index(BEGIN)]}{BEGIN}\n{table}{old[old.index(END) :]}"
+        raise InputFileError(f"cannot read {page}: {error}") from None
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise InputFileError(f"{page} must have one line {begin} and, below it, one line {end}")
+    new = f"{old[: old.index(begin)]}{begin}\n{table}{old[old.index(end) :]}"
     if not check and new != old:
-        write_file(readme, new.encode("utf-8"))
+        write_file(page, new.encode("utf-8"))
     return new == old
 
 

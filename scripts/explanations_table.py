@@ -140,8 +140,8 @@ def _sentences(figures: Mapping[str, Any]) -> Iterator[str]:
     packed, padded, alone = (speed[name] for name in ("packed", "transformers, padded", "one at a time"))
     yield (
         f"- **Speed**: {speed['variants of a text']} variants, of those that Shapley values ask for, of each of "
-        f"{speed['texts']} reviews of any length: {speed['tokens']:,.0f} tokens, which a loop over padded batches of 32 "
-        "in transformers (fp32, SDPA) "
+        f"{speed['texts']} reviews of any length: {speed['tokens']:,.0f} tokens, which a loop over padded batches of "
+        "32 in transformers (fp32, SDPA) "
         f"makes {speed['padded']:,.0f}. CPU time on one thread: **packed {packed:.2f} s, padded {padded:.2f} s: "
         f"{padded / packed:.1f} times**; one variant at a time through the same graph {alone:.2f} s. "
         "Logits differ by at most "

@@ -1,6 +1,6 @@
 """How good are explanations? Deletion and insertion against random, agreement, completeness, stability, speed.
 
-    python scripts/judge_explanations.py imdb/test.jsonl --work /tmp/judged     # docs/explanations.json, docs/explain.md
+    python scripts/judge_explanations.py imdb/test.jsonl --work /tmp/judged   # docs/explanations.json, docs/explain.md
 
 Each line of the file is {"text": ...}. The embedded checkpoint is exported into the work folder; it answers on ONNX
 Runtime and, for gradients, on the torch engine. Every explanation that was judged is a line of a file there, by the

@@ -196,8 +196,8 @@ def test_a_goal_out_of_reach_is_said_and_half_the_layers_are_kept(graph: Graphs,
         progress=lambda message, done=0, total=None: steps.append(message),
     )
     assert made.passed is False
-    assert (len(made.kept), len(made.int8)) == (6, 6)
-    assert "int8: trying with 6 of 12 layers in fp32" in steps
+    assert (len(made.kept), len(made.int8)) == (8, 8)
+    assert "int8: trying with 8 of 16 layers in fp32" in steps
     json.dumps(made.to_json(), allow_nan=False)
 
 

@@ -89,7 +89,7 @@ def test_linear_weights_take_half_the_bytes(graph: Graphs, tmp_path: Path) -> No
 
 def _linear_weights(model: onnx.ModelProto) -> list[np.ndarray[Any, Any]]:
     weights = [t for t in model.graph.initializer if re.search(r"layers\.\d+\..*W\w+\.weight(_int8)?$", t.name)]
-    assert len(weights) == 12
+    assert len(weights) == 16
     return [numpy_helper.to_array(tensor) for tensor in weights]
 
 

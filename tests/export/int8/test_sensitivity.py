@@ -96,7 +96,7 @@ def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path
         assert tensor == weights[tensor.name]
 
 
-@pytest.mark.parametrize(("seconds", "tried"), [(900.0, (0, 1, 2, 4, 6)), (0.0, (0, 1))])
+@pytest.mark.parametrize(("seconds", "tried"), [(900.0, (0, 1, 2, 4, 8)), (0.0, (0, 1))])
 def test_a_goal_out_of_reach_is_said_and_half_the_layers_are_kept(
     graph: Graphs, tmp_path: Path, seconds: float, tried: tuple[int, ...]
 ) -> None:
@@ -110,11 +110,11 @@ def test_a_goal_out_of_reach_is_said_and_half_the_layers_are_kept(
         progress=lambda message, done=0, total=None: steps.append(message),
     )
     assert made.passed is False
-    assert len(made.kept) == len(made.int8) == 6
+    assert len(made.kept) == len(made.int8) == 8
     assert made.agreement is not None and 0.9 < made.agreement <= 1
     assert min(made.sensitivity[module] for module in made.kept) >= max(made.sensitivity[m] for m in made.int8)
     assert [step for step in steps if "trying" in step] == [
-        f"int8: trying with {count} of 12 layers in fp16" for count in tried
+        f"int8: trying with {count} of 16 layers in fp16" for count in tried
     ]
     json.dumps(made.to_json(), allow_nan=False)
 

@@ -4,6 +4,7 @@ NopadError                       3
 +- CheckpointError               3  a checkpoint folder that cannot be used (nopad.model.errors, like the root)
 +- UsageError                    2  an option or argument that makes no sense here
 |  +- ClosedError                2  the model has been closed
+|  +- TeacherError               2  a teacher that cannot teach this student (nopad.training.errors)
 +- OutputError                   3  an output that must not be written
 +- BundleError                   3  a bundle that is missing, incomplete or malformed
 |  +- IntegrityError             3  a file of the bundle is not the one that was written

@@ -85,7 +85,7 @@ def test_a_product_is_what_numpy_computes_in_integers(
 @pytest.mark.parametrize(
     ("name", "modules", "reads"),
     [
-        ("embedded", [f"model.layers.{i}.{part}" for i in range(3) for part in MODERNBERT], 12),
+        ("embedded", [f"model.layers.{i}.{part}" for i in range(4) for part in MODERNBERT], 16),
         ("modernbert-token", [f"model.layers.{i}.{part}" for i in range(4) for part in MODERNBERT], 16),
         ("bert-single", [f"bert.encoder.layer.{i}.{part}" for i in range(3) for part in BERT], 12),
     ],

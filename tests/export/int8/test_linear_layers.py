@@ -21,5 +21,5 @@ def test_a_bare_encoder_has_its_layers_without_a_prefix(graph: Graphs) -> None:
     for node in model.graph.node:
         node.name = node.name.removeprefix("model.")
     assert [layer.module for layer in linear_layers(model)] == [
-        f"layers.{i}.{part}" for i in range(3) for part in MODERNBERT
+        f"layers.{i}.{part}" for i in range(4) for part in MODERNBERT
     ]

@@ -25,7 +25,7 @@ from nopad.runtime.bundle import DEFAULT_CHECKPOINT, open_bundle
 from nopad.runtime.tokenizer import open_encoder
 
 REVIEWS = DATA / "imdb"
-LAYERS = [f"model.layers.{i}.{part}" for i in range(3) for part in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")]
+LAYERS = [f"model.layers.{i}.{part}" for i in range(4) for part in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")]
 FEW = pack([token_ids(12, 40)], multiple=1)  # tokens: weights are rounded to the nearest
 Array = np.ndarray[Any, Any]
 
@@ -53,7 +53,7 @@ def test_the_embedded_models_file(openvino_bundle: Path) -> None:
     exact, file = openvino_bundle / "model.openvino.onnx", openvino_bundle / "model.openvino.int8.onnx"
     assert 0.25 * exact.stat().st_size <= file.stat().st_size <= 0.3 * exact.stat().st_size
     stored = arrays(file)
-    assert len(of_type(stored, "int8")) == 1 + 7 * 3 and not of_type(stored, "bfloat16")
+    assert len(of_type(stored, "int8")) == 1 + 7 * 4 and not of_type(stored, "bfloat16")
     matrices = {name for name in of_type(stored, "float32") if min(stored[name].shape, default=0) > 1}
     assert {name.partition(".")[0] for name in matrices if stored[name].ndim == 2} == {"head", "classifier"}
     batch = pack([token_ids(length, 8000) for length in (3, 70, 129)], multiple=1)
@@ -66,7 +66,7 @@ def test_the_manifest_says_what_is_int8(openvino_bundle: Path) -> None:
     tokens, modules = told["int8"].pop("tokens"), told["int8"].pop("int8")
     assert sorted(modules) == sorted(LAYERS) and tokens > 0
     # Sums over 128 and 192 inputs: 64 is the largest group that divides both.
-    assert told["int8"] == {"kept": [], "weight_bits": 8, "scales": "group", "group": 64}
+    assert told["int8"] == {"kept": [], "weight_bits": 8, "scales": "group", "group": 128}
 
 
 def test_it_is_the_same_from_the_bundles_own_fp32_graph_and_from_one_of_its_own(

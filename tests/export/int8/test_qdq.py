@@ -28,7 +28,7 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "modules"),
     [
-        ("embedded", [f"model.layers.{i}.{part}" for i in range(3) for part in MODERNBERT]),
+        ("embedded", [f"model.layers.{i}.{part}" for i in range(4) for part in MODERNBERT]),
         ("modernbert-token", [f"model.layers.{i}.{part}" for i in range(4) for part in MODERNBERT]),
         ("bert-single", [f"bert.encoder.layer.{i}.{part}" for i in range(3) for part in BERT]),
     ],

@@ -312,7 +312,7 @@ def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Captur
     print(f"held-out reviews: {shown['before']} -> {shown['after']}, T {shown['held_out_temperature']}")
     before, after = shown["before"], shown["after"]
     assert after["nll"] < before["nll"] and after["accuracy"] == before["accuracy"] > 0.8
-    assert 0.8 < shown["temperature"] < 1  # it is nearly calibrated, and a little less sure than right
+    assert 1 < shown["temperature"] < 1.3  # it is nearly calibrated, and a little surer than right
     assert after["answered_accuracy"] > after["accuracy"] + 0.05
     # What one temperature cannot mend is said.
     assert after["ece"] > before["ece"]

@@ -89,7 +89,9 @@ def test_every_precision_of_its_own_graph(openvino_bundle: Path) -> None:
         engine = of_bundle(openvino_bundle, precision)
         assert (hint(engine) == "bf16") == (precision != "fp32" and cpu_at_hand().bf16)
         gaps[precision] = np.abs(engine.run(batch) - np.stack(want)).max()
-    assert gaps["fp32"] <= 1e-5 < gaps["bf16"] <= 5e-2 and 1e-5 < gaps["int8"] <= 0.1
+    # The embedded weights are numbers of bf16, so only a CPU that computes in it answers otherwise.
+    assert gaps["fp32"] <= 1e-5 < gaps["int8"] <= 0.1
+    assert gaps["bf16"] <= 5e-2 and (gaps["bf16"] > 1e-5) == cpu_at_hand().bf16
 
 
 @pytest.mark.skipif(not cpu_at_hand().bf16, reason="this CPU has no bf16 instructions")
@@ -253,7 +255,8 @@ def test_without_bf16_instructions_it_computes_in_fp32(
     engine, exact = (of_bundle(openvino_bundle, name) for name in (precision, "fp32"))
     assert hint(engine) == "f32"
     gap = np.abs(engine.run(embedded_batch(90, 7)) - exact.run(embedded_batch(90, 7))).max()
-    assert 0 < gap <= {"bf16": 2e-2, "int8": 0.1}[precision]  # of the weights alone
+    # Of the weights alone: those of the embedded model are numbers of bf16.
+    assert gap == 0 if precision == "bf16" else 0 < gap <= 0.1
 
 
 def test_a_bf16_file_is_refused_by_a_cpu_without_it(openvino_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from running_server import Running
 from nopad.runtime.bundle import open_bundle, write_manifest
 
 Serve = Callable[..., Any]
-TEXT = "an hour of my life I want back"
+TEXT = "a dull hour of my life that I want back"
 EMBED = "modernbert-embed-mean-unit"
 
 

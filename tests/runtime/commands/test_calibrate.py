@@ -314,9 +314,7 @@ def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Captur
     assert after["nll"] < before["nll"] and after["accuracy"] == before["accuracy"] > 0.8
     assert 1 < shown["temperature"] < 1.3  # it is nearly calibrated, and a little surer than right
     assert 1 - after["answered_accuracy"] < 0.6 * (1 - after["accuracy"])  # of ten mistakes at most six are left
-    # What one temperature cannot mend is said.
-    assert after["ece"] > before["ece"]
-    assert f"not all is better on the held-out rows (expected calibration error {before['ece']:.4f}, then" in err
+    assert after["ece"] < before["ece"] and "not all is better" not in err
 
 
 # --- the gate

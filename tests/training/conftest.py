@@ -58,3 +58,19 @@ def command_run(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Comm
         code = run(["train", "--train", str(folder / "rows.jsonl"), "--eval", str(data), *options])
     assert code == 0, said.getvalue()
     return CommandRun(folder / "out", data, said.getvalue())
+
+
+@pytest.fixture(scope="session")
+def teacher(command_run: CommandRun) -> Path:
+    """The checkpoint of that run, of which others learn."""
+    return command_run.output
+
+
+@pytest.fixture(scope="session")
+def teacher_bundle(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle. Tests that change it copy it."""
+    from nopad.runtime.cli import run
+
+    folder = tmp_path_factory.mktemp("teacher") / "bundle"
+    assert run(["export", str(teacher), "--output", str(folder), "--quiet"]) == 0
+    return folder

@@ -27,18 +27,6 @@ from nopad.training.tasks.single_label import SingleLabel
 from nopad.training.teacher import teacher_digest
 
 
-@pytest.fixture(scope="module")
-def teacher(command_run: Any) -> Path:
-    return Path(command_run.output)
-
-
-@pytest.fixture(scope="module")
-def teacher_bundle(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "bundle"
-    assert run(["export", str(teacher), "--output", str(folder), "--quiet"]) == 0
-    return folder
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_the_student_follows_its_teacher_where_labels_say_nothing(
     teacher: Path, scratch: Path, tmp_path: Path, weight: float

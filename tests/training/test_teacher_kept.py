@@ -28,18 +28,6 @@ from nopad.training.run_folder import KEPT
 from nopad.training.teacher import taught
 
 
-@pytest.fixture(scope="module")
-def teacher(command_run: Any) -> Path:
-    return Path(command_run.output)
-
-
-@pytest.fixture(scope="module")
-def teacher_bundle(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "bundle"
-    assert run(["export", str(teacher), "--output", str(folder), "--quiet"]) == 0
-    return folder
-
-
 def test_answers_are_kept_for_the_same_teacher_and_rows_alone(
     teacher: Path, teacher_bundle: Path, tmp_path: Path
 ) -> None:

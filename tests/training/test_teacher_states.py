@@ -21,11 +21,6 @@ from nopad.training.tasks.base import STREAM
 LABELS = ["neg|ative", "posi_tive"]
 
 
-@pytest.fixture(scope="module")
-def teacher(command_run: Any) -> Path:
-    return Path(command_run.output)
-
-
 @pytest.fixture
 def student(scratch: Path, teacher: Path, tmp_path: Path) -> list[str]:
     """Options for a student that is smaller than the teacher, with the teacher's tokenizer."""

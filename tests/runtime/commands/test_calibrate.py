@@ -300,11 +300,17 @@ def test_several_labels_get_a_threshold_each(several: Path, tmp_path: Path, wide
     assert refused(capsys, 2, *command, "--abstain-below", 0.5).count("exactly one label") == 1
 
 
-def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Capture) -> None:
+def short_reviews(imdb: Path, which: slice, folder: Path) -> Path:
+    """A file of some of the test reviews, from the shortest on: these take seconds."""
     with (imdb / "test.jsonl").open(encoding="utf-8") as file:
-        reviews = sorted(file, key=len)[:1000]  # short ones take seconds
-    path = tmp_path / "reviews.jsonl"
+        reviews = sorted(file, key=len)[which]
+    path = folder / "reviews.jsonl"
     path.write_text("".join(reviews), encoding="utf-8")
+    return path
+
+
+def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = short_reviews(imdb, slice(1000), tmp_path)
     command = ["calibrate", str(embedded), "--data", str(path), "--abstain-below", "0.8", "--threads", "1", "--json"]
     assert run(command) == 0
     out, err = capsys.readouterr()
@@ -315,6 +321,16 @@ def test_real_reviews(embedded: Path, imdb: Path, tmp_path: Path, capsys: Captur
     assert 1 < shown["temperature"] < 1.3  # it is nearly calibrated, and a little surer than right
     assert 1 - after["answered_accuracy"] < 0.6 * (1 - after["accuracy"])  # of ten mistakes at most six are left
     assert after["ece"] < before["ece"] and "not all is better" not in err
+
+
+def test_what_gets_worse_is_said(embedded: Path, imdb: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = short_reviews(imdb, slice(600, 1000), tmp_path)
+    assert run(["calibrate", str(embedded), "--data", str(path), "--threads", "1", "--json", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    before, after = (json.loads(out)[when] for when in ("before", "after"))
+    assert after["ece"] > before["ece"]
+    said = err[err.index("not all is better on the held-out rows (") :]
+    assert f"expected calibration error {before['ece']:.4f}, then {after['ece']:.4f}" in said
 
 
 # --- the gate

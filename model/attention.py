@@ -17,6 +17,7 @@ Exact, linear in T. (Window definition: transformers `modeling_modernbert.py`.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,12 +40,18 @@ class PackedLayout:
     half_window: int
     block: int
     prompt_lengths: Tensor | None = None  # [B] int64, tokens that are not pooled (embeddings alone)
+    first_tokens: bool = False  # the hidden states that the head gets are those of each sequence's first token alone
 
 
 # Added to the scores of masked keys: within fp16's range (largest 65504), and still zeroes a softmax term.
 MASKED = -30000.0
 # Cosine and sine of the rotary angles, each [T, 1, head_size / 2]; None where positions are embedded (BERT).
 Rotary = tuple[Tensor, Tensor] | None
+
+
+def pick(x: Tensor, chosen: Tensor | None) -> Tensor:
+    """Rows `chosen` [R] of [T, ...], in that order; all of them for None."""
+    return x if chosen is None else x[chosen]
 
 
 def rotate(x: Tensor, rope: Rotary) -> Tensor:
@@ -57,44 +64,64 @@ def rotate(x: Tensor, rope: Rotary) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def turn(x: Tensor, rope: Rotary) -> Tensor:
-    """`rotate`, bit for bit, for running and not for graphs: in fp32 on a CPU, with gradients, a third of the time."""
-    if rope is None or x.device.type != "cpu" or x.dtype != torch.float32 or rope[0].dtype != torch.float32:
-        return rotate(x, rope)
-    turned = _Turn.apply(x, torch.complex(*rope))
-    assert isinstance(turned, Tensor)
-    return turned
+def turning() -> Callable[[Tensor, Rotary], Tensor]:
+    """`rotate` up to rounding, for running and not for graphs: in fp32 on a CPU half the time, gradients too."""
+    whole = functools.cache(_whole_heads)  # the same angles come in every layer
+
+    def turn(x: Tensor, rope: Rotary) -> Tensor:
+        if rope is None or x.device.type != "cpu" or x.dtype != torch.float32 or rope[0].dtype != torch.float32:
+            return rotate(x, rope)
+        turned = _Turn.apply(x, *whole(*rope))
+        assert isinstance(turned, Tensor)
+        return turned
+
+    return turn
+
+
+def _whole_heads(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine for each number of a head, [T, 1, head_size]."""
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 class _Turn(torch.autograd.Function):
-    """Halves of each head as complex numbers, times the angles': PyTorch is slow at many rows of half a head."""
+    """Whole heads times the angles: PyTorch is slow at many rows of half a head."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, angles: Tensor) -> Tensor:
-        ctx.save_for_backward(angles)
-        return _Turn.multiply(x, angles)
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _swapped(x).mul_(sin).addcmul_(x, cos)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (angles,) = ctx.saved_tensors
-        return _Turn.multiply(gradient, angles.conj()), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _swapped(gradient * sin).addcmul_(gradient, cos), None, None
 
-    @staticmethod
-    def multiply(x: Tensor, angles: Tensor) -> Tensor:
-        product = torch.complex(*x.chunk(2, dim=-1)) * angles
-        return torch.cat([product.real, product.imag], dim=-1)
+
+def _swapped(x: Tensor) -> Tensor:
+    """A copy whose heads have their halves in the other order."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([second, first], dim=-1)
 
 
 class Attend(Protocol):
     """Attention bound to one layout."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        local: bool,
+        rope: Rotary = None,
+        dropout: float = 0.0,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """Attend within sequences (and within the window where `local`); [T, heads, head_size] in and out.
 
-        q and k come as projected: `rope` is applied to them first.
+        q and k come as projected: `rope` is applied to them first. Of the tokens `chosen` [R] alone, in that order,
+        where they are given: [R, heads, head_size].
         """
         ...
 
@@ -159,11 +186,26 @@ def whole_blocks(layout: PackedLayout) -> tuple[Tensor, PackedLayout]:
     return queries, dataclasses.replace(layout, sequence_ids=filled)
 
 
-def _neighbours(x: Tensor, block: int) -> Tensor:
-    """[T, ...] -> [T / block, 3 * block, ...]: each block between its two neighbours."""
-    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (block, block))
-    blocks = padded.unflatten(0, (-1, block))
-    return torch.cat([blocks[:-2], blocks[1:-1], blocks[2:]], dim=1)
+class _Neighbours(torch.autograd.Function):
+    """[T, heads, head_size] -> [T / block, 3 * block, heads, head_size]: each block between its two neighbours.
+
+    A view of the padded stream, where slices and `cat` would copy it three times, and once more backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: int) -> Tensor:
+        padded = F.pad(x, (0, 0, 0, 0, block, block))
+        size, (token, head, _) = (x.shape[0] // block, 3 * block, *x.shape[1:]), padded.stride()
+        return padded.as_strided(size, (block * token, token, head, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        before, own, after = gradient.chunk(3, dim=1)
+        out = own.clone(memory_format=torch.contiguous_format)
+        out[:-1] += before[1:]
+        out[1:] += after[:-1]
+        return out.flatten(0, 1), None
 
 
 def sdpa_attention(layout: PackedLayout) -> Attend:
@@ -172,39 +214,66 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
         raise ValueError(
             f"a stream of {layout.sequence_ids.shape[0]} tokens is not a multiple of {layout.block}; see pack"
         )
-    mask = local_mask(layout).unsqueeze(1) if layout.half_window >= 0 else None
+    bias = local_bias(layout) if layout.half_window >= 0 else None
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
+    turn = turning()
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        local: bool,
+        rope: Rotary = None,
+        dropout: float = 0.0,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         if v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout:
             # PyTorch's attention on CPUs is slower in bf16 than in fp32, backward above all.
             with torch.autocast("cpu", enabled=False):
-                return attend(q.float(), k.float(), v.float(), local=local, rope=rope).to(v.dtype)
+                return attend(q.float(), k.float(), v.float(), local=local, rope=rope, chosen=chosen).to(v.dtype)
+        if chosen is not None and layout.first_tokens:
+            turned = rope and (rope[0][chosen], rope[1][chosen])
+            reach = layout.half_window + 1 if local else None
+            return _first_tokens(rotate(q[chosen], turned), turn(k, rope), v, lengths, reach, dropout)
         q, k = turn(q, rope), turn(k, rope)
         if not local:
-            return _per_sequence(q, k, v, lengths, dropout)
+            return pick(_per_sequence(q, k, v, lengths, dropout), chosen)
         queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
-        keys, values = (_neighbours(x, layout.block).transpose(1, 2) for x in (k, v))
-        return _attention(queries, keys, values, mask, dropout).transpose(1, 2).flatten(0, 1)
+        keys, values = (_Neighbours.apply(x, layout.block).transpose(1, 2) for x in (k, v))
+        return pick(_attention(queries, keys, values, bias, dropout).transpose(1, 2).flatten(0, 1), chosen)
 
     return attend
+
+
+def _first_tokens(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], reach: int | None, dropout: float) -> Tensor:
+    """What each sequence's first token, [B, heads, head_size], finds in its sequence, or in the first `reach` of it."""
+    sizes = [*lengths, k.shape[0] - sum(lengths)]
+    keys, values = ([part[:reach].transpose(0, 1) for part in x.split(sizes)[:-1]] for x in (k, v))
+    outs = [
+        _attention(one.unsqueeze(1).unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0), None, dropout)[0, :, 0]
+        for one, key, value in zip(q, keys, values, strict=True)
+    ]
+    return torch.stack(outs)
 
 
 def _per_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float) -> Tensor:
     # A loop, not a padded matrix: the unmasked kernel is the faster, and no work is spent on padding.
     sizes = [*lengths, q.shape[0] - sum(lengths)]  # the last: filler
-    queries, keys, values = (x.transpose(0, 1).unsqueeze(0).split(sizes, dim=2) for x in (q, k, v))
-    outs = [_attention(q, k, v, None, dropout) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[2]]
-    return torch.cat(outs, dim=2)[0].transpose(0, 1)
+    # Split before heads come first, and joined after: so backward, too, whole tokens are copied.
+    parts = ([part.transpose(0, 1).unsqueeze(0) for part in x.split(sizes) if len(part)] for x in (q, k, v))
+    outs = (_attention(q, k, v, None, dropout) for q, k, v in zip(*parts, strict=True))
+    return torch.cat([out[0].transpose(0, 1) for out in outs])
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """SDPA; with dropout on a CPU, where PyTorch has no fused kernel for it, its arithmetic with our `drop`."""
     if not dropout or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        bias = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, MASKED)
+    if bias is not None:
+        scores = scores + bias
     return drop(scores.softmax(-1), dropout).to(v.dtype) @ v
 
 
@@ -220,13 +289,22 @@ def varlen_attention(layout: PackedLayout) -> Attend:
     cu_seqlens = cu_seqlens.to(torch.int32)
     longest = max(layout.pad_index.shape[1], layout.block)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        local: bool,
+        rope: Rotary = None,
+        dropout: float = 0.0,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         q, k = rotate(q, rope), rotate(k, rope)
         assert not dropout, "default_attention must not choose varlen_attn with dropout"
         window = (layout.half_window, layout.half_window) if local else (-1, -1)
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
         assert isinstance(out, Tensor)
-        return out
+        return pick(out, chosen)
 
     return attend
 
@@ -248,17 +326,26 @@ def graph_attention(layout: PackedLayout) -> Attend:
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        local: bool,
+        rope: Rotary = None,
+        dropout: float = 0.0,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         q, k = rotate(q, rope), rotate(k, rope)
         q = q * q.shape[-1] ** -0.5
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)
             keys, values = (x[nearby].transpose(1, 2) for x in (k, v))
             out = _softmax_matmul(q, keys, values, bias)
-            return out.transpose(1, 2).flatten(0, 1)
+            return pick(out.transpose(1, 2).flatten(0, 1), chosen)
         q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))
         out = _softmax_matmul(q, k, v, key_bias).transpose(1, 2).flatten(0, 1)
-        return out[scatter]
+        return pick(out[scatter], chosen)
 
     return attend
 

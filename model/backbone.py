@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nopad.model.attention import Attend, PackedLayout, Rotary
+from nopad.model.attention import Attend, PackedLayout, Rotary, pick
 from nopad.model.config import ACTIVATIONS, EncoderConfig
 from nopad.model.dropout import Dropout
 from nopad.model.rope import rotary
@@ -66,10 +66,10 @@ class _ModernBertAttention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = Dropout(config.attention_dropout)
 
-    def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool, chosen: Tensor | None) -> Tensor:
         q, k, v = (part.unflatten(-1, self.shape) for part in self.Wqkv(x).chunk(3, dim=-1))
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, local=local, rope=rope, dropout=dropout)
+        out = attend(q, k, v, local=local, rope=rope, dropout=dropout, chosen=chosen)
         return self.out_drop(self.Wo(out.flatten(1)))
 
 
@@ -96,8 +96,8 @@ class _ModernBertLayer(nn.Module):
         self.mlp_norm = layer_norm(config)
         self.mlp = _ModernBertMLP(config)
 
-    def forward(self, x: Tensor, rope: Rotary, attend: Attend) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, attend, self.local)
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend, chosen: Tensor | None = None) -> Tensor:
+        x = pick(x, chosen) + self.attn(self.attn_norm(x), rope, attend, self.local, chosen)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -111,15 +111,27 @@ class ModernBertBackbone(nn.Module):
         self.layers = nn.ModuleList(_ModernBertLayer(config, i) for i in range(config.num_layers))
         self.final_norm = layer_norm(config)
 
-    def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
-        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` are ignored."""
+    def encode(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        layout: PackedLayout,
+        attend: Attend,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` are ignored.
+
+        Of the tokens `chosen` [R] alone, in that order, where they are given: the last layer computes no others after
+        its attention.
+        """
         x = self.embeddings(input_ids)
         config = self.encoder_config
         global_rope = rotary(layout, config.head_size, config.global_rope, x.dtype)
         local_rope = rotary(layout, config.head_size, config.local_rope, x.dtype)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, local_rope if layer.local else global_rope, attend)
-        return self.final_norm(x)
+        return self.final_norm(last(x, local_rope if last.local else global_rope, attend, chosen))
 
 
 class _BertEmbeddings(nn.Module):
@@ -145,10 +157,10 @@ class _BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend, chosen: Tensor | None) -> Tensor:
         q, k, v = (project(x).unflatten(-1, self.shape) for project in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, local=False, dropout=dropout).flatten(1)
+        return attend(q, k, v, local=False, dropout=dropout, chosen=chosen).flatten(1)
 
 
 class _BertResidual(nn.Module):
@@ -200,8 +212,8 @@ class _BertLayer(nn.Module):
         self.intermediate = _BertIntermediate(config)
         self.output = _BertResidual(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = self.attention.output(self.attention.self(x, attend), x)
+    def forward(self, x: Tensor, attend: Attend, chosen: Tensor | None = None) -> Tensor:
+        x = self.attention.output(self.attention.self(x, attend, chosen), pick(x, chosen))
         return self.output(self.intermediate(x), x)
 
 
@@ -222,11 +234,20 @@ class BertBackbone(nn.Module):
         if config.pooling == "pooler" and config.task in ("text-classification", "rerank"):
             self.pooler = BertPooler(config)
 
-    def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
-        """Hidden states of the stream, [T, hidden_size]."""
+    def encode(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        layout: PackedLayout,
+        attend: Attend,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the stream, [T, hidden_size], or of the tokens `chosen` alone."""
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         x = self.embeddings(input_ids, token_type_ids, layout.position_ids)
-        for layer in self.encoder.layer:
+        *layers, last = self.encoder.layer
+        for layer in layers:
             x = layer(x, attend)
-        return x
+        hidden: Tensor = last(x, attend, chosen)
+        return hidden

@@ -17,6 +17,12 @@ from nopad.model.config import EmbeddingModule, EncoderConfig
 from nopad.model.errors import CheckpointError
 
 
+def reads_first_tokens(config: EncoderConfig) -> bool:
+    """Whether the head reads each sequence's first token, and no other."""
+    per_sequence = config.task in ("text-classification", "rerank", "embeddings")
+    return per_sequence and config.include_prompt and config.pooling in ("cls", "pooler")
+
+
 def pool(hidden: Tensor, layout: PackedLayout, pooling: str, prompt_lengths: Tensor | None = None) -> Tensor:
     """One fp32 row per sequence, [B, hidden_size]: its first token (`cls`, `pooler`), or as `POOLING_MODES` says.
 
@@ -27,7 +33,7 @@ def pool(hidden: Tensor, layout: PackedLayout, pooling: str, prompt_lengths: Ten
     valid = layout.pad_index >= 0
     if prompt_lengths is None:
         if pooling in ("cls", "pooler"):
-            return hidden[layout.pad_index[:, 0]]
+            return hidden if layout.first_tokens else hidden[layout.pad_index[:, 0]]
         kept = valid
     else:
         kept = valid & (torch.arange(valid.shape[1], device=valid.device) >= prompt_lengths.unsqueeze(1))

@@ -6,6 +6,8 @@ state dict moves between nopad and transformers without a mapping. Knows nothing
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from nopad.model.attention import AttentionFactory, PackedLayout, default_attention
 from nopad.model.backbone import BertBackbone, Linear, ModernBertBackbone, activation, layer_norm
 from nopad.model.config import EncoderConfig
-from nopad.model.embedding import build_modules, embed, pool
+from nopad.model.embedding import build_modules, embed, pool, reads_first_tokens
 from nopad.model.errors import CheckpointError
 from nopad.model.eurobert import EuroBertBackbone
 from nopad.model.head import BARE
@@ -55,13 +57,15 @@ class PackedEncoder(nn.Module):
             block=self.encoder_config.block,
             prompt_lengths=prompt_lengths,
         )
+        # Graphs are traced with an attention of their own, and keep the whole stream to the end.
+        if chosen is None and self.attention is None and reads_first_tokens(self.encoder_config):
+            chosen, layout = pad_index[:, 0], replace(layout, first_tokens=True)
         dropout = self.training and self.encoder_config.attention_dropout > 0
         if self.attention is not None:
             attend = self.attention(layout)
         else:
             attend = default_attention(layout, self._compute_dtype(), self.encoder_config.head_size, dropout)
-        hidden = self.backbone().encode(input_ids, token_type_ids, layout, attend)
-        return self.logits(hidden if chosen is None else hidden[chosen], layout)
+        return self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend, chosen), layout)
 
     def _compute_dtype(self) -> torch.dtype:
         device = next(self.parameters()).device.type

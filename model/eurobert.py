@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nopad.model.attention import Attend, PackedLayout, Rotary
+from nopad.model.attention import Attend, PackedLayout, Rotary, pick
 from nopad.model.backbone import activation
 from nopad.model.config import EncoderConfig
 from nopad.model.rope import rotary
@@ -44,12 +44,12 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.attention_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool) -> Tensor:
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend, local: bool, chosen: Tensor | None) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.size)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.queries_per_key > 1:  # each key and value head is repeated for the query heads that share it
             k, v = (heads.unsqueeze(2).expand(-1, -1, self.queries_per_key, -1).flatten(1, 2) for heads in (k, v))
         dropout = self.dropout if self.training else 0.0
-        return self.o_proj(attend(q, k, v, local=local, rope=rope, dropout=dropout).flatten(1))
+        return self.o_proj(attend(q, k, v, local=local, rope=rope, dropout=dropout, chosen=chosen).flatten(1))
 
 
 class _MLP(nn.Module):
@@ -73,8 +73,8 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config)
         self.mlp = _MLP(config)
 
-    def forward(self, x: Tensor, rope: Rotary, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, attend, self.local)
+    def forward(self, x: Tensor, rope: Rotary, attend: Attend, chosen: Tensor | None = None) -> Tensor:
+        x = pick(x, chosen) + self.self_attn(self.input_layernorm(x), rope, attend, self.local, chosen)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -88,14 +88,22 @@ class EuroBertBackbone(nn.Module):
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config)
 
-    def encode(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: PackedLayout, attend: Attend) -> Tensor:
-        """Hidden states of the stream, [T, hidden_size]; `token_type_ids` are ignored."""
+    def encode(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        layout: PackedLayout,
+        attend: Attend,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the stream, [T, hidden_size], or of the tokens `chosen` alone; no `token_type_ids`."""
         x = self.embed_tokens(input_ids)
         config = self.encoder_config
         global_rope = rotary(layout, config.head_size, config.global_rope, x.dtype)
         local_rope = global_rope
         if any(config.local_layers):
             local_rope = rotary(layout, config.head_size, config.local_rope, x.dtype)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, local_rope if layer.local else global_rope, attend)
-        return self.norm(x)
+        return self.norm(last(x, local_rope if last.local else global_rope, attend, chosen))

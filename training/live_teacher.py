@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nopad.model.attention import Attend, PackedLayout, pick
 from nopad.model.checkpoint.hub import resolve_checkpoint
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.checkpoint.source import open_source
@@ -58,11 +59,13 @@ def hidden_states(encoder: PackedEncoder) -> Iterator[list[Tensor]]:
     backbone, found = encoder.backbone(), list[Tensor]()
     encode = backbone.encode
 
-    def kept(*arguments: Any) -> Tensor:
-        found.append(encode(*arguments))
-        return found[-1]
+    def all_kept(
+        ids: Tensor, types: Tensor | None, layout: PackedLayout, attend: Attend, chosen: Tensor | None = None
+    ) -> Tensor:
+        found.append(encode(ids, types, layout, attend))
+        return pick(found[-1], chosen)
 
-    vars(backbone)["encode"] = kept
+    vars(backbone)["encode"] = all_kept
     try:
         yield found
     finally:

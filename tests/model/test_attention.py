@@ -1,5 +1,6 @@
 """The attention seam: every implementation against the definition, written out."""
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,29 @@ def test_local_and_global_attention_are_exact(make: Callable[[PackedLayout], Att
         got = attend(q, k, v, local=local)
         assert torch.isfinite(got).all()
         assert (got[:used] - want[:used]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [sdpa_attention, graph_attention])
+def test_chosen_tokens_get_what_they_get_among_all(make: Callable[[PackedLayout], Attend]) -> None:
+    """Any tokens, and each sequence's first, for which a layout that says so has a shorter way; gradients too."""
+    layout = make_layout(64)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(layout.sequence_ids.shape[0], 2, 8, requires_grad=True) for _ in range(3))
+    angles = torch.rand(layout.sequence_ids.shape[0], 1, 4)
+    rope = angles.cos(), angles.sin()
+    first = layout.pad_index[:, 0]
+    for local in (True, False):
+        for chosen, given in (
+            (torch.tensor([270, 3, 3, 0]), layout),
+            (first, layout),
+            (first, dataclasses.replace(layout, first_tokens=True)),
+        ):
+            whole = make(layout)(q, k, v, local=local, rope=rope)[chosen]
+            few = make(given)(q, k, v, local=local, rope=rope, chosen=chosen)
+            weights = torch.randn(whole.shape)
+            wanted, got = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (whole, few))
+            assert (few - whole).abs().max() < 1e-6
+            assert max((a - b).abs().max() for a, b in zip(wanted, got, strict=True)) < 1e-5
 
 
 def test_varlen_attention_asks_the_kernel_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,15 +22,15 @@ ul.said li { margin: .3rem 0 }
 article { border: 1px solid var(--grid); border-radius: 6px; padding: .5rem .75rem; margin: .6rem 0; max-width: 62rem }
 article p { margin: .1rem 0 }
 article b { color: var(--ink); font-weight: 650 }
-.text { max-height: calc(8 * 1.9em); overflow-y: auto }
-.plain { line-height: 1.5; max-height: calc(8 * 1.5em) }
+.excerpt { max-height: 15em; overflow-y: auto }
+.plain { line-height: 1.5 }
 .twins { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
 .twins > * { min-width: 0 }
 table.matrix { margin-bottom: 1rem }
 table.matrix td, table.matrix th { text-align: right }
 table.matrix th[scope="row"] { text-align: left; padding-left: 0 }
 table.matrix td { min-width: 4.5rem; color: var(--ink) }
-table.matrix td small { display: block; color: var(--soft) }
+table.matrix td small { display: block }
 """ + "".join(
     f".{side}{shade} {{ background: color-mix(in srgb, var({colour}) {5 * shade}%, var(--card)) }}\n"
     for side, colour in (("right", "--s0"), ("wrong", "--s1"))

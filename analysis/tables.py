@@ -188,8 +188,8 @@ def _matrix(title: str, down: str, across: str, counts: Sequence[Sequence[int]],
         rows.append(f'<tr><th scope="row">{escaped(name)}</th>{cells}</tr>')
     return (
         f"<p>{escaped(title)}: rows are the {escaped(down)}, columns the {escaped(across)}.</p>"
-        f'<div class="scroll" role="region" aria-label="{escaped(title)}" tabindex="0"><table class="matrix">'
-        f'<thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="scroll" role="group" aria-label="{escaped(title)}" tabindex="0"><table class="matrix">'
+        f'<thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -207,7 +207,8 @@ def _untitled(table: Table) -> str:
 
 def _article(said: str, content: str, below: str = "") -> str:
     last = f"<p><small>{escaped(below)}</small></p>" if below else ""
-    return f"<article><p>{said}</p>{content}{last}</article>"
+    # What scrolls must be reachable by keyboard.
+    return f'<article><p>{said}</p><div class="excerpt" tabindex="0">{content}</div>{last}</article>'
 
 
 def _plain(text: Text) -> str:

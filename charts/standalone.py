@@ -21,6 +21,7 @@ body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; background: var(--card
 h1 { font-size: 1.5rem; margin: 0 }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 p { color: var(--soft); margin: .25rem 0 }
+h1, h2, h3, p { overflow-wrap: anywhere }
 .plots { display: grid; gap: 1.5rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)) }
 figure { margin: 0; min-width: 0 }
@@ -64,7 +65,7 @@ def page(title: str, lead: str, panels: Sequence[Panel], tables: Sequence[Table]
 
 def plain_page(title: str, lead: str, content: str, style: str = "") -> str:
     """The text of an HTML file with that look: a title, a sentence below, then HTML; `style` is added to the style."""
-    body = f"<h1>{escaped(title)}</h1>\n<p>{escaped(lead)}</p>\n{content}"
+    body = f"<main><h1>{escaped(title)}</h1>\n<p>{escaped(lead)}</p>\n{content}</main>"
     return html_document(title=title, style=f"{_COLOURS} {style_sheet()}{_PAGE}{style}", body=body)
 
 
@@ -72,12 +73,13 @@ def table_html(table: Table) -> str:
     """A table as HTML, with its title."""
 
     def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
+        shown = (f"<{tag}>{escaped(cell)}</{tag}>" if cell else "<td></td>" for cell in cells)  # no head without a name
+        return f"<tr>{''.join(shown)}</tr>"
 
     name, kind = escaped(table.title), "words" if table.words else "figures"
     head, rows = row(table.heads, "th"), "".join(row(cells, "td") for cells in table.rows)
-    return (  # a scrolling region must be reachable by keyboard, and so needs a name
-        f'<h2>{name}</h2><div class="scroll" role="region" aria-label="{name}" tabindex="0">'
+    return (  # what scrolls must be reachable by keyboard, and so needs a name
+        f'<h2>{name}</h2><div class="scroll" role="group" aria-label="{name}" tabindex="0">'
         f'<table class="{kind}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from browser import browser, chromium
+from browser import browser, chromium, violations
 from training_samples import make_scratch
 
 RECIPE = """
@@ -116,6 +116,7 @@ def look_at(report: Path, tmp_path: Path) -> None:
         for width, dark in ((1200, False), (400, True)):
             page.open(report, width=width, dark=dark)
             assert page.value("document.documentElement.scrollWidth") <= width
+            assert violations(page) == []
             assert page.value("[...document.images].every((one) => one.complete && one.naturalWidth > 100)")
             titles = page.value("[...document.querySelectorAll('h2')].map((one) => one.textContent)")
             assert titles == ["Steps", *RUN, "Recipe", "Commands"]

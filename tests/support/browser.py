@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FLAGS = (
     "--headless",
@@ -35,6 +38,16 @@ def chromium() -> str | None:
             return path
     folder = os.environ.get("PLAYWRIGHT_BROWSERS_PATH", os.path.expanduser("~/.cache/ms-playwright"))
     return next(iter(sorted(glob(f"{folder}/chromium*/chrome*/chrome"))), None)
+
+
+def violations(page: "Page") -> list[tuple[str, list[str]]]:
+    """The rules of axe-core that the page as it now is breaks, each with the elements that do."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None or package.origin is None:
+        pytest.skip("no axe-core here: pip install 'nopad[test-pages]'")
+    page.value(Path(package.origin).with_name("axe.min.js").read_text("utf-8") + ";0")
+    found = json.loads(page.value("axe.run().then(({violations}) => JSON.stringify(violations))"))
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
 
 
 class Page:

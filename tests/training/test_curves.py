@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, chromium
+from browser import browser, chromium, violations
 from training_samples import sentences  # noqa: F401  (skips the module where training cannot run)
 
 from nopad.training.curves import curves_page, curves_svg
@@ -61,6 +61,7 @@ def test_a_browser_shows_both_files_without_a_problem(command_run: Any, tmp_path
             ground = page.value("getComputedStyle(document.querySelector('body, rect')).backgroundColor")
             page.open(path, width=1100, dark=True)
             dark = page.value("getComputedStyle(document.querySelector('body, rect')).backgroundColor")
+            assert path.suffix == ".svg" or violations(page) == []
             assert path.suffix == ".svg" or (ground, dark) == ("rgb(255, 255, 255)", "rgb(13, 17, 23)")
         assert page.value("document.querySelectorAll('svg path.line').length") == 7
         assert not page.problems and set(page.requests) == {path.resolve().as_uri() for path in pages}

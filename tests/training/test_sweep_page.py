@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from browser import browser, chromium
+from browser import browser, chromium, violations
 from training_samples import CONFIG  # noqa: F401  (skips this module where packages for training are missing)
 
 from nopad.training.study import fail, trial_rows
@@ -66,6 +66,8 @@ def test_a_browser_shows_it_without_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "sweep.html"
     path.write_text(sweep_page(study, trial_rows(study), "f1", "model"))
     with browser() as page:
-        page.open(path, width=400)
-        assert page.value("document.documentElement.scrollWidth") <= 400
+        for width, dark in ((400, True), (1280, False)):
+            page.open(path, width=width, dark=dark)
+            assert page.value("document.documentElement.scrollWidth") <= width
+            assert violations(page) == []
         assert page.problems == []

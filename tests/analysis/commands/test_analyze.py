@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from browser import browser, chromium
+from browser import browser, chromium, violations
 from sklearn.metrics import confusion_matrix, f1_score
 
 from nopad.model.head import sigmoid
@@ -284,6 +284,22 @@ def test_the_page_is_one_file_of_harmless_text(tmp_path: Path) -> None:
         assert page.problems == []
         assert page.value("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.requests == [output.as_uri()]
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium here")
+def test_the_page_is_accessible_and_fits(data: Path, changed: Callable[..., Path], tmp_path: Path) -> None:
+    """With all its parts: two bundles, training data, slices, explained mistakes; narrow and wide, light and dark."""
+    other, output = changed(calibration=Calibration(temperature=1.0, thresholds=(0.3, 0.7))), tmp_path / "p.html"
+    options = ["--train", str(data), "--slice-field", "source", "--explain", "2", "--allow-unverified", "--quiet"]
+    bundles = [str(DEFAULT_BUNDLE), str(other)]
+    assert run(["analyze", *bundles, "--data", str(data), *options, "-o", str(output), "--threads", "1"]) == 0
+    with browser() as page:
+        for width, dark in ((1280, False), (390, True)):
+            page.open(output, width=width, dark=dark)
+            assert page.value("document.querySelectorAll('article mark').length > 0")
+            assert violations(page) == []
+            assert page.value("document.documentElement.scrollWidth <= innerWidth")
+        assert not page.problems
 
 
 def test_taggers(bundle: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:

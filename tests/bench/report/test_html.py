@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import Page, browser, chromium
+from browser import Page, browser, chromium, violations
 from sample_report import noisy, sample_report
 
 from nopad.bench.report.html import page, write_html
@@ -256,6 +256,7 @@ def test_a_real_browser_runs_its_script_and_knows_the_dark(tab: Page, report: Re
     grounds = []
     for dark in (False, True):
         tab.open(tmp_path / "report.html", width=1280, dark=dark)
+        assert violations(tab) == []
         grounds.append(tab.value("getComputedStyle(document.body).backgroundColor"))
     light, dark_ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in grounds)
     assert light > 600 and dark_ground < 150

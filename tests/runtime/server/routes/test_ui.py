@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from browser import Page, browser, chromium
+from browser import Page, browser, chromium, violations
 from running_server import Running, answers_with
+
+from nopad.runtime.bundle import DEFAULT_CHECKPOINT
 
 TEXT = "A dull film 🎬. But I loved it!"
 OTHERS = ("modernbert-token", "modernbert-embed-cls", "modernbert-rerank", "modernbert-mlm")
@@ -243,24 +244,18 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(tab: Page, serve: Callable[..., 
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_it_is_accessible_and_fits(page: Page, server: Running, width: int, dark: bool) -> None:
-    package = importlib.util.find_spec("axe_playwright_python")
-    if package is None or package.origin is None:
-        pytest.skip("no axe-core here: pip install 'nopad[test-pages]'")
     visit(page, server.url + "/ui", width=width, dark=dark)
     page.choose("#other", "again")
     page.click("#example")
     page.until("document.querySelectorAll('#answers article').length === 2")
     page.click("#explain")
     page.until("document.querySelectorAll('#explanations article').length === 2")
-    page.value(Path(package.origin).with_name("axe.min.js").read_text("utf-8") + ";0")
-    found = page.value("axe.run().then(({violations}) => JSON.stringify(violations))")
-    broken = [(each["id"], [node["html"] for node in each["nodes"]]) for each in json.loads(found)]
-    assert not broken
+    assert violations(page) == []
     assert page.value("document.documentElement.scrollWidth <= innerWidth")
     page.choose("#theme", "light" if dark else "dark")
-    found = page.value("axe.run().then(({violations}) => JSON.stringify(violations.map(({id}) => id)))")
+    found = violations(page)
     page.choose("#theme", "")
-    assert json.loads(found) == []
+    assert found == []
 
 
 @pytest.fixture
@@ -314,3 +309,38 @@ def test_each_other_task_is_asked_and_shown(tab: Page, other: Running) -> None:
         tab.click("#explain")
         tab.until("document.querySelectorAll('#explanations .text').length === 2")
     assert not tab.problems
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_model_that_is_added_can_be_compared_with_the_other_precision(tab: Page, tmp_path: Path) -> None:
+    from nopad.export.bundle import write_bundle
+    from nopad.model.checkpoint.load import load_checkpoint
+
+    models = tmp_path / "models"
+    (models / "both").mkdir(parents=True)
+    write_bundle(load_checkpoint(DEFAULT_CHECKPOINT), models / "both", cpu=("fp32", "int8"))
+    options = {"precision": "fp32", "allow_unverified": True}
+    server = Running({"exact": models / "both"}, options, admin_keys=("secret",), model_dirs=(models,)).start()
+    tab.problems.clear()
+    try:
+        visit(tab, server.url + "/ui")
+        assert count(tab, "#model option") == 1
+        change = {"bundle": "both", "precision": "int8"}
+        headers = {"authorization": "Bearer secret"}
+        added = httpx.post(f"{server.url}/admin/models/small", json=change, headers=headers, timeout=60)
+        assert added.status_code == 200, added.text
+        visit(tab, server.url + "/ui")
+        tab.choose("#model", "exact")
+        tab.choose("#other", "small")
+        tab.type("#text", TEXT)
+        run(tab)
+        answers = [server.models.find(name).model.predict([TEXT])[0] for name in ("exact", "small")]
+        gap = max(abs(answers[0].scores[label] - answers[1].scores[label]) for label in answers[0].scores)
+        assert gap > 0 and f"at most {gap:.4f}" in read(tab, "#verdict")
+        shown = tab.value("[...document.querySelectorAll('#answers article')].map((article) => article.innerText)")
+        for text, precision, answer in zip(shown, ("fp32", "int8"), answers, strict=True):
+            assert precision in text and f"{answer.score:.3f}" in text
+        assert not tab.problems
+    finally:
+        server.stop()

@@ -14,9 +14,9 @@ SHADES = 8  # of each of the two colours
 DEEPEST = 55  # per cent of the colour in the last of them: below it letters have a contrast of 4.5 in the dark, too
 # Of a page that shows `marked` texts.
 STYLE = "".join(
-    f".{side}{shade} {{ background: color-mix(in srgb, var({colour}) {round(DEEPEST * shade / SHADES)}%, var(--card)) }}\n"
+    f".{side}{shade} {{ background: color-mix(in srgb, var({colour}) {percent}%, var(--card)) }}\n"
     for side, colour in (("for", "--s0"), ("against", "--s1"))
-    for shade in range(1, SHADES + 1)
+    for shade, percent in ((shade, round(DEEPEST * shade / SHADES)) for shade in range(1, SHADES + 1))
 ) + (
     "mark { color: inherit; border-radius: 3px; padding: 1px 0 }\n"
     ".none { background: none }\n"

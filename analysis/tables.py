@@ -189,7 +189,7 @@ def _matrix(title: str, down: str, across: str, counts: Sequence[Sequence[int]],
     return (
         f"<p>{escaped(title)}: rows are the {escaped(down)}, columns the {escaped(across)}.</p>"
         f'<div class="scroll" role="group" aria-label="{escaped(title)}" tabindex="0"><table class="matrix">'
-        f'<thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

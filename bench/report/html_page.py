@@ -53,17 +53,17 @@ def table(caption: str, head: str, bodies: Iterable[str], *, name: str = "") -> 
     attribute = f' class="{name}"' if name else ""
     top = f"<thead><tr>{head}</tr></thead>" if head else ""
     body = "".join(f"<tbody>{rows}</tbody>" for rows in bodies)
-    # A scrolling region must be reachable by keyboard, and so needs a name.
+    # What scrolls must be reachable by keyboard, and so needs a name.
     return (
-        f'<div class="scroll" role="region" aria-label="{escaped(caption)}" tabindex="0"><table{attribute}>'
+        f'<div class="scroll" role="group" aria-label="{escaped(caption)}" tabindex="0"><table{attribute}>'
         f"<caption><span>{escaped(caption)}</span></caption>{top}{body}</table></div>"
     )
 
 
 def heads(titles: Iterable[str], *, text: bool = False) -> str:
-    """The heads of columns."""
+    """The heads of columns; a column without a name has none."""
     attribute = ' class="text"' if text else ""
-    return "".join(f'<th scope="col"{attribute}>{escaped(title)}</th>' for title in titles)
+    return "".join(f'<th scope="col"{attribute}>{escaped(one)}</th>' if one else "<td></td>" for one in titles)
 
 
 def legend(names: Sequence[str]) -> str:

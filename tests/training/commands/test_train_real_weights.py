@@ -22,7 +22,7 @@ def test_minilm_learns_imdb_from_few_reviews_and_its_bundle_keeps_it(minilm: Pat
         test = [json.loads(line) for line in islice(lines, 300)]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     output, bundle = tmp_path / "classifier", tmp_path / "bundle"
-    options = ["--max-length", "96", "--epochs", "2", "--warmup-ratio", "0.1", "--labels", "negative,positive"]
+    options = ["--max-length", "64", "--epochs", "4", "--warmup-ratio", "0.1", "--labels", "negative,positive"]
     assert run(["train", "--model", str(minilm), "--train", str(data), "--output", str(output), *options]) == 0
     record = json.loads((output / "config.json").read_text())
     assert record["architectures"] == ["BertForSequenceClassification"]

@@ -153,13 +153,16 @@ class TokenLabels(TokenTask):
         """
         known = targets != IGNORED
         found, true = (
-            [spans([self._tags[int(label)] for label in row[own]]) for row, own in zip(rows, known, strict=True)]
+            map(self._spans, rows, known)  # of one text at a time: those of all would grow with the rows
             for rows in (predictions, targets)
         )
         return {
             **entity_scores(found, true),
             "accuracy": float((predictions == targets)[known].mean()) if known.any() else 0.0,
         }
+
+    def _spans(self, labels: Array, known: Array) -> list[tuple[str, int, int]]:
+        return spans([self._tags[label] for label in labels[known].tolist()])
 
 
 def words_of_tokens(offsets: Sequence[Sequence[int]], words: Sequence[Sequence[int]]) -> list[int | None]:

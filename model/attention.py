@@ -218,6 +218,20 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
     lengths: list[int] = (layout.pad_index >= 0).sum(1).tolist()
     turn = turning()
 
+    def exact(
+        q: Tensor, k: Tensor, v: Tensor, local: bool, rope: Rotary, dropout: float, chosen: Tensor | None
+    ) -> Tensor:
+        if chosen is not None and layout.first_tokens:
+            turned = rope and (rope[0][chosen], rope[1][chosen])
+            reach = layout.half_window + 1 if local else None
+            return _first_tokens(rotate(q[chosen], turned), turn(k, rope), v, lengths, reach, dropout)
+        q, k = turn(q, rope), turn(k, rope)
+        if not local:
+            return pick(_per_sequence(q, k, v, lengths, dropout), chosen)
+        queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
+        keys, values = (_Neighbours.apply(x, layout.block).transpose(1, 2) for x in (k, v))
+        return pick(_attention(queries, keys, values, bias, dropout).transpose(1, 2).flatten(0, 1), chosen)
+
     def attend(
         q: Tensor,
         k: Tensor,
@@ -231,17 +245,8 @@ def sdpa_attention(layout: PackedLayout) -> Attend:
         if v.dtype == torch.bfloat16 and v.device.type == "cpu" and not dropout:
             # PyTorch's attention on CPUs is slower in bf16 than in fp32, backward above all.
             with torch.autocast("cpu", enabled=False):
-                return attend(q.float(), k.float(), v.float(), local=local, rope=rope, chosen=chosen).to(v.dtype)
-        if chosen is not None and layout.first_tokens:
-            turned = rope and (rope[0][chosen], rope[1][chosen])
-            reach = layout.half_window + 1 if local else None
-            return _first_tokens(rotate(q[chosen], turned), turn(k, rope), v, lengths, reach, dropout)
-        q, k = turn(q, rope), turn(k, rope)
-        if not local:
-            return pick(_per_sequence(q, k, v, lengths, dropout), chosen)
-        queries = q.unflatten(0, (-1, layout.block)).transpose(1, 2)
-        keys, values = (_Neighbours.apply(x, layout.block).transpose(1, 2) for x in (k, v))
-        return pick(_attention(queries, keys, values, bias, dropout).transpose(1, 2).flatten(0, 1), chosen)
+                return exact(q.float(), k.float(), v.float(), local, rope, dropout, chosen).to(v.dtype)
+        return exact(q, k, v, local, rope, dropout, chosen)
 
     return attend
 

@@ -1,6 +1,8 @@
 """The attention seam: every implementation against the definition, written out."""
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +61,19 @@ def test_local_and_global_attention_are_exact(make: Callable[[PackedLayout], Att
         got = attend(q, k, v, local=local)
         assert torch.isfinite(got).all()
         assert (got[:used] - want[:used]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [sdpa_attention, varlen_attention, graph_attention])
+def test_nothing_of_a_batch_waits_for_the_garbage_collector(make: Callable[[PackedLayout], Attend]) -> None:
+    """A function that names itself would keep its masks until the oldest generation is collected: hundreds of batches."""
+    gc.disable()
+    try:
+        attend = make(make_layout(64))
+        gone = weakref.ref(attend)
+        del attend
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("make", [sdpa_attention, graph_attention])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,11 +32,23 @@ def reporter_callbacks(names: Sequence[Reporter], output: Path) -> list[Any]:
     names = list(dict.fromkeys(names))  # each once
     callbacks = [kind() for kind in get_reporting_integration_callbacks(names)]
     for name, callback in zip(names, callbacks, strict=True):
+        if isinstance(callback, TensorBoardCallback):
+            folder = output.absolute().with_name(f"{output.name}.runs") / time.strftime("%Y-%m-%d-%H%M%S")
+            callback.logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR") or str(folder)
+            callback.on_train_begin = _told_the_folder(callback)
         callback.on_train_begin = _named_errors(name, callback.on_train_begin)
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            folder = output.absolute().with_name(f"{output.name}.runs")
-            callback.logging_dir = str(folder / time.strftime("%Y-%m-%d-%H%M%S"))
     return callbacks
+
+
+def _told_the_folder(callback: Any) -> Callable[..., None]:
+    """Transformers 4 asks its arguments where the files go, and not the callback."""
+    begin = callback.on_train_begin
+
+    def on_train_begin(args: Any, *rest: Any, **kwargs: Any) -> None:
+        args.logging_dir = callback.logging_dir
+        begin(args, *rest, **kwargs)
+
+    return on_train_begin
 
 
 def _named_errors(name: Reporter, begin: Callable[..., None]) -> Callable[..., None]:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _IN_MEMORY = 2**20  # bytes of records: fewer are not written at all
 _BATCH = 100  # rows of a data set that are Python objects at once
-_CHARACTERS = 2**18  # about so many are tokenized at once: cut pairs of long texts take a kilobyte for each
+_CHARACTERS = 2**16  # about so many are tokenized at once: cut pairs of long texts take a kilobyte for each
 _MARK = uuid4().hex  # the key of what JSON does not know; no record has it
 _READ: dict[str, Callable[[str], Any]] = {
     "datetime": datetime.fromisoformat,

@@ -7,6 +7,7 @@ folders; the best becomes the output, put in place by one rename.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -231,6 +232,8 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     best = recipe.best_metric or task.best_metric
     every = "epoch" if recipe.eval_steps is None else "steps"
+    # The recipe decides; and transformers 4 leaves there what an earlier run in this process trained in.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     arguments = TrainingArguments(
         output_dir=str(work),
         learning_rate=recipe.learning_rate,

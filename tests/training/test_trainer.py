@@ -71,10 +71,13 @@ def test_the_output_folder_holds_what_serving_needs(trained: TrainingResult) -> 
     assert [path.name for path in trained.output.parent.iterdir() if path.name.startswith(("out", "."))] == ["out"]
 
 
-def test_the_same_seed_gives_the_same_weights(scratch: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_of(sentences(60), tmp_path)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(ord(name))  # what came before must not matter
+        if name == "b":  # transformers 4 leaves it so where the run before was in bf16
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
         recipe = Recipe(**{**QUICK, "epochs": 1, "seed": seed})
         train(data, tmp_path / name, from_scratch=scratch, recipe=recipe)
     assert weight_difference(tmp_path / "a", tmp_path / "b") == 0.0

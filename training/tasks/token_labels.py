@@ -162,7 +162,7 @@ class TokenLabels(TokenTask):
         }
 
     def _spans(self, labels: Array, known: Array) -> list[tuple[str, int, int]]:
-        return spans([self._tags[label] for label in labels[known].tolist()])
+        return spans([self._tags[int(label)] for label in labels[known]])
 
 
 def words_of_tokens(offsets: Sequence[Sequence[int]], words: Sequence[Sequence[int]]) -> list[int | None]:

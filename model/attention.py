@@ -129,6 +129,15 @@ class Attend(Protocol):
 AttentionFactory = Callable[[PackedLayout], Attend]
 
 
+def picking(attend: Callable[..., Tensor]) -> Attend:
+    """`chosen` for an attention that has no shorter way to few tokens: all are computed, and theirs taken."""
+
+    def few(q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, **rest: Any) -> Tensor:
+        return pick(attend(q, k, v, **rest), chosen)
+
+    return few
+
+
 def default_attention(layout: PackedLayout, dtype: torch.dtype, head_size: int, dropout: bool = False) -> Attend:
     """Choose for this device, dtype and head: flash attention where the hardware has it, SDPA elsewhere.
 
@@ -294,24 +303,15 @@ def varlen_attention(layout: PackedLayout) -> Attend:
     cu_seqlens = cu_seqlens.to(torch.int32)
     longest = max(layout.pad_index.shape[1], layout.block)
 
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        local: bool,
-        rope: Rotary = None,
-        dropout: float = 0.0,
-        chosen: Tensor | None = None,
-    ) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         q, k = rotate(q, rope), rotate(k, rope)
         assert not dropout, "default_attention must not choose varlen_attn with dropout"
         window = (layout.half_window, layout.half_window) if local else (-1, -1)
         out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=window)
         assert isinstance(out, Tensor)
-        return pick(out, chosen)
+        return out
 
-    return attend
+    return picking(attend)
 
 
 def graph_attention(layout: PackedLayout) -> Attend:
@@ -331,28 +331,19 @@ def graph_attention(layout: PackedLayout) -> Attend:
     gather = layout.pad_index.clamp(min=0)
     scatter = (layout.sequence_ids * longest + layout.position_ids).clamp(min=0)
 
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        local: bool,
-        rope: Rotary = None,
-        dropout: float = 0.0,
-        chosen: Tensor | None = None,
-    ) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         q, k = rotate(q, rope), rotate(k, rope)
         q = q * q.shape[-1] ** -0.5
         if local:
             q = q.unflatten(0, (-1, block)).transpose(1, 2)
             keys, values = (x[nearby].transpose(1, 2) for x in (k, v))
             out = _softmax_matmul(q, keys, values, bias)
-            return pick(out.transpose(1, 2).flatten(0, 1), chosen)
+            return out.transpose(1, 2).flatten(0, 1)
         q, k, v = (x[gather].transpose(1, 2) for x in (q, k, v))
         out = _softmax_matmul(q, k, v, key_bias).transpose(1, 2).flatten(0, 1)
-        return pick(out[scatter], chosen)
+        return out[scatter]
 
-    return attend
+    return picking(attend)
 
 
 def _softmax_matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nopad.export.graph.rewrite import constant, drop_unread, replace, split_weights
-from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys, pick, whole_blocks
+from nopad.model.attention import Attend, PackedLayout, Rotary, local_bias, nearby_keys, picking, whole_blocks
 
 DOMAIN = "com.microsoft"
 # Our own nodes between the two steps: torch cannot export a condition around operators that it does not know.
@@ -40,16 +40,7 @@ def cpu_attention(layout: PackedLayout) -> Attend:
     longest = lengths.max()
     short = (longest <= layout.half_window + 1) & (longest * lengths.shape[0] <= 3 * total)
 
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        local: bool,
-        rope: Rotary = None,
-        dropout: float = 0.0,
-        chosen: Tensor | None = None,
-    ) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         heads, size = q.shape[1], q.shape[2]
         if rope is not None:
             q, k = (_rotated(x, stream, rope) for x in (q, k))
@@ -61,9 +52,9 @@ def cpu_attention(layout: PackedLayout) -> Attend:
             out = _operator(f"nopad::{_LOCAL}", inputs, q, heads)
         else:
             out = _operator(f"nopad::{_GLOBAL}", (alone, q, k, v, gather, lengths, scatter), q, heads)
-        return pick(out.unflatten(1, (heads, size)), chosen)
+        return out.unflatten(1, (heads, size))
 
-    return attend
+    return picking(attend)
 
 
 def _operator(name: str, inputs: Sequence[Tensor], like: Tensor, heads: int) -> Tensor:

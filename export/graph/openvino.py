@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nopad.export.graph.rewrite import drop_unread, split_weights
-from nopad.model.attention import MASKED, Attend, PackedLayout, Rotary, local_bias, nearby_keys, pick, whole_blocks
+from nopad.model.attention import MASKED, Attend, PackedLayout, Rotary, local_bias, nearby_keys, picking, whole_blocks
 
 
 def openvino_attention(layout: PackedLayout) -> Attend:
@@ -31,16 +31,7 @@ def openvino_attention(layout: PackedLayout) -> Attend:
     scatter = (layout.sequence_ids * layout.pad_index.shape[1] + layout.position_ids).clamp(min=0)
     angles: dict[bool, tuple[Tensor, Tensor]] = {}  # of local and of global layers, [1, 1, T, head_size]
 
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        local: bool,
-        rope: Rotary = None,
-        dropout: float = 0.0,
-        chosen: Tensor | None = None,
-    ) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, local: bool, rope: Rotary = None, dropout: float = 0.0) -> Tensor:
         scale = q.shape[-1] ** -0.5
         # [1, heads, T, head_size] for the rotation; as v, with a Reshape on either side of its transposition, OpenVINO
         # 2026.4 takes it for shuffled channels where keys are shared by heads, and fails.
@@ -53,12 +44,12 @@ def openvino_attention(layout: PackedLayout) -> Attend:
         q, k = (q * scale).squeeze(0), k.squeeze(0)
         if local:
             out = _softmax_matmul(_take(q, queries), _take(k, nearby), _take(v, nearby), window_bias)
-            return pick(out.flatten(1, 2)[:, :total].transpose(0, 1), chosen)
+            return out.flatten(1, 2)[:, :total].transpose(0, 1)
         q, k, v = (_take(x, gather) for x in (q, k, v))
         out = _softmax_matmul(q, k, v, key_bias)
-        return pick(torch.index_select(out.flatten(1, 2), 1, scatter).transpose(0, 1), chosen)
+        return torch.index_select(out.flatten(1, 2), 1, scatter).transpose(0, 1)
 
-    return attend
+    return picking(attend)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from nopad.model.embedding import build_modules, embed, pool, reads_first_tokens
 from nopad.model.errors import CheckpointError
 from nopad.model.eurobert import EuroBertBackbone
 from nopad.model.head import BARE
+from nopad.model.packing import round_up
 
 
 class PackedEncoder(nn.Module):
@@ -57,15 +58,21 @@ class PackedEncoder(nn.Module):
             block=self.encoder_config.block,
             prompt_lengths=prompt_lengths,
         )
+        asked = chosen
+        if asked is not None:
+            # oneDNN keeps a kernel for each number of rows, and what it keeps pins the heap between large tensors: few
+            # numbers, and memory does not grow with each batch (docs/findings.md).
+            chosen = F.pad(asked, (0, round_up(len(asked), 64) - len(asked)))
         # Graphs are traced with an attention of their own, and keep the whole stream to the end.
-        if chosen is None and self.attention is None and reads_first_tokens(self.encoder_config):
+        elif self.attention is None and reads_first_tokens(self.encoder_config):
             chosen, layout = pad_index[:, 0], replace(layout, first_tokens=True)
         dropout = self.training and self.encoder_config.attention_dropout > 0
         if self.attention is not None:
             attend = self.attention(layout)
         else:
             attend = default_attention(layout, self._compute_dtype(), self.encoder_config.head_size, dropout)
-        return self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend, chosen), layout)
+        logits = self.logits(self.backbone().encode(input_ids, token_type_ids, layout, attend, chosen), layout)
+        return logits if asked is None else logits[: len(asked)]
 
     def _compute_dtype(self) -> torch.dtype:
         device = next(self.parameters()).device.type

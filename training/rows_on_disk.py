@@ -156,7 +156,6 @@ def tokenize(rows: Any, encode: Callable[..., dict[str, list[Any]]], *, remove: 
             encode,
             batched=True,
             batch_size=size,
-            writer_batch_size=size,
             remove_columns=list(remove),
             cache_file_name=f"{folder}/tokens.arrow",
             load_from_cache_file=False,

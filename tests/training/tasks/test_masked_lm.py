@@ -132,13 +132,25 @@ def test_loss_and_gradients_at_the_hidden_tokens_are_those_of_transformers(archi
         assert (parameter.grad - gradients[name].grad).abs().max() <= 1e-5 * max(scale, 1e-3), name
 
 
-def test_the_head_of_chosen_rows_is_the_head_of_all_rows() -> None:
+@pytest.mark.parametrize("chosen", [[], [5, 1], [*range(64)], [*range(99, 34, -1)]])
+def test_the_head_of_chosen_rows_is_the_head_of_all_rows(chosen: list[int]) -> None:
     encoder = build_encoder(read_config(CONFIG, task="fill-mask")).eval()
-    batch = pack([[2, 5, 9, 3], [2, 7, 3]], multiple=64)
+    batch = pack([[2, *range(5, 90), 3], [2, *range(7, 30), 3]], multiple=64)
     stream = {name: torch.from_numpy(getattr(batch, name)) for name in STREAM}
-    with torch.no_grad():
-        some, every = encoder(**stream, chosen=torch.tensor([5, 1])), encoder(**stream)
-    assert torch.allclose(some, every[[5, 1]], rtol=1e-4, atol=1e-4)
+    computed: list[int] = []
+    encoder.head.register_forward_hook(lambda _, inputs, out: computed.append(len(out)))
+    some = encoder(**stream, chosen=torch.tensor(chosen, dtype=torch.int64))
+    every = encoder(**stream)[chosen]
+    assert torch.allclose(some, every, rtol=1e-4, atol=1e-4)
+    assert computed[0] % 64 == 0, "each number of rows costs a kernel of oneDNN, which stays"
+    weights = torch.randn(every.shape)
+    theirs, ours = (
+        torch.autograd.grad((logits * weights).sum(), [*encoder.parameters()], allow_unused=True)
+        for logits in (every, some)
+    )
+    for want, got in zip(theirs, ours, strict=True):
+        assert want is not None and got is not None
+        assert (got - want).abs().max() <= 1e-5 * max(want.abs().max().item(), 1.0)
 
 
 def test_perplexity_and_accuracy_count_every_hidden_token_once() -> None:

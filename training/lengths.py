@@ -20,6 +20,7 @@ class LengthReport:
 
     counts: dict[int, int]  # length -> texts (of divided texts, parts)
     max_length: int  # tokens, where longer texts are cut or divided
+    divided: bool  # not cut
 
     @property
     def texts(self) -> int:
@@ -40,9 +41,10 @@ class LengthReport:
     def line(self) -> str:
         """All of it in a sentence."""
         some = ", ".join(f"{percent} % at most {self.percentile(percent):,}" for percent in _PERCENTILES)
+        counted, there = ("parts of texts", "are divided") if self.divided else ("texts", "end")
         return (
-            f"tokens of {self.texts:,} texts: {some}, longest {max(self.counts):,}; "
-            f"{100 * self.at_limit:.3g} % reach --max-length {self.max_length:,}, where texts end"
+            f"tokens of {self.texts:,} {counted}: {some}, longest {max(self.counts):,}; "
+            f"{100 * self.at_limit:.3g} % reach --max-length {self.max_length:,}, where texts {there}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -55,7 +57,8 @@ class LengthReport:
         return json.dumps({str(length): self.counts[length] for length in sorted(self.counts)}) + "\n"
 
 
-def length_report(columns: Sequence[IntArray], max_length: int) -> LengthReport:
-    """The report of `nopad.training.batches.text_lengths`."""
+def length_report(columns: Sequence[IntArray], max_length: int, *, divided: bool) -> LengthReport:
+    """The report of `nopad.training.batches.text_lengths`; `divided`: texts over `max_length` are not cut there."""
     lengths, counts = np.unique(np.concatenate(columns), return_counts=True)
-    return LengthReport(counts=dict(zip(lengths.tolist(), counts.tolist(), strict=True)), max_length=max_length)
+    each = dict(zip(lengths.tolist(), counts.tolist(), strict=True))
+    return LengthReport(counts=each, max_length=max_length, divided=divided)

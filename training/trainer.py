@@ -224,7 +224,7 @@ def _make_trainer(
         trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
-    return trainer, length_report(lengths, recipe.max_length)
+    return trainer, length_report(lengths, recipe.max_length, divided=task.head == "fill-mask")
 
 
 def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:

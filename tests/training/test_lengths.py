@@ -42,8 +42,14 @@ def test_plan_takes_the_lengths_of_the_checkpoint(command_run: Any, capsys: Capt
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 100))
 def test_percentiles_are_the_least_lengths_that_enough_texts_do_not_exceed(lengths: list[int], percent: int) -> None:
-    report = length_report([np.array(lengths)], 50)
+    report = length_report([np.array(lengths)], 50, divided=False)
     found = report.percentile(percent)
     assert 100 * sum(length <= found for length in lengths) >= percent * len(lengths)
     assert 100 * sum(length < found for length in lengths) < percent * len(lengths)
     assert report.at_limit == lengths.count(50) / len(lengths)
+
+
+def test_the_sentence_says_whether_long_texts_are_cut() -> None:
+    cut, divided = (length_report([np.array([3, 4])], 4, divided=divided).line() for divided in (False, True))
+    assert cut.startswith("tokens of 2 texts: ") and cut.endswith("50 % reach --max-length 4, where texts end")
+    assert divided.startswith("tokens of 2 parts of texts: ") and divided.endswith("4, where texts are divided")

@@ -141,13 +141,13 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(graph: Graphs, tmp_p
 
 
 def _with_outliers(source: Path, output: Path, layers: Iterable[int]) -> None:
-    """The same function, but in these layers one channel before the last product is 4,096 times as large."""
+    """The same function, but in these layers one channel before the last product is 16,384 times as large."""
     model = onnx.load(str(source))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
         for name, channel, factor in (
-            ("Wi.weight.1", (5, slice(None)), 4096),
-            ("Wo.weight", (slice(None), 5), 1 / 4096),
+            ("Wi.weight.1", (5, slice(None)), 16384),
+            ("Wo.weight", (slice(None), 5), 1 / 16384),
         ):
             tensor = weights[f"model.layers.{layer}.mlp.{name}"]
             values = numpy_helper.to_array(tensor).copy()

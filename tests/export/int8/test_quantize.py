@@ -69,7 +69,9 @@ def test_other_graphs_are_refused(graph: Graphs, tmp_path: Path) -> None:
 def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path) -> None:
     texts, _ = read_imdb(imdb, "train.jsonl", 64, max_length=512)
     made = quantize(TENSORRT, graph("embedded"), tmp_path / "int8.onnx", texts, labels_of=by_label)
-    assert made.passed is True and made.kept == () and made.logit_error < 0.05
+    # A single review in 64 beyond the boundary is more than the goal allows, so some layers may stay.
+    assert made.passed is True and made.agreement == 1 and made.logit_error < 0.01
+    assert len(made.int8) > len(made.kept)
     fresh, truth = read_imdb(imdb, "test.jsonl", 200, max_length=512)
     unrounded = export_graph(load_checkpoint(DEFAULT_CHECKPOINT).encoder, tmp_path / "fp32.onnx").file
     ours, exact = (run(path, fresh).argmax(-1) for path in (made.file, unrounded))

@@ -22,7 +22,7 @@ def test_minilm_finds_the_same_texts_in_int8(minilm: Path, imdb: Path, tmp_path:
     texts = [text for text in dict.fromkeys(texts) if 40 < len(text) < 300]
     calibration = tmp_path / "texts.jsonl"
     calibration.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:500]), "utf-8")
-    options = ExportOptions(precision="fp32,int8", calibrate=DataSource(path=str(calibration)), threads=1)
+    options = ExportOptions(precision=("fp32", "int8"), calibrate=DataSource(path=str(calibration)), threads=1)
     result = export_checkpoint(str(minilm), tmp_path / "bundle", options)
     assert result.passed
     (int8,) = (a for a in result.bundle.manifest.artifacts if a.precision == "int8")

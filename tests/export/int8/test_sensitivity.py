@@ -78,15 +78,15 @@ def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path
     theirs = run(odd, texts)
     assert np.abs(theirs - run(graph("embedded"), texts)).max() < 0.001
     broken = quantize(TENSORRT, odd, tmp_path / "all.onnx", texts)
-    assert (run(broken.file, texts).argmax(-1) == theirs.argmax(-1)).mean() < 0.99
-    scheme = replace(TENSORRT, goal=Goal(agreement=0.99))
+    assert (run(broken.file, texts).argmax(-1) == theirs.argmax(-1)).mean() < 0.995
+    scheme = replace(TENSORRT, goal=Goal(agreement=0.995))
     made = quantize(scheme, odd, tmp_path / "int8.onnx", texts, labels_of=by_label)
     guilty = {"model.layers.1.mlp.Wo", "model.layers.2.mlp.Wo"}
     assert set(sorted(made.sensitivity, key=lambda module: -made.sensitivity[module])[:2]) == guilty
     assert made.passed is True and set(made.kept) and set(made.kept) <= guilty
     assert made.logit_error < broken.logit_error / 2
     assert made.agreement == pytest.approx((run(made.file, texts).argmax(-1) == theirs.argmax(-1)).mean(), abs=0.005)
-    assert made.agreement >= 0.99
+    assert made.agreement >= 0.995
     before, model = onnx.load(str(odd)), onnx.load(str(made.file))
     plain = {node.name: node for node in before.graph.node}
     weights = {tensor.name: tensor for tensor in before.graph.initializer}

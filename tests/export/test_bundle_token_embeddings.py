@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint
 from nopad.export.bundle import ExportOptions, export_checkpoint, write_bundle
 from nopad.export.parity.samples import SAMPLES
 from nopad.model.checkpoint.load import load_checkpoint
+from nopad.model.cpus import cpu_at_hand
 from nopad.model.head import Task
 from nopad.runtime.cli import run
 from nopad.runtime.engines.hardware import Precision
@@ -73,7 +74,15 @@ def test_the_command_exports_inspects_and_judges(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(
+            "bf16", marks=pytest.mark.skipif(not cpu_at_hand().bf16, reason="this CPU has no bf16 instructions")
+        ),
+        "int8",
+    ],
+)
 def test_the_gate_holds_each_tokens_direction_in_lower_precisions(
     precision: Precision, checkpoint: Folders, tmp_path: Path
 ) -> None:

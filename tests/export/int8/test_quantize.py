@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nopad.export.errors import ExportError
 from nopad.export.graph.onnx import export_graph
 from nopad.export.int8.qdq import TENSORRT
 from nopad.export.int8.quantize import label_reader, quantize
+from nopad.export.int8.sensitivity import Goal
 from nopad.model.checkpoint.load import load_checkpoint
 from nopad.model.head import Head, ProblemType, Task
 from nopad.model.packing import pack
@@ -68,10 +70,9 @@ def test_other_graphs_are_refused(graph: Graphs, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_imdb_labels_survive(graph: Graphs, imdb: Path, tmp_path: Path) -> None:
     texts, _ = read_imdb(imdb, "train.jsonl", 64, max_length=512)
-    made = quantize(TENSORRT, graph("embedded"), tmp_path / "int8.onnx", texts, labels_of=by_label)
-    # A single review in 64 beyond the boundary is more than the goal allows, so some layers may stay.
-    assert made.passed is True and made.agreement == 1 and made.logit_error < 0.01
-    assert len(made.int8) > len(made.kept)
+    scheme = replace(TENSORRT, goal=Goal(agreement=63 / 64))  # one of these reviews stands at the boundary
+    made = quantize(scheme, graph("embedded"), tmp_path / "int8.onnx", texts, labels_of=by_label)
+    assert made.passed is True and made.kept == () and made.logit_error < 0.05
     fresh, truth = read_imdb(imdb, "test.jsonl", 200, max_length=512)
     unrounded = export_graph(load_checkpoint(DEFAULT_CHECKPOINT).encoder, tmp_path / "fp32.onnx").file
     ours, exact = (run(path, fresh).argmax(-1) for path in (made.file, unrounded))

@@ -58,11 +58,11 @@ def test_activations_beyond_fp16_are_refused(graph: Graphs, tmp_path: Path) -> N
 
 
 def _with_outliers(source: Path, output: Path, layers: Iterable[int]) -> None:
-    """The same function, but in these layers one channel before the last product is 2,048 times as large."""
+    """The same function, but in these layers one channel before the last product is 8,192 times as large."""
     model = onnx.load(str(source))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
-        for name, factor in (("Wi", 2048), ("Wo", 1 / 2048)):
+        for name, factor in (("Wi", 8192), ("Wo", 1 / 8192)):
             tensor = weights[f"model.layers.{layer}.mlp.{name}.weight"]
             values = numpy_helper.to_array(tensor).copy()
             channel = (len(values) // 2 + 5, slice(None)) if name == "Wi" else (slice(None), 5)  # of the gate
@@ -78,15 +78,15 @@ def test_layers_that_int8_would_break_are_found_and_kept(graph: Graphs, tmp_path
     theirs = run(odd, texts)
     assert np.abs(theirs - run(graph("embedded"), texts)).max() < 0.001
     broken = quantize(TENSORRT, odd, tmp_path / "all.onnx", texts)
-    assert (run(broken.file, texts).argmax(-1) == theirs.argmax(-1)).mean() < 0.995
-    scheme = replace(TENSORRT, goal=Goal(agreement=0.995))
+    assert (run(broken.file, texts).argmax(-1) == theirs.argmax(-1)).mean() < 0.99
+    scheme = replace(TENSORRT, goal=Goal(agreement=0.99))
     made = quantize(scheme, odd, tmp_path / "int8.onnx", texts, labels_of=by_label)
     guilty = {"model.layers.1.mlp.Wo", "model.layers.2.mlp.Wo"}
     assert set(sorted(made.sensitivity, key=lambda module: -made.sensitivity[module])[:2]) == guilty
     assert made.passed is True and set(made.kept) and set(made.kept) <= guilty
     assert made.logit_error < broken.logit_error / 2
     assert made.agreement == pytest.approx((run(made.file, texts).argmax(-1) == theirs.argmax(-1)).mean(), abs=0.005)
-    assert made.agreement >= 0.995
+    assert made.agreement >= 0.99
     before, model = onnx.load(str(odd)), onnx.load(str(made.file))
     plain = {node.name: node for node in before.graph.node}
     weights = {tensor.name: tensor for tensor in before.graph.initializer}

@@ -15,6 +15,7 @@ _AT_ONCE = 50  # texts tokenized together: encodings of all would take more than
 # Measured in 90 languages (docs/multilingual.md): most of those in Latin letters stay below both, and those in scripts
 # that the tokenizer was not made for exceed one of them.
 _MOST_UNKNOWN, _MOST_TOKENS = 0.03, 0.45
+_FEWEST_LETTERS = 20  # of fewer, as somebody's first rows may have, a share says nothing of a language
 _BLANKS = {"▁", "Ġ"}  # a token of its own, where a tokenizer puts a blank before each text
 
 
@@ -31,7 +32,10 @@ class Fit:
 
 def remark_on_tokenizer(tokenizer: Any, rows: Any) -> str | None:
     """What a tokenizer (of transformers) makes of the rows to train on (a `datasets.Dataset`); None if it fits them."""
-    fit = measure_fit(tokenizer, list(_texts(rows)))
+    texts = list(_texts(rows))
+    if sum(_is_letter(letter) for text in texts for letter in text) < _FEWEST_LETTERS:
+        return None
+    fit = measure_fit(tokenizer, texts)
     if fit.unknown > _MOST_UNKNOWN:
         what = f"it has no token for {100 * fit.unknown:.0f} % of their letters ({', '.join(fit.examples)})"
     elif fit.tokens is not None and fit.tokens > _MOST_TOKENS:

@@ -90,6 +90,12 @@ def test_signs_digits_and_emoji_say_nothing(modernbert: Any) -> None:
     assert remark_on_tokenizer(modernbert, rows(["🎬🍿🎬🍿🎬", "①②③ 1234 ★★★☆☆", "…", " "])) is None
 
 
+def test_a_few_letters_say_nothing(modernbert: Any) -> None:
+    assert measure_fit(modernbert, ["xq", "zq"]).tokens == 1
+    assert remark_on_tokenizer(modernbert, rows(["xq", "zq"])) is None
+    assert remark_on_tokenizer(modernbert, rows(["xq zq"] * 10)) is not None
+
+
 def test_pairs_and_passages_are_looked_at_too(modernbert: Any) -> None:
     import datasets
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reading import outcome, records, texts
 from repository import DATA
@@ -50,6 +50,8 @@ def test_what_pandas_writes_comes_back(
 def test_what_the_csv_module_writes_comes_back(
     rows: list[tuple[str, str]], separator: str, quoting: int, end: str, tmp_path: Path
 ) -> None:
+    # Pythons before 2024 (CPython gh-67044) do not quote a CR at the end of a row: half of a CRLF to every reader.
+    assume(quoting == csv.QUOTE_ALL or end == "\r\n" or not any(b.endswith("\r") for _, b in rows))
     made = io.StringIO()
     writer = csv.writer(made, delimiter=separator, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
     rows = [(f"x{a}", b) for a, b in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import datasets
 
-from nopad.runtime.data.fields import MISSING, as_cell, find_column, name_list, value_at
+from nopad.runtime.data.fields import MISSING, as_cell, find_column, name_list, plain_name, value_at
 from nopad.runtime.data.folders import SUFFIXES, Part, find_parts, split_of
 from nopad.runtime.data.opening import suffix_of
 from nopad.runtime.data.records import open_part
@@ -37,7 +38,7 @@ class Rows:
     spreadsheet: bool = False  # a text may be stored as a number or a date
     repeated: frozenset[str] = frozenset()  # names that the header repeats
     remarks: tuple[str, ...] = ()  # what was left out, or chosen of several
-    files: tuple[tuple[str, frozenset[str]], ...] = ()  # of several sources: their first places, and their columns
+    files: tuple[tuple[str, frozenset[str]], ...] = ()  # of several: their first places, and their columns
     derived: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # columns that are made of others
 
     def __len__(self) -> int:
@@ -92,11 +93,12 @@ class Rows:
                     raise DataError(f"the {what} has several columns {column!r}; rename all but the right one")
                 if column is not None:
                     self._check_files(column, option)
+                    self._join_spellings(column)
                     return column
+            if name is not None and self._derive(name):
+                return name
         except ValueError as error:
             raise DataError(f"the {what} has several such columns: {error}; name one with {option}") from None
-        if name is not None and self._derive(name):
-            return name
         expected = repr(name) if name is not None else " or ".join(known[:4])
         hint = f"name one with {option}" + (", or all with --columns if there is no header line" * self.untyped)
         raise DataError(f"the {what} has no column {expected}; it has {name_list(columns)}: {hint}")
@@ -107,8 +109,16 @@ class Rows:
         if column != name:
             self.derived[name] = lambda record: record.get(column)
 
+    def _join_spellings(self, column: str) -> None:
+        """Where files, or lines of JSON, write the column's name in other capitals, take its value from there."""
+        plain = plain_name(column)
+        if any(name != column and plain_name(name) == plain for name in self.names):
+            self.derived[column] = lambda record: record.get(
+                column, next((value for name, value in record.items() if plain_name(name) == plain), None)
+            )
+
     def _check_files(self, column: str, option: str) -> None:
-        """Refuse that one of several sources lacks the column: none of its rows would count. Raises `DataError`."""
+        """Refuse that one of several files lacks the column: none of its rows would count. Raises `DataError`."""
         for place, columns in self.files:
             if column not in columns and find_column(columns, column) is None:
                 raise DataError(
@@ -198,13 +208,11 @@ def read_rows(parts: Sequence[Any], *, wanted: Sequence[str], bad_rows: BadRows)
     go to `bad_rows`.
     """
     records = Records()
-    each, files = [], []
-    for part in parts:
-        start = len(records)
-        rows = _from_disk(part, wanted, bad_rows, records) if isinstance(part, _Split) else _from_dataset(part, records)
-        each.append(rows)
-        if len(records) > start:
-            files.append((start, frozenset(rows.names)))
+    each = [
+        _from_disk(part, wanted, bad_rows, records) if isinstance(part, _Split) else _from_dataset(part, records)
+        for part in parts
+    ]
+    files = [file for rows in each for file in rows.files]
     return Rows(
         records=records,
         names=dict.fromkeys(name for rows in each for name in rows.names),
@@ -213,7 +221,7 @@ def read_rows(parts: Sequence[Any], *, wanted: Sequence[str], bad_rows: BadRows)
         spreadsheet=any(rows.spreadsheet for rows in each),
         repeated=frozenset().union(*(rows.repeated for rows in each)),
         remarks=tuple(remark for rows in each for remark in rows.remarks),
-        files=tuple((records[start][1], names) for start, names in files) if len(each) > 1 else (),
+        files=tuple(files) if len(files) > 1 else (),
     )
 
 
@@ -229,6 +237,7 @@ def _common_names(each: Sequence[Mapping[str, tuple[str, ...]]]) -> dict[str, tu
 def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: Records) -> Rows:
     """The rows of a split, put behind the `records`."""
     names: dict[str, None] = {}
+    files: dict[int, tuple[str, set[str]]] = {}  # of each its first place and its columns
     try:
         with open_part(part.part, part.source, wanted=wanted) as table:
             for number, record in table.items:
@@ -238,7 +247,9 @@ def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: 
                 if table.untyped:
                     record = {name: value if value.strip() else None for name, value in record.items()}
                 names.update(dict.fromkeys(record))
-                records.add(record, table.place(number))
+                place = table.place(number)
+                files.setdefault(bisect_left(table.ends, number), (place, set()))[1].update(record)
+                records.add(record, place)
             return Rows(
                 records=records,
                 names=names,
@@ -247,6 +258,7 @@ def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: 
                 spreadsheet=table.spreadsheet,
                 repeated=table.repeated,
                 remarks=table.remarks,
+                files=tuple((place, frozenset(columns)) for place, columns in files.values()),
             )
     except InputFileError as error:
         raise DataError(str(error)) from None
@@ -258,4 +270,6 @@ def _from_dataset(part: Any, records: Records) -> Rows:
     tables = part.with_format("arrow").iter(batch_size=100)
     for number, record in enumerate((record for table in tables for record in table.to_pylist()), start=1):
         records.add(record, f"row {number}")
-    return Rows(records=records, names=part.column_names, class_names=names, untyped=False)
+    columns = part.column_names
+    files = (("row 1", frozenset(columns)),) if len(part) else ()
+    return Rows(records=records, names=columns, class_names=names, untyped=False, files=files)

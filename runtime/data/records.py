@@ -147,6 +147,8 @@ def _open_part(part: Part, source: DataSource, wanted: Sequence[str], stack: Exi
                 table = first
                 if file != part.files[0]:
                     table = _open_file(replace(source, path=str(file)), wanted, own)
+                    if not part.class_names and table.class_names != names:
+                        raise InputFileError(f"{file} names the classes of a column otherwise than {part.files[0]}")
                 for number, record in table.items:
                     yield offset + number, f"{table.place(number)}: {record}" if isinstance(record, str) else record
             offset += number
@@ -157,7 +159,7 @@ def _open_part(part: Part, source: DataSource, wanted: Sequence[str], stack: Exi
         own = number - (ends[at - 1] if at else 0)
         return f"{part.files[at]}, {first.unit} {own}"
 
-    return replace(first, name=source.path, items=items(), class_names=names, where=where)
+    return replace(first, name=source.path, items=items(), class_names=names, where=where, ends=ends)
 
 
 def _open_file(source: DataSource, wanted: Sequence[str], stack: ExitStack) -> Table:

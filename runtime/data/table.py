@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,7 @@ class Table:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> names of its class numbers
     remarks: tuple[str, ...] = ()
     where: Callable[[int], str] | None = None
+    ends: Sequence[int] = ()  # of several files: the number of the last row of each that has been read
 
     def place(self, number: int) -> str:
         """The position of a row, for messages."""

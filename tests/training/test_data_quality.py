@@ -42,6 +42,44 @@ def test_a_file_without_the_column_is_refused_not_left_out(tmp_path: Path) -> No
         load_data([str(first), str(second)])
 
 
+def test_files_of_a_folder_must_have_the_column_too(tmp_path: Path) -> None:
+    (tmp_path / "part-1.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(60)))
+    (tmp_path / "part-2.csv").write_text("review,label\nfine,a\n")
+    for bad_rows in ("refuse", "skip"):
+        with pytest.raises(DataError, match=r"part-2.csv, line 2: no column 'text' here.*label, review"):
+            load_data(str(tmp_path), bad_rows=bad_rows)  # type: ignore[arg-type]
+
+
+def test_names_in_other_capitals_are_the_same_column(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+    other = [{name.title(): value for name, value in row.items()} for row in rows]
+    first = str(write_jsonl(tmp_path / "a.jsonl", rows[:10]))
+    second = str(write_jsonl(tmp_path / "b.jsonl", other[10:]))
+    mixed = str(write_jsonl(tmp_path / "c.jsonl", [pair[i % 2] for i, pair in enumerate(zip(rows, other, strict=True))]))
+    for source in ([first, second], mixed):
+        data = load_data(source)
+        found = [(row["text"], row["target"]) for half in (data.train, data.evaluation) for row in half]
+        assert sorted(found) == sorted((f"text {i}", i % 2) for i in range(20)) and data.remarks == ()
+
+
+def test_files_of_a_folder_must_name_classes_alike(tmp_path: Path) -> None:
+    import datasets
+
+    for number, names in enumerate((["no", "yes"], ["yes", "no"])):
+        features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names))
+        rows = {"text": [f"text {number} {i}" for i in range(10)], "label": [i % 2 for i in range(10)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"part-{number}.parquet")
+    with pytest.raises(DataError, match=r"part-1.parquet names the classes of a column otherwise than .*part-0"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["meta.TEXT", "META.text"])
+def test_an_ambiguous_path_is_refused(path: str, tmp_path: Path) -> None:
+    rows = [{"meta": {"text": "a", "Text": "b"}, "Meta": {}, "label": "ab"[i % 2]} for i in range(10)]
+    with pytest.raises(DataError, match=r"several such columns: '(TEXT|META)' may be .* or "):
+        load_data(str(write_jsonl(tmp_path / "a.jsonl", rows)), text_column=path)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_each_class_has_its_share_of_both_halves(seed: int) -> None:
     classes = np.random.default_rng(seed).permutation([0] * 700 + [1] * 250 + [2] * 50)

@@ -51,6 +51,8 @@ def open_delimited(lines: Lines, source: DataSource, suffix: str, names: Collect
     delimiter = separator[1] if separator else _delimiter(first, suffix, names, len(source.columns))
     kind = "TSV" if delimiter == "\t" else "CSV"
     header: list[str] = list(source.columns)
+    if header and [cell.strip() for cell in _split_header(first, delimiter)] == header:
+        raise InputFileError(f"{name} has a header line of these names already: leave --columns out")
     if not header:
         number, cells = next(_Rows(lines, delimiter, None).read())
         if isinstance(cells, str):
@@ -251,6 +253,8 @@ class _Rows:
                     yield start, f"the row is not valid CSV: {reason}; {_ADVICE}"
                 broken = True
                 continue
+            elif len(feed.taken) == 1 and any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cell in cells or ()):
+                cells = self._loose_cells(feed.taken[0].rstrip("\r\n")) or cells
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
 

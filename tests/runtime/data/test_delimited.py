@@ -141,8 +141,16 @@ def test_a_bad_row_fails_alone(rows: list[str], wanted: dict[int, str], tmp_path
 
 
 def test_a_row_with_blanks_before_its_quotes(tmp_path: Path) -> None:
+    """The blanks are no part of a cell, whether or not it could be read with them."""
     (tmp_path / "t.csv").write_text('n, text\n1, "good, but long"\n2, "so ""so"""\n3, plain\n')
-    assert texts(tmp_path / "t.csv") == ["good, but long", ' "so ""so"""', " plain"]
+    assert texts(tmp_path / "t.csv") == ["good, but long", 'so "so"', " plain"]
+
+
+def test_a_header_is_no_row_where_the_columns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label,text\nx,one\n")
+    assert texts(DataSource(path=str(tmp_path / "t.csv"), columns=("n", "text"))) == ["text", "one"]
+    with pytest.raises(InputFileError, match="has a header line of these names already: leave --columns out"):
+        texts(DataSource(path=str(tmp_path / "t.csv"), columns=("label", "text")))
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

@@ -42,6 +42,8 @@ def open_column_lines(lines: Lines, source: DataSource, suffix: str) -> Table:
     universal = suffix == ".conllu" and width == len(_UNIVERSAL)
     between = tuple(f"column{number}" for number in range(2, width))
     names = source.columns or (_UNIVERSAL if universal else (WORDS, *between, TAGS)[:width])
+    if width > 2 and not (source.columns or universal) and _counts_words(ahead):  # GermEval
+        names = ("id", WORDS, *between[1:], TAGS)
     return Table(
         name=source.path,
         kind="CoNLL",
@@ -50,16 +52,30 @@ def open_column_lines(lines: Lines, source: DataSource, suffix: str) -> Table:
     )
 
 
+def _counts_words(lines: Sequence[str]) -> bool:
+    """Whether the first cells of each sentence are 1, 2, ... (or from 0): no words, but their numbers."""
+    counts: list[list[str]] = [[]]
+    for line in lines:
+        first = _cells(line)[0]
+        if not first:
+            counts.append([])
+        elif first != _DOCUMENT and not first.startswith("#"):
+            counts[-1].append(first)
+    return max(map(len, counts)) > 1 and any(
+        all(own == [str(number) for number in range(start, start + len(own))] for own in counts) for start in (0, 1)
+    )
+
+
 def _items(lines: Lines, names: Sequence[str], universal: bool, encoding: str | None) -> Iterator[Item]:
     sentence: list[list[str]] = []
     first, wrong = 0, ""
     for line in _with_blank_end(lines):
         cells = _cells(line)
-        if cells == [""]:
+        if cells == [""] or cells[0] == _DOCUMENT:
             if sentence or wrong:
                 yield first, wrong or _record(sentence, names)
             sentence, first, wrong = [], 0, ""
-        elif _is_word(cells, len(names), universal):
+        elif _is_word(cells, len(names), universal, hashtag=cells[0] != "#" and "\t" in line):
             first = first or lines.number
             sentence.append(cells)
             if undecodable(line):
@@ -73,11 +89,14 @@ def _with_blank_end(lines: Lines) -> Iterator[str]:
     yield ""
 
 
-def _is_word(cells: list[str], width: int, universal: bool) -> bool:
-    """Whether a line is a word of a sentence: no comment, -DOCSTART-, or (universal) several words or none."""
-    if cells[0].startswith("#") and not (len(cells) == width and _TAG.fullmatch(cells[-1])):
+def _is_word(cells: list[str], width: int, universal: bool, *, hashtag: bool) -> bool:
+    """Whether a line is a word of a sentence: no comment, or (universal) several words or none.
+
+    `hashtag`: whether its first cell may be one, since a comment has no tabs, or a blank behind its `#`.
+    """
+    if cells[0].startswith("#") and not (len(cells) == width and (_TAG.fullmatch(cells[-1]) or hashtag)):
         return False
-    return cells[0] != _DOCUMENT and not (universal and not cells[0].isdecimal())
+    return not universal or cells[0].isdecimal()
 
 
 def _record(sentence: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, object]:

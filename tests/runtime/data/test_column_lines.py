@@ -49,6 +49,28 @@ def test_comments_documents_and_names(name: str, tmp_path: Path) -> None:
         records(DataSource(path=str(tmp_path / name), columns=("tokens", "ner")))
 
 
+def test_numbers_of_words_are_no_words(tmp_path: Path) -> None:
+    """As in GermEval's files, whose comments hold tabs, too."""
+    sentence = "#\thttp://x\t[2014]\n1\tAnn\tB-PER\tO\n2\tlives\tO\tO\n\n"
+    (tmp_path / "t.conll").write_text(sentence * 2)
+    read = records(tmp_path / "t.conll")
+    assert [record["tokens"] for record in read] == [["Ann", "lives"]] * 2
+    assert (read[0]["id"], read[0]["column3"], read[0]["tags"]) == (["1", "2"], ["B-PER", "O"], ["O", "O"])
+    (tmp_path / "t.conll").write_text(sentence + "7\tdays\tO\tO\n\n")  # here they are words
+    assert [record["tokens"] for record in records(tmp_path / "t.conll")] == [["1", "2"], ["7"]]
+
+
+def test_a_hashtag_is_a_word_whatever_its_tag(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("# id 7\n#fail\tHT\nword\tNN\n\n")
+    (record,) = records(tmp_path / "t.conll")
+    assert (record["tokens"], record["tags"]) == (["#fail", "word"], ["HT", "NN"])
+
+
+def test_a_document_begins_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("-DOCSTART- O\nAnn B-X\n-DOCSTART- O\nBob B-X\n")
+    assert [record["tokens"] for record in records(tmp_path / "t.conll")] == [["Ann"], ["Bob"]]
+
+
 def test_a_broken_sentence_fails_alone_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "t.conll"
     path.write_bytes(b"a B-X\nb O\n\nc B-X\nd\n\ncaf\xe9 O\n\ne O\n")

@@ -139,10 +139,10 @@ def _check_one_kind(folder: Path, files: list[Path]) -> None:
 
 def _classes(folder: Path) -> Part | None:
     """The split of a folder with a folder per class and a text per file, as in IMDb; None for another folder."""
-    texts: dict[str, list[Path]] = {}
-    for path in _entries(folder):
-        if path.is_dir() and (files := [file for file in _entries(path) if file.suffix.lower() == ".txt"]):
-            texts[path.name] = files
+    found = {path.name: _entries(path) for path in _entries(folder) if path.is_dir()}
+    texts = {name: [file for file in files if file.suffix.lower() == ".txt"] for name, files in found.items()}
+    others = [name for name, files in texts.items() if found[name] and not files]
+    texts = {name: files for name, files in texts.items() if files}
     left = [name for name in texts if name.lower() in _UNLABELLED]
     if len(texts) > len(left):
         for name in left:
@@ -154,7 +154,10 @@ def _classes(folder: Path) -> Part | None:
     return Part(
         files=tuple(file for files in texts.values() for file in files),
         classes=tuple(name for name, files in texts.items() for _ in files),
-        remarks=tuple(f"{folder / name} is left out: its texts have no class" for name in left),
+        remarks=(
+            *(f"{folder / name} is left out: its texts have no class" for name in left),
+            *(f"{folder / name} is left out: it has no .txt file" for name in others),
+        ),
     )
 
 

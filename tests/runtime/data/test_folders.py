@@ -72,6 +72,16 @@ def imdb(folder: Path) -> None:
     (folder / "imdbEr.txt").write_text("0.1\n")
 
 
+def test_class_folders_without_texts_are_told(tmp_path: Path) -> None:
+    for name in ("neg/1.txt", "pos/1.txt", "other/1.text", "deep/more/1.txt"):
+        (tmp_path / "set" / "train" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / "train" / name).write_text(name)
+    with open_table(f"{tmp_path}/set#train") as table:
+        assert {record["label"] for _, record in table.items if isinstance(record, dict)} == {"neg", "pos"}
+        wanted = {f"{tmp_path}/set/train/{name} is left out: it has no .txt file" for name in ("deep", "other")}
+        assert set(table.remarks) == wanted
+
+
 def test_class_folders_of_texts(tmp_path: Path) -> None:
     imdb(tmp_path / "aclImdb")
     for folder in (tmp_path / "aclImdb", tmp_path):

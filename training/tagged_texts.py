@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +27,14 @@ from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
-from nopad.training.rows_on_disk import as_dataset
+from nopad.training.rows_on_disk import as_dataset, chosen
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts
 from nopad.training.tasks.token_labels import TokenLabels
 
 LABEL_ALL_TOKENS = True
 _OUTSIDE = "O"
+_NUMBERED = "LABEL_{}"  # transformers' names of numbers
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -75,7 +77,16 @@ def load_tagged(
     if held_rows is not None:
         held, _, held_remarks = _examples(held_rows, text_column, label_column, "evaluation", held_bad)
         remarks += [*held_rows.remarks, *held_remarks]
-    labels = tuple(labels or names or _label_names(tag for example in examples for tag in example.tags))
+    given = tuple(labels or names)
+    labels = given or _label_names(tag for example in examples for tag in example.tags)
+    if len(labels) < 2:
+        raise DataError(
+            f"all words of the training data have one tag, {', '.join(labels)}: there is nothing to tell apart"
+        )
+    find = label_finder(labels, places=bool(given) or labels[0] == _NUMBERED.format(0))
+    examples = _with_known_tags(examples, labels, find, "training", bad)
+    if held is not None:
+        held = _with_known_tags(held, labels, find, "evaluation", held_bad)
     examples, held, repeats = divide(
         examples,
         held,
@@ -86,7 +97,7 @@ def load_tagged(
         duplicates=duplicates,
         conflicts=True,
     )
-    train, test = _encoded(examples, labels, "training"), _encoded(held, labels, "evaluation")
+    train, test = _encoded(examples, find), _encoded(held, find)
     summary, scheme_remarks = _describe(labels, train["target"])
     return TrainingData(
         train=train,
@@ -108,6 +119,7 @@ def _examples(
     known = TAG_COLUMNS if of_words else SPAN_COLUMNS
     tags = rows.column(label_column, known, "--label-column", what=f"{part} data")
     names = rows.class_names.get(tags, ()) if of_words else ()
+    unmarked: set[str] = set()
 
     def make(record: dict[str, Any], place: str) -> _Tagged | None:
         value = record.get(column)
@@ -118,18 +130,29 @@ def _examples(
             example = read(value, record.get(tags), place)
         except ValueError as error:
             raise ValueError(f"columns {column!r} and {tags!r}: {error}") from None
+        if record.get(tags) is None:
+            unmarked.add(place)
         return replace(example, group=record.get(group)) if group is not None else example
 
     examples = rows.usable(make, bad)
     if not examples:
         raise DataError(f"the {part} data has no row with {'words' if of_words else 'text'} in column {column!r}")
-    return examples, names, bad.remark_on_blank(len(rows), f"have nothing in column {column!r}")
+    remarks = bad.remark_on_blank(len(rows), f"have nothing in column {column!r}")
+    if unmarked:
+        remarks.append(
+            f"{len(unmarked):,} of {len(rows):,} rows of the {part} data have nothing in column {tags!r}: taken as "
+            "texts without entities"
+        )
+    return examples, names, remarks
 
 
 def _from_words(words: Any, tags: Any, place: str) -> _Tagged:
     """Words with one space between them, which is the text that serving would get. Raises `ValueError`."""
     text, found = joined_words(words)
     check_tags(words, tags)
+    for word, tag in zip(words, tags, strict=True):
+        if not isinstance(tag, str | int) or (isinstance(tag, str) and not tag.strip()):
+            raise ValueError(f"the tag of {word!r:.40} is {tag!r:.40}; a tag is a name or a whole number")
     _check_unicode(text)
     return _Tagged(text=text, words=found, tags=tags, place=place)
 
@@ -146,6 +169,8 @@ def _from_spans(text: Any, entities: Any, place: str) -> _Tagged:
     for start, end, label in [*marked_spans(text, entities), (len(text), len(text), "")]:
         outside = [match.span() for match in _WORD.finditer(text, at, start)]
         inside = [match.span() for match in _WORD.finditer(text, start, end)]
+        if not inside and label:
+            raise ValueError(f"the entity from {start} to {end} ({label}) holds no word")
         words += outside + inside
         tags += [_OUTSIDE] * len(outside) + [f"{'I' if i else 'B'}-{label}" for i in range(len(inside))]
         at = end
@@ -163,21 +188,45 @@ def _label_names(tags: Iterator[Any]) -> tuple[str, ...]:
     A kind of entity has every tag of the scheme, also such as did not occur: a long entity may be yet to come.
     """
     different = set(tags)
-    if different and all(isinstance(tag, int) for tag in different):
-        return tuple(f"LABEL_{index}" for index in range(max(different) + 1))
+    numbers = {tag for tag in different if isinstance(tag, int)}
+    if numbers and numbers != different:
+        raise DataError(
+            f"tags are numbers ({listed(sorted(numbers))}) in some rows of the training data and names "
+            f"({listed(sorted(different - numbers))}) in others: write them alike, or name the numbers with --labels"
+        )
+    if numbers:
+        return tuple(_NUMBERED.format(index) for index in range(max(numbers) + 1))
     names = {str(tag) for tag in different}
     tagged = [(name, tag.kind) for name, tag in zip(names, read_tags(tuple(names)), strict=True) if tag and tag.place]
     names |= {name.removesuffix(kind) + other for name, kind in tagged for _, other in tagged}
     return tuple(sorted(names, key=lambda name: (name != _OUTSIDE, name[2:], name)))
 
 
-def _encoded(examples: Sequence[_Tagged], labels: Sequence[str], part: str) -> Any:
-    find = label_finder(labels)
-    unknown = Counter(str(tag) for example in examples for tag in example.tags if find(tag) is None)
+def _with_known_tags(
+    examples: Sequence[_Tagged], labels: Sequence[str], find: Callable[[Any], int | None], part: str, bad: BadRows
+) -> Sequence[_Tagged]:
+    """The examples without those that have a tag which is not among the labels: bad rows. Raises `DataError`."""
+    kept = array("q")
+    unknown: Counter[str] = Counter()
+    place = ""
+    for index, example in enumerate(examples):
+        wrong = [str(tag) for tag in example.tags if find(tag) is None]
+        if not wrong:
+            kept.append(index)
+        elif bad.skipped:
+            bad.add(example.place, f"tag {wrong[0]!r} is not among {listed(labels)}")
+        else:
+            place = place or example.place
+            unknown.update(wrong)
     if unknown:
-        place = next(example.place for example in examples for tag in example.tags if find(tag) is None)
         counts = listed([f"{tag!r} ({count:,} words)" for tag, count in unknown.most_common()])
         raise DataError(f"{place}: the {part} data has tags that are not among {listed(labels)}: {counts}")
+    if not kept:
+        raise DataError(f"the {part} data has no row left: {'; '.join(bad.remarks())}")
+    return chosen(examples, kept)
+
+
+def _encoded(examples: Sequence[_Tagged], find: Callable[[Any], int | None]) -> Any:
     number = datasets.Value("int64")
     return as_dataset(
         ({"text": row.text, "words": row.words, "target": [find(tag) for tag in row.tags]} for row in examples),

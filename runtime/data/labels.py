@@ -58,11 +58,12 @@ def split_columns(field: str, columns: Sequence[str]) -> list[str]:
     return [name.strip() for name in field.split(",")]
 
 
-def label_finder(names: Sequence[str]) -> Callable[[Any], int | None]:
+def label_finder(names: Sequence[str], *, places: bool = True) -> Callable[[Any], int | None]:
     """The function that returns the index of a label in `names`, or None.
 
     A label matches a name as a text, as a number that the name spells (1, 1.0 and "1.0" match "1"), or as a boolean
-    (true matches "True" and "true"). A whole number may be an index only if no name consists of digits.
+    (true matches "True" and "true"). A whole number may be an index only if no name consists of digits, and not
+    without `places`: where the order of the names is ours, not the data's.
     """
     by_text = {name: index for index, name in enumerate(names)}
     by_number: dict[int | float, int] = {}
@@ -73,7 +74,7 @@ def label_finder(names: Sequence[str]) -> Callable[[Any], int | None]:
             by_number.setdefault(number, index)
         if boolean is not None:
             by_boolean.setdefault(boolean, index)
-    indices = not any(re.fullmatch(r"[+-]?[\d.,]*\d[\d.,]*", name.strip()) for name in names)
+    indices = places and not any(re.fullmatch(r"[+-]?[\d.,]*\d[\d.,]*", name.strip()) for name in names)
 
     def find(value: Any) -> int | None:
         if isinstance(value, str | int | float) and (exact := by_text.get(str(value))) is not None:

@@ -104,6 +104,10 @@ def test_the_scheme_is_recognised(tags: list[str], scheme: str, remark: str, tmp
         ({"tokens": ["a", "b"], "tags": ["O"]}, "line 2: columns 'tokens' and 'tags': 2 words, but 1 tags"),
         ({"tokens": ["a", "b"], "tags": None}, "2 words, but no tags"),
         ({"tokens": ["a", 3], "tags": ["O", "O"]}, "not a list of texts"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, "the tag of 'b' is None; a tag is a name"),
+        ({"tokens": ["a", "b"], "tags": ["O", " "]}, "the tag of 'b' is ' '; a tag is a name"),
+        ({"tokens": ["a", "b"], "tags": ["O", ["B-PER"]]}, "the tag of 'b' is .'B-PER'.; a tag is a name"),
+        ({"tokens": ["a", "b"], "tags": [0, 1]}, r"numbers \(0, 1\) in some rows .* names \(B-LOC, B-PER, I-PER, O\)"),
     ],
 )
 def test_words_and_tags_must_match(row: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -118,6 +122,8 @@ def test_words_and_tags_must_match(row: dict[str, Any], message: str, tmp_path: 
         ([[0, 99, "A"]], "an entity from 0 to 99 overlaps another, or is not in the text"),
         ([{"start": 0}], "is not an entity"),
         (["A"], "is not an entity"),
+        ([[1, 1, "A"]], r"the entity from 1 to 1 \(A\) holds no word"),
+        ([[3, 4, "A"]], r"the entity from 3 to 4 \(A\) holds no word"),
     ],
 )
 def test_marked_entities_must_fit(entities: list[Any], message: str, tmp_path: Path) -> None:
@@ -130,6 +136,42 @@ def test_tags_that_training_does_not_have_are_named(tmp_path: Path) -> None:
     test = str(write_jsonl(tmp_path / "test.jsonl", [*ROWS, {"tokens": ["x", "y"], "tags": ["B-ORG", "B-ORG"]}]))
     with pytest.raises(DataError, match=r"the evaluation data has tags that are not among .*'B-ORG' \(2 words\)"):
         load_tagged(train, test)
+
+
+def test_rows_with_such_tags_are_skipped_if_asked(tmp_path: Path) -> None:
+    train = str(write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"tokens": ["x"], "tags": ["B-ORG"]}]))
+    test = str(write_jsonl(tmp_path / "test.jsonl", [*ROWS, {"tokens": ["x", "y"], "tags": ["B-DAY", "O"]}]))
+    data = load_tagged(train, test, labels=LABELS, bad_rows="skip")
+    assert (len(data.train), len(data.evaluation)) == (2, 2)
+    for part, tag in (("training", "B-ORG"), ("evaluation", "B-DAY")):
+        assert any(
+            f"of the {part} data: " in remark and f"tag '{tag}' is not among" in remark for remark in data.remarks
+        )
+
+
+def test_numbers_are_no_places_of_names_that_follow_from_the_data(tmp_path: Path) -> None:
+    train = str(write_jsonl(tmp_path / "train.jsonl", ROWS))
+    test = str(write_jsonl(tmp_path / "test.jsonl", [{"tokens": ["x", "y"], "tags": [1, 0]}] * 2))
+    with pytest.raises(DataError, match=r"the evaluation data has tags that are not among .*'1' \(2 words\)"):
+        load_tagged(train, test)
+    assert load_tagged(train, test, labels=LABELS).evaluation["target"][0] == [1, 0]
+
+
+@pytest.mark.parametrize("row", [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"text": "a b", "entities": []}])
+def test_a_single_tag_is_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="have one tag, O: there is nothing to tell apart"):
+        load(tmp_path, [row] * 5)
+
+
+def test_texts_that_nothing_is_said_of_are_told(tmp_path: Path) -> None:
+    rows = [
+        {"text": "Ada left", "entities": [[0, 3, "PER"]]},
+        {"text": "She left", "entities": []},
+        {"text": "He left"},
+    ]
+    data = load(tmp_path, rows)
+    assert data.train["target"][:] == [[1, 0], [0, 0], [0, 0]]
+    assert "1 of 3 rows of the training data have nothing in column 'entities'" in data.remarks[0]
 
 
 def test_rows_without_words_are_left_out(tmp_path: Path) -> None:

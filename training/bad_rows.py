@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from nopad.training.errors import DataError
 
@@ -20,6 +20,17 @@ def has_half_a_character(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def checked_text(value: Any, column: str) -> str | None:
+    """The text of a cell, None where it is empty. Raises `ValueError` for what is no text, or half a character."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} holds {value!r:.80}, which is no text")
+    if has_half_a_character(value):
+        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
+    return value
 
 
 class BadRows:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
-from nopad.runtime.data.labels import listed, split_columns
+from nopad.runtime.data.labels import is_hot, label_finder, listed, split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate, has_half_a_character
+from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate, checked_text
 from nopad.training.class_weights import task_with_weights
 from nopad.training.errors import DataError
 from nopad.training.labels import (
@@ -33,7 +33,7 @@ from nopad.training.labels import (
 )
 from nopad.training.recipe import EVAL_FRACTION, Recipe
 from nopad.training.repeats import LabelledText
-from nopad.training.rows_on_disk import Lazily, as_dataset
+from nopad.training.rows_on_disk import Lazily, as_dataset, column_of
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts, rows_to_hold_out
 from nopad.training.tasks.base import Task
@@ -115,7 +115,7 @@ def load_data(
     examples, found, remarks = _examples(rows, columns, "training", labels, bad)
     if held is None:
         rows_to_hold_out(len(examples), eval_fraction)  # refused before the labels are looked at
-    kind = _understand(rows, found, columns.labels, labels, SINGLE if ordinal else problem_type)
+    kind = _understand(rows, found, columns.labels, labels, SINGLE if ordinal else problem_type, skip=bad.skipped)
     if ordinal:
         _check_order(kind, problem_type)
     train, targets = _encoded(examples, found, columns.labels, kind, "training", bad)
@@ -137,8 +137,10 @@ def load_data(
         conflicts=kind.problem_type != REGRESSION,
         near=columns.pair is None,  # pairs often share one of their texts
     )
+    data = _dataset(train)
+    remarks += _lost_classes(kind, targets, data)
     return TrainingData(
-        train=_dataset(train),
+        train=data,
         evaluation=_dataset(test),
         task=task_with_weights(kind, targets, class_weights, ordinal=ordinal),
         labels=kind.names,
@@ -201,10 +203,9 @@ def _examples(
         nonlocal gaps
         for name in columns.labels:
             gaps |= record.get(name) in (None, "") or record[name] != record[name]
-        text = rows.text(record, columns.text)
-        if not isinstance(text, str) or not text.strip():
+        text = checked_text(rows.text(record, columns.text), columns.text)
+        if text is None:
             return None
-        _check_unicode(text, columns.text)
         pair = _second_text(rows, record, columns.pair)
         cells = [_label(record.get(name), name, class_names.get(name, ()), names) for name in columns.labels]
         label = cells if len(cells) > 1 else cells[0]
@@ -223,18 +224,12 @@ def _examples(
     return examples, _Labels(values=labels, gaps=gaps), remarks
 
 
-def _check_unicode(text: str, column: str) -> None:
-    if has_half_a_character(text):
-        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
-
-
 def _second_text(rows: Rows, record: dict[str, Any], column: str | None) -> str | None:
     if column is None:
         return None
-    text = rows.text(record, column)
-    if not isinstance(text, str) or not text.strip():
+    text = checked_text(rows.text(record, column), column)
+    if text is None:
         raise ValueError(f"column {column!r} has no text, the second of the pair")
-    _check_unicode(text, column)
     return text
 
 
@@ -246,7 +241,7 @@ def _label(value: Any, column: str, class_names: Sequence[str], names: Sequence[
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"column {column!r} has no value; fill it in")
     items = []
-    for item in value if isinstance(value, list) else [value]:
+    for item in _items(value):
         if isinstance(item, Decimal):  # a database's numbers, in Parquet
             item = int(item) if item == item.to_integral_value() else float(item)
         if not isinstance(item, str | int | float):
@@ -264,21 +259,35 @@ def _label(value: Any, column: str, class_names: Sequence[str], names: Sequence[
     return items if isinstance(value, list) else items[0]
 
 
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _understand(
     rows: Rows,
     labels: _Labels,
     columns: Sequence[str],
     names: Sequence[str] | None,
     problem_type: ProblemType | None,
+    *,
+    skip: bool,
 ) -> LabelColumn:
     if len(columns) > 1 and problem_type not in (None, MULTI):
         raise UsageError(f"several columns in --label-column are {MULTI}, not {problem_type}")
     if len(columns) > 1 or (problem_type == MULTI and not any(isinstance(value, list) for value in labels.values)):
         return zeros_and_ones(columns, names or ())
     (column,) = columns
+    values = labels.values
+    if names and skip:  # rows of other labels are left out one by one
+        find = label_finder(names)
+        values = [
+            value
+            for value in values
+            if is_hot(value, len(names)) or all(find(item) is not None for item in _items(value))
+        ]
     names = names or rows.class_names.get(column, ())
     # pandas stores a column of integers as floats where a cell is empty.
-    return understand_labels(labels.values, column, names=names, problem_type=problem_type, gaps=labels.gaps)
+    return understand_labels(values or labels.values, column, names=names, problem_type=problem_type, gaps=labels.gaps)
 
 
 def _encoded(
@@ -317,6 +326,17 @@ def _classes(kind: LabelColumn, targets: Any) -> Any:
         rare = np.argsort(targets.sum(axis=0), kind="stable")
         return np.where(targets.any(axis=1), rare[targets[:, rare].argmax(axis=1)], -1)
     return None if kind.problem_type == REGRESSION else targets
+
+
+def _lost_classes(kind: LabelColumn, targets: Any, train: Any) -> list[str]:
+    """The remark on classes whose rows are all held out, or dropped."""
+    if kind.problem_type == REGRESSION:
+        return []
+    left = column_of(train, "target")
+    if kind.problem_type == MULTI:
+        left, targets = (np.stack(found).sum(axis=0).nonzero()[0] for found in (left, targets))
+    lost = [repr(kind.names[index]) for index in sorted(set(targets.tolist()) - set(left.tolist()))]
+    return [f"all rows of {listed(lost)} are held out or dropped: nothing is learned of them"] if lost else []
 
 
 def _as_text(row: _Row) -> LabelledText:

@@ -23,6 +23,8 @@ REGRESSION: ProblemType = "regression"
 _FEW, _MANY = 10, 20  # this few different floats may be classes, this many integers numbers to learn
 _UNEVEN = 10  # times as many rows of a class as of another are worth a remark
 _MOST_CELLS = 10**9  # of multi-label targets, 8 bytes each
+# What programs write for a value that is missing (pandas, JSON, databases, Excel).
+_NO_VALUE = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "#N/A", "\\N"}
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]+,[0-9]+\s*")
 
 
@@ -71,11 +73,13 @@ def understand_labels(
         return LabelColumn(
             problem_type=REGRESSION, names=tuple(names) or (column,), encode=finite_number, remarks=remarks
         )
-    ordered = bool(names) or numbers is not None
+    ordered = bool(names) or numbers is not None  # else the names are in the order of the alphabet, which says nothing
     names = _class_names(values, column, tuple(names), checked=problem_type is None)
     if len(names) < 2:
         raise DataError(f"column {column!r} has one class only, {values[0]!r}: there is nothing to tell apart")
-    return LabelColumn(problem_type=SINGLE, names=names, encode=_index_of(names), remarks=remarks, ordered=ordered)
+    return LabelColumn(
+        problem_type=SINGLE, names=names, encode=_index_of(names, ordered), remarks=remarks, ordered=ordered
+    )
 
 
 def zeros_and_ones(columns: Sequence[str], names: Sequence[str]) -> LabelColumn:
@@ -117,6 +121,10 @@ def remarks_on_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> list[s
     blanks = [repr(name) for name in column.names if name != name.strip() and len(alike[_folded_name(name)]) == 1]
     if blanks:
         remarks.append(f"labels begin or end with a blank, which is part of their names: {listed(blanks)}")
+    if missing := [f"{name!r} ({counts[name]:,} rows)" for name in column.names if name in _NO_VALUE]:
+        remarks.append(
+            f"{listed(missing)} may stand for a missing label, and is taken as a class: remove such rows if so"
+        )
     joined = [name for name in column.names if _parts(name) & set(column.names) or re.fullmatch(r"\[.*\]", name)]
     if joined:
         remarks.append(
@@ -180,6 +188,9 @@ def _is_whole(number: int | float) -> bool:
 
 def _class_or_number(numbers: Sequence[int | float], column: str, gaps: bool) -> tuple[ProblemType, tuple[str, ...]]:
     """Whether numbers are classes or one number to learn, and the remark that says how to choose the other."""
+    known = len(numbers)
+    numbers = list(filter(_is_finite, numbers))
+    gaps |= len(numbers) < known  # a cell of "nan" is one that pandas had no value for
     different = sorted(set(numbers))
     floats = any(isinstance(number, float) for number in numbers)
     if floats and not (gaps and all(map(_is_whole, numbers))):
@@ -209,11 +220,15 @@ def _almost_numbers(values: Sequence[Any], column: str) -> tuple[str, ...]:
         )
     words = [text for text in texts if not (isinstance(text, str) and text.strip().lstrip("+-").isdecimal())]
     numbers = [number for value in values if (number := spelled_number(value)) is not None]
+    names = _different(words)
+    if names and numbers and set(numbers) <= set(range(len(names) + 1)):
+        return (
+            f"column {column!r} has numbers ({listed(sorted(set(numbers)))}) and names ({listed(names)}): each is a "
+            "class of its own; if the numbers stand for the names, write the names",
+        )
     if not words or len(numbers) < 9 * len(texts):
         return ()
-    summary = (
-        f"column {column!r} has {len(numbers)} numbers and {len(words)} other value(s) ({listed(_different(words))})"
-    )
+    summary = f"column {column!r} has {len(numbers)} numbers and {len(words)} other value(s) ({listed(names)})"
     if not all(_is_finite(number) and _is_whole(number) for number in numbers):
         raise DataError(
             f"{summary}: mend these or remove their rows, or say --problem-type {SINGLE} if all are names of classes"
@@ -248,7 +263,7 @@ def _class_names(values: Sequence[Any], column: str, known: tuple[str, ...], *, 
     if numbers is None:
         names = _different(values)
     else:
-        different = sorted(set(numbers))
+        different = sorted(filter(_is_finite, set(numbers)))
         names = [str(int(number)) if _is_whole(number) else repr(number) for number in different]
         if different == list(range(len(different))):
             names = [f"LABEL_{index}" for index in range(len(different))]
@@ -262,14 +277,19 @@ def _class_names(values: Sequence[Any], column: str, known: tuple[str, ...], *, 
     return tuple(names)
 
 
-def _index_of(names: Sequence[str]) -> Callable[[Any], int]:
-    find = label_finder(names)
+def _index_of(names: Sequence[str], places: bool) -> Callable[[Any], int]:
+    find = label_finder(names, places=places)
 
     def encode(value: Any) -> int:
         if isinstance(value, list):
             raise ValueError("is a list, unlike the training data's")
         if (index := find(value)) is None:
-            raise ValueError(f"is not among {listed(names)}")
+            number = spelled_number(value)
+            if places and isinstance(number, float) and not math.isfinite(number):
+                raise ValueError("is not finite")
+            placed = " (a number is the place of a name only where --labels names them in order)"
+            hint = placed if isinstance(number, int) and not places else ""
+            raise ValueError(f"is not among {listed(names)}{hint}")
         return index
 
     return encode
@@ -289,13 +309,14 @@ def _lists(values: Sequence[Any], column: str, names: tuple[str, ...], *, checke
     numbers = _numbers(flat)
     if numbers is not None and not all(map(_is_whole, numbers)):
         raise DataError(f"column {column!r} has lists of fractions; labels are names, whole numbers, or zeros and ones")
+    ordered = bool(names) or numbers is not None
     names = _class_names(flat, column, names, checked=checked)
     if len(values) * len(names) > _MOST_CELLS:
         raise DataError(
             f"column {column!r}: {len(names):,} labels for each of {len(values):,} texts are more than {_MOST_CELLS:,} "
             "zeros and ones; leave out rare labels, or train on fewer rows"
         )
-    index = _index_of(names)
+    index = _index_of(names, ordered)
 
     def encode(value: Any) -> list[float]:
         if not isinstance(value, list):

@@ -10,7 +10,7 @@ import datasets
 
 from nopad.runtime.data.fields import TEXT_COLUMNS
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, checked_text
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.recipe import EVAL_FRACTION, Recipe
@@ -91,11 +91,9 @@ def _texts(
     """The texts, and a remark on rows without one. Raises `DataError`."""
 
     def make(record: dict[str, Any], place: str) -> _Text | None:
-        text = rows.text(record, column)
-        if not isinstance(text, str) or not text.strip():
+        text = checked_text(rows.text(record, column), column)
+        if text is None:
             return None
-        if has_half_a_character(text):
-            raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
         return _Text(text=text, place=place, group=record.get(group) if group is not None else None)
 
     texts = rows.usable(make, bad)

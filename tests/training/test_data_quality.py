@@ -18,6 +18,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.data import load_data
 from nopad.training.errors import DataError
 from nopad.training.splits import held_rows
+from nopad.training.texts import load_texts
 
 
 def rows_of(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -55,7 +56,9 @@ def test_names_in_other_capitals_are_the_same_column(tmp_path: Path) -> None:
     other = [{name.title(): value for name, value in row.items()} for row in rows]
     first = str(write_jsonl(tmp_path / "a.jsonl", rows[:10]))
     second = str(write_jsonl(tmp_path / "b.jsonl", other[10:]))
-    mixed = str(write_jsonl(tmp_path / "c.jsonl", [pair[i % 2] for i, pair in enumerate(zip(rows, other, strict=True))]))
+    mixed = str(
+        write_jsonl(tmp_path / "c.jsonl", [pair[i % 2] for i, pair in enumerate(zip(rows, other, strict=True))])
+    )
     for source in ([first, second], mixed):
         data = load_data(source)
         found = [(row["text"], row["target"]) for half in (data.train, data.evaluation) for row in half]
@@ -71,6 +74,17 @@ def test_files_of_a_folder_must_name_classes_alike(tmp_path: Path) -> None:
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"part-{number}.parquet")
     with pytest.raises(DataError, match=r"part-1.parquet names the classes of a column otherwise than .*part-0"):
         load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [7, ["a"], True])
+def test_what_is_no_text_is_a_bad_row(value: Any, tmp_path: Path) -> None:
+    source = str(write_jsonl(tmp_path / "a.jsonl", [*rows_of(20), {"text": value, "label": "a"}, {"label": "a"}]))
+    for load in (load_data, load_texts):
+        with pytest.raises(DataError, match="line 21: column 'text' holds .*, which is no text; mend"):
+            load(source)
+        data = load(source, bad_rows="skip")
+        assert len(data.train) + len(data.evaluation) == 20
+        assert any("1 of 22 rows of the training data have no text" in remark for remark in data.remarks)
 
 
 @pytest.mark.parametrize("path", ["meta.TEXT", "META.text"])

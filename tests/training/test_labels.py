@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tempfile
 from dataclasses import replace
 from decimal import Decimal
@@ -350,7 +351,64 @@ def test_numbers_that_cannot_be_read(tmp_path: Path) -> None:
             load(tmp_path, [*[0, 1] * 10, word])
 
 
+def test_nan_among_whole_numbers_is_a_missing_label(tmp_path: Path) -> None:
+    """As pandas writes them: they do not make the others numbers to learn."""
+    for values in (["0", "1"], ["0.0", "1.0"]):
+        data = load(tmp_path, [*values * 10, "nan"], bad_rows="skip")
+        assert data.problem_type == SINGLE and data.labels == ("LABEL_0", "LABEL_1")
+        assert any("label 'nan' is not finite" in remark for remark in data.remarks)
+    with pytest.raises(DataError, match="line 22: column 'label': label 'nan' is not finite"):
+        load(tmp_path, [*[0, 1] * 10, "nan"], problem_type=SINGLE)
+
+
+@pytest.mark.parametrize("values", [["World", "Sports", "Business"], [["World"], ["Sports", "World"], ["Business"]]])
+def test_numbers_are_places_only_of_names_that_the_user_gives(values: list[Any], tmp_path: Path) -> None:
+    """The order of the alphabet need not be theirs."""
+    train = write(tmp_path / "train.jsonl", labelled(values * 8))
+    held = write(tmp_path / "eval.jsonl", labelled([0, 1, 2] if isinstance(values[0], str) else [[0], [1, 0], [2]]))
+    with pytest.raises(DataError, match=r"eval.jsonl, line 1: .* is not among Business, .* only where --labels names"):
+        load_data(train, held)
+    names = ["World", "Sports", "Business"]
+    data = load_data(train, held, labels=names)
+    assert data.evaluation["target"][:] == data.train["target"][:3]
+
+
+def test_rows_of_labels_that_are_not_named_are_skipped_if_asked(tmp_path: Path) -> None:
+    for values in (["no", "yes", "perhaps"], [["no"], ["yes"], ["yes", "perhaps"]]):
+        data = load(tmp_path, values * 10, ".jsonl", labels=["no", "yes"], bad_rows="skip")
+        assert data.labels == ("no", "yes") and len(data.train) + len(data.evaluation) == 20
+        assert any("10 bad rows are left out" in remark and "perhaps" in remark for remark in data.remarks)
+
+
 # --- remarks and refusals
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["yes", "no", 0, 1], r"has numbers \(0, 1\) and names \(no, yes\): each is a class of its own"),
+        (["yes", "no", "nan"], r"'nan' \(10 rows\) may stand for a missing label"),
+        (["yes", "no", "None", "NULL"], r"'NULL' \(10 rows\), 'None' \(10 rows\) may stand"),
+        (["yes", "no", 3], None),
+        (["yes", "no", "none"], None),
+    ],
+)
+def test_labels_that_may_be_a_mistake_are_told(values: list[Any], words: str | None, tmp_path: Path) -> None:
+    for suffix in (".csv", ".jsonl"):
+        data = load(tmp_path, values * 10, suffix)
+        assert len(data.labels) == len(values)
+        assert [bool(re.search(words or "^$", remark)) for remark in data.remarks] == [True] * (words is not None)
+
+
+def test_classes_that_a_split_takes_away_are_told(tmp_path: Path) -> None:
+    for values in (["a", "b", "c"], [["a"], ["b"], ["c"]]):
+        rows = [{**row, "group": i % 3} for i, row in enumerate(labelled(values * 10))]
+        source = write(tmp_path / "rows.jsonl", rows)
+        data = load_data(source, split_group="group", eval_fraction=0.4)
+        held = data.evaluation["text"][0].removeprefix("text ")
+        told = [remark for remark in data.remarks if "held out or dropped" in remark]
+        assert len(told) == 1 and told[0].startswith(f"all rows of '{'abc'[int(held) % 3]}' are")
+        assert not load_data(source).remarks
 
 
 @pytest.mark.parametrize(

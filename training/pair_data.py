@@ -15,9 +15,9 @@ import numpy as np
 
 from nopad.model.checkpoint.save_pooling import POOLINGS
 from nopad.runtime.data.fields import LABEL_COLUMNS, find_column, plain_name
-from nopad.runtime.data.labels import split_columns
+from nopad.runtime.data.labels import listed, split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, has_half_a_character
+from nopad.training.bad_rows import BadRows, OnBadRow, OnDuplicate, checked_text
 from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
@@ -34,6 +34,7 @@ FIRST = ("anchor", "query", "question", "sentence1", "sentence_1", "premise", "t
 SECOND = ("positive", "answer", "passage", "document", "response", "sentence2", "sentence_2", "hypothesis", "text2",
           "sentence_B", "context", "text", "positives", "answers")  # fmt: skip
 _NEGATIVE = re.compile(r"(hard_)?negatives?(_\d+)?")
+_LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score", "label", "labels")
 
 
@@ -99,6 +100,11 @@ def load_pairs(
     unused = columns.negatives if score is not None else ()
     if score is not None:
         columns = replace(columns, negatives=(), number=rows.column(score, (), "--label-column"))
+        if len(classes := rows.class_names.get(columns.number or "", ())) > 2:
+            raise DataError(
+                f"column {score!r} holds classes ({listed(classes)}), not scores: give a number that is higher for "
+                "pairs that are more alike, or name the columns of pairs alone with --text-column"
+            )
     group = group_column(rows, held_rows, split_group)
     found, remarks = _read(rows, replace(columns, group=group), "training", bad)
     held: Sequence[_Row] | None = None
@@ -179,6 +185,8 @@ def load_passages(
     )
     train, test = _passages(found), _passages(held)
     labels = column_of(train, "target")
+    if np.ptp(labels) == 0:
+        remarks.append(f"all passages of the training data have the label {labels[0]:g}: nothing tells them apart")
     return TrainingData(
         train=train,
         evaluation=test,
@@ -233,7 +241,10 @@ def _text_columns(rows: Rows, first: str | None, second: str | None) -> _Columns
 
 
 def _negatives(rows: Rows) -> tuple[str, ...]:
-    return tuple(name for name in rows.columns if _NEGATIVE.fullmatch(plain_name(name)))
+    found = tuple(name for name in rows.columns if _NEGATIVE.fullmatch(plain_name(name)))
+    if twice := rows.repeated.intersection(found):
+        raise DataError(f"the data has several columns {min(twice)!r}; name them apart: negative_1, negative_2")
+    return found
 
 
 def _provided(held: Rows, columns: _Columns, known_names: bool) -> _Columns:
@@ -280,12 +291,12 @@ def _as_text(row: _Row) -> LabelledText:
 def _cell(rows: Rows, record: dict[str, Any], column: str, *, several: bool = True) -> list[str]:
     """The texts of a cell: itself, or those of a list. Raises `ValueError` for what cannot be taken."""
     value = rows.text(record, column)
+    if several and isinstance(value, str) and _LIST.fullmatch(value):
+        raise ValueError(f"column {column!r} holds a list written as a text, {value!r:.80}; give it as JSON or Parquet")
     cells = value if isinstance(value, list) else [value]
-    texts = [text for text in cells if isinstance(text, str) and text.strip()]
+    texts = [text for cell in cells if (text := checked_text(cell, column)) is not None]
     if len(texts) > 1 and not several:
         raise ValueError(f"column {column!r} holds a list of {len(texts)} texts, and one is needed")
-    if any(map(has_half_a_character, texts)):
-        raise ValueError(f"column {column!r} holds half a character (a lone surrogate)")
     return texts
 
 

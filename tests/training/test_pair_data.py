@@ -211,6 +211,59 @@ def test_options_that_do_not_apply(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ('["one", "two"]', "line 21: column 'negatives' holds a list written as a text"),
+        ("['one', 'two']", "column 'negatives' holds a list written as a text"),
+        (["one", 2], "column 'negatives' holds 2, which is no text"),
+        (7, "column 'negatives' holds 7, which is no text"),
+    ],
+)
+def test_what_is_no_text_is_a_bad_row(cell: Any, message: str, tmp_path: Path) -> None:
+    rows = [*rows_of("anchor positive negatives"), {"anchor": "a", "positive": "b", "negatives": cell}]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(DataError, match=message):
+        load_pairs(path)
+    data = load_pairs(path, bad_rows="skip")
+    assert len(data.train) + len(data.evaluation) == 20 and any(
+        "1 bad row is left out" in text for text in data.remarks
+    )
+    rows[-1]["negatives"] = "[removed]"
+    assert "1 negatives each" in load_pairs(str(write_jsonl(tmp_path / "rows.jsonl", rows))).summary
+
+
+def test_a_column_of_negatives_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("anchor,positive,negative,negative\n" + "a,b,c,d\n" * 20)
+    with pytest.raises(DataError, match="several columns 'negative'; name them apart"):
+        load_pairs(str(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize(
+    ("names", "scores"), [(["entailment", "neutral", "contradiction"], False), (["no", "yes"], True)]
+)
+def test_classes_are_no_scores(names: list[str], scores: bool, tmp_path: Path) -> None:
+    """The numbers of entailment's classes are least where the texts are most alike."""
+    import datasets
+
+    text = datasets.Value("string")
+    features = datasets.Features(premise=text, hypothesis=text, label=datasets.ClassLabel(names=names))
+    rows = [row | {"label": i % len(names)} for i, row in enumerate(rows_of("premise hypothesis"))]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    path = str(tmp_path / "rows.parquet")
+    if scores:
+        assert load_pairs(path, eval_fraction=0.5).task == ScoredPairs()
+    else:
+        with pytest.raises(DataError, match=r"column 'label' holds classes \(entailment, neutral, .*, not scores"):
+            load_pairs(path)
+    assert load_pairs(path, text_column="premise,hypothesis").task == Pairs()
+
+
+def test_passages_that_all_have_one_label_are_told(tmp_path: Path) -> None:
+    data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows_of("query passage", label=1))))
+    assert "all passages of the training data have the label 1: nothing tells them apart" in data.remarks
+
+
 def test_bad_rows_are_skipped_if_asked(tmp_path: Path) -> None:
     rows = [*rows_of("query passage", label=1), {"query": "q", "passage": "p", "label": "yes"}]
     data = load_passages(str(write_jsonl(tmp_path / "rows.jsonl", rows)), bad_rows="skip")

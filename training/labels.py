@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ REGRESSION: ProblemType = "regression"
 
 _FEW, _MANY = 10, 20  # this few different floats may be classes, this many integers numbers to learn
 _UNEVEN = 10  # times as many rows of a class as of another are worth a remark
+_MOST = 0.9  # of the lists are of zeros and ones: all are
 _MOST_CELLS = 10**9  # of multi-label targets, 8 bytes each
 # What programs write for a value that is missing (pandas, JSON, databases, Excel).
 _NO_VALUE = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "#N/A", "\\N"}
@@ -157,7 +159,8 @@ def _rows_of_classes(column: LabelColumn, targets: npt.NDArray[Any]) -> dict[str
 
 def _folded_name(name: str) -> str:
     """A name without the differences that people and programs make unnoticed."""
-    folded = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+    seen = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")  # no zero-width blanks
+    folded = " ".join(unicodedata.normalize("NFKC", seen).split()).casefold()
     return re.sub(r"^0+(?=[0-9])", "", folded)
 
 
@@ -297,11 +300,10 @@ def _index_of(names: Sequence[str], places: bool) -> Callable[[Any], int]:
 
 def _lists(values: Sequence[Any], column: str, names: tuple[str, ...], *, checked: bool) -> LabelColumn:
     """Several labels at once: lists of zeros and ones, all of one width, or of labels."""
-    width = len(values[0]) if isinstance(values[0], list) else 0
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     if not flat:
         raise DataError(f"column {column!r}: every list of labels is empty, so there is nothing to learn")
-    if width and all(is_hot(value, width) for value in values):
+    if width := _width_of_hot(values):
         names = names or tuple(f"LABEL_{i}" for i in range(width))
         if len(names) != width:
             raise DataError(f"column {column!r} has lists of {width} zeros and ones, but there are {len(names)} names")
@@ -325,6 +327,19 @@ def _lists(values: Sequence[Any], column: str, names: tuple[str, ...], *, checke
         return [1.0 if i in indices else 0.0 for i in range(len(names))]
 
     return LabelColumn(problem_type=MULTI, names=names, encode=encode)
+
+
+def _width_of_hot(values: Sequence[Any]) -> int:
+    """How many zeros and ones each list has; 0 if they are lists of labels.
+
+    A few other rows do not change what the lists are where some repeat a digit, as no list of labels does.
+    """
+    lists = [value for value in values if isinstance(value, list)]
+    width = Counter(map(len, lists)).most_common(1)[0][0]
+    hot = [value for value in lists if is_hot(value, width)]
+    enough = len(hot) >= _MOST * len(lists) or all(is_hot(value, len(value)) for value in lists)
+    repeated = any(len(set(value)) < width for value in hot)
+    return width if len(hot) == len(lists) or (enough and repeated) else 0
 
 
 def _hot_of(width: int) -> Callable[[Any], list[float]]:

@@ -361,6 +361,22 @@ def test_nan_among_whole_numbers_is_a_missing_label(tmp_path: Path) -> None:
         load(tmp_path, [*[0, 1] * 10, "nan"], problem_type=SINGLE)
 
 
+@pytest.mark.parametrize("bad", [[1], [1, 0, 2], "a", [1, 0, 1, 1]])
+def test_a_broken_row_does_not_make_lists_of_labels_of_zeros_and_ones(bad: Any, tmp_path: Path) -> None:
+    """Read as labels, [1, 0, 1] would be two of them."""
+    rows = [bad, *[[1, 0, 1], [0, 0, 1]] * 10]
+    data = load(tmp_path, rows, ".jsonl", bad_rows="skip")
+    assert data.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert {tuple(row) for half in (data.train, data.evaluation) for row in half["target"]} == {(1, 0, 1), (0, 0, 1)}
+    with pytest.raises(DataError, match="rows.jsonl, line 1: .* is not a list of 3 zeros and ones"):
+        load(tmp_path, rows, ".jsonl")
+
+
+def test_lists_of_two_labels_are_no_zeros_and_ones(tmp_path: Path) -> None:
+    data = load(tmp_path, [[0], [1], [0, 1]] * 10, ".jsonl")
+    assert targets(data)[:3] == [[1, 0], [0, 1], [1, 1]]
+
+
 @pytest.mark.parametrize("values", [["World", "Sports", "Business"], [["World"], ["Sports", "World"], ["Business"]]])
 def test_numbers_are_places_only_of_names_that_the_user_gives(values: list[Any], tmp_path: Path) -> None:
     """The order of the alphabet need not be theirs."""
@@ -416,6 +432,7 @@ def test_classes_that_a_split_takes_away_are_told(tmp_path: Path) -> None:
     [
         (("pos", "pos "), True),
         (("Pos", "pos"), True),
+        (("pos", "pos\u200b"), True),
         (("new york", "new  york"), True),
         (("new york", "new\u00a0york"), True),
         (("caf\u00e9", "cafe\u0301"), True),

@@ -18,7 +18,15 @@ from nopad.model.head import PROBLEM_TYPES, ProblemType
 from nopad.runtime.data.fields import LABEL_COLUMNS, TEXT_COLUMNS
 from nopad.runtime.data.labels import is_hot, label_finder, listed, split_columns
 from nopad.runtime.errors import UsageError
-from nopad.training.bad_rows import ON_BAD_ROW, ON_DUPLICATE, BadRows, OnBadRow, OnDuplicate, checked_text
+from nopad.training.bad_rows import (
+    ON_BAD_ROW,
+    ON_DUPLICATE,
+    BadRows,
+    OnBadRow,
+    OnDuplicate,
+    checked_text,
+    has_half_a_character,
+)
 from nopad.training.class_weights import task_with_weights
 from nopad.training.errors import DataError
 from nopad.training.labels import (
@@ -246,6 +254,8 @@ def _label(value: Any, column: str, class_names: Sequence[str], names: Sequence[
             item = int(item) if item == item.to_integral_value() else float(item)
         if not isinstance(item, str | int | float):
             raise ValueError(f"column {column!r}: {value!r:.80} is not a text, a number or a list of them")
+        if isinstance(item, str) and has_half_a_character(item):
+            raise ValueError(f"column {column!r}: label {item!r:.80} holds half a character (a lone surrogate)")
         if isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"column {column!r}: label {item!r} is not finite")
         if class_names and isinstance(item, int):
@@ -340,9 +350,9 @@ def _lost_classes(kind: LabelColumn, targets: Any, train: Any) -> list[str]:
 
 
 def _as_text(row: _Row) -> LabelledText:
-    example, _ = row
+    example, target = row
     whole = "\n".join(filter(None, (example.text, example.pair)))
-    return LabelledText(text=whole, label=example.label, place=example.place)
+    return LabelledText(text=whole, label=example.label, place=example.place, target=target)
 
 
 def _dataset(rows: Sequence[_Row]) -> Any:

@@ -26,6 +26,7 @@ class LabelledText:
     text: str
     label: Any
     place: str
+    target: Any = None  # what the label means: 1 and "1" may be one class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ def _shown(found: IntArray, partner: IntArray, rows: Sequence[LabelledText]) -> 
     return "; ".join(pairs) + ("; ..." if len(found) > _SHOWN else "")
 
 
+def _meaning(row: LabelledText) -> Any:
+    return row.label if row.target is None else row.target
+
+
 def _conflicts(rows: Sequence[LabelledText], exact: IntArray) -> list[str]:
     """The remark on equal texts with different labels."""
     groups: dict[int, list[int]] = defaultdict(list)
@@ -92,8 +97,8 @@ def _conflicts(rows: Sequence[LabelledText], exact: IntArray) -> list[str]:
         groups[int(exact[row])].append(int(row))
     pairs = []
     for group in groups.values():
-        first = rows[group[0]].label
-        other = next((row for row in group[1:] if rows[row].label != first), None)
+        first = _meaning(rows[group[0]])
+        other = next((row for row in group[1:] if _meaning(rows[row]) != first), None)
         if other is not None:
             pairs.append((group[0], other))
     if not pairs:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nopad.runtime.data.labels import spelled_number
 from nopad.runtime.errors import UsageError
 from nopad.training.bad_rows import BadRows, OnDuplicate
 from nopad.training.errors import DataError
@@ -111,7 +112,7 @@ def _whole_groups(
 ) -> npt.NDArray[np.bool_]:
     """Which rows are of groups in random order, as many as fit in `count`; of the smallest group if none does."""
     numbers: dict[str, int] = {}
-    number_of = np.array(array("q", (numbers.setdefault(str(group), len(numbers)) for group in groups)))
+    number_of = np.array(array("q", (numbers.setdefault(_name_of(group), len(numbers)) for group in groups)))
     if len(numbers) < 2:
         raise DataError(one_group)
     sizes = np.bincount(number_of)
@@ -126,6 +127,13 @@ def _whole_groups(
     if not rows:
         held[sizes.argmin()] = True
     return held[number_of]
+
+
+def _name_of(group: Any) -> str:
+    """The same for 7, 7.0 and "7.0": files of one data set may write numbers differently."""
+    number = spelled_number(group)
+    whole = isinstance(number, int) or (number is not None and number.is_integer())
+    return str(int(number)) if number is not None and whole else str(group)
 
 
 def rows_to_hold_out(rows: int, eval_fraction: float) -> int:

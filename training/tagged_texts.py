@@ -154,6 +154,7 @@ def _from_words(words: Any, tags: Any, place: str) -> _Tagged:
         if not isinstance(tag, str | int) or (isinstance(tag, str) and not tag.strip()):
             raise ValueError(f"the tag of {word!r:.40} is {tag!r:.40}; a tag is a name or a whole number")
     _check_unicode(text)
+    _check_unicode("".join(map(str, tags)))
     return _Tagged(text=text, words=found, tags=tags, place=place)
 
 

@@ -18,6 +18,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.data import load_data
 from nopad.training.errors import DataError
 from nopad.training.splits import held_rows
+from nopad.training.tagged_texts import load_tagged
 from nopad.training.texts import load_texts
 
 
@@ -76,6 +77,23 @@ def test_files_of_a_folder_must_name_classes_alike(tmp_path: Path) -> None:
         load_data(str(tmp_path))
 
 
+def test_labels_that_mean_the_same_are_no_conflict(tmp_path: Path) -> None:
+    first = str(write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "label": i % 2} for i in range(10)]))
+    (tmp_path / "b.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2 ^ (i == 3)}\n" for i in range(10)))
+    remarks = load_data([first, str(tmp_path / "b.csv")]).remarks
+    (conflict,) = [remark for remark in remarks if "different labels" in remark]
+    assert conflict.startswith("1 text has") and "a.jsonl, line 4 (1)" in conflict and "b.csv, line 5 ('0')" in conflict
+
+
+def test_numbers_of_groups_may_be_written_in_any_way(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {i}", "label": i % 2, "id": (i // 8, float(i // 8), f"{i // 8}.0")[i % 3]} for i in range(80)
+    ]
+    data = load_data(str(write_jsonl(tmp_path / "a.jsonl", rows)), eval_fraction=0.3, split_group="id")
+    halves = [{int(text.split()[1]) // 8 for text in half["text"]} for half in (data.train, data.evaluation)]
+    assert len(halves[1]) == 3 and not halves[0] & halves[1]
+
+
 @pytest.mark.parametrize("value", [7, ["a"], True])
 def test_what_is_no_text_is_a_bad_row(value: Any, tmp_path: Path) -> None:
     source = str(write_jsonl(tmp_path / "a.jsonl", [*rows_of(20), {"text": value, "label": "a"}, {"label": "a"}]))
@@ -85,6 +103,14 @@ def test_what_is_no_text_is_a_bad_row(value: Any, tmp_path: Path) -> None:
         data = load(source, bad_rows="skip")
         assert len(data.train) + len(data.evaluation) == 20
         assert any("1 of 22 rows of the training data have no text" in remark for remark in data.remarks)
+
+
+def test_a_label_of_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    for name, row in {"label": {"text": "a", "label": "\ud83d"}, "tags": {"tokens": ["a"], "tags": ["\ud83d"]}}.items():
+        good = {"text": "a", "tokens": ["a"], "label": "x", "tags": ["x"]}
+        path = write_jsonl(tmp_path / "a.jsonl", [{key: good[key] for key in row}] * 3 + [row])
+        with pytest.raises(DataError, match=f"line 4: .*'{name}'.* half a character"):
+            (load_data if name == "label" else load_tagged)(str(path))
 
 
 @pytest.mark.parametrize("path", ["meta.TEXT", "META.text"])

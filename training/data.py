@@ -344,7 +344,7 @@ def _lost_classes(kind: LabelColumn, targets: Any, train: Any) -> list[str]:
         return []
     left = column_of(train, "target")
     if kind.problem_type == MULTI:
-        left, targets = (np.stack(found).sum(axis=0).nonzero()[0] for found in (left, targets))
+        left, targets = (np.stack(list(found)).sum(axis=0).nonzero()[0] for found in (left, targets))
     lost = [repr(kind.names[index]) for index in sorted(set(targets.tolist()) - set(left.tolist()))]
     return [f"all rows of {listed(lost)} are held out or dropped: nothing is learned of them"] if lost else []
 

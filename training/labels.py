@@ -337,9 +337,9 @@ def _width_of_hot(values: Sequence[Any]) -> int:
     lists = [value for value in values if isinstance(value, list)]
     width = Counter(map(len, lists)).most_common(1)[0][0]
     hot = [value for value in lists if is_hot(value, width)]
-    enough = len(hot) >= _MOST * len(lists) or all(is_hot(value, len(value)) for value in lists)
+    most, digits = len(hot) >= _MOST * len(values), all(is_hot(value, len(value)) for value in lists)
     repeated = any(len(set(value)) < width for value in hot)
-    return width if len(hot) == len(lists) or (enough and repeated) else 0
+    return width if (most and len(hot) == len(lists)) or (repeated and (most or digits)) else 0
 
 
 def _hot_of(width: int) -> Callable[[Any], list[float]]:

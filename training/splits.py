@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,12 @@ def read_parts(
     """
     training, held = bad_rows
     parts = find_splits(source)
-    rows = read_rows(parts.pop("train" if "train" in parts else next(iter(parts))), wanted=wanted, bad_rows=training)
+    name = "train" if "train" in parts else next(iter(parts))
+    several = ", ".join(parts) if len(parts) > 1 else ""
+    rows = read_rows(parts.pop(name), wanted=wanted, bad_rows=training)
+    if several and name != "train":
+        remark = f"the data has no split 'train', but {several}: {name!r} is trained on"
+        rows = replace(rows, remarks=(remark, *rows.remarks))
     held_out = _part_to_evaluate(parts, evaluation)
     return rows, None if held_out is None else read_rows(held_out, wanted=wanted, bad_rows=held)
 

@@ -66,6 +66,14 @@ def test_names_in_other_capitals_are_the_same_column(tmp_path: Path) -> None:
         assert sorted(found) == sorted((f"text {i}", i % 2) for i in range(20)) and data.remarks == ()
 
 
+def test_a_split_that_takes_the_place_of_train_is_told(tmp_path: Path) -> None:
+    for name in ("dev", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}", "label": i % 2} for i in range(4)])
+    data = load_data(str(tmp_path))
+    assert data.train["text"][0] == "dev 0" and data.evaluation["text"][0] == "test 0"
+    assert data.remarks[0] == "the data has no split 'train', but validation, test: 'validation' is trained on"
+
+
 def test_files_of_a_folder_must_name_classes_alike(tmp_path: Path) -> None:
     import datasets
 

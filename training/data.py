@@ -40,7 +40,7 @@ from nopad.training.labels import (
     zeros_and_ones,
 )
 from nopad.training.recipe import EVAL_FRACTION, Recipe
-from nopad.training.repeats import LabelledText
+from nopad.training.repeats import BETWEEN, LabelledText
 from nopad.training.rows_on_disk import Lazily, as_dataset, column_of
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import divide, group_column, read_parts, rows_to_hold_out
@@ -351,7 +351,7 @@ def _lost_classes(kind: LabelColumn, targets: Any, train: Any) -> list[str]:
 
 def _as_text(row: _Row) -> LabelledText:
     example, target = row
-    whole = "\n".join(filter(None, (example.text, example.pair)))
+    whole = BETWEEN.join(filter(None, (example.text, example.pair)))
     return LabelledText(text=whole, label=example.label, place=example.place, target=target)
 
 

@@ -22,7 +22,7 @@ from nopad.training.data import TrainingData
 from nopad.training.errors import DataError
 from nopad.training.labels import finite_number
 from nopad.training.recipe import EVAL_FRACTION, Recipe
-from nopad.training.repeats import LabelledText
+from nopad.training.repeats import BETWEEN, LabelledText
 from nopad.training.rows_on_disk import as_dataset, column_of
 from nopad.training.sources import Rows, Sources
 from nopad.training.splits import ONE_GROUP, divide, group_column, read_parts
@@ -285,7 +285,7 @@ def _read(
 
 def _as_text(row: _Row) -> LabelledText:
     """A row repeats another if all its texts are the same."""
-    return LabelledText(text="\n".join([row.first, *row.seconds, *row.negatives]), label=row.number, place=row.place)
+    return LabelledText(text=BETWEEN.join([row.first, *row.seconds, *row.negatives]), label=row.number, place=row.place)
 
 
 def _cell(rows: Rows, record: dict[str, Any], column: str, *, several: bool = True) -> list[str]:

@@ -17,6 +17,7 @@ from nopad.training.rows_on_disk import Lazily
 T = TypeVar("T")
 
 _SHOWN = 3
+BETWEEN = "\n\0\n"  # the texts of a row, which are compared but for blanks: "a", "b c" is not "a b", "c"
 
 
 @dataclass(frozen=True, kw_only=True)

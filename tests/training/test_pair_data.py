@@ -11,6 +11,7 @@ from training_samples import write_jsonl
 
 from nopad.runtime.cli import run
 from nopad.runtime.errors import UsageError
+from nopad.training.data import load_data
 from nopad.training.errors import DataError
 from nopad.training.pair_data import load_pairs, load_passages
 from nopad.training.tasks.embeddings import Pairs, ScoredPairs
@@ -257,6 +258,22 @@ def test_classes_are_no_scores(names: list[str], scores: bool, tmp_path: Path) -
         with pytest.raises(DataError, match=r"column 'label' holds classes \(entailment, neutral, .*, not scores"):
             load_pairs(path)
     assert load_pairs(path, text_column="premise,hypothesis").task == Pairs()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "repeats"),
+    [("ice", "cream cone", True), ("ice", "Cream  Cone", True), ("ice cream", "cone", False)],
+)
+def test_rows_repeat_each_other_only_text_by_text(first: str, second: str, repeats: bool, tmp_path: Path) -> None:
+    rows = [*rows_of("text positive"), {"text": "ice", "positive": "cream cone"}, {"text": first, "positive": second}]
+    rows = [row | {"label": i % 2} for i, row in enumerate(rows)]
+    train, held = str(write_jsonl(tmp_path / "rows.jsonl", rows)), tmp_path / "held.jsonl"
+    write_jsonl(held, [{"text": "other", "positive": "text", "label": 1}])
+    found = (
+        load_pairs(train, str(held), text_column="text,positive", duplicates="drop"),
+        load_data(train, str(held), text_pair_column="positive", duplicates="drop"),
+    )
+    assert [len(data.train) for data in found] == [22 - repeats] * 2
 
 
 def test_passages_that_all_have_one_label_are_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -78,7 +79,7 @@ class PackedTrainer(Trainer):
         """What is to be known of the run beside `Trainer`'s state, as of now."""
         wall, cpu = (now - then for now, then in zip((time.monotonic(), time.process_time()), self._began, strict=True))
         seconds, cpu_seconds = self._notes.seconds + wall, self._notes.cpu_seconds + cpu
-        return Notes(seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
+        return replace(self._notes, seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

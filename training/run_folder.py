@@ -84,6 +84,13 @@ def check_run(
         raise CheckpointError(f"nothing to resume: {work} holds no saved epoch; run without --resume")
 
 
+def whole_path(source: str | Path | None) -> str | None:
+    """A folder or file by its whole path, from wherever it is named; a name of the Hub as it is."""
+    if source is None:
+        return None
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
 def replaceable(output: Path) -> frozenset[str]:
     """The files of a checkpoint folder that a run may replace: its model card only as long as nobody has edited it."""
     try:

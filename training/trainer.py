@@ -6,13 +6,14 @@ folders; the best becomes the output, put in place by one rename.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,15 +43,15 @@ from nopad.training.optimizer import freeze
 from nopad.training.outcome import Outcome, kept_evaluation
 from nopad.training.output import write_output
 from nopad.training.packed_trainer import PackedTrainer
-from nopad.training.processes import first_process
+from nopad.training.processes import first_process, processes
 from nopad.training.progress import ProgressReport
 from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.rows_on_disk import tokenize
-from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
-from nopad.training.saved import Notes, read_notes
+from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk, whole_path
+from nopad.training.saved import Notes, check_asked, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
 from nopad.training.tasks.masked_lm import MaskedLM
 from nopad.training.teacher import check_task, taught, teacher_digest
@@ -124,6 +125,9 @@ def train(
         depends_on["teacher"] = {"sha256": teacher_digest(recipe.teacher)}
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
+        asked = asked_for(recipe, data, depends_on, model=model or from_scratch, tokenizer=tokenizer, base=base)
+        check_asked(last or work, notes.asked, asked)
+        notes = replace(notes, asked=asked)
         live = None
         if recipe.teacher is not None and (isinstance(task, MaskedLM) or recipe.teacher_states):
             live = open_live_teacher(recipe, data, model_tokenizer, size=checkpoint.config.hidden_size)
@@ -170,6 +174,25 @@ def train(
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):
             write_output(folder, checkpoint, model_tokenizer, outcome, adapter)
     return result
+
+
+def asked_for(
+    recipe: Recipe, data: TrainingData, depends_on: Mapping[str, Any], **start: str | Path | None
+) -> dict[str, Any]:
+    """What decides which weights a run ends with, as JSON has it; settings that only save memory may change."""
+    free = ("eval_batch_size", "gradient_checkpointing")
+    asked = {
+        **{name: value for name, value in vars(recipe).items() if name not in free},
+        "teacher": depends_on.get("teacher"),
+        "task": type(data.task).__name__,
+        **vars(data.task),
+        "labels": data.labels,
+        "training data": depends_on["data"]["train"],
+        "evaluation data": depends_on["data"]["evaluation"],
+        "processes": processes(),
+        **{name: whole_path(source) for name, source in start.items()},
+    }
+    return cast("dict[str, Any]", json.loads(json.dumps(asked)))
 
 
 def _make_trainer(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Sampler
 
+from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ class Batches(Sampler[list[int]]):
 
     A batch holds `texts` rows, the last of an epoch those that are left; or, with `tokens`, at most so many tokens,
     about alike in all batches. Of several `processes`, each gets about as many tokens in a step, at least one row.
-    Raises `DataError` where the rows are too few, or too long for `tokens`.
+    Raises `DataError` where the rows are too few, `UsageError` where they are too long for `tokens`.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ def _token_steps(lengths: IntArray, tokens: int, processes: int) -> int:
     """
     longest, total = int(lengths.max()), int(lengths.sum())
     if tokens < 3 * longest:
-        raise DataError(
+        raise UsageError(
             f"a batch of {tokens:,} tokens is less than three texts of the longest length ({longest:,} tokens); give "
             f"--batch-tokens {3 * longest} or more, or a lower --max-length"
         )

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nopad.training.batches import Batches
+from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=4, max_size=120)
@@ -63,7 +64,7 @@ def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed() -> None:
 
 
 def test_a_budget_too_small_for_the_texts_says_what_is_enough() -> None:
-    with pytest.raises(DataError, match="--batch-tokens 1536 or more, or a lower --max-length"):
+    with pytest.raises(UsageError, match="--batch-tokens 1536 or more, or a lower --max-length"):
         Batches([512, 30], texts=8, tokens=1535, seed=0)
 
 

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    EvalPrediction,
-    Trainer,
-)
+from transformers import EvalPrediction, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
@@ -31,9 +29,10 @@ from nopad.training.live_teacher import LiveTeacher, hidden_states, states_apart
 from nopad.training.lora import lora_settings
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import parameter_groups
+from nopad.training.outcome import BestBesideIt
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
-from nopad.training.saved import Notes, seal
+from nopad.training.saved import Notes, ended, seal
 from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Task
 from nopad.training.teacher import collate_with_teacher
 
@@ -80,6 +79,19 @@ class PackedTrainer(Trainer):
         wall, cpu = (now - then for now, then in zip((time.monotonic(), time.process_time()), self._began, strict=True))
         seconds, cpu_seconds = self._notes.seconds + wall, self._notes.cpu_seconds + cpu
         return replace(self._notes, seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
+
+    def run(self, last: Path | None) -> float:
+        """Train, from the saved state `last` where there is one, and take the best weights; returns the seconds.
+
+        A run that had ended with `last`, but for its output, is not trained further: `Trainer` would do a step more.
+        """
+        if last is None or not ended(last):
+            done = self.train(resume_from_checkpoint=None if last is None else str(last))
+            return float(done.metrics["train_runtime"])
+        self.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        BestBesideIt().on_train_begin(self.args, self.state, self.control)
+        self._load_best_model()
+        return 0.0
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

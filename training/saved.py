@@ -58,6 +58,12 @@ def check_asked(saved: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
         )
 
 
+def ended(saved: Path) -> bool:
+    """Whether a run had nothing left to train when it saved this state, which is whole."""
+    state = json.loads((saved / _STATE).read_text("utf-8"))
+    return bool(state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
+
+
 def fault(folder: Path) -> str | None:
     """Why a saved state cannot be gone on from; None where it can."""
     try:

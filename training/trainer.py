@@ -40,7 +40,7 @@ from nopad.training.live_teacher import LiveTeacher, open_live_teacher
 from nopad.training.lora import add_lora, check_lora, take_lora
 from nopad.training.meter import Meter
 from nopad.training.optimizer import freeze
-from nopad.training.outcome import Outcome, kept_evaluation
+from nopad.training.outcome import BestBesideIt, Outcome, kept_evaluation
 from nopad.training.output import write_output
 from nopad.training.packed_trainer import PackedTrainer
 from nopad.training.processes import first_process, processes
@@ -144,11 +144,11 @@ def train(
             for callback in (*reporter_callbacks(report_to, output), progress, *callbacks, stop):
                 trainer.add_callback(callback)
             try:
-                done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                seconds = trainer.run(last)
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
-        seconds, tokens = done.metrics["train_runtime"], trainer.meter.tokens
+        tokens = trainer.meter.tokens
         rate = trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9)
         result = TrainingResult(
             output=output, metrics=metrics, epoch=epoch, seconds=seconds, tokens=tokens, texts_per_second=rate
@@ -243,6 +243,7 @@ def _make_trainer(
         eval_dataset=held_out,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(BestBesideIt())
     if recipe.eval_steps is not None:
         trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:

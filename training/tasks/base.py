@@ -122,10 +122,16 @@ def decision_metrics(targets: Array, decisions: Array) -> dict[str, float]:
 
     `f1` weighs each class by its rows, for `macro_f1` all classes are equal.
     """
+    # A single column of zeros and ones would be taken for two classes; it is one label, as each of several is.
+    labels = [1] if targets.shape[1:] == (1,) else None
+    weighted, macro = (
+        f1_score(targets, decisions, labels=labels, average=average, zero_division=0)
+        for average in ("weighted", "macro")
+    )
     return {
         "accuracy": float(accuracy_score(targets, decisions)),
-        "f1": float(f1_score(targets, decisions, average="weighted", zero_division=0)),
-        "macro_f1": float(f1_score(targets, decisions, average="macro", zero_division=0)),
+        "f1": float(weighted),
+        "macro_f1": float(macro),
     }
 
 

@@ -132,10 +132,11 @@ def train(
         if recipe.teacher is not None and (isinstance(task, MaskedLM) or recipe.teacher_states):
             live = open_live_teacher(recipe, data, model_tokenizer, size=checkpoint.config.hidden_size)
         if recipe.teacher is not None and not isinstance(task, MaskedLM):
-            asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
+            rows = depends_on["data"]["train"]["sha256"]
+            question = " ".join((depends_on["teacher"]["sha256"], rows, *data.labels))  # answers are in their order
             size, kept = checkpoint.config.embedding_size, answers or work / KEPT
             data = taught(
-                data, recipe.teacher, kept=kept, digest=asked, console=console, log_every=log_every, size=size
+                data, recipe.teacher, kept=kept, digest=question, console=console, log_every=log_every, size=size
             )
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes, live)
         console.print(lengths.line())

@@ -53,6 +53,7 @@ from nopad.training.rows_on_disk import tokenize
 from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk, whole_path
 from nopad.training.saved import Notes, check_asked, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
+from nopad.training.tasks.embeddings import Pairs
 from nopad.training.tasks.masked_lm import MaskedLM
 from nopad.training.teacher import check_task, taught, teacher_digest
 from nopad.training.tokenizer_fit import remark_on_tokenizer
@@ -106,6 +107,7 @@ def train(
     check_best_metric(recipe, data.task)
     check_task(data.task, recipe.teacher)
     check_lora(recipe, data.task.head)
+    check_negatives(recipe, data)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
@@ -297,6 +299,17 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def check_negatives(recipe: Recipe, data: TrainingData) -> None:
+    """Raise `UsageError` where each batch is a pair of texts alone: the loss is 0 whatever they are."""
+    alone = recipe.batch_tokens is None and recipe.batch_size * processes() == 1
+    pairs = isinstance(data.task, Pairs) and not data.task.teacher_vectors
+    if alone and pairs and max(map(len, data.train["texts"])) < 3:
+        raise UsageError(
+            "--batch-size 1: the negatives of a pair are the other texts of its batch, also with "
+            "--gradient-accumulation, so nothing would be learned; give 2 or more, or rows with negatives"
+        )
 
 
 def check_best_metric(recipe: Recipe, task: Task) -> None:

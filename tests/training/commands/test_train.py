@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def train(
         return code, capsys.readouterr().err
 
     return call
+
+
+def test_a_pair_alone_in_its_batch_is_refused(train: Command) -> None:
+    rows = sentences(8)
+    write_jsonl(Path("rows.jsonl"), [{"anchor": a["text"], "positive": b["text"]} for a, b in pairwise(rows)])
+    code, said = train("--task", "embeddings", "--batch-size", "1", "--gradient-accumulation", "8")
+    assert code == 2 and "so nothing would be learned" in said and left() == set()
+    with_negatives = [{"anchor": a["text"], "positive": b["text"], "negative": "a bad film"} for a, b in pairwise(rows)]
+    write_jsonl(Path("rows.jsonl"), with_negatives)
+    assert train("--task", "embeddings", "--batch-size", "1")[0] == 0
 
 
 def left() -> set[str]:

@@ -117,9 +117,7 @@ def test_settings_that_save_memory_may_change(resume: Train, folder: Path, tmp_p
     assert weight_difference(tmp_path / "out", folder / "whole") <= 1e-6
 
 
-def test_the_best_state_is_found_where_the_folder_has_been_moved(
-    resume: Train, folder: Path, tmp_path: Path
-) -> None:
+def test_the_best_state_is_found_where_the_folder_has_been_moved(resume: Train, folder: Path, tmp_path: Path) -> None:
     best, newest = states(tmp_path)
     state = newest / "trainer_state.json"
     content = json.loads(state.read_text())

@@ -147,7 +147,10 @@ class PackedTrainer(Trainer):
         metrics = self.task.metrics(predictions, targets)
         best = self.args.metric_for_best_model
         if best not in ("loss", *metrics):
-            raise DataError(f"{best} is undefined for this evaluation data (all labels are equal); see --best-metric")
+            raise DataError(
+                f"{best} is undefined for this evaluation data (all labels or all answers are equal, or there are no "
+                "labels); give other rows with --eval, or see --best-metric"
+            )
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -127,6 +127,8 @@ class MaskedLM(TokenTask):
         return sums, hidden.sum(1)
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """Perplexity, and the share of hidden tokens that were found."""
-        loss, right = predictions.sum(axis=0, dtype=np.float64) / max(int(targets.sum()), 1)
+        """Perplexity, and the share of hidden tokens that were found; neither where no token was hidden."""
+        if not targets.any():
+            return {}
+        loss, right = predictions.sum(axis=0, dtype=np.float64) / int(targets.sum())
         return {"perplexity": float(np.exp(loss)), "accuracy": float(right)}

@@ -124,6 +124,17 @@ def test_a_second_run_to_the_same_output(train: Command) -> None:
     assert epoch.is_dir(), "the other run's"
 
 
+def test_the_only_step_of_a_run_does_not_warm_up(train: Command, scratch: Path) -> None:
+    options = ("--batch-size", "64", "--warmup-ratio", "1", "--schedule", "polynomial")
+    assert train(*options)[0] == 0 and train(*options, "--learning-rate", "1e-3", "--output", "other")[0] == 0
+    assert any(not torch.equal(tensor, weights(Path("other"))[name]) for name, tensor in weights(Path("out")).items())
+
+
+def test_nothing_that_was_hidden_is_no_perplexity_of_one(train: Command) -> None:
+    code, said = train("--task", "fill-mask", "--mask-probability", "1e-9")
+    assert code == 3 and "perplexity is undefined for this evaluation data" in said and not Path("out").exists()
+
+
 @pytest.mark.parametrize("kind", [int, float], ids=["classes", "regression"])
 def test_a_run_that_diverges_fails(kind: type, train: Command) -> None:
     write_jsonl(Path("rows.jsonl"), [{**row, "label": kind(row["label"])} for row in sentences(40)])

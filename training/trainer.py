@@ -228,7 +228,8 @@ def _make_trainer(
         processes=arguments.world_size,
     )
     steps = math.ceil(len(batches) / recipe.gradient_accumulation) * recipe.epochs
-    arguments.warmup_steps = int(steps * recipe.warmup_ratio)
+    # At least the last step has the whole rate: where the only one warms up, its rate is 0.
+    arguments.warmup_steps = min(int(steps * recipe.warmup_ratio), math.ceil(steps) - 1)
     if recipe.gradient_checkpointing:
         recompute_layers(checkpoint.encoder)
     trainer = PackedTrainer(

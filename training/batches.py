@@ -40,14 +40,14 @@ class Batches(Sampler[list[int]]):
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._seed, self._process, self._processes = seed, process, processes
-        self._texts, self._epoch = texts, 0
+        self._texts, self.epoch = texts, 0
         if len(self._lengths) < processes:
             raise DataError(f"{len(self._lengths)} row(s) cannot be shared by {processes} processes; start fewer")
         self._token_steps = None if tokens is None else _token_steps(self._lengths, tokens, processes)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch, from 0."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         """Batches of an epoch, in each process."""
@@ -58,7 +58,7 @@ class Batches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch."""
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._lengths))
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._lengths))
         if self._token_steps is not None:
             # A text belongs to the step in whose equal share of all tokens it begins.
             starts = np.cumsum(self._lengths[order]) - self._lengths[order]

@@ -33,7 +33,7 @@ from nopad.training.outcome import BestBesideIt
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
 from nopad.training.saved import Notes, ended, seal
-from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Task
+from nopad.training.tasks.base import CHOSEN, DRAW, STREAM, TARGETS, TEACHER, Task
 from nopad.training.teacher import collate_with_teacher
 
 
@@ -137,7 +137,12 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> BatchLoader:
         """The training batches of this process."""
-        options = {"collate_fn": self.data_collator, "pin_memory": self.args.dataloader_pin_memory}
+
+        def collate(rows: list[dict[str, Any]]) -> Any:
+            draw = (self.recipe.seed, self.batches.epoch)
+            return self.data_collator([{**row, DRAW: draw} for row in rows])
+
+        options = {"collate_fn": collate, "pin_memory": self.args.dataloader_pin_memory}
         return BatchLoader(self.train_dataset, self.batches, **options)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -113,6 +113,17 @@ def test_the_step_is_saved_and_gone_on_from(
     assert not (tmp_path / "out.training").exists()
 
 
+def test_what_is_hidden_does_not_depend_on_an_interruption(
+    send: Callable[..., None], train: Train, tmp_path: Path
+) -> None:
+    options = ["--task", "fill-mask", "--epochs", "1"]
+    assert train(*options, "--output", str(tmp_path / "whole"))[0] == 0
+    send(5, signal.SIGINT)
+    assert train(*options)[0] == 130
+    assert train(*options, "--resume")[0] == 0
+    assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
 def test_the_last_step_of_a_part_of_an_epoch_is_the_last(
     send: Callable[..., None], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

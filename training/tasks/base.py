@@ -16,6 +16,7 @@ from nopad.model.packing import pack
 
 TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
+DRAW = "draw"  # of encoded rows in a batch to train on: seed and epoch, from which their random numbers are drawn
 # Of data and encoded rows: a teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
 # batches: float32 [texts, size], in the order of the logits.
 TEACHER = "teacher"

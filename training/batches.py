@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Sampler
 
+from nopad.runtime.errors import UsageError
 from nopad.training.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ class Batches(Sampler[list[int]]):
 
     A batch holds `texts` rows, the last of an epoch those that are left; or, with `tokens`, at most so many tokens,
     about alike in all batches. Of several `processes`, each gets about as many tokens in a step, at least one row.
-    Raises `DataError` where the rows are too few, or too long for `tokens`.
+    Raises `DataError` where the rows are too few, `UsageError` where they are too long for `tokens`.
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class Batches(Sampler[list[int]]):
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._seed, self._process, self._processes = seed, process, processes
-        self._texts, self._epoch = texts, 0
+        self._texts, self.epoch = texts, 0
         if len(self._lengths) < processes:
             raise DataError(f"{len(self._lengths)} row(s) cannot be shared by {processes} processes; start fewer")
         self._token_steps = None if tokens is None else _token_steps(self._lengths, tokens, processes)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch, from 0."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         """Batches of an epoch, in each process."""
@@ -57,7 +58,7 @@ class Batches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch."""
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._lengths))
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._lengths))
         if self._token_steps is not None:
             # A text belongs to the step in whose equal share of all tokens it begins.
             starts = np.cumsum(self._lengths[order]) - self._lengths[order]
@@ -93,7 +94,7 @@ def _token_steps(lengths: IntArray, tokens: int, processes: int) -> int:
     """
     longest, total = int(lengths.max()), int(lengths.sum())
     if tokens < 3 * longest:
-        raise DataError(
+        raise UsageError(
             f"a batch of {tokens:,} tokens is less than three texts of the longest length ({longest:,} tokens); give "
             f"--batch-tokens {3 * longest} or more, or a lower --max-length"
         )

@@ -30,8 +30,9 @@ def details(head: Head, predictions: FloatArray, targets: Array) -> dict[str, An
     truth = targets if head.multi_label else np.eye(count)[targets]
     result["ece"] = calibration_error(reliability(predictions, truth.astype(np.float64), head))
     if head.multi_label:
-        decided = head.decide(predictions)
-        figures = precision_recall_fscore_support(truth, decided, labels=range(count), zero_division=0)
+        decided = head.decide(predictions).astype(int)
+        places = range(count) if count > 1 else [1]  # scikit-learn takes a single column for two classes, 0 and 1
+        figures = precision_recall_fscore_support(truth, decided, labels=places, zero_division=0)
     else:
         chosen = head.best(predictions)
         figures = precision_recall_fscore_support(targets, chosen, labels=range(count), zero_division=0)

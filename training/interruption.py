@@ -60,8 +60,9 @@ class SaveAndStop(TrainerCallback):
         self._device = args.device
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have this step saved. An epoch's last step is saved anyway, after its evaluation."""
-        epoch_ends = args.save_strategy == SaveStrategy.EPOCH and float(state.epoch).is_integer()
+        """Have this step saved. An epoch's last step, and the last of all, is saved anyway, after its evaluation."""
+        last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        epoch_ends = args.save_strategy == SaveStrategy.EPOCH and last
         if self.agreed() is not None and not epoch_ends:
             control.should_save = control.should_log = True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from nopad.model.errors import CheckpointError
 from nopad.training.data import TrainingData
@@ -44,6 +44,15 @@ class Outcome:
             "cpu_seconds": round(self.notes.cpu_seconds, 1),
             **self.provenance,
         }
+
+
+class BestBesideIt(TrainerCallback):
+    """A run that goes on finds its best state beside the others: their folder may have moved since they were saved."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Once `Trainer` has read the state; else it would go on without the best one."""
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
 
 def kept_evaluation(

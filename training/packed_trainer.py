@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,10 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    EvalPrediction,
-    Trainer,
-)
+from transformers import EvalPrediction, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nopad.model.checkpoint.load import Checkpoint
 from nopad.model.checkpoint.save import write_checkpoint
@@ -30,10 +29,11 @@ from nopad.training.live_teacher import LiveTeacher, hidden_states, states_apart
 from nopad.training.lora import lora_settings
 from nopad.training.meter import FACTS, Meter, collate_with_facts
 from nopad.training.optimizer import parameter_groups
+from nopad.training.outcome import BestBesideIt
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import room_on_disk
-from nopad.training.saved import Notes, seal
-from nopad.training.tasks.base import CHOSEN, STREAM, TARGETS, TEACHER, Task
+from nopad.training.saved import Notes, ended, seal
+from nopad.training.tasks.base import CHOSEN, DRAW, STREAM, TARGETS, TEACHER, Task
 from nopad.training.teacher import collate_with_teacher
 
 
@@ -78,7 +78,20 @@ class PackedTrainer(Trainer):
         """What is to be known of the run beside `Trainer`'s state, as of now."""
         wall, cpu = (now - then for now, then in zip((time.monotonic(), time.process_time()), self._began, strict=True))
         seconds, cpu_seconds = self._notes.seconds + wall, self._notes.cpu_seconds + cpu
-        return Notes(seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
+        return replace(self._notes, seconds=seconds, cpu_seconds=cpu_seconds, evaluation=self._evaluation)
+
+    def run(self, last: Path | None) -> float:
+        """Train, from the saved state `last` where there is one, and take the best weights; returns the seconds.
+
+        A run that had ended with `last`, but for its output, is not trained further: `Trainer` would do a step more.
+        """
+        if last is None or not ended(last):
+            done = self.train(resume_from_checkpoint=None if last is None else str(last))
+            return float(done.metrics["train_runtime"])
+        self.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        BestBesideIt().on_train_begin(self.args, self.state, self.control)
+        self._load_best_model()
+        return 0.0
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -124,7 +137,12 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> BatchLoader:
         """The training batches of this process."""
-        options = {"collate_fn": self.data_collator, "pin_memory": self.args.dataloader_pin_memory}
+
+        def collate(rows: list[dict[str, Any]]) -> Any:
+            draw = (self.recipe.seed, self.batches.epoch)
+            return self.data_collator([{**row, DRAW: draw} for row in rows])
+
+        options = {"collate_fn": collate, "pin_memory": self.args.dataloader_pin_memory}
         return BatchLoader(self.train_dataset, self.batches, **options)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -134,7 +152,10 @@ class PackedTrainer(Trainer):
         metrics = self.task.metrics(predictions, targets)
         best = self.args.metric_for_best_model
         if best not in ("loss", *metrics):
-            raise DataError(f"{best} is undefined for this evaluation data (all labels are equal); see --best-metric")
+            raise DataError(
+                f"{best} is undefined for this evaluation data (all labels or all answers are equal, or there are no "
+                "labels); give other rows with --eval, or see --best-metric"
+            )
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -16,6 +16,11 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def processes() -> int:
+    """How many were started to train one model."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def several_processes() -> bool:
     """Whether others train along, and can be asked."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -67,12 +67,14 @@ def check_run(
         raise EnvironmentProblem("--bf16 needs a GPU or a CPU that has bfloat16, and there is none; leave it out")
     check_output(output, MARKER, replaceable(output))
     work = _work_folder(output)
-    for source in (model, from_scratch, tokenizer):
-        path = Path(source or "")
-        folder = path.parent if path.is_file() else path
-        if source is not None and folder.is_dir() and folder.resolve() == output.resolve():
+    starts = (model, from_scratch, tokenizer)
+    for source in (*starts, recipe.teacher):
+        if source is None:
+            continue
+        folder = Path(source).parent if Path(source).is_file() else Path(source)
+        if source in starts and folder.is_dir() and folder.resolve() == output.resolve():
             raise OutputError(f"{output} is what the model is read from; name another --output")
-        if source is not None and folder.resolve().parent == work.resolve() and not resume:
+        if folder.resolve().parent == work.resolve() and not resume:
             raise OutputError(f"{folder} would be removed with {work}; name another --output, or move it away")
     if work.exists() and not work.is_dir():
         raise OutputError(f"{work}, where epochs are kept, is not a folder; move it away, or name another output")
@@ -82,6 +84,13 @@ def check_run(
         raise OutputError(f"{work}, where epochs are kept, holds {foreign[0]}; move it away, or name another output")
     if resume and not saved_epochs(output):
         raise CheckpointError(f"nothing to resume: {work} holds no saved epoch; run without --resume")
+
+
+def whole_path(source: str | Path | None) -> str | None:
+    """A folder or file by its whole path, from wherever it is named; a name of the Hub as it is."""
+    if source is None:
+        return None
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def replaceable(output: Path) -> frozenset[str]:

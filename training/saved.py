@@ -7,12 +7,13 @@ list of digests is written last: a folder without it was cut short, one that dif
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nopad.runtime.atomic import sha256_of
+from nopad.runtime.errors import UsageError
 
 DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
 _NOTES = "nopad.json"
@@ -26,6 +27,7 @@ class Notes:
     seconds: float = 0.0  # of all sessions of the run
     cpu_seconds: float = 0.0
     evaluation: dict[str, Any] = field(default_factory=dict)  # of the last evaluation: nopad.training.evaluation
+    asked: dict[str, Any] = field(default_factory=dict)  # settings, data and all else that decides what is learned
 
 
 def seal(folder: Path, notes: Notes) -> None:
@@ -38,6 +40,28 @@ def seal(folder: Path, notes: Notes) -> None:
 def read_notes(folder: Path) -> Notes:
     """The notes of a saved state that is whole."""
     return Notes(**json.loads((folder / _NOTES).read_text("utf-8")))
+
+
+def check_asked(saved: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where a run was asked for something else `before` it was saved than it is `now`.
+
+    Much of it would be taken from the saved state, unseen, and the rest would be as it is now.
+    """
+    other = [name for name in {**before, **now} if before and before.get(name) != now.get(name)]
+    if other:
+        plain = [name for name in other if not isinstance(before.get(name, []), (dict, list))]
+        was = {name: "not given" if before[name] is None else str(before[name]) for name in plain}
+        names = ", ".join(name.replace("_", "-") + (f" (it was {was[name]})" if name in was else "") for name in other)
+        raise UsageError(
+            f"{saved} is of a run with other settings: {names}. Go on with --resume and its own, or name another "
+            "--output"
+        )
+
+
+def ended(saved: Path) -> bool:
+    """Whether a run had nothing left to train when it saved this state, which is whole."""
+    state = json.loads((saved / _STATE).read_text("utf-8"))
+    return bool(state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
 
 
 def fault(folder: Path) -> str | None:

@@ -28,6 +28,7 @@ from nopad.runtime.atomic import check_output, locked, replace_folder
 from nopad.runtime.errors import EnvironmentProblem, OutputError, UsageError
 from nopad.training.errors import DivergedError, SweepError, TeacherError
 from nopad.training.output import add_sweep
+from nopad.training.processes import processes
 from nopad.training.recipe import Recipe
 from nopad.training.run_folder import ANSWERS, KEPT, MARKER, STUDY, SWEEP_PAGE, replaceable, saved_epochs
 from nopad.training.study import (
@@ -58,7 +59,7 @@ def check_sweep(output: Path, resume: bool) -> None:
     """Refuse what cannot be swept before data is read. Raises `EnvironmentProblem`, `UsageError`, `OutputError`."""
     if not importable("optuna"):
         raise EnvironmentProblem(f"a sweep needs Optuna: {install_hint('sweep')}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise UsageError("a sweep runs in one process; start it without torchrun")
     check_output(output, MARKER, replaceable(output))
     work = _work(output)

@@ -6,13 +6,14 @@ folders; the best becomes the output, put in place by one rename.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,19 +40,20 @@ from nopad.training.live_teacher import LiveTeacher, open_live_teacher
 from nopad.training.lora import add_lora, check_lora, take_lora
 from nopad.training.meter import Meter
 from nopad.training.optimizer import freeze
-from nopad.training.outcome import Outcome, kept_evaluation
+from nopad.training.outcome import BestBesideIt, Outcome, kept_evaluation
 from nopad.training.output import write_output
 from nopad.training.packed_trainer import PackedTrainer
-from nopad.training.processes import first_process
+from nopad.training.processes import first_process, processes
 from nopad.training.progress import ProgressReport
 from nopad.training.provenance import provenance
 from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.rows_on_disk import tokenize
-from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk
-from nopad.training.saved import Notes, read_notes
+from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk, whole_path
+from nopad.training.saved import Notes, check_asked, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
+from nopad.training.tasks.embeddings import Pairs
 from nopad.training.tasks.masked_lm import MaskedLM
 from nopad.training.teacher import check_task, taught, teacher_digest
 from nopad.training.tokenizer_fit import remark_on_tokenizer
@@ -105,6 +107,7 @@ def train(
     check_best_metric(recipe, data.task)
     check_task(data.task, recipe.teacher)
     check_lora(recipe, data.task.head)
+    check_negatives(recipe, data)
     checkpoint, model_tokenizer = open_model(
         model, data, from_scratch=from_scratch, tokenizer=tokenizer, recipe=recipe, base=base
     )
@@ -124,14 +127,18 @@ def train(
         depends_on["teacher"] = {"sha256": teacher_digest(recipe.teacher)}
     with epochs_kept(output, resume, console) as (work, last):
         notes = read_notes(last) if last is not None else Notes()
+        asked = asked_for(recipe, data, depends_on, model=model or from_scratch, tokenizer=tokenizer, base=base)
+        check_asked(last or work, notes.asked, asked)
+        notes = replace(notes, asked=asked)
         live = None
         if recipe.teacher is not None and (isinstance(task, MaskedLM) or recipe.teacher_states):
             live = open_live_teacher(recipe, data, model_tokenizer, size=checkpoint.config.hidden_size)
         if recipe.teacher is not None and not isinstance(task, MaskedLM):
-            asked = f"{depends_on['teacher']['sha256']} {depends_on['data']['train']['sha256']}"
+            rows = depends_on["data"]["train"]["sha256"]
+            question = " ".join((depends_on["teacher"]["sha256"], rows, *data.labels))  # answers are in their order
             size, kept = checkpoint.config.embedding_size, answers or work / KEPT
             data = taught(
-                data, recipe.teacher, kept=kept, digest=asked, console=console, log_every=log_every, size=size
+                data, recipe.teacher, kept=kept, digest=question, console=console, log_every=log_every, size=size
             )
         trainer, lengths = _make_trainer(checkpoint, model_tokenizer, data, work, recipe, notes, live)
         console.print(lengths.line())
@@ -140,11 +147,11 @@ def train(
             for callback in (*reporter_callbacks(report_to, output), progress, *callbacks, stop):
                 trainer.add_callback(callback)
             try:
-                done = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                seconds = trainer.run(last)
             finally:
                 progress.stop()
         best, epoch, metrics = kept_evaluation(trainer.state, work, trainer.task.metric_names)
-        seconds, tokens = done.metrics["train_runtime"], trainer.meter.tokens
+        tokens = trainer.meter.tokens
         rate = trainer.meter.texts / max(seconds - progress.evaluation_seconds, 1e-9)
         result = TrainingResult(
             output=output, metrics=metrics, epoch=epoch, seconds=seconds, tokens=tokens, texts_per_second=rate
@@ -170,6 +177,25 @@ def train(
         with replace_folder(output, marker=MARKER, known=replaceable(output)) as folder, room_on_disk(output):
             write_output(folder, checkpoint, model_tokenizer, outcome, adapter)
     return result
+
+
+def asked_for(
+    recipe: Recipe, data: TrainingData, depends_on: Mapping[str, Any], **start: str | Path | None
+) -> dict[str, Any]:
+    """What decides which weights a run ends with, as JSON has it; settings that only save memory may change."""
+    free = ("eval_batch_size", "gradient_checkpointing")
+    asked = {
+        **{name: value for name, value in vars(recipe).items() if name not in free},
+        "teacher": depends_on.get("teacher"),
+        "task": type(data.task).__name__,
+        **vars(data.task),
+        "labels": data.labels,
+        "training data": depends_on["data"]["train"],
+        "evaluation data": depends_on["data"]["evaluation"],
+        "processes": processes(),
+        **{name: whole_path(source) for name, source in start.items()},
+    }
+    return cast("dict[str, Any]", json.loads(json.dumps(asked)))
 
 
 def _make_trainer(
@@ -202,7 +228,8 @@ def _make_trainer(
         processes=arguments.world_size,
     )
     steps = math.ceil(len(batches) / recipe.gradient_accumulation) * recipe.epochs
-    arguments.warmup_steps = int(steps * recipe.warmup_ratio)
+    # At least the last step has the whole rate: where the only one warms up, its rate is 0.
+    arguments.warmup_steps = min(int(steps * recipe.warmup_ratio), math.ceil(steps) - 1)
     if recipe.gradient_checkpointing:
         recompute_layers(checkpoint.encoder)
     trainer = PackedTrainer(
@@ -220,6 +247,7 @@ def _make_trainer(
         eval_dataset=held_out,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(BestBesideIt())
     if recipe.eval_steps is not None:
         trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:
@@ -272,6 +300,17 @@ def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:
     # A packed stream cannot be split for DataParallel: a single GPU trains.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def check_negatives(recipe: Recipe, data: TrainingData) -> None:
+    """Raise `UsageError` where each batch is a pair of texts alone: the loss is 0 whatever they are."""
+    alone = recipe.batch_tokens is None and recipe.batch_size * processes() == 1
+    pairs = isinstance(data.task, Pairs) and not data.task.teacher_vectors
+    if alone and pairs and max(map(len, data.train["texts"])) < 3:
+        raise UsageError(
+            "--batch-size 1: the negatives of a pair are the other texts of its batch, also with "
+            "--gradient-accumulation, so nothing would be learned; give 2 or more, or rows with negatives"
+        )
 
 
 def check_best_metric(recipe: Recipe, task: Task) -> None:

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nopad.runtime.errors import UsageError
 from nopad.training.batches import Batches
 from nopad.training.errors import DataError
 
+ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # that other work may slow down
 LENGTHS = st.lists(st.integers(1, 60), min_size=4, max_size=120)
 
 
@@ -23,6 +25,7 @@ def steps(lengths: list[int], processes: int, epoch: int = 0, **options: int) ->
     return [list(step) for step in zip(*all_batches, strict=True)]
 
 
+@ANY_MACHINE
 @given(lengths=LENGTHS, processes=st.integers(1, 4), texts=st.integers(1, 20), epoch=st.integers(0, 3))
 def test_by_texts(lengths: list[int], processes: int, texts: int, epoch: int) -> None:
     planned = steps(lengths, processes, epoch, texts=texts)
@@ -34,6 +37,7 @@ def test_by_texts(lengths: list[int], processes: int, texts: int, epoch: int) ->
         assert sum(map(len, step)) == texts * processes
 
 
+@ANY_MACHINE
 @given(lengths=LENGTHS, processes=st.integers(1, 4), spare=st.integers(0, 500), epoch=st.integers(0, 3))
 def test_by_tokens(lengths: list[int], processes: int, spare: int, epoch: int) -> None:
     budget = 3 * max(lengths) + spare
@@ -63,7 +67,7 @@ def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed() -> None:
 
 
 def test_a_budget_too_small_for_the_texts_says_what_is_enough() -> None:
-    with pytest.raises(DataError, match="--batch-tokens 1536 or more, or a lower --max-length"):
+    with pytest.raises(UsageError, match="--batch-tokens 1536 or more, or a lower --max-length"):
         Batches([512, 30], texts=8, tokens=1535, seed=0)
 
 

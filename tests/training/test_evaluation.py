@@ -6,6 +6,7 @@ import training_samples  # noqa: F401  (skips the module where training cannot r
 
 from nopad.model.head import Head
 from nopad.training.evaluation import MOST_CLASSES, details
+from nopad.training.tasks.multi_label import MultiLabel
 
 NAMES = tuple(f"c{n}" for n in range(MOST_CLASSES + 5))
 
@@ -33,6 +34,22 @@ def test_several_labels_at_once() -> None:
         ("a", pytest.approx(2 / 3), 1.0, 2.0),
         ("b", 1.0, 0.5, 2.0),
     ]
+
+
+def test_one_label_that_texts_have_or_not() -> None:
+    head = Head(task="text-classification", labels=("a",), problem_type="multi_label_classification")
+    targets = np.array([[1], [1], [0], [0], [0]], np.float32)
+    predictions = np.array([[5], [-5], [-5], [5], [5]], np.float32)
+    (got,) = details(head, predictions, targets)["labels"]
+    assert got == {
+        "label": "a",
+        "precision": pytest.approx(1 / 3),
+        "recall": 0.5,
+        "f1": pytest.approx(0.4),
+        "rows": 2.0,
+    }
+    metrics = MultiLabel().metrics(predictions, targets)
+    assert metrics["accuracy"] == 0.4 and metrics["f1"] == metrics["macro_f1"] == pytest.approx(0.4)
 
 
 def test_a_number_to_learn_has_no_labels() -> None:

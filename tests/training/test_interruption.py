@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from training_samples import CONFIG, sentences, weight_difference, write_jsonl
 
 from nopad.runtime.cli import run
@@ -109,6 +111,34 @@ def test_the_step_is_saved_and_gone_on_from(
     if not options:
         assert_equal(tmp_path / "out", folder / "whole")
     assert not (tmp_path / "out.training").exists()
+
+
+def test_what_is_hidden_does_not_depend_on_an_interruption(
+    send: Callable[..., None], train: Train, tmp_path: Path
+) -> None:
+    options = ["--task", "fill-mask", "--epochs", "1"]
+    assert train(*options, "--output", str(tmp_path / "whole"))[0] == 0
+    send(5, signal.SIGINT)
+    assert train(*options)[0] == 130
+    assert train(*options, "--resume")[0] == 0
+    assert_equal(tmp_path / "out", tmp_path / "whole")
+
+
+def test_the_last_step_of_a_part_of_an_epoch_is_the_last(
+    send: Callable[..., None], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--epochs", "0.25", "--schedule", "constant"]  # with which a step more would be other weights
+    with monkeypatch.context():
+        send(3, signal.SIGINT)
+        code, said = train(*options)
+    assert code == 130 and "epoch 0.2609: loss" in said and "checkpoint-3: go on with --resume" in said
+    saved = tmp_path / "out.training" / "checkpoint-3" / "model.safetensors"
+    before = load_file(saved)
+    code, said = train("--resume", *options)
+    assert code == 0 and "step 4/3" not in said
+    record = json.loads((tmp_path / "out" / "config.json").read_text())["nopad_training"]
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert record["epoch"] == pytest.approx(6 / 23) and all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.slow

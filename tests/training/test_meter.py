@@ -43,7 +43,9 @@ def test_an_extreme_label_is_named_with_its_batch(train: Train) -> None:
     assert "nothing is written; lower --learning-rate" in message and not Path("out.training").exists()
 
 
-def test_the_last_good_state_is_kept_and_can_be_started_from(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_good_state_is_kept_and_can_be_started_from(
+    train: Train, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_jsonl(Path("rows.jsonl"), sentences(40))
     loss, calls = SingleLabel.loss, []
 
@@ -62,8 +64,9 @@ def test_the_last_good_state_is_kept_and_can_be_started_from(train: Train, monke
         in said
     )
     assert not Path("out").exists() and all(tensor.isfinite().all() for tensor in weights(state).values())
-    code, said = train(start=("--model", str(state)))
-    assert code == 3 and "would be removed with" in said and state.is_dir()
+    for start in (("--model", str(state)), ("--from-scratch", str(scratch), "--teacher", str(state))):
+        code, said = train(start=start)
+        assert code == 3 and "would be removed with" in said and state.is_dir()
     assert train("--output", "better", "--learning-rate", "1e-5", start=("--model", str(state)))[0] == 0
 
 

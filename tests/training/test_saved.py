@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_samples import sentences, weight_difference, write_jsonl
+from training_samples import sentences, weight_difference, weights, write_jsonl
 
 from nopad.runtime.cli import run
 from nopad.training.meter import Meter
-from nopad.training.saved import fault
+from nopad.training.saved import fault, read_notes, seal
 
 STEPS = 9  # of an epoch: 36 rows in batches of 4
 OPTIONS = ["--epochs", "3", "--batch-size", "4", "--learning-rate", "1e-3", "--max-length", "64", "--threads", "1"]
@@ -48,8 +48,8 @@ def folder(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resume(folder: Path, scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Train:
     shutil.copytree(folder / "out.training", tmp_path / "out.training")
 
-    def call() -> tuple[int, str]:
-        code = run([*command(folder, scratch, tmp_path / "out"), "--resume"])
+    def call(*options: str) -> tuple[int, str]:
+        code = run([*command(folder, scratch, tmp_path / "out"), "--resume", *options])
         return code, capsys.readouterr().err
 
     return call
@@ -89,6 +89,45 @@ def test_the_newest_whole_state_is_gone_on_from(resume: Train, folder: Path, tmp
     assert code == 0 and torn.name not in said
     assert f"{newest.name} is damaged (optimizer.pt is not what was written): going on from {older.name}" in said
     assert weight_difference(tmp_path / "out", folder / "whole") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--learning-rate", "1e-7"], "learning-rate (it was 0.001)"),
+        (["--batch-size", "8", "--freeze-layers", "1"], "batch-size (it was 4), freeze-layers (it was not given)"),
+        (["--labels", "bad,good"], "labels"),
+        (["--ordinal"], "task (it was SingleLabel)"),
+        (["--train", "more.jsonl"], "training data, evaluation data"),
+    ],
+)
+def test_other_settings_than_the_saved_ones_are_refused(
+    options: list[str], told: str, resume: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "more.jsonl", sentences(40, seed=1))
+    before = states(tmp_path)
+    code, said = resume(*options)
+    assert code == 2 and f"is of a run with other settings: {told}. Go on with" in said
+    assert states(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_settings_that_save_memory_may_change(resume: Train, folder: Path, tmp_path: Path) -> None:
+    assert resume("--gradient-checkpointing", "--eval-batch-size", "2")[0] == 0
+    assert weight_difference(tmp_path / "out", folder / "whole") <= 1e-6
+
+
+def test_the_best_state_is_found_where_the_folder_has_been_moved(resume: Train, folder: Path, tmp_path: Path) -> None:
+    best, newest = states(tmp_path)
+    state = newest / "trainer_state.json"
+    content = json.loads(state.read_text())
+    moved = {"best_metric": 2.0, "best_model_checkpoint": f"/where/it/was/{best.name}"}  # none will be better
+    state.write_text(json.dumps({**content, **moved}))
+    seal(newest, read_notes(newest))
+    want = weights(best)
+    assert resume()[0] == 0
+    kept = weights(tmp_path / "out")
+    assert all(kept[name].equal(want[name]) for name in want)
 
 
 def test_where_none_is_whole_it_says_so_and_keeps_them(resume: Train, tmp_path: Path) -> None:

@@ -44,6 +44,22 @@ def test_answers_are_kept_for_the_same_teacher_and_rows_alone(
     assert kept.read_bytes() == intact
 
 
+def test_answers_are_not_kept_for_labels_in_another_order(
+    teacher: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_make_trainer", interrupted)
+    data = str(write_jsonl(tmp_path / "rows.jsonl", sentences(20)))  # whose labels are 0 and 1
+    start = ["train", "--train", data, "--from-scratch", str(scratch), "--teacher", str(teacher), "--max-length", "64"]
+    answers = []
+    for labels in (LABELS, LABELS[::-1]):
+        assert run([*start, "--labels", ",".join(labels), "--output", str(tmp_path / "out"), "--quiet"]) == 130
+        answers.append(load_file(tmp_path / "out.training" / KEPT)["answers"])
+    assert np.array_equal(answers[0], answers[1][:, ::-1]) and np.ptp(answers[0], axis=1).max() > 0
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each question to a teacher that is a checkpoint; -1 where one is opened."""

@@ -236,7 +236,7 @@ def train(
     from nopad.training.loaders import load
     from nopad.training.processes import first_process
     from nopad.training.run_folder import check_run
-    from nopad.training.trainer import check_best_metric
+    from nopad.training.trainer import asked_for, check_best_metric
     from nopad.training.trainer import train as run
 
     if recipe["learning_rate"] is None:
@@ -306,7 +306,9 @@ def train(
 
             check_best_metric(settings, data.task)
             metric = settings.best_metric or data.task.best_metric
-            inputs = {**{name: _whole(value) for name, value in start.items()}, "data": provenance(data)["data"]}
+            origin = {"model": model or from_scratch, "tokenizer": tokenizer, "base": base}
+            asked = asked_for(settings, data, provenance(data), **origin)
+            inputs = {name: value for name, value in asked.items() if name not in space}
             result = run_sweep(
                 Sweep(space=space, trials=trials, metric=metric, inputs=inputs),
                 once,
@@ -318,13 +320,6 @@ def train(
             )
     if first_process():
         _print_result(result, as_json)
-
-
-def _whole(source: str | Path | None) -> str | None:
-    """A folder by its whole path, from wherever it is named; a name of the Hub as it is."""
-    if source is None:
-        return None
-    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def _sizes(names: str | None) -> list[int] | None:

@@ -16,6 +16,7 @@ from nopad.model.packing import pack
 
 TARGETS = "labels"  # of a batch: transformers' name
 ROW = "row"  # of encoded rows: their place in the data
+DRAW = "draw"  # of encoded rows in a batch to train on: seed and epoch, from which their random numbers are drawn
 # Of data and encoded rows: a teacher's answers to a row's texts, one after the other, float32 [texts * size]; of
 # batches: float32 [texts, size], in the order of the logits.
 TEACHER = "teacher"
@@ -122,10 +123,16 @@ def decision_metrics(targets: Array, decisions: Array) -> dict[str, float]:
 
     `f1` weighs each class by its rows, for `macro_f1` all classes are equal.
     """
+    # A single column of zeros and ones would be taken for two classes; it is one label, as each of several is.
+    labels = [1] if targets.shape[1:] == (1,) else None
+    weighted, macro = (
+        f1_score(targets, decisions, labels=labels, average=average, zero_division=0)
+        for average in ("weighted", "macro")
+    )
     return {
         "accuracy": float(accuracy_score(targets, decisions)),
-        "f1": float(f1_score(targets, decisions, average="weighted", zero_division=0)),
-        "macro_f1": float(f1_score(targets, decisions, average="macro", zero_division=0)),
+        "f1": float(weighted),
+        "macro_f1": float(macro),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nopad.model.errors import CheckpointError
 from nopad.model.head import Task as HeadTask
-from nopad.training.tasks.base import ROW, TARGETS, TEACHER, Array, FloatArray
+from nopad.training.tasks.base import DRAW, ROW, TARGETS, TEACHER, Array, FloatArray
 from nopad.training.tasks.token_targets import (
     IGNORED,
     TokenTask,
@@ -35,8 +35,9 @@ _MASKED, _REPLACED = 0.8, 0.1  # of the hidden tokens; the others stay as they a
 class MaskedLM(TokenTask):
     """Targets are the ids of hidden tokens (`pack_token_targets`); logits [hidden tokens, vocabulary].
 
-    Training hides other tokens each time that it meets a text, by PyTorch's random numbers. Rows to evaluate have a
-    number, and always the same tokens are hidden in each.
+    Training hides other tokens in each epoch, by its `DRAW`: a run that goes on, where random numbers have been drawn
+    for other batches, hides those that it would have. Rows to evaluate have a number, and always the same tokens are
+    hidden in each.
     """
 
     head: ClassVar[HeadTask] = "fill-mask"
@@ -60,7 +61,8 @@ class MaskedLM(TokenTask):
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Columns `text` (and `number`, of rows to evaluate) -> the tokens of each part of `max_length` tokens.
 
-        `unit` says which tokens are hidden together; it is -1 for special tokens, which never are.
+        `unit` says which tokens are hidden together; it is -1 for special tokens, which never are. `part` is the part's
+        number in its text.
         """
         columns = tokenizer(
             rows["text"],
@@ -84,14 +86,17 @@ class MaskedLM(TokenTask):
                 for part in parts
             ],
         }
+        encoded["part"] = [part - first[text_of[part]] for part in parts]
         if "number" in rows:  # the text's number, and that of the part in its text
-            encoded["number"] = [[rows["number"][text_of[part]], part - first[text_of[part]]] for part in parts]
+            encoded["number"] = [[rows["number"][text_of[part]], encoded["part"][part]] for part in parts]
         return {**columns, **encoded}
 
     def collate(self, rows: Sequence[Mapping[str, Any]], *, multiple: int) -> dict[str, Tensor]:
         """See `Task.collate`."""
         if "number" in rows[0]:  # an evaluation takes none of training's random numbers
             hidden = [self._hide(row, np.random.default_rng(row["number"])) for row in rows]
+        elif DRAW in rows[0]:
+            hidden = [self._hide(row, np.random.default_rng((*row[DRAW], row[ROW], row["part"]))) for row in rows]
         else:
             drawn = np.random.default_rng(int(torch.randint(2**62, ())))
             hidden = [self._hide(row, drawn) for row in rows]
@@ -127,6 +132,8 @@ class MaskedLM(TokenTask):
         return sums, hidden.sum(1)
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """Perplexity, and the share of hidden tokens that were found."""
-        loss, right = predictions.sum(axis=0, dtype=np.float64) / max(int(targets.sum()), 1)
+        """Perplexity, and the share of hidden tokens that were found; neither where no token was hidden."""
+        if not targets.any():
+            return {}
+        loss, right = predictions.sum(axis=0, dtype=np.float64) / int(targets.sum())
         return {"perplexity": float(np.exp(loss)), "accuracy": float(right)}

@@ -41,11 +41,11 @@ class Ordinal(SingleLabel):
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
         """Those of single-label classification, quadratic weighted kappa, and by how many classes answers are wrong.
 
-        Kappa is left out where all targets and all answers are one class.
+        Kappa is left out where all targets are one class: it is 0 then, or undefined, whatever the answers are.
         """
         decisions = predictions.argmax(-1)
         ordinal = {"mae": float(np.abs(decisions - targets).mean())}
-        if len(np.union1d(decisions, targets)) > 1:
+        if np.ptp(targets):
             classes = range(predictions.shape[-1])  # those that are absent count in the distances, too
             ordinal["qwk"] = float(cohen_kappa_score(targets, decisions, labels=classes, weights="quadratic"))
         return {**ordinal, **super().metrics(predictions, targets)}

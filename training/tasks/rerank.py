@@ -58,9 +58,12 @@ class Rerank(Task):
         return logits, torch.stack([batch[TARGETS].double(), batch[_QUERY].double()], dim=1)
 
     def metrics(self, predictions: FloatArray, targets: Array) -> dict[str, float]:
-        """Of the queries that have several passages, one with a label of 0.5 or more: how high it is ranked."""
+        """Of the queries that have several passages, one with a label of 0.5 or more: how high it is ranked.
+
+        Of passages with one score, those that do not answer come first: a model that cannot tell them apart finds none.
+        """
         scores, (labels, queries) = predictions.squeeze(-1), targets.T
-        order = np.lexsort((-scores, queries))
+        order = np.lexsort((labels >= 0.5, -scores, queries))
         found = (labels >= 0.5)[order]
         groups = np.split(found, np.flatnonzero(np.diff(queries[order])) + 1)
         answered = [group for group in groups if group.any() and len(group) > 1]

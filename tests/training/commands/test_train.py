@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def train(
         return code, capsys.readouterr().err
 
     return call
+
+
+def test_a_pair_alone_in_its_batch_is_refused(train: Command) -> None:
+    rows = sentences(8)
+    write_jsonl(Path("rows.jsonl"), [{"anchor": a["text"], "positive": b["text"]} for a, b in pairwise(rows)])
+    code, said = train("--task", "embeddings", "--batch-size", "1", "--gradient-accumulation", "8")
+    assert code == 2 and "so nothing would be learned" in said and left() == set()
+    with_negatives = [{"anchor": a["text"], "positive": b["text"], "negative": "a bad film"} for a, b in pairwise(rows)]
+    write_jsonl(Path("rows.jsonl"), with_negatives)
+    assert train("--task", "embeddings", "--batch-size", "1")[0] == 0
 
 
 def left() -> set[str]:
@@ -113,6 +124,17 @@ def test_a_second_run_to_the_same_output(train: Command) -> None:
     assert epoch.is_dir(), "the other run's"
 
 
+def test_the_only_step_of_a_run_does_not_warm_up(train: Command, scratch: Path) -> None:
+    options = ("--batch-size", "64", "--warmup-ratio", "1", "--schedule", "polynomial")
+    assert train(*options)[0] == 0 and train(*options, "--learning-rate", "1e-3", "--output", "other")[0] == 0
+    assert any(not torch.equal(tensor, weights(Path("other"))[name]) for name, tensor in weights(Path("out")).items())
+
+
+def test_nothing_that_was_hidden_is_no_perplexity_of_one(train: Command) -> None:
+    code, said = train("--task", "fill-mask", "--mask-probability", "1e-9")
+    assert code == 3 and "perplexity is undefined for this evaluation data" in said and not Path("out").exists()
+
+
 @pytest.mark.parametrize("kind", [int, float], ids=["classes", "regression"])
 def test_a_run_that_diverges_fails(kind: type, train: Command) -> None:
     write_jsonl(Path("rows.jsonl"), [{**row, "label": kind(row["label"])} for row in sentences(40)])
@@ -161,7 +183,7 @@ def test_options_of_speed_and_memory(train: Command) -> None:
     recipe = json.loads(Path("out/config.json").read_text())["nopad_training"]["recipe"]
     assert recipe["batch_tokens"] == 300 and recipe["gradient_checkpointing"]
     code, said = train("--batch-tokens", "20")
-    assert code == 3 and "a batch of 20 tokens is less than three texts of the longest length" in said
+    assert code == 2 and "a batch of 20 tokens is less than three texts of the longest length" in said
 
 
 def test_bf16_on_a_cpu(train: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def test_kappa_is_its_formula() -> None:
     assert absent["qwk"] == pytest.approx(1 - apart / by_chance), "from 0 to 3 are three classes, if 1 and 2 are absent"
     alike = Ordinal().metrics(np.eye(4, dtype=np.float32)[[2, 2]], np.array([2, 2]))
     assert alike["mae"] == 0 and "qwk" not in alike
+    assert "qwk" not in Ordinal().metrics(np.eye(4, dtype=np.float32)[[2, 3]], np.array([2, 2]))  # 0 for any answers
+    assert Ordinal().metrics(np.eye(4, dtype=np.float32)[[2, 2]], np.array([2, 3]))["qwk"] == 0
 
 
 def stars(count: int, seed: int) -> list[dict[str, object]]:

@@ -55,6 +55,13 @@ def test_only_queries_with_an_answer_among_others_count() -> None:
     assert found["mrr@10"] == 0.75 and found["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_a_model_that_cannot_tell_passages_apart_finds_none(order: list[int]) -> None:
+    targets = np.array([[1, 0], [0, 0], [0, 0]])[order]
+    found = Rerank().metrics(np.zeros((3, 1), dtype=np.float32), targets)
+    assert found == {"mrr@10": pytest.approx(1 / 3), "ndcg@10": pytest.approx(1 / np.log2(4))}
+
+
 def test_an_answer_beyond_the_tenth_rank_counts_nothing() -> None:
     targets = np.array([[float(i == 11), 0] for i in range(12)])
     scores = -np.arange(12, dtype=np.float32)[:, None]

@@ -106,8 +106,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
                 return f"{what.format(name)}: {now}, was {was}"
     for part, what in (("files", "{} has changed"), ("steps", "{} has changed")):
         before, after = old.get(part) or {}, new[part]
-        for name in after:
-            if before.get(name) != after[name]:
+        for name in (*after, *before):
+            if before.get(name) != after.get(name):
                 return what.format(name)
     return "the recipe has changed"
 

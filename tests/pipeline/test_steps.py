@@ -166,6 +166,28 @@ analyze:
     assert steps[0].files == {"rows.jsonl": tmp_path / "rows.jsonl"}
 
 
+def test_all_files_that_are_read_count_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nopad.pipeline.recipe import read_recipe
+    from nopad.pipeline.steps import compile_steps
+
+    names = ["part-1.jsonl", "part-2.jsonl", "eval-1.jsonl", "eval-2.jsonl", "exact[1].jsonl"]
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "r.yaml").write_text(
+        "train:\n  model: m\n  train: [part-*.jsonl, 'exact[1].jsonl']\nexport:\n  triton: models\n"
+    )
+    monkeypatch.setenv("NOPAD_TRAIN_EVAL", "eval-1.jsonl:eval-2.jsonl")
+    train, export = compile_steps(read_recipe(tmp_path / "r.yaml", {}), tmp_path / "run")
+    assert train.files == {name: tmp_path / name for name in names}
+    assert export.files == {}  # which writes into models
+
+
+def test_an_option_may_be_longer_than_a_file_name(look: Run) -> None:
+    labels = ",".join(f"card_payment_fee_charged_{number}" for number in range(77))
+    assert look(f"{TRAIN}  labels: {labels}\n")[0] == 0
+
+
 @pytest.mark.parametrize("arguments", [["--dry-run"], []])
 def test_a_library_that_a_target_needs_is_missed_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

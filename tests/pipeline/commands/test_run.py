@@ -196,6 +196,19 @@ def test_a_dry_run_of_nothing_yet_creates_nothing(empty: Runs) -> None:
     assert {path.name for path in empty.folder.iterdir()} == {"texts.txt", "tiny.yaml"}
 
 
+def test_files_behind_links_count(empty: Runs) -> None:
+    words = empty.folder / "elsewhere" / "1.txt"
+    words.parent.mkdir()
+    words.write_text("splendid")
+    (empty.folder / "train").mkdir()
+    for name in ("pos", "neg"):
+        (empty.folder / "train" / name).symlink_to(words.parent)
+    empty.edit("texts.txt", "train")
+    assert statuses(empty()) == {"plan": "done"} and statuses(empty()) == {"plan": "cached"}
+    words.write_text("splendid, if long")
+    assert whys(empty("--dry-run")) == {"plan": "train has changed"}
+
+
 def test_packages_are_not_looked_for_beside_the_recipe(empty: Runs) -> None:
     (empty.folder / "rich.py").write_text("raise RuntimeError")
     assert statuses(empty()) == {"plan": "done"}

@@ -34,6 +34,7 @@ class Kind:
     suffix: str | None = None  # of its output, "" for a folder; None: the command has no --output
     takes: Mapping[str, str] = field(default_factory=dict)  # option or argument -> what it is
     changes: str = ""  # which of them is changed in its place
+    judges: bool = False  # it changes what is said of a bundle, not how that answers
     saved: tuple[str, ...] = ()  # where an interrupted run leaves what --resume goes on from, beside its output
 
 
@@ -45,7 +46,7 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind(makes="bundle", suffix="", takes={"checkpoint": "checkpoint"}),
     "calibrate": Kind(suffix=".svg", takes={"bundle": "bundle"}, changes="bundle"),
     "tune": Kind(takes={"bundle": "bundle"}, changes="bundle"),
-    "parity": Kind(takes={"bundle": "bundle", "reference": "checkpoint"}, changes="bundle"),
+    "parity": Kind(takes={"bundle": "bundle", "reference": "checkpoint"}, changes="bundle", judges=True),
     "bench": Kind(suffix="", takes={"bundle": "bundle", "reference": "checkpoint"}),
     "analyze": Kind(suffix=".html", takes={"bundle": "bundle"}),
 }

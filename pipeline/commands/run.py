@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,9 +81,10 @@ def run(
     folder = (output or recipe.with_suffix(".run")).absolute()
     steps = compile_steps(read, folder)
     _check_forced(forced, steps)
-    check_machine(steps, folder)
+    ahead = functools.cache(lambda: look(steps, folder, forced))
+    check_machine(steps, lambda: [one.step.name for one in ahead() if one.status == "would run"])
     if dry_run:
-        _print(look(steps, folder, forced), as_json=as_json)
+        _print(ahead(), as_json=as_json)
         return 0
     return _run(read, steps, folder, forced, messages(quiet), as_json=as_json)
 

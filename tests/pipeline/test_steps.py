@@ -203,3 +203,33 @@ def test_a_library_that_a_target_needs_is_missed_before_anything_runs(
     assert run(["run", str(path), "--set", "targets=cpu", "--dry-run"]) == 0
     path.write_text(TRAIN + "export:\n")
     assert run(["run", str(path), "--dry-run"]) == 0
+
+
+def test_a_target_that_is_missed_counts_for_a_step_that_will_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step is done: with other options, or from a checkpoint that will be another."""
+    from nopad.pipeline.digests import digest_of
+    from nopad.pipeline.freshness import parts_of
+    from nopad.pipeline.recipe import read_recipe
+    from nopad.pipeline.record import Book, Output, Record, write_book
+    from nopad.pipeline.steps import compile_steps
+
+    monkeypatch.setattr("nopad.export.targets.importable", lambda module: module != "openvino")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    path, folder = tmp_path / "r.yaml", tmp_path / "r.run"
+    path.write_text(f"set:\n  targets: openvino\n{TRAIN}export:\n  target: $targets\n")
+    steps, book = compile_steps(read_recipe(path, {}), folder), Book()
+    for step in steps:
+        assert step.output is not None
+        step.output.mkdir(parents=True)
+        made = digest_of(step.output)
+        record = Record(parts=parts_of(step, steps, book, digest_of), state="done", started="", exit_code=0)
+        output = Output(made=made, now=made)
+        book = Book(records={**book.records, step.name: record}, outputs={**book.outputs, step.name: output})
+    write_book(folder, book)
+    assert run(["run", str(path), "--dry-run"]) == 0
+    assert run(["run", str(path), "--dry-run", "--set", "targets=cpu,openvino"]) == 4
+    (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
+    assert run(["run", str(path), "--dry-run"]) == 4
+    assert "--target openvino needs OpenVINO" in " ".join(capsys.readouterr().err.split())

@@ -209,6 +209,14 @@ def test_files_behind_links_count(empty: Runs) -> None:
     assert whys(empty("--dry-run")) == {"plan": "train has changed"}
 
 
+def test_a_name_that_is_not_utf8_is_recorded(empty: Runs) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (empty.folder / "texts.txt").rename(empty.folder / name)
+    empty.path.write_text("set:\n  data: texts.txt\nplan:\n  data: $data\n")
+    values = ("--set", f"data={empty.folder / name}")
+    assert statuses(empty(*values)) == {"plan": "done"} and statuses(empty(*values)) == {"plan": "cached"}
+
+
 def test_packages_are_not_looked_for_beside_the_recipe(empty: Runs) -> None:
     (empty.folder / "rich.py").write_text("raise RuntimeError")
     assert statuses(empty()) == {"plan": "done"}

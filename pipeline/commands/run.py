@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def _values(context: click.Context, option: click.Parameter, texts: tuple[str, .
         if not equals:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
         # A path from here, while those in the file are relative to its folder.
-        values[name] = str(Path(value).absolute()) if value and Path(value).exists() else value
+        values[name] = str(Path(value).absolute()) if os.path.exists(value) else value
     return values
 
 

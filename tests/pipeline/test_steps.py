@@ -186,6 +186,7 @@ def test_all_files_that_are_read_count_however_they_are_named(tmp_path: Path, mo
 def test_an_option_may_be_longer_than_a_file_name(look: Run) -> None:
     labels = ",".join(f"card_payment_fee_charged_{number}" for number in range(77))
     assert look(f"{TRAIN}  labels: {labels}\n")[0] == 0
+    assert look(f"set:\n  names: a,b\n{TRAIN}  labels: $names\n", "--set", f"names={labels}")[0] == 0
 
 
 @pytest.mark.parametrize("arguments", [["--dry-run"], []])

@@ -187,6 +187,7 @@ def test_a_step_that_fails_ends_the_run_with_its_code_and_keeps_what_is_done(run
     page = (runs.folder / "tiny.run" / "report.html").read_text()
     assert "calibrate failed; 2 of 4 steps are done" in page
     assert "calibrate failed with exit code 3: " in page and "has no labels" in page
+    assert outcomes["plan wide"]["results"] == [] and "--most=1" not in page  # nothing of its run before
     (runs.folder / "held_out.jsonl").write_text(rows)
     assert whys(runs()) == {"calibrate": "failed (exit code 3)"}
 

@@ -1,6 +1,6 @@
 """What has been run: `run.json` in the run's folder. Written whole after every step, and before it.
 
-Paths in it are relative or those of the recipe, so that the folder can be moved.
+Paths in `parts` are relative or those of the recipe, so that the folder can be moved.
 """
 
 from __future__ import annotations

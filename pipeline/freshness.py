@@ -6,6 +6,7 @@ who read the output after it depend on that key, and whoever makes the output an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from nopad.model.packages import version_of
 from nopad.pipeline.digests import digest_of
 from nopad.pipeline.record import Book, Output
-from nopad.pipeline.steps import Step
+from nopad.pipeline.steps import KINDS, Step
 
 Digest = Callable[[Path], str | None]
 _WORDS = {"running": "was cut short", "interrupted": "was interrupted"}
@@ -76,7 +77,10 @@ def why_stale(
         return _difference(record.parts, parts)
     if step.changes is not None and book.outputs[step.changes].changed_by.get(step.name) != key_of(parts):
         return f"{step.changes} was made anew"
-    return _why_output(step, steps, book)
+    if step.output is None:
+        return None
+    stale = functools.partial(why_stale, steps=steps, book=book, digest=digest, forced=forced, will_run=will_run)
+    return _why_output(step, steps, book) or _why_read_early(step, steps, book, stale)
 
 
 def _changers(name: str, steps: Sequence[Step]) -> list[str]:
@@ -84,14 +88,29 @@ def _changers(name: str, steps: Sequence[Step]) -> list[str]:
 
 
 def _why_output(step: Step, steps: Sequence[Step], book: Book) -> str | None:
-    if step.output is None:
-        return None
+    assert step.output is not None
     output = book.outputs[step.name]
     now = digest_of(step.output)
     if now != output.now:
         return f"{step.output.name} was {'removed' if now is None else 'changed by others'}"
     gone = [name for name in output.changed_by if name not in _changers(step.name, steps)]
     return f"{step.output.name} was changed by {gone[0]}, which the recipe no longer has" if gone else None
+
+
+def _why_read_early(step: Step, steps: Sequence[Step], book: Book, stale: Callable[[Step], str | None]) -> str | None:
+    """Why the output must be made anew for a step that reads it before another changes it, which it has already."""
+    changed_by = book.outputs[step.name].changed_by
+    below = steps[len(before(step, steps)) + 1 :]
+    for reader in below:
+        if step.name not in reader.reads or reader.changes is not None:
+            continue  # what changes it in its place finds the same, whatever was changed before
+        above = before(reader, steps)
+        late = [
+            one.name for one in below if one.name in changed_by and one not in above and not KINDS[one.command].judges
+        ]
+        if late and any(stale(one) for one in below if one == reader or (one in above and one.name in reader.reads)):
+            return f"{reader.name} reads it as it was before {late[0]}"
+    return None
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -106,8 +125,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
                 return f"{what.format(name)}: {now}, was {was}"
     for part, what in (("files", "{} has changed"), ("steps", "{} has changed")):
         before, after = old.get(part) or {}, new[part]
-        for name in after:
-            if before.get(name) != after[name]:
+        for name in (*after, *before):
+            if before.get(name) != after.get(name):
                 return what.format(name)
     return "the recipe has changed"
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
 import click
 
-from nopad.pipeline.record import read_book
 from nopad.pipeline.steps import Step
 from nopad.runtime.cli import cli
 from nopad.runtime.errors import EnvironmentProblem
@@ -15,15 +13,18 @@ from nopad.runtime.errors import EnvironmentProblem
 _OF_TARGETS = ("target", "precision", "arch")
 
 
-def check_machine(steps: Sequence[Step], folder: Path) -> None:
-    """Refuse targets of steps that are not done yet and cannot be exported here. Raises `EnvironmentProblem`."""
-    records = read_book(folder).records
+def check_machine(steps: Sequence[Step], will_run: Callable[[], Collection[str]]) -> None:
+    """Refuse targets that cannot be exported here, of steps that will run. Raises `EnvironmentProblem`.
+
+    `will_run` names these steps; it is asked only where a target is missed, since it reads all that they depend on.
+    """
     for step in steps:
-        if step.command == "export" and (step.name not in records or records[step.name].state != "done"):
+        if step.command == "export":
             try:
                 _check_targets(step)
             except EnvironmentProblem as error:
-                raise EnvironmentProblem(f"step {step.name} (line {step.line} of the recipe): {error}") from None
+                if step.name in will_run():
+                    raise EnvironmentProblem(f"step {step.name} (line {step.line} of the recipe): {error}") from None
 
 
 def _check_targets(step: Step) -> None:

@@ -1,6 +1,6 @@
 """What has been run: `run.json` in the run's folder. Written whole after every step, and before it.
 
-Paths in it are relative or those of the recipe, so that the folder can be moved.
+Paths in `parts` are relative or those of the recipe, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_book(folder: Path) -> Book:
     """The records of a folder, none where there is no file. Raises `InputFileError` for a damaged one."""
     path = folder / FILE
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
         if raw["format"] > FORMAT:
             raise NewerVersionError(f"{path} was written by a newer nopad: upgrade, or name another --output")
         records = {name: _record(one) for name, one in raw["steps"].items()}

@@ -75,9 +75,12 @@ def run_steps(run: Run) -> Iterator[Outcome]:
     (run.folder / LOGS).mkdir(parents=True, exist_ok=True)
     failed = False
     for step in run.steps:
-        why = None if failed else why_stale(step, run.steps, book, digest, forced=run.forced)
-        if failed or why is None:
-            yield Outcome(step=step, status="not run" if failed else "cached", record=book.records.get(step.name))
+        if failed:  # without its record: those figures are of an earlier run, perhaps of another model
+            yield Outcome(step=step, status="not run")
+            continue
+        why = why_stale(step, run.steps, book, digest, forced=run.forced)
+        if why is None:
+            yield Outcome(step=step, status="cached", record=book.records.get(step.name))
             continue
         run.started(step, why)
         book = _run(run, step, book, parts_of(step, run.steps, book, digest))
@@ -92,9 +95,9 @@ def with_unfinished(outcomes: Sequence[Outcome], steps: Sequence[Step], folder: 
     if not rest:
         return list(outcomes)
     record = read_book(folder).records.get(rest[0].name)
-    ran = Outcome(
-        step=rest[0], status=_status(record) if record and record.state != "done" else "not run", record=record
-    )
+    ran = Outcome(step=rest[0], status="not run")
+    if record is not None and record.state != "done":
+        ran = dataclasses.replace(ran, status=_status(record), record=record)
     return [*outcomes, ran, *(Outcome(step=step, status="not run") for step in rest[1:])]
 
 

@@ -5,7 +5,9 @@ A step's options are those of `nopad COMMAND --help`, read from click; what is w
 
 from __future__ import annotations
 
+import glob
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from nopad.runtime.data.table import DataSource
 from nopad.runtime.errors import InputFileError
 
 OUTPUT = "output"
+WRITTEN = (OUTPUT, "triton", "timing-cache")  # options that name what a command writes
 OURS = ("json", "quiet", "resume")  # options that `nopad run` gives itself
 FILE = "FILE"  # the metavar of options that name a file of texts
 
@@ -31,6 +34,7 @@ class Kind:
     suffix: str | None = None  # of its output, "" for a folder; None: the command has no --output
     takes: Mapping[str, str] = field(default_factory=dict)  # option or argument -> what it is
     changes: str = ""  # which of them is changed in its place
+    judges: bool = False  # it changes what is said of a bundle, not how that answers
     saved: tuple[str, ...] = ()  # where an interrupted run leaves what --resume goes on from, beside its output
 
 
@@ -42,7 +46,7 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind(makes="bundle", suffix="", takes={"checkpoint": "checkpoint"}),
     "calibrate": Kind(suffix=".svg", takes={"bundle": "bundle"}, changes="bundle"),
     "tune": Kind(takes={"bundle": "bundle"}, changes="bundle"),
-    "parity": Kind(takes={"bundle": "bundle", "reference": "checkpoint"}, changes="bundle"),
+    "parity": Kind(takes={"bundle": "bundle", "reference": "checkpoint"}, changes="bundle", judges=True),
     "bench": Kind(suffix="", takes={"bundle": "bundle", "reference": "checkpoint"}),
     "analyze": Kind(suffix=".html", takes={"bundle": "bundle"}),
 }
@@ -123,9 +127,15 @@ def _compile(recipe: Recipe, written: WrittenStep, earlier: Sequence[Step], fold
         if not any(one in known for text in option.texts for one in references(text)):
             final = [substitute(text, recipe.values) for text in option.texts]
             _check(recipe, f"{written.name}.{name}", option.line, params[name], final, base)
-            files |= _files(params[name], final, base) if name != OUTPUT else {}
+            files |= _files(name, params[name], final, base)
     context = click.Context(click.Command(written.command))
     variables = {name: param.resolve_envvar_value(context) for name, param in params.items() if name not in options}
+    for name, value in variables.items():
+        if value is not None:
+            several = params[name].multiple
+            files |= _files(
+                name, params[name], params[name].type.split_envvar_value(value) if several else [value], base
+            )
     return Step(
         name=written.name,
         command=written.command,
@@ -220,16 +230,22 @@ def _check(recipe: Recipe, name: str, line: int, param: click.Parameter, texts: 
     for text in texts:
         if text == "-":
             raise recipe.wrong(line, f"{name}: a recipe reads no stdin; name a file")
-        if not Path(_place(base, text)).exists():
+        if not os.path.exists(_place(base, text)):
             raise InputFileError(f"{recipe.path}, line {line}: {name}: there is no file {base / text}")
 
 
-def _files(param: click.Parameter, texts: Sequence[str], base: Path) -> dict[str, Path]:
-    """What of these texts names a file or folder: whole, or one of several between commas."""
-    if getattr(param, "is_flag", False) or not isinstance(param.type, click.Path | click.types.StringParamType):
+def _files(name: str, param: click.Parameter, texts: Sequence[str], base: Path) -> dict[str, Path]:
+    """What these texts name of files and folders that are read: whole, one of several between commas, or a pattern."""
+    if getattr(param, "is_flag", False) or name in WRITTEN:
         return {}
-    names = [name for text in texts for name in (text, *text.split(",")) if name.strip()]
-    return {name: path for name in names if (path := Path(_place(base, name))).exists()}
+    if not isinstance(param.type, click.Path | click.types.StringParamType):
+        return {}
+    names = [part for text in texts for part in (text, *text.split(",")) if part.strip()]
+    found = {part: Path(place) for part in names if os.path.exists(place := _place(base, part))}
+    if isinstance(param.type, click.Path):  # of these, training reads patterns
+        patterns = [text for text in texts if text not in found and glob.has_magic(text)]
+        found |= {file: base / file for text in patterns for file in glob.glob(text, root_dir=base, recursive=True)}
+    return found
 
 
 def _place(base: Path, text: str) -> str:

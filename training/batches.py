@@ -30,7 +30,7 @@ class Batches(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | IntArray,
         *,
         texts: int,
         tokens: int | None = None,
@@ -102,19 +102,21 @@ def _token_steps(lengths: IntArray, tokens: int, processes: int) -> int:
 
 
 def token_counts(rows: Any) -> IntArray:
-    """Tokens of each row of a data set: of its columns of token ids together."""
-    return np.sum(text_lengths(rows), axis=0, dtype=np.int64)
+    """Tokens of each row of a data set: of all texts of the row together."""
+    return np.concatenate([chunk.value_lengths().to_numpy() for chunk in _chunks(rows, "input_ids")]).astype(np.int64)
 
 
-def text_lengths(rows: Any) -> list[IntArray]:
-    """Tokens of each text of the rows of a data set: [rows] for each column of token ids."""
-    names = [name for name in rows.column_names if name.endswith("input_ids")]
-    batches = rows.select_columns(names).with_format("arrow").iter(batch_size=1000)
-    chunks: dict[str, list[IntArray]] = {name: [] for name in names}
-    for batch in batches:
-        for name in names:
-            chunks[name] += [chunk.value_lengths().to_numpy() for chunk in batch[name].chunks]
-    return [np.concatenate(each).astype(np.int64) for each in chunks.values()]
+def text_lengths(rows: Any) -> IntArray:
+    """Tokens of each text of a data set, whose rows have one text, or several in a row and their `lengths`."""
+    if "lengths" not in rows.column_names:
+        return token_counts(rows)
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in _chunks(rows, "lengths")]).astype(np.int64)
+
+
+def _chunks(rows: Any, name: str) -> Iterator[Any]:
+    """A column of lists as pyarrow's arrays, of at most 1,000 rows each."""
+    for batch in rows.select_columns([name]).with_format("arrow").iter(batch_size=1000):
+        yield from batch[name].chunks
 
 
 class BatchLoader(DataLoader[Any]):

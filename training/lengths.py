@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +56,8 @@ class LengthReport:
         return json.dumps({str(length): self.counts[length] for length in sorted(self.counts)}) + "\n"
 
 
-def length_report(columns: Sequence[IntArray], max_length: int, *, divided: bool) -> LengthReport:
+def length_report(lengths: IntArray, max_length: int, *, divided: bool) -> LengthReport:
     """The report of `nopad.training.batches.text_lengths`; `divided`: texts over `max_length` are not cut there."""
-    lengths, counts = np.unique(np.concatenate(columns), return_counts=True)
-    each = dict(zip(lengths.tolist(), counts.tolist(), strict=True))
-    return LengthReport(counts=each, max_length=max_length, divided=divided)
+    each, counts = np.unique(lengths, return_counts=True)
+    found = dict(zip(each.tolist(), counts.tolist(), strict=True))
+    return LengthReport(counts=found, max_length=max_length, divided=divided)

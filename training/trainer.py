@@ -30,7 +30,7 @@ from nopad.model.checkpoint.sentence_transformers import Pipeline
 from nopad.model.head import Head
 from nopad.runtime.atomic import replace_folder
 from nopad.runtime.errors import UsageError
-from nopad.training.batches import Batches, text_lengths
+from nopad.training.batches import Batches, text_lengths, token_counts
 from nopad.training.data import TrainingData
 from nopad.training.evaluation import EvaluateAtTheEnd
 from nopad.training.initial_model import open_model
@@ -217,10 +217,9 @@ def _make_trainer(
         )
         for part in (data.train, data.evaluation)
     )
-    lengths = text_lengths(rows)
     arguments = _arguments(recipe, task, work)
     batches = Batches(
-        np.sum(lengths, axis=0),
+        token_counts(rows),
         texts=recipe.batch_size,
         tokens=recipe.batch_tokens,
         seed=recipe.seed,
@@ -252,7 +251,7 @@ def _make_trainer(
         trainer.add_callback(EvaluateAtTheEnd())
     if recipe.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.patience))
-    return trainer, length_report(lengths, recipe.max_length, divided=task.head == "fill-mask")
+    return trainer, length_report(text_lengths(rows), recipe.max_length, divided=task.head == "fill-mask")
 
 
 def _arguments(recipe: Recipe, task: Task, work: Path) -> TrainingArguments:

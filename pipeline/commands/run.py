@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ def _values(context: click.Context, option: click.Parameter, texts: tuple[str, .
         if not equals:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
         # A path from here, while those in the file are relative to its folder.
-        values[name] = str(Path(value).absolute()) if value and Path(value).exists() else value
+        values[name] = str(Path(value).absolute()) if os.path.exists(value) else value
     return values
 
 
@@ -80,9 +82,10 @@ def run(
     folder = (output or recipe.with_suffix(".run")).absolute()
     steps = compile_steps(read, folder)
     _check_forced(forced, steps)
-    check_machine(steps, folder)
+    ahead = functools.cache(lambda: look(steps, folder, forced))
+    check_machine(steps, lambda: [one.step.name for one in ahead() if one.status == "would run"])
     if dry_run:
-        _print(look(steps, folder, forced), as_json=as_json)
+        _print(ahead(), as_json=as_json)
         return 0
     return _run(read, steps, folder, forced, messages(quiet), as_json=as_json)
 

@@ -79,7 +79,7 @@ def test_a_bundle_that_was_made_anew_alike_is_changed_again(steps: tuple[Step, .
 
 
 def test_a_bundle_that_came_out_differently_is_followed_by_all(steps: tuple[Step, ...], book: Book) -> None:
-    assert stale(steps, export_is(book, made="other")) == dict.fromkeys(
+    assert stale(steps, export_is(book, made="other", changed_by={})) == dict.fromkeys(
         ("bench early", "calibrate", "parity", "bench"), "export has changed"
     )
 
@@ -93,3 +93,37 @@ def test_a_change_in_its_place_that_was_cut_short_is_noticed(steps: tuple[Step, 
 def test_an_order_that_changes_what_is_read_counts(steps: tuple[Step, ...], book: Book) -> None:
     export, early, calibrate, parity, bench = steps
     assert stale((export, calibrate, early, parity, bench), book) == {"bench early": "calibrate has changed"}
+
+
+@pytest.mark.parametrize("name", ["bench early", "bench"])
+def test_a_bundle_is_made_anew_for_who_reads_it_as_it_was_before_a_change(
+    name: str, steps: tuple[Step, ...], book: Book
+) -> None:
+    """What a step above the calibration finds must not depend on how often the recipe has run."""
+    records = {**book.records, name: dataclasses.replace(book.records[name], parts={})}
+    expected = {name: "nopad None became "}
+    if name == "bench early":
+        expected["export"] = "bench early reads it as it was before calibrate"
+    found = stale(steps, dataclasses.replace(book, records=records))
+    assert found.keys() == expected.keys() and all(found[step].startswith(why) for step, why in expected.items())
+
+
+def test_a_bundle_that_was_only_judged_since_is_not_made_anew(steps: tuple[Step, ...], book: Book) -> None:
+    """A parity check changes the bundle's verdict, not its answers."""
+    export, early, _, parity, bench = steps
+    changed_by = {"parity": book.outputs["export"].changed_by["parity"]}
+    book = export_is(
+        dataclasses.replace(book, records={**book.records, "bench early": failed(book)}), changed_by=changed_by
+    )
+    assert stale((export, early, parity, bench), book).keys() == {"bench early", "parity", "bench"}
+
+
+def failed(book: Book) -> Record:
+    return dataclasses.replace(book.records["bench early"], state="failed")
+
+
+def test_a_link_to_the_folder_that_it_lies_in_is_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    alone = digest_of(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert digest_of(tmp_path) == alone

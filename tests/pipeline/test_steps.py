@@ -166,6 +166,29 @@ analyze:
     assert steps[0].files == {"rows.jsonl": tmp_path / "rows.jsonl"}
 
 
+def test_all_files_that_are_read_count_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nopad.pipeline.recipe import read_recipe
+    from nopad.pipeline.steps import compile_steps
+
+    names = ["part-1.jsonl", "part-2.jsonl", "eval-1.jsonl", "eval-2.jsonl", "exact[1].jsonl"]
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "r.yaml").write_text(
+        "train:\n  model: m\n  train: [part-*.jsonl, 'exact[1].jsonl']\nexport:\n  triton: models\n"
+    )
+    monkeypatch.setenv("NOPAD_TRAIN_EVAL", "eval-1.jsonl:eval-2.jsonl")
+    train, export = compile_steps(read_recipe(tmp_path / "r.yaml", {}), tmp_path / "run")
+    assert train.files == {name: tmp_path / name for name in names}
+    assert export.files == {}  # which writes into models
+
+
+def test_an_option_may_be_longer_than_a_file_name(look: Run) -> None:
+    labels = ",".join(f"card_payment_fee_charged_{number}" for number in range(77))
+    assert look(f"{TRAIN}  labels: {labels}\n")[0] == 0
+    assert look(f"set:\n  names: a,b\n{TRAIN}  labels: $names\n", "--set", f"names={labels}")[0] == 0
+
+
 @pytest.mark.parametrize("arguments", [["--dry-run"], []])
 def test_a_library_that_a_target_needs_is_missed_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -181,3 +204,33 @@ def test_a_library_that_a_target_needs_is_missed_before_anything_runs(
     assert run(["run", str(path), "--set", "targets=cpu", "--dry-run"]) == 0
     path.write_text(TRAIN + "export:\n")
     assert run(["run", str(path), "--dry-run"]) == 0
+
+
+def test_a_target_that_is_missed_counts_for_a_step_that_will_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step is done: with other options, or from a checkpoint that will be another."""
+    from nopad.pipeline.digests import digest_of
+    from nopad.pipeline.freshness import parts_of
+    from nopad.pipeline.recipe import read_recipe
+    from nopad.pipeline.record import Book, Output, Record, write_book
+    from nopad.pipeline.steps import compile_steps
+
+    monkeypatch.setattr("nopad.export.targets.importable", lambda module: module != "openvino")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    path, folder = tmp_path / "r.yaml", tmp_path / "r.run"
+    path.write_text(f"set:\n  targets: openvino\n{TRAIN}export:\n  target: $targets\n")
+    steps, book = compile_steps(read_recipe(path, {}), folder), Book()
+    for step in steps:
+        assert step.output is not None
+        step.output.mkdir(parents=True)
+        made = digest_of(step.output)
+        record = Record(parts=parts_of(step, steps, book, digest_of), state="done", started="", exit_code=0)
+        output = Output(made=made, now=made)
+        book = Book(records={**book.records, step.name: record}, outputs={**book.outputs, step.name: output})
+    write_book(folder, book)
+    assert run(["run", str(path), "--dry-run"]) == 0
+    assert run(["run", str(path), "--dry-run", "--set", "targets=cpu,openvino"]) == 4
+    (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
+    assert run(["run", str(path), "--dry-run"]) == 4
+    assert "--target openvino needs OpenVINO" in " ".join(capsys.readouterr().err.split())

@@ -187,6 +187,7 @@ def test_a_step_that_fails_ends_the_run_with_its_code_and_keeps_what_is_done(run
     page = (runs.folder / "tiny.run" / "report.html").read_text()
     assert "calibrate failed; 2 of 4 steps are done" in page
     assert "calibrate failed with exit code 3: " in page and "has no labels" in page
+    assert outcomes["plan wide"]["results"] == [] and "--most=1" not in page  # nothing of its run before
     (runs.folder / "held_out.jsonl").write_text(rows)
     assert whys(runs()) == {"calibrate": "failed (exit code 3)"}
 
@@ -194,6 +195,27 @@ def test_a_step_that_fails_ends_the_run_with_its_code_and_keeps_what_is_done(run
 def test_a_dry_run_of_nothing_yet_creates_nothing(empty: Runs) -> None:
     assert whys(empty("--dry-run", "--output", str(empty.folder / "other"))) == {"plan": "has not run yet"}
     assert {path.name for path in empty.folder.iterdir()} == {"texts.txt", "tiny.yaml"}
+
+
+def test_files_behind_links_count(empty: Runs) -> None:
+    words = empty.folder / "elsewhere" / "1.txt"
+    words.parent.mkdir()
+    words.write_text("splendid")
+    (empty.folder / "train").mkdir()
+    for name in ("pos", "neg"):
+        (empty.folder / "train" / name).symlink_to(words.parent)
+    empty.edit("texts.txt", "train")
+    assert statuses(empty()) == {"plan": "done"} and statuses(empty()) == {"plan": "cached"}
+    words.write_text("splendid, if long")
+    assert whys(empty("--dry-run")) == {"plan": "train has changed"}
+
+
+def test_a_name_that_is_not_utf8_is_recorded(empty: Runs) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (empty.folder / "texts.txt").rename(empty.folder / name)
+    empty.path.write_text("set:\n  data: texts.txt\nplan:\n  data: $data\n")
+    values = ("--set", f"data={empty.folder / name}")
+    assert statuses(empty(*values)) == {"plan": "done"} and statuses(empty(*values)) == {"plan": "cached"}
 
 
 def test_packages_are_not_looked_for_beside_the_recipe(empty: Runs) -> None:

@@ -86,11 +86,11 @@ def check_run(
         raise CheckpointError(f"nothing to resume: {work} holds no saved epoch; run without --resume")
 
 
-def whole_path(source: str | Path | None) -> str | None:
-    """A folder or file by its whole path, from wherever it is named; a name of the Hub as it is."""
+def name_of(source: str | Path | None) -> str | None:
+    """A folder or file by its last name, since a run goes on where all was moved to; a name of the Hub as it is."""
     if source is None:
         return None
-    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+    return Path(source).resolve().name if Path(source).exists() else str(source)
 
 
 def replaceable(output: Path) -> frozenset[str]:

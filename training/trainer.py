@@ -50,7 +50,7 @@ from nopad.training.recipe import Recipe
 from nopad.training.recompute import recompute_layers
 from nopad.training.reporting import Reporter, check_reporters, reporter_callbacks
 from nopad.training.rows_on_disk import tokenize
-from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, replaceable, room_on_disk, whole_path
+from nopad.training.run_folder import KEPT, MARKER, check_run, epochs_kept, name_of, replaceable, room_on_disk
 from nopad.training.saved import Notes, check_asked, read_notes
 from nopad.training.tasks.base import ROW, SMALLER_IS_BETTER, TARGETS, TEACHER, Task
 from nopad.training.tasks.embeddings import Pairs
@@ -193,7 +193,7 @@ def asked_for(
         "training data": depends_on["data"]["train"],
         "evaluation data": depends_on["data"]["evaluation"],
         "processes": processes(),
-        **{name: whole_path(source) for name, source in start.items()},
+        **{name: name_of(source) for name, source in start.items()},
     }
     return cast("dict[str, Any]", json.loads(json.dumps(asked)))
 

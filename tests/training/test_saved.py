@@ -117,6 +117,14 @@ def test_settings_that_save_memory_may_change(resume: Train, folder: Path, tmp_p
     assert weight_difference(tmp_path / "out", folder / "whole") <= 1e-6
 
 
+def test_the_model_may_be_moved_but_not_be_another(resume: Train, scratch: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(scratch, tmp_path / "other")
+    code, said = resume("--from-scratch", str(other))
+    assert code == 2 and f"other settings: model (it was {scratch.name}). Go on" in said
+    (tmp_path / "moved").mkdir()
+    assert resume("--from-scratch", str(other.rename(tmp_path / "moved" / scratch.name)))[0] == 0
+
+
 def test_the_best_state_is_found_where_the_folder_has_been_moved(resume: Train, folder: Path, tmp_path: Path) -> None:
     best, newest = states(tmp_path)
     state = newest / "trainer_state.json"

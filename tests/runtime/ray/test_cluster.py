@@ -87,6 +87,8 @@ def test_of_rays_messages_the_line_that_says_it() -> None:
 def test_what_cannot_be_is_refused_before_a_cluster_is_started(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if arguments[0] == "serve":
+        pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     assert run(arguments) == 2
     err = capsys.readouterr().err
     assert words in err and "Traceback" not in err
@@ -94,6 +96,8 @@ def test_what_cannot_be_is_refused_before_a_cluster_is_started(
 
 @pytest.mark.parametrize("command", ["predict", "serve"])
 def test_where_ray_is_missing_its_extra_is_named(command: str, tmp_path: Path) -> None:
+    if command == "serve":
+        pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     (tmp_path / "t.txt").write_text("a film\n")
     program = (
         "import sys\n"

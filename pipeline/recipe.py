@@ -162,6 +162,8 @@ def _option(path: Path, node: Any, name: str) -> Written:
 
     line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
+        if not node.value:
+            raise _wrong(path, line, f"{name} has no value; leave the line out for the default")
         return Written(texts=tuple(_scalar(path, item, name) for item in node.value), is_list=True, line=line)
     return Written(texts=(_scalar(path, node, name),), line=line)
 
@@ -175,4 +177,6 @@ def _scalar(path: Path, node: Any, name: str) -> str:
         raise _wrong(path, line, f"{name} is a text or a number, as on the command line")
     if node.tag == _NULL and not node.style:
         raise _wrong(path, line, f"{name} has no value; leave the line out for the default")
+    if "\0" in node.value:
+        raise _wrong(path, line, f"{name} holds a zero character, which no command line can")
     return str(node.value)

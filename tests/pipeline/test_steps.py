@@ -60,6 +60,8 @@ TRAIN = "train:\n  model: m\n  train: rows.jsonl\n"
         (TRAIN + "  problem-type: poem\n", 2, "line 4: train.problem-type: 'poem' is not one of"),
         (TRAIN + "  bf16: maybe\n", 2, "line 4: train.bf16: 'maybe' is not a valid boolean"),
         (TRAIN + "  labels:\n", 2, "line 4: train.labels has no value"),
+        (TRAIN + "  labels: []\n", 2, "line 4: train.labels has no value"),
+        (TRAIN + '  tokenizer: "a\\0b"\n', 2, "line 4: train.tokenizer holds a zero character"),
         (TRAIN + "  labels: [a, b]\n", 2, "line 4: train.labels is one value"),
         (TRAIN + "  labels: {a: b}\n", 2, "line 4: train.labels is a text or a number"),
         (TRAIN + "  resume: true\n", 2, "line 4: train.resume: nopad run gives --resume itself"),

@@ -50,6 +50,7 @@ def task_with_weights(
 
 def _named_weights(option: str, names: Sequence[str]) -> npt.NDArray[np.float64]:
     weights = np.ones(len(names))
+    given: set[int] = set()
     for item in option.split(","):
         name, _, value = item.rpartition("=")
         try:
@@ -61,5 +62,8 @@ def _named_weights(option: str, names: Sequence[str]) -> npt.NDArray[np.float64]
             ) from None
         if not 0 < weight < np.inf:
             raise UsageError(f"--class-weights {item!r}: a weight is a positive number")
+        if place in given:
+            raise UsageError(f"--class-weights {item!r}: the class has a weight already; leave one out")
+        given.add(place)
         weights[place] = weight
     return weights

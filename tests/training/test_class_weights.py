@@ -37,7 +37,7 @@ def test_of_several_labels_the_positive_rows_are_weighed(tmp_path: Path) -> None
     assert named == MultiLabel(positive_weights=(1.0, 2.5))
 
 
-@pytest.mark.parametrize("option", ["c=1", "a", "a=x", "a=0", "a=-1", "a=inf", "a=nan", ""])
+@pytest.mark.parametrize("option", ["c=1", "a", "a=x", "a=0", "a=-1", "a=inf", "a=nan", "", "a=2,b=1,a=3"])
 def test_a_weight_that_cannot_be_is_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--class-weights"):
         task_of(tmp_path, ["a", "b", "a", "b"], option)

@@ -54,7 +54,7 @@ def test_nothing_is_reported_unasked(train: Train, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Trainer, "train", note)
     assert train("--epochs", "0.1")[0] == 0
-    assert kinds == {"DefaultFlowCallback", "ProgressReport", "SaveAndStop"}
+    assert kinds == {"DefaultFlowCallback", "BestBesideIt", "ProgressReport", "SaveAndStop"}
     assert left() == {"out"}
 
 

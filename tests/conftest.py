@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import settings
 from repository import DATA
+
+# No deadline of an example: on a busy machine any of them may be slow, and pytest has a limit for the whole test. The
+# profile is hypothesis' own otherwise, which in CI draws the same examples each time.
+settings.register_profile("unhurried", settings.default, deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

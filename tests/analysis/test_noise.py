@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nopad.analysis.noise import noise_share, suspects
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_a_row_is_counted_as_the_paper_says(seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from nopad.analysis.scores import confusion_matrix, confusions, label_scores, ma
 NAMES = ("a", "b", "c")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
 def test_one_label_each(pairs: list[tuple[int, int]]) -> None:
     truth, given_ = np.array(pairs).T

@@ -22,7 +22,7 @@ def entities(tags: list[str]) -> tuple[Span, ...]:
     return tuple(Span(kind, 5 * first, 5 * last + 4) for kind, first, last in spans([meaning[tag] for tag in tags]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8))
 def test_f1_is_seqevals(pairs: list[tuple[list[str], list[str]]]) -> None:
     pairs = [(true[: min(len(true), len(got))], got[: min(len(true), len(got))]) for true, got in pairs]

@@ -14,7 +14,7 @@ from nopad.model.packing import pack, plan_batches, round_up, to_padded
 
 ROWS = st.lists(st.lists(st.integers(0, 50_000), min_size=1, max_size=70), min_size=1, max_size=12)
 MULTIPLES = st.sampled_from([1, 7, 64, 192])
-FAST = settings(max_examples=60, deadline=None, derandomize=True)
+FAST = settings(max_examples=60, derandomize=True)
 
 
 @FAST
@@ -134,7 +134,7 @@ def test_plan_batches_refuses_nothing_as_budget(budget: int, most: int) -> None:
         plan_batches([1], token_budget=budget, max_sequences=most)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), half=st.integers(0, 64))
 def test_local_mask_is_the_window_within_a_sequence(lengths: list[int], half: int) -> None:
     batch = pack([[1] * length for length in lengths], multiple=64)
@@ -173,7 +173,7 @@ def test_an_answer_depends_on_its_own_sequence_only(
     encoder = reference(name).encoder(ATTENTIONS[attention])
     block = encoder.encoder_config.block
 
-    @settings(max_examples=12, deadline=None, derandomize=True)
+    @settings(max_examples=12, derandomize=True)
     @given(
         lengths=st.lists(st.integers(1, 200), min_size=2, max_size=6),
         seed=st.integers(0, 99),

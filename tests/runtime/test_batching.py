@@ -12,7 +12,7 @@ from shape_profiles import NARROW, WIDE, batch_of, open_profiles, profiles
 from nopad.runtime.batching import WINDOW, WINDOW_CHARACTERS, BatchPlanner, plan_in_profiles, windows
 from nopad.runtime.profiles import ShapeProfile, choose_profile
 
-FAST = settings(max_examples=80, deadline=None, derandomize=True)
+FAST = settings(max_examples=80, derandomize=True)
 TEXTS = st.text(max_size=9)
 
 

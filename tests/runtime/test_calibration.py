@@ -75,7 +75,7 @@ def test_no_other_temperature_makes_the_labels_likelier(problem_type: ProblemTyp
     assert min(likelihoods, key=lambda factor: likelihoods[factor]) == 1.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     logits=arrays(np.float32, (60, 3), elements=st.floats(-20, 20, width=32)),
     labels=arrays(np.int64, 60, elements=st.integers(0, 2)),
@@ -172,7 +172,6 @@ def test_a_threshold_is_the_middle_of_the_gap_with_the_best_f1() -> None:
     assert f1_threshold(np.array([0.9]), np.array([1.0])) == pytest.approx(0.45)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=30).filter(lambda x: any(dict(x))))
 def test_no_other_threshold_has_a_better_f1(rows: list[tuple[int, bool]]) -> None:
     p, truth = np.array([row[0] / 20 for row in rows]), np.array([float(row[1]) for row in rows])

@@ -130,14 +130,14 @@ def pipeline_groups(labels: list[str]) -> list[dict[str, Any]]:
     return [group for group in fake.group_entities(tokens) if group["entity_group"] != "O"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(scheme("BI")), min_size=8, max_size=8))
 def test_bio_groups_are_those_of_the_pipeline(said: list[str]) -> None:
     want = [(group["entity_group"], TEXT[group["start"] : group["end"]]) for group in pipeline_groups(said)]
     assert spans(" ".join(said), scheme("BI")) == want
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(("O", "PER", "LOC", "MISC")), min_size=8, max_size=8))
 def test_plain_groups_are_those_of_the_pipeline(said: list[str]) -> None:
     want = [(group["entity_group"], TEXT[group["start"] : group["end"]]) for group in pipeline_groups(said)]
@@ -165,7 +165,7 @@ def test_entities_keep_to_the_characters_of_the_text(kind: str, tmp_path: Path) 
     encoder = open_encoder(write(tmp_path, backend, {}) / "tokenizer.json", 64)
     manifest = Manifest(task="token-classification", max_length=64, artifacts=(), files={}, labels=LABELS)
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(parts=st.lists(PIECES, min_size=1, max_size=10), seed=st.integers(0, 2**16))
     @example(parts=["\x00"], seed=0)
     @example(parts=["👩‍👩‍👧", "İﬁ", "\r\n"], seed=1)

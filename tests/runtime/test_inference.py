@@ -51,7 +51,7 @@ def inference(bundle: Bundles) -> Iterator[Inference]:
 
 
 @given(texts=st.lists(st.sampled_from(POOL), max_size=8))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_steps_taken_by_hand_give_what_the_model_answers(
     texts: list[str], inference: Inference, bundle: Bundles
 ) -> None:

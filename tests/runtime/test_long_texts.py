@@ -48,7 +48,7 @@ def divided(encoder: TextEncoder, text: Any, long: LongTexts, prompt: str = "") 
     return tokens if isinstance(tokens, TextError) else long_texts.divide(tokens, encoder.max_length, long)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=120), stride=st.integers(0, 15))
 def test_windows_are_those_of_transformers(both: tuple[Any, TextEncoder], words: list[str], stride: int) -> None:
     theirs, encoder = both
@@ -129,7 +129,7 @@ def text_of(body: int, room: int, stride: int, before: int, after: int) -> Token
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_every_token_is_answered_from_the_window_that_shows_most_around_it(data: st.DataObject) -> None:
     room = data.draw(st.integers(1, 20))

@@ -43,7 +43,7 @@ def by_budget(bundle: Callable[[str], Path]) -> dict[int, Model]:
 
 
 @given(texts=st.lists(st.sampled_from(POOL), max_size=12), budget=st.sampled_from([1, 100, 700, 5000]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_text_gets_its_own_answer_in_its_place_whatever_the_company(
     texts: list[str], budget: int, by_budget: dict[int, Model], alone: dict[str, FloatArray]
 ) -> None:

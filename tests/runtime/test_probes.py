@@ -25,7 +25,7 @@ ANSWERS = arrays.arrays(
 TEXTS = st.one_of(st.text(min_size=1), st.tuples(st.text(), st.text()))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ANSWERS, TEXTS)
 def test_a_probe_keeps_the_largest_element_and_comes_back_from_json(answer: Any, text: Any) -> None:
     best_of = 0 if answer.ndim == 2 else None

@@ -19,7 +19,7 @@ from nopad.runtime.profiles import (
     write_profiles,
 )
 
-FAST = settings(max_examples=80, deadline=None, derandomize=True)
+FAST = settings(max_examples=80, derandomize=True)
 
 
 def test_a_profile_takes_exactly_its_ranges() -> None:

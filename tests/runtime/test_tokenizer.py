@@ -84,7 +84,7 @@ def test_ids_types_and_offsets_are_those_of_transformers(kind: str, side: str, f
     theirs = reference(kind, side)
     encoders = [open_encoder(folder / f"{kind} {side}" / "tokenizer.json", n) for n in range(1, 25)]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(first=usable, second=st.none() | usable, max_length=st.integers(1, 24))
     @example(first="\x00", second=None, max_length=8)
     @example(first="Alice works in Paris", second="the film was good, the end bad", max_length=9)

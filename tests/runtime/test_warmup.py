@@ -35,7 +35,7 @@ def profiles_of(tokens: tuple[int, int, int]) -> st.SearchStrategy[ShapeProfile]
     return st.builds(ShapeProfile, tokens=st.just(tokens), sequences=ranges(most), longest=ranges(most))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(ranges(600).flatmap(profiles_of), min_size=1, max_size=3))
 def test_every_shape_fits_a_profile(profiles: list[ShapeProfile]) -> None:
     planner = BatchPlanner(engine_tokens=512, profiles=tuple(profiles))

@@ -9,7 +9,7 @@ from nopad.runtime.errors import UsageError
 from nopad.training.batches import Batches
 from nopad.training.errors import DataError
 
-ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # that other work may slow down
+ANY_MACHINE = settings(suppress_health_check=[HealthCheck.too_slow])  # that other work may slow down
 LENGTHS = st.lists(st.integers(1, 60), min_size=4, max_size=120)
 
 

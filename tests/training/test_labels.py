@@ -146,7 +146,7 @@ LABELS = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.one_of([st.lists(kind, min_size=2, max_size=4, unique=True) for kind in LABELS]))
 def test_every_kind_of_file_gives_the_same(values: list[Any]) -> None:
     found = []
@@ -161,7 +161,7 @@ def test_every_kind_of_file_gives_the_same(values: list[Any]) -> None:
     assert found[0] == found[1] == found[2]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-5, 30), min_size=2, max_size=9, unique=True))
 def test_integers_are_indices_only_without_gaps(values: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:

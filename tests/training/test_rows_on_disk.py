@@ -33,7 +33,7 @@ _SCALARS |= (
 _VALUES = st.recursive(_SCALARS, lambda own: st.lists(own) | st.dictionaries(st.text(max_size=5), own), max_leaves=4)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.text(max_size=5), _VALUES, max_size=3), max_size=3))
 def test_records_come_back_as_they_were_in_any_order(rows: list[dict[str, Any]]) -> None:
     records = Records()

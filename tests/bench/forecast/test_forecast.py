@@ -136,7 +136,7 @@ def test_a_run_is_bound_by_the_largest_of_its_parts() -> None:
 SIZES = st.tuples(st.integers(1, 64), st.integers(1, 64), st.integers(1, 512))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=SIZES, more=SIZES, gpu=st.sampled_from(sorted(GPUS)), precision=st.sampled_from(["fp16", "int8"]))
 def test_more_is_never_faster(
     first: tuple[int, int, int], more: tuple[int, int, int], gpu: str, precision: str
@@ -151,7 +151,7 @@ def test_more_is_never_faster(
     assert times[0] <= times[1]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(lengths=st.lists(st.integers(1, 900), min_size=1, max_size=40), batch=st.integers(1, 40))
 def test_packed_is_never_slower_than_padded(lengths: list[int], batch: int) -> None:
     rows = forecast(_described(), [workload(*lengths, batch=batch)], list(GPUS))

@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from runners import GOOD, good
 from runners import FakeRunner as Fake
@@ -16,7 +16,6 @@ from nopad.bench.subjects.spec import Runner
 from nopad.bench.workloads import Texts
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 200), st.booleans())
 def test_groups_fit_and_nobody_is_forgotten(sizes: list[int], room: int, reference: bool) -> None:
     needs = [(str(number), size) for number, size in enumerate(sizes)]

@@ -29,7 +29,7 @@ def test_a_seeded_slowdown_is_a_regression_and_its_reverse_an_improvement() -> N
     assert judged(new, old) == {"hf-sdpa": "no change", "nopad-fp32": "improvement"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.005, 0.3))
 def test_noise_is_hardly_ever_called_a_regression(seed: int, share: float) -> None:
     """Twenty cells of equal work. An interval of 95 % is wrong this way once in forty times: 5 of 20 are too many."""

@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reports import cell, noisy
 
@@ -23,7 +23,6 @@ from nopad.bench.report.intervals import (
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=20)
 
 
-@settings(deadline=None)
 @given(TIMES)
 def test_the_median_lies_in_its_interval_and_the_interval_in_the_data(times: list[float]) -> None:
     low, middle, high = median_interval(times)
@@ -31,7 +30,6 @@ def test_the_median_lies_in_its_interval_and_the_interval_in_the_data(times: lis
     assert min(times) <= low <= middle * (1 + 1e-12) and middle <= high * (1 + 1e-12) and high <= max(times)
 
 
-@settings(deadline=None)
 @given(TIMES, st.floats(0, 100))
 def test_percentiles_are_between_the_extremes(times: list[float], percent: float) -> None:
     assert min(times) * (1 - 1e-12) <= percentile(times, percent) <= max(times) * (1 + 1e-12)

@@ -118,7 +118,7 @@ def both(bundle: Folders, checkpoint: Folders) -> dict[str, tuple[Ask, PackedEnc
     return {name: (ask_bundle(bundle(name), name), encoder_of(checkpoint(name), **CASES[name].load)) for name in names}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     name=st.sampled_from(["modernbert-single-mean", "modernbert-token", "bert-single"]),
     lengths=st.lists(st.one_of(st.integers(1, 12), st.integers(1, 300)), min_size=1, max_size=7),

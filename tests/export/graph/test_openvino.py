@@ -130,7 +130,7 @@ def test_answers_are_the_encoders(name: str, both: Callable[[str], tuple[Ask, Pa
         assert difference(ask([one], 0), [answer]) <= near
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     name=st.sampled_from(FAST),
     lengths=st.lists(st.one_of(st.integers(1, 12), st.integers(1, 300)), min_size=1, max_size=7),

@@ -23,7 +23,7 @@ AWKWARD = st.sampled_from(
     ['"', '""', '"a"', "a\nb", "a\r\nb", "a\tb", "a,b", "a;b", '"a', 'a"', " a ", "é", "\u2028", ""]
 )
 TABLES = st.lists(st.tuples(CELLS | AWKWARD, CELLS | AWKWARD), min_size=1, max_size=8)
-ONE_AFTER_ANOTHER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONE_AFTER_ANOTHER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @ONE_AFTER_ANOTHER

@@ -168,7 +168,7 @@ def test_a_bad_text_fails_alone(model: Model) -> None:
     assert isinstance(long, Failure) and "at least 16 runs, not 5; raise it, or explain by sentence" in str(long.error)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=5), st.floats(0.25, 4), st.data())
 def test_log_odds_are_those_of_the_probability(logits: list[float], temperature: float, data: st.DataObject) -> None:
     label = data.draw(st.integers(0, len(logits) - 1))

@@ -45,7 +45,7 @@ def asked(players: int, game: Game, budget: int) -> np.ndarray:
     return values(coalitions, answers, game[frozenset()], game[frozenset(range(players))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(games())
 def test_with_all_coalitions_the_values_are_exact(made: tuple[int, Game]) -> None:
     players, game = made
@@ -53,7 +53,7 @@ def test_with_all_coalitions_the_values_are_exact(made: tuple[int, Game]) -> Non
     assert np.allclose(found, defined(players, game), atol=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(games(), st.integers(0, 40))
 def test_at_every_budget_the_values_add_up(made: tuple[int, Game], more: int) -> None:
     players, game = made
@@ -61,7 +61,7 @@ def test_at_every_budget_the_values_add_up(made: tuple[int, Game], more: int) ->
     assert found.sum() == pytest.approx(game[frozenset(range(players))] - game[frozenset()], abs=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 30), st.integers(0, 200), st.randoms(use_true_random=False))
 def test_of_a_sum_every_budget_finds_the_summands(players: int, more: int, random: object) -> None:
     summands = np.array([random.uniform(-3, 3) for _ in range(players)])  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def test_players_that_do_nothing_or_the_same_get_nothing_or_the_same() -> None:
     assert np.allclose(found, [1.5, 1.5, 0.0, 2.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(0, 300))
 def test_coalitions_differ_and_keep_within_the_budget(players: int, more: int) -> None:
     budget = least_budget(players) + more

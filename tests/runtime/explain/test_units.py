@@ -90,7 +90,7 @@ def test_a_text_of_special_tokens_alone_is_refused() -> None:
         units_of(tokens, "word")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=st.text(min_size=1, max_size=60), by=st.sampled_from(BYS))
 def test_every_token_is_in_one_unit_and_units_do_not_overlap(model: Model, text: str, by: By) -> None:
     (tokens,) = model.encode([text])

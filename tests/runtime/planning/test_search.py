@@ -22,7 +22,7 @@ from nopad.runtime.planning.cost_model import CostModel, cost_model
 from nopad.runtime.planning.search import LEAST_GAIN, Plan, default_profiles, plan_profiles
 from nopad.runtime.profiles import ShapeProfile, choose_profile
 
-FAST = settings(max_examples=80, deadline=None, derandomize=True)
+FAST = settings(max_examples=80, derandomize=True)
 
 
 def cost(model: CostModel, lengths: list[int], profiles: tuple[ShapeProfile, ...], plan: Plan) -> tuple[float, int]:

@@ -38,7 +38,7 @@ def outcomes(count: int, run: Any, *, sound: bool = True) -> dict[int, Any]:
     return found
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(count=st.integers(1, 80), data=st.data())
 def test_only_the_bad_ones_fail(count: int, data: st.DataObject) -> None:
     run = Flaky(data.draw(st.sets(st.integers(0, count - 1), max_size=5)))

@@ -18,7 +18,7 @@ from nopad.runtime.profiles import ShapeProfile
 from nopad.runtime.scheduler.queue import PASSED_OVER, PROMISED, UNMEASURED_RETRY_SECONDS, Limits, Queue
 from nopad.runtime.scheduler.request import Done, Priority, Request
 
-FAST = settings(max_examples=60, deadline=None, derandomize=True)
+FAST = settings(max_examples=60, derandomize=True)
 LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=12)
 PRIORITY: st.SearchStrategy[Priority] = st.sampled_from(["interactive", "batch"])
 WIDE = Limits(requests=10**9, tokens=10**9)
@@ -105,7 +105,7 @@ class Waiting(RuleBasedStateMachine):
 
 
 TestWaiting = Waiting.TestCase
-TestWaiting.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+TestWaiting.settings = settings(max_examples=60, stateful_step_count=40, derandomize=True)
 
 
 @FAST

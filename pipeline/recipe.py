@@ -15,6 +15,7 @@ SET = "set"
 _REFERENCE = re.compile(r"\$(?:(\$)|(\w+)|\{([^{}]*)\})")  # $$, $name, ${name of two words}
 _STEP = re.compile(r"[\w-]+(?: [\w.-]+)?")
 _NULL = "tag:yaml.org,2002:null"
+_NO_VALUE = "{} has no value; leave the line out for the default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def _option(path: Path, node: Any, name: str) -> Written:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
         if not node.value:
-            raise _wrong(path, line, f"{name} has no value; leave the line out for the default")
+            raise _wrong(path, line, _NO_VALUE.format(name))
         return Written(texts=tuple(_scalar(path, item, name) for item in node.value), is_list=True, line=line)
     return Written(texts=(_scalar(path, node, name),), line=line)
 
@@ -176,7 +177,7 @@ def _scalar(path: Path, node: Any, name: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise _wrong(path, line, f"{name} is a text or a number, as on the command line")
     if node.tag == _NULL and not node.style:
-        raise _wrong(path, line, f"{name} has no value; leave the line out for the default")
+        raise _wrong(path, line, _NO_VALUE.format(name))
     if "\0" in node.value:
         raise _wrong(path, line, f"{name} holds a zero character, which no command line can")
     return str(node.value)

@@ -52,7 +52,11 @@ class BestBesideIt(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Once `Trainer` has read the state; else it would go on without the best one."""
         if state.best_global_step is not None:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(_best_in(Path(args.output_dir), state))
+
+
+def _best_in(work: Path, state: TrainerState) -> Path:
+    return work / f"checkpoint-{state.best_global_step}"
 
 
 def kept_evaluation(
@@ -62,7 +66,7 @@ def kept_evaluation(
 
     Raises `CheckpointError` if it is gone.
     """
-    folder = work / f"checkpoint-{state.best_global_step}"
+    folder = _best_in(work, state)
     if not folder.is_dir():  # Trainer only warns
         raise CheckpointError(f"the best epoch is gone from {work}; train without --resume")
     entry = next(

@@ -236,8 +236,7 @@ def _common_names(each: Sequence[Mapping[str, tuple[str, ...]]]) -> dict[str, tu
 
 def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: Records) -> Rows:
     """The rows of a split, put behind the `records`."""
-    names: dict[str, None] = {}
-    files: dict[int, tuple[str, set[str]]] = {}  # of each its first place and its columns
+    files: dict[int, tuple[str, dict[str, None]]] = {}  # of each its first place and its columns, in their order
     try:
         with open_part(part.part, part.source, wanted=wanted) as table:
             for number, record in table.items:
@@ -246,13 +245,12 @@ def _from_disk(part: _Split, wanted: Sequence[str], bad_rows: BadRows, records: 
                     continue
                 if table.untyped:
                     record = {name: value if value.strip() else None for name, value in record.items()}
-                names.update(dict.fromkeys(record))
                 place = table.place(number)
-                files.setdefault(bisect_left(table.ends, number), (place, set()))[1].update(record)
+                files.setdefault(bisect_left(table.ends, number), (place, {}))[1].update(dict.fromkeys(record))
                 records.add(record, place)
             return Rows(
                 records=records,
-                names=names,
+                names=dict.fromkeys(name for _, columns in files.values() for name in columns),
                 class_names=dict(table.class_names),
                 untyped=table.untyped,
                 spreadsheet=table.spreadsheet,

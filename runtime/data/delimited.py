@@ -21,6 +21,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _TABS = (".tsv", ".tab")
 # A first line that Excel reads and writes: it names the separator.
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_LOOSE = re.compile(' +"')  # blanks before a cell's quote, which the csv module takes for parts of the cell
 # Replaces a CR inside a line while the csv module reads it, since that would end the row at a CR. No text contains it:
 # undecodable bytes become U+DC80 and above.
 _CR = "\ud800"
@@ -253,7 +254,7 @@ class _Rows:
                     yield start, f"the row is not valid CSV: {reason}; {_ADVICE}"
                 broken = True
                 continue
-            elif len(feed.taken) == 1 and any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cell in cells or ()):
+            elif len(feed.taken) == 1 and ' "' in feed.taken[0] and any(map(_LOOSE.match, cells)):
                 cells = self._loose_cells(feed.taken[0].rstrip("\r\n")) or cells
             broken = False
             yield start, [cell.replace(_CR, "\r") for cell in cells] if _CR in "".join(feed.taken) else cells
